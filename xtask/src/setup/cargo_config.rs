@@ -1,0 +1,114 @@
+//! `.cargo/mlx.toml`: tells cargo what the build script of mlx-sys would have told it. The paths in
+//! it are this machine's, so it is generated, and never checked in.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use toml::{Table, Value};
+
+use super::{Backend, Home, MLX_VERSION};
+
+const INCLUDE: &str = r#"include = [{ path = "mlx.toml", optional = true }]"#;
+
+/// Writes `.cargo/mlx.toml` below a project, unless it is there and right.
+pub fn write(project: &Path, home: &Home) -> Result<()> {
+    let folder = project.join(".cargo");
+    let file = folder.join("mlx.toml");
+    let text = render(home)?;
+    if fs::read_to_string(&file).is_ok_and(|present| present == text) {
+        return Ok(());
+    }
+    fs::create_dir_all(&folder)
+        .and_then(|()| fs::write(&file, text))
+        .map_err(|error| anyhow::anyhow!("cannot write {}: {error}", file.display()))
+}
+
+/// The same for a project that is not this repository, which must include the file.
+pub fn write_for_project(project: &Path, home: &Home) -> Result<()> {
+    if !project.join("Cargo.toml").is_file() {
+        bail!(
+            "{} has no Cargo.toml: give the folder of a cargo project",
+            project.display()
+        );
+    }
+    write(project, home)?;
+    let config = project.join(".cargo/config.toml");
+    match fs::read_to_string(&config) {
+        Err(_) => {
+            fs::write(&config, format!("{INCLUDE}\n"))
+                .map_err(|error| anyhow::anyhow!("cannot write {}: {error}", config.display()))?;
+            println!(
+                "Wrote .cargo/config.toml and .cargo/mlx.toml in {}",
+                project.display()
+            );
+        }
+        Ok(text) if includes_mlx(&text) => {
+            println!("Wrote .cargo/mlx.toml in {}", project.display());
+        }
+        Ok(_) => {
+            println!("Wrote .cargo/mlx.toml in {}", project.display());
+            println!(
+                "Add this line at the top of {}:\n\n    {INCLUDE}\n",
+                config.display()
+            );
+        }
+    }
+    println!("Keep .cargo/mlx.toml out of version control: its paths are this machine's.");
+    Ok(())
+}
+
+fn includes_mlx(config: &str) -> bool {
+    let Ok(config) = config.parse::<Table>() else {
+        return false;
+    };
+    let includes = config.get("include").map(Value::to_string);
+    includes.is_some_and(|includes| includes.contains("mlx.toml"))
+}
+
+/// The backend that a project's `mlx.toml` was written for.
+pub fn backend(project: &Path) -> Option<Backend> {
+    let text = fs::read_to_string(project.join(".cargo/mlx.toml")).ok()?;
+    let config: Table = text.parse().ok()?;
+    let mlx = config
+        .get("target")?
+        .get("x86_64-unknown-linux-gnu")?
+        .get("mlx")?;
+    Backend::from_str(mlx.get("backend")?.as_str()?, false).ok()
+}
+
+fn render(home: &Home) -> Result<String> {
+    let quote = |path: &Path| -> Result<String> {
+        let path = path
+            .to_str()
+            .with_context(|| format!("{} is no UTF-8 path, which cargo needs", path.display()))?;
+        Ok(path.to_owned())
+    };
+    let value = |text: String| Value::String(text);
+    let libraries = quote(&home.library_folder())?;
+    let run_path = value(format!("-Clink-arg=-Wl,-rpath,{libraries}"));
+    Ok(format!(
+        r#"# Written by `cargo xtask setup` for this machine; not to be checked in.
+
+[target.x86_64-unknown-linux-gnu]
+rustflags = [{run_path}]
+rustdocflags = [{run_path}]
+
+# In place of the build script of mlx-sys.
+[target.x86_64-unknown-linux-gnu.mlx]
+rustc-link-search = [{static_search}, {search}]
+rustc-link-lib = ["static=mlxc", "dylib=mlx", "dylib=stdc++"]
+rustc-env = {{ OUT_DIR = {bindings} }}
+# What build scripts of crates that depend on mlx-sys see as DEP_MLX_VERSION and so on.
+version = "{MLX_VERSION}"
+backend = "{backend}"
+libdir = {libdir}
+"#,
+        static_search = value(format!("native={}", quote(&home.static_library_folder())?)),
+        search = value(format!("native={libraries}")),
+        bindings = value(quote(&home.bindings_folder())?),
+        backend = home.backend.name(),
+        libdir = value(libraries.clone()),
+    ))
+}

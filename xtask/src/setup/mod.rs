@@ -1,0 +1,295 @@
+//! MLX on Linux. On macOS, mlx-sys builds MLX itself; on Linux its build script cannot, so this
+//! chore puts MLX together from published parts and tells cargo to use that instead:
+//!
+//! 1. `wheels`: MLX, OpenBLAS and the tools to build with, as wheels pinned by version and hash.
+//! 2. `bindings`: the Rust declarations of mlx-c that mlx-sys would have generated.
+//! 3. `native`: mlx-c, from the sources inside mlx-sys; OpenBLAS in the place of the wheel's BLAS.
+//! 4. `cargo_config`: `.cargo/mlx.toml`, through which cargo skips the build script of mlx-sys.
+//!
+//! The result lies in the user's cache folder, under a name made from all that went into it, and is
+//! shared by all clones. It is built beside that name and renamed when complete.
+
+pub mod bindings;
+mod cargo_config;
+mod native;
+mod step;
+mod wheels;
+
+use std::env::{
+    self,
+    consts::{ARCH, OS},
+};
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::ValueEnum;
+use sha2::{Digest, Sha256};
+
+use step::Steps;
+
+/// The MLX that the wheels carry, and the mlx-sys whose mlx-c was written for it.
+const MLX_VERSION: &str = "0.32.2";
+const MLX_SYS_VERSION: &str = "0.7.0";
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// What MLX computes on [default: the one chosen before, else cpu]
+    #[arg(long)]
+    backend: Option<Backend>,
+    /// Also write the cargo configuration for a program elsewhere that depends on this crate
+    #[arg(long, value_name = "DIR")]
+    project: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Debug, ValueEnum)]
+pub enum Backend {
+    Cpu,
+    /// NVIDIA GPUs, through CUDA 13
+    Cuda,
+}
+
+impl Backend {
+    fn name(self) -> &'static str {
+        match self {
+            Backend::Cpu => "cpu",
+            Backend::Cuda => "cuda",
+        }
+    }
+}
+
+/// Gets MLX where it is not there yet, and says what it finds and does.
+pub fn run(options: Options) -> Result<()> {
+    if !is_needed(OS, ARCH)? {
+        println!("Nothing to set up: on macOS cargo builds MLX itself, with Metal.");
+        return Ok(());
+    }
+    let home = prepare(options.backend)?;
+    println!("MLX {MLX_VERSION} is ready in {}", home.path.display());
+    if env::var_os("RUSTFLAGS").is_some() {
+        println!(
+            "Note: RUSTFLAGS is set, so cargo ignores the run path in .cargo/mlx.toml; add -Clink-arg=-Wl,-rpath,{}",
+            home.library_folder().display()
+        );
+    }
+    match options.project {
+        Some(project) => cargo_config::write_for_project(&project, &home),
+        None => Ok(()),
+    }
+}
+
+/// Gets MLX where it is not there yet; silent otherwise. Other chores call this first.
+#[allow(dead_code)] // until the first of them is here
+pub fn ensure() -> Result<()> {
+    if is_needed(OS, ARCH)? {
+        prepare(None)?;
+    }
+    Ok(())
+}
+
+/// Whether this kind of machine needs the set-up; an error where MLX cannot be had at all.
+fn is_needed(os: &str, arch: &str) -> Result<bool> {
+    match (os, arch) {
+        ("macos", "aarch64") => Ok(false),
+        ("macos", _) => {
+            bail!("MLX needs a Mac with Apple silicon; this one has an Intel processor")
+        }
+        ("linux", "x86_64") => Ok(true),
+        ("linux", "aarch64") => bail!(
+            "mlx-rs 0.33 does not compile on 64-bit ARM Linux (its 16-bit float types differ there): use x86-64 Linux, or a Mac with Apple silicon"
+        ),
+        ("linux", other) => bail!(
+            "there is no MLX for Linux on {other} processors: use x86-64 Linux, or a Mac with Apple silicon"
+        ),
+        (other, _) => bail!(
+            "there is no MLX for {other}: use x86-64 Linux (on Windows: inside WSL), or a Mac with Apple silicon"
+        ),
+    }
+}
+
+/// A complete MLX, and this repository's cargo configured to use it.
+fn prepare(backend: Option<Backend>) -> Result<Home> {
+    let repository = repository();
+    let backend = backend
+        .or_else(|| cargo_config::backend(repository))
+        .unwrap_or(Backend::Cpu);
+    let home = Home::new(&cache_folder()?, backend);
+    if !home.is_complete() {
+        install(&home)?;
+    }
+    cargo_config::write(repository, &home)?;
+    Ok(home)
+}
+
+/// The folder that holds this package: the root of the repository.
+fn repository() -> &'static Path {
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().unwrap_or(xtask)
+}
+
+/// Where complete set-ups lie: `$MOXIN_MLX_HOME`, or `moxin-vlm` in the user's cache folder.
+fn cache_folder() -> Result<PathBuf> {
+    let absolute = |name| {
+        env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    if let Some(given) = env::var_os("MOXIN_MLX_HOME") {
+        return absolute("MOXIN_MLX_HOME")
+            .ok_or_else(|| anyhow!("MOXIN_MLX_HOME is {given:?}: give an absolute path"));
+    }
+    let cache =
+        absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
+    let cache = cache.context("neither HOME nor XDG_CACHE_HOME is set: set MOXIN_MLX_HOME to the folder that MLX shall go to")?;
+    Ok(cache.join("moxin-vlm"))
+}
+
+/// One set-up of MLX on disk.
+struct Home {
+    path: PathBuf,
+    backend: Backend,
+}
+
+impl Home {
+    fn new(cache: &Path, backend: Backend) -> Home {
+        let name = format!(
+            "mlx-{MLX_VERSION}-{}-{}",
+            backend.name(),
+            recipe_hash(backend)
+        );
+        Home {
+            path: cache.join(name),
+            backend,
+        }
+    }
+
+    /// A folder appears under its name only once complete; the files are looked at all the same,
+    /// because cache folders get tidied.
+    fn is_complete(&self) -> bool {
+        [
+            self.library_folder().join("libmlx.so"),
+            self.static_library_folder().join("libmlxc.a"),
+            self.bindings_folder().join("bindings.rs"),
+            native::openblas(&self.path),
+        ]
+        .iter()
+        .all(|file| file.is_file())
+    }
+
+    fn library_folder(&self) -> PathBuf {
+        self.path.join("mlx/lib")
+    }
+
+    fn static_library_folder(&self) -> PathBuf {
+        self.path.join("lib")
+    }
+
+    fn bindings_folder(&self) -> PathBuf {
+        self.path.join("bindings")
+    }
+}
+
+/// Twelve hexadecimal digits that change with anything that goes into a set-up.
+fn recipe_hash(backend: Backend) -> String {
+    let mut hash = Sha256::new_with_prefix(MLX_SYS_VERSION);
+    hash.update(bindings::RECIPE);
+    for text in wheels::requirements(backend) {
+        hash.update(text);
+    }
+    for (name, text) in native::RECIPE {
+        hash.update(name);
+        hash.update(text);
+    }
+    hash.finalize()[..6]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// Builds what `home` is to hold beside it, under a lock, and moves it there.
+fn install(home: &Home) -> Result<()> {
+    let cache = home.path.parent().unwrap_or(&home.path);
+    install_in(cache, home).map_err(|error| match error.downcast_ref::<io::Error>() {
+        Some(io) if io.kind() == io::ErrorKind::StorageFull => anyhow!(
+            "the disk that holds {} is full: make room (0.5 GB, for cuda 6 GB), or set MOXIN_MLX_HOME to a folder on another disk",
+            cache.display()
+        ),
+        Some(_) => error.context(format!(
+            "cannot write to {}: set MOXIN_MLX_HOME to a folder where you can",
+            cache.display()
+        )),
+        None => error,
+    })
+}
+
+fn install_in(cache: &Path, home: &Home) -> Result<()> {
+    fs::create_dir_all(cache)?;
+    let lock = File::create(cache.join("lock"))?;
+    if lock.try_lock().is_err() {
+        println!("Another set-up is running; waiting for it …");
+        lock.lock()?;
+        if home.is_complete() {
+            return Ok(());
+        }
+    }
+
+    let part = cache.join("part");
+    remove(&part)?; // of a run that was interrupted
+    let outcome = build(&part, home).and_then(|()| {
+        remove(&home.path)?;
+        Ok(fs::rename(part.join("home"), &home.path)?)
+    });
+    remove(&part).ok(); // or by the next run
+    outcome
+}
+
+/// Builds everything in `part`, leaving the result in `part/home`.
+fn build(part: &Path, home: &Home) -> Result<()> {
+    let folder = |name: &str| -> Result<PathBuf> {
+        let path = part.join(name);
+        fs::create_dir_all(&path)?;
+        Ok(path)
+    };
+    let (downloads, tools, made) = (folder("wheels")?, folder("tools")?, folder("home")?);
+    let made = Home {
+        path: made,
+        backend: home.backend,
+    };
+    let steps = Steps::new(part.with_file_name("setup.log"), folder("tmp")?);
+
+    let python = wheels::Python::find()?;
+    let compiler = native::Compiler::find()?;
+    let mlx_c = native::mlx_c_sources(&steps, repository())?;
+
+    steps.say(&format!(
+        "fetching MLX {MLX_VERSION} ({}) and what builds it",
+        home.backend.name()
+    ));
+    python.download(&steps, home.backend, &downloads)?;
+    steps.say("unpacking");
+    python.unpack(&steps, &downloads, &made.path, &tools)?;
+    steps.say("writing the Rust bindings of mlx-c");
+    let recipe = native::write_recipe(&folder("native")?)?;
+    bindings::generate(
+        &steps,
+        &tools,
+        &mlx_c,
+        &recipe,
+        &compiler,
+        &made.bindings_folder(),
+    )?;
+    steps.say("building mlx-c (a minute or so)");
+    let built = native::build(&steps, &tools, &recipe, &mlx_c, &compiler, &made)?;
+    let found = native::check(&steps, &built, home.backend)?;
+    steps.say(&found);
+    Ok(())
+}
+
+/// Removes a folder where there is one.
+fn remove(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,203 @@
+//! Compiles mlx-c and the libraries that put OpenBLAS behind MLX; see `native/CMakeLists.txt`.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use super::step::Steps;
+use super::wheels::find_below;
+use super::{Backend, Home, MLX_SYS_VERSION};
+
+/// The CMake project.
+pub const RECIPE: [(&str, &str); 6] = [
+    ("CMakeLists.txt", include_str!("native/CMakeLists.txt")),
+    ("MLXConfig.cmake", include_str!("native/MLXConfig.cmake")),
+    ("half_shim.h", include_str!("native/half_shim.h")),
+    ("mach_time.cpp", include_str!("native/mach_time.cpp")),
+    ("openblas.S", include_str!("native/openblas.S")),
+    ("check.cpp", include_str!("native/check.cpp")),
+];
+
+/// OpenBLAS in a set-up.
+pub fn openblas(home: &Path) -> PathBuf {
+    home.join("scipy_openblas32/lib/libscipy_openblas.so")
+}
+
+/// The system's C++ compiler: a program, and arguments where `$CXX` has some.
+pub struct Compiler(Vec<String>);
+
+impl Compiler {
+    pub fn find() -> Result<Compiler> {
+        let runs = |words: &[String]| {
+            let [program, arguments @ ..] = words else {
+                return false;
+            };
+            let output = Command::new(program)
+                .args(arguments)
+                .arg("--version")
+                .output();
+            output.is_ok_and(|output| output.status.success())
+        };
+        if let Ok(given) = env::var("CXX") {
+            let words: Vec<String> = given.split_whitespace().map(str::to_owned).collect();
+            if !runs(&words) {
+                bail!(
+                    "CXX is set to {given:?}, which does not run: set it to a C++ compiler, or unset it"
+                );
+            }
+            return Ok(Compiler(words));
+        }
+        ["c++", "g++", "clang++"]
+            .map(|name| vec![name.to_owned()])
+            .into_iter()
+            .find(|words| runs(words))
+            .map(Compiler)
+            .context("there is no C++ compiler (c++, g++ or clang++), which builds mlx-c: install one (Debian and Ubuntu: apt install g++; Fedora: dnf install gcc-c++), or set CXX")
+    }
+
+    /// The folder with the compiler's own headers, such as `stddef.h`.
+    pub fn headers(&self) -> Result<String> {
+        let output = Command::new(&self.0[0])
+            .args(&self.0[1..])
+            .arg("-print-file-name=include")
+            .output()
+            .map_err(|error| anyhow!("cannot run {}: {error}", self.0[0]))?;
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+}
+
+/// The mlx-c sources inside the mlx-sys that cargo has, or fetches now.
+pub fn mlx_c_sources(steps: &Steps, repository: &Path) -> Result<PathBuf> {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
+    cargo
+        .current_dir(repository)
+        .args(["metadata", "--quiet", "--format-version=1"])
+        .arg("--filter-platform=x86_64-unknown-linux-gnu");
+    let metadata = steps.expect(
+        &mut cargo,
+        "cargo cannot tell where mlx-sys lies: check the network, and that `cargo fetch` works",
+    )?;
+    let metadata: serde_json::Value =
+        serde_json::from_str(&metadata).context("what `cargo metadata` printed")?;
+    let packages = metadata["packages"].as_array().into_iter().flatten();
+    let mlx_sys = packages
+        .into_iter()
+        .find(|package| package["name"] == "mlx-sys")
+        .context("this repository does not depend on mlx-sys")?;
+    if mlx_sys["version"] != MLX_SYS_VERSION {
+        bail!(
+            "Cargo.lock has mlx-sys {}, but this set-up is for {MLX_SYS_VERSION}: bring the two together (xtask/src/setup)",
+            mlx_sys["version"]
+        );
+    }
+    let manifest = Path::new(mlx_sys["manifest_path"].as_str().unwrap_or_default());
+    Ok(manifest.with_file_name("src").join("mlx-c"))
+}
+
+/// Writes the CMake project into a folder, which it returns.
+pub fn write_recipe(folder: &Path) -> Result<PathBuf> {
+    for (name, text) in RECIPE {
+        fs::write(folder.join(name), text)?;
+    }
+    Ok(folder.to_owned())
+}
+
+/// Compiles everything into `home`; returns the folder with the check program.
+pub fn build(
+    steps: &Steps,
+    tools: &Path,
+    recipe: &Path,
+    mlx_c: &Path,
+    compiler: &Compiler,
+    home: &Home,
+) -> Result<PathBuf> {
+    let cmake = executable(find_below(tools, "cmake")?)?;
+    let ninja = executable(find_below(tools, "ninja")?)?;
+    let folder = recipe.join("build");
+    let define = |name: &str, value: &Path| format!("-D{name}={}", value.display());
+
+    let mut configure = Command::new(&cmake);
+    configure
+        .args(["-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-S"])
+        .arg(recipe)
+        .arg("-B")
+        .arg(&folder)
+        .arg(define("CMAKE_MAKE_PROGRAM", &ninja))
+        .arg(define("HOME", &home.path))
+        .arg(define("MLX_C", mlx_c))
+        .arg(format!("-DBLAS={}", reference_blas(&home.path)?.join(";")))
+        .arg(format!("-DCUDA={}", home.backend == Backend::Cuda))
+        .env("CXX", compiler.0.join(" "));
+    steps.expect(&mut configure, "cmake cannot configure the build of mlx-c")?;
+
+    let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
+    let mut build = Command::new(&cmake);
+    build
+        .arg("--build")
+        .arg(&folder)
+        .arg(format!("--parallel={cores}"));
+    steps.expect(&mut build, "mlx-c does not compile")?;
+    Ok(folder)
+}
+
+/// The BLAS and LAPACK files that the MLX wheel carries.
+fn reference_blas(home: &Path) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(home)? {
+        let folder = entry?.path();
+        if folder
+            .extension()
+            .is_none_or(|extension| extension != "libs")
+        {
+            continue;
+        }
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with("libblas-") || name.starts_with("liblapack-") {
+                found.push(path.to_string_lossy().into_owned());
+            }
+        }
+    }
+    if found.len() != 2 {
+        bail!("the MLX wheel should carry one libblas and one liblapack, but has {found:?}");
+    }
+    Ok(found)
+}
+
+/// Runs a matrix product through all that was built; says how fast it was.
+pub fn check(steps: &Steps, folder: &Path, backend: Backend) -> Result<String> {
+    let failure = match steps.run(&mut Command::new(folder.join("check")))? {
+        Ok(rate) => {
+            return Ok(format!(
+                "checked: f32 matrix products run at {} GFLOP/s on OpenBLAS",
+                rate.trim()
+            ));
+        }
+        Err(failure) => failure,
+    };
+    if backend == Backend::Cuda && failure.text.contains("libcuda.so.1") {
+        return Ok(
+            "not checked: this machine has no NVIDIA driver, so the CUDA build of MLX cannot run"
+                .into(),
+        );
+    }
+    Err(match failure.code {
+        Some(2) => anyhow!(
+            "MLX on OpenBLAS multiplies wrongly on this machine: please report it with the processor's name"
+        ),
+        Some(3) => anyhow!("MLX does not use the OpenBLAS that was put in place: please report it"),
+        _ => steps.report("MLX was built but does not run", &failure),
+    })
+}
+
+/// Python's zipfile leaves out the permission to run.
+fn executable(file: PathBuf) -> Result<PathBuf> {
+    #[cfg(unix)]
+    fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    Ok(file)
+}

