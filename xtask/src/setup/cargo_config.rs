@@ -112,3 +112,56 @@ libdir = {libdir}
         libdir = value(libraries.clone()),
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_reads_what_is_written() {
+        let project = tempfile::tempdir().unwrap();
+        let home = Home {
+            path: "/a \"home\"\\of/mlx".into(),
+            backend: Backend::Cuda,
+        };
+        assert_eq!(backend(project.path()), None);
+        write(project.path(), &home).unwrap();
+
+        assert_eq!(backend(project.path()), Some(Backend::Cuda));
+        let text = fs::read_to_string(project.path().join(".cargo/mlx.toml")).unwrap();
+        let config: Table = text.parse().unwrap();
+        let target = &config["target"]["x86_64-unknown-linux-gnu"];
+        assert_eq!(
+            target["mlx"]["rustc-env"]["OUT_DIR"].as_str(),
+            home.bindings_folder().to_str()
+        );
+        assert_eq!(
+            target["mlx"]["libdir"].as_str(),
+            home.library_folder().to_str()
+        );
+    }
+
+    #[test]
+    fn another_project_gets_the_include_line_but_its_own_config_is_left_alone() {
+        let project = tempfile::tempdir().unwrap();
+        let home = Home {
+            path: "/home".into(),
+            backend: Backend::Cpu,
+        };
+        assert!(
+            write_for_project(project.path(), &home).is_err(),
+            "no Cargo.toml"
+        );
+
+        fs::write(project.path().join("Cargo.toml"), "").unwrap();
+        write_for_project(project.path(), &home).unwrap();
+        let config = project.path().join(".cargo/config.toml");
+        assert!(includes_mlx(&fs::read_to_string(&config).unwrap()));
+
+        let own = "[alias]\nb = \"build\"\n";
+        fs::write(&config, own).unwrap();
+        write_for_project(project.path(), &home).unwrap();
+        assert_eq!(fs::read_to_string(&config).unwrap(), own);
+        assert!(!includes_mlx(own));
+    }
+}

@@ -215,10 +215,10 @@ fn install(home: &Home) -> Result<()> {
             "the disk that holds {} is full: make room (0.5 GB, for cuda 6 GB), or set MOXIN_MLX_HOME to a folder on another disk",
             cache.display()
         ),
-        Some(_) => error.context(format!(
-            "cannot write to {}: set MOXIN_MLX_HOME to a folder where you can",
+        Some(io) => anyhow!(
+            "cannot write to {} ({io}): set MOXIN_MLX_HOME to a folder where you can",
             cache.display()
-        )),
+        ),
         None => error,
     })
 }
@@ -258,9 +258,10 @@ fn build(part: &Path, home: &Home) -> Result<()> {
     };
     let steps = Steps::new(part.with_file_name("setup.log"), folder("tmp")?);
 
+    native::check_c_library()?;
     let python = wheels::Python::find()?;
     let compiler = native::Compiler::find()?;
-    let mlx_c = native::mlx_c_sources(&steps, repository())?;
+    let mlx_c = native::mlx_c_sources(repository())?;
 
     steps.say(&format!(
         "fetching MLX {MLX_VERSION} ({}) and what builds it",
@@ -291,5 +292,46 @@ fn remove(folder: &Path) -> io::Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_without_mlx_are_told_why() {
+        assert!(is_needed("linux", "x86_64").unwrap());
+        assert!(!is_needed("macos", "aarch64").unwrap());
+        for (os, arch, word) in [
+            ("linux", "aarch64", "ARM"),
+            ("linux", "riscv64", "riscv64"),
+            ("macos", "x86_64", "Intel"),
+            ("windows", "x86_64", "WSL"),
+            ("freebsd", "x86_64", "freebsd"),
+        ] {
+            let message = is_needed(os, arch).unwrap_err().to_string();
+            assert!(message.contains(word), "{os} {arch}: {message}");
+            assert_eq!(message.lines().count(), 1);
+        }
+    }
+
+    #[test]
+    fn each_backend_has_its_own_folder_of_which_all_parts_are_needed() {
+        let cache = tempfile::tempdir().unwrap();
+        let home = Home::new(cache.path(), Backend::Cpu);
+        assert_ne!(home.path, Home::new(cache.path(), Backend::Cuda).path);
+
+        let files = ["mlx/lib/libmlx.so", "lib/libmlxc.a", "bindings/bindings.rs"];
+        for file in files
+            .map(|file| home.path.join(file))
+            .into_iter()
+            .chain([native::openblas(&home.path)])
+        {
+            assert!(!home.is_complete());
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, "").unwrap();
+        }
+        assert!(home.is_complete());
     }
 }

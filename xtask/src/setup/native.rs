@@ -27,6 +27,30 @@ pub fn openblas(home: &Path) -> PathBuf {
     home.join("scipy_openblas32/lib/libscipy_openblas.so")
 }
 
+/// MLX's wheels are made for glibc 2.35 and newer.
+pub fn check_c_library() -> Result<()> {
+    match Command::new("getconf").arg("GNU_LIBC_VERSION").output() {
+        Ok(output) => accept_c_library(&String::from_utf8_lossy(&output.stdout)),
+        Err(_) => Ok(()), // it will show when the check program runs
+    }
+}
+
+fn accept_c_library(name: &str) -> Result<()> {
+    let version = name.trim().strip_prefix("glibc ").unwrap_or_default();
+    let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
+    if (numbers.next(), numbers.next()) < (Some(2), Some(35)) {
+        bail!(
+            "MLX needs glibc 2.35 or newer, and this system has {}: use a newer one, such as Debian 12 or Ubuntu 22.04",
+            if version.is_empty() {
+                "another C library"
+            } else {
+                version
+            }
+        );
+    }
+    Ok(())
+}
+
 /// The system's C++ compiler: a program, and arguments where `$CXX` has some.
 pub struct Compiler(Vec<String>);
 
@@ -71,18 +95,21 @@ impl Compiler {
 }
 
 /// The mlx-c sources inside the mlx-sys that cargo has, or fetches now.
-pub fn mlx_c_sources(steps: &Steps, repository: &Path) -> Result<PathBuf> {
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
-    cargo
+pub fn mlx_c_sources(repository: &Path) -> Result<PathBuf> {
+    let output = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()))
         .current_dir(repository)
         .args(["metadata", "--quiet", "--format-version=1"])
-        .arg("--filter-platform=x86_64-unknown-linux-gnu");
-    let metadata = steps.expect(
-        &mut cargo,
-        "cargo cannot tell where mlx-sys lies: check the network, and that `cargo fetch` works",
-    )?;
+        .arg("--filter-platform=x86_64-unknown-linux-gnu")
+        .output()
+        .map_err(|error| anyhow!("cannot run cargo: {error}"))?;
+    if !output.status.success() {
+        bail!(
+            "cargo cannot get the sources of mlx-sys: check the network, and that `cargo fetch` works\n{}",
+            String::from_utf8_lossy(&output.stderr).trim_end()
+        );
+    }
     let metadata: serde_json::Value =
-        serde_json::from_str(&metadata).context("what `cargo metadata` printed")?;
+        serde_json::from_slice(&output.stdout).context("what `cargo metadata` printed")?;
     let packages = metadata["packages"].as_array().into_iter().flatten();
     let mlx_sys = packages
         .into_iter()
@@ -200,4 +227,33 @@ fn executable(file: PathBuf) -> Result<PathBuf> {
     #[cfg(unix)]
     fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_and_foreign_c_libraries_are_refused() {
+        for name in ["glibc 2.35\n", "glibc 2.41", "glibc 3.0"] {
+            accept_c_library(name).unwrap();
+        }
+        for name in ["glibc 2.31\n", "glibc 2.9", ""] {
+            let message = accept_c_library(name).unwrap_err().to_string();
+            assert!(message.contains("glibc 2.35 or newer"), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_wheel_must_carry_the_blas_that_is_replaced() {
+        let home = tempfile::tempdir().unwrap();
+        let libraries = home.path().join("mlx_cpu.libs");
+        fs::create_dir(&libraries).unwrap();
+        for name in ["libblas-1.so.3", "libgfortran-1.so.5"] {
+            fs::write(libraries.join(name), "").unwrap();
+        }
+        assert!(reference_blas(home.path()).is_err());
+        fs::write(libraries.join("liblapack-1.so.3"), "").unwrap();
+        assert_eq!(reference_blas(home.path()).unwrap().len(), 2);
+    }
 }

@@ -187,3 +187,69 @@ pub fn find_below(folder: &Path, name: &str) -> Result<PathBuf> {
     }
     Err(anyhow!("the wheels contain no {name}")).context("this set-up is broken")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_wheel_is_pinned_by_version_and_hash() {
+        for backend in [Backend::Cpu, Backend::Cuda] {
+            let text = requirements(backend).concat();
+            let wheels: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+            assert!(
+                wheels
+                    .iter()
+                    .any(|wheel| wheel.contains(&format!("=={}", crate::setup::MLX_VERSION)))
+            );
+            for wheel in wheels {
+                let (name, hash) = wheel.split_once(" --hash=sha256:").expect(wheel);
+                assert!(name.contains("=="), "{wheel}");
+                assert!(
+                    hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()),
+                    "{wheel}"
+                );
+            }
+        }
+    }
+
+    /// What pip 23 and 24 write in each case.
+    #[test]
+    fn the_usual_failures_of_pip_are_one_line_each() {
+        let explained = |text: &str| {
+            let failure = Failure {
+                text: text.into(),
+                code: Some(1),
+            };
+            explain(&failure).map(|error| error.to_string())
+        };
+        let hash = explained(
+            "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE. If you have …\n    \
+             ninja==1.13.2 from file:///wheels/ninja-1.13.2-py3-none-any.whl#sha256=65a2 (from -r r.txt (line 4)):\n        \
+             Expected sha256 75a2\n             Got        65a2\n",
+        );
+        let hash = hash.unwrap();
+        assert!(
+            hash.starts_with("ninja==1.13.2 is not") && hash.contains("expected 75a2, got 65a2"),
+            "{hash}"
+        );
+
+        let network = explained(
+            "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError('…: Failed to \
+             establish a new connection: [Errno 111] Connection refused')': /simple/mlx-cpu/\n\
+             ERROR: No matching distribution found for mlx-cpu==0.32.2\n",
+        );
+        assert!(
+            network
+                .unwrap()
+                .starts_with("no connection to the Python package index")
+        );
+
+        let missing = explained(
+            "ERROR: No matching distribution found for mlx-cpu==0.32.2 (from -r r.txt)\n",
+        );
+        assert!(missing.unwrap().contains("has no mlx-cpu==0.32.2"));
+
+        assert_eq!(explained("no such option: --platform"), None);
+    }
+}
