@@ -41,7 +41,7 @@ pub fn generate(
         .arg(recipe.join("half_shim.h"))
         .arg(compiler.headers()?)
         .arg(folder.join("bindings.rs"))
-        .env("LIBCLANG_PATH", find_below(tools, "libclang.so")?);
+        .env("LIBCLANG_PATH", find_below(tools, "native/libclang.so")?);
     steps.expect(&mut command, "cannot write the Rust bindings of mlx-c")?;
     Ok(())
 }

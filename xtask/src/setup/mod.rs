@@ -33,6 +33,9 @@ use step::Steps;
 const MLX_VERSION: &str = "0.32.2";
 const MLX_SYS_VERSION: &str = "0.7.0";
 
+/// How the folders begin that a set-up is built in.
+const PART: &str = "part-";
+
 #[derive(clap::Args)]
 pub struct Options {
     /// What MLX computes on [default: the one chosen before, else cpu]
@@ -229,18 +232,26 @@ fn install_in(cache: &Path, home: &Home) -> Result<()> {
     if lock.try_lock().is_err() {
         println!("Another set-up is running; waiting for it …");
         lock.lock()?;
-        if home.is_complete() {
-            return Ok(());
-        }
+    }
+    if home.is_complete() {
+        return Ok(()); // the other one made it
     }
 
-    let part = cache.join("part");
-    remove(&part)?; // of a run that was interrupted
+    for entry in fs::read_dir(cache)? {
+        let path = entry?.path();
+        if path
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with(PART))
+        {
+            remove(&path).ok(); // of a run that was interrupted; its compiler may still be at work
+        }
+    }
+    let part = cache.join(format!("{PART}{}", std::process::id()));
     let outcome = build(&part, home).and_then(|()| {
         remove(&home.path)?;
         Ok(fs::rename(part.join("home"), &home.path)?)
     });
-    remove(&part).ok(); // or by the next run
+    remove(&part).ok(); // else the next run does it
     outcome
 }
 
@@ -259,7 +270,7 @@ fn build(part: &Path, home: &Home) -> Result<()> {
     let steps = Steps::new(part.with_file_name("setup.log"), folder("tmp")?);
 
     native::check_c_library()?;
-    let python = wheels::Python::find()?;
+    wheels::check_python()?;
     let compiler = native::Compiler::find()?;
     let mlx_c = native::mlx_c_sources(repository())?;
 
@@ -267,9 +278,9 @@ fn build(part: &Path, home: &Home) -> Result<()> {
         "fetching MLX {MLX_VERSION} ({}) and what builds it",
         home.backend.name()
     ));
-    python.download(&steps, home.backend, &downloads)?;
+    wheels::download(&steps, home.backend, &downloads)?;
     steps.say("unpacking");
-    python.unpack(&steps, &downloads, &made.path, &tools)?;
+    wheels::unpack(&steps, &downloads, &made.path, &tools)?;
     steps.say("writing the Rust bindings of mlx-c");
     let recipe = native::write_recipe(&folder("native")?)?;
     bindings::generate(

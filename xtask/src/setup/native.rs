@@ -142,8 +142,8 @@ pub fn build(
     compiler: &Compiler,
     home: &Home,
 ) -> Result<PathBuf> {
-    let cmake = executable(find_below(tools, "cmake")?)?;
-    let ninja = executable(find_below(tools, "ninja")?)?;
+    let cmake = executable(find_below(tools, "bin/cmake")?)?;
+    let ninja = executable(find_below(tools, "scripts/ninja")?)?;
     let folder = recipe.join("build");
     let define = |name: &str, value: &Path| format!("-D{name}={}", value.display());
 

