@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// What an operation of this library returns.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why an operation failed. The text of each is meant to be shown to a person.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +50,9 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// A pointer from C that must not be NULL is.
+    #[error("{0} is NULL")]
+    NullArgument(&'static str),
     /// A value passed in is out of its range.
     #[error("invalid argument: {0}")]
     InvalidArgument(String),

@@ -1,10 +1,43 @@
 //! Runs vision-language models on Apple's MLX: [Moxin-7B VLM](https://huggingface.co/moxin-org/Moxin-7B-VLM) from a Hugging Face folder.
+//!
+//! Most programs need [`Model`] and [`Session`], which may be used from any thread:
+//!
+//! ```
+//! use moxin_vlm::{Event, GenerationOptions, LoadOptions, Model, Op, Picture, Role};
+//!
+//! # fn main() -> moxin_vlm::Result<()> {
+//! let model = Model::load("models/tiny", LoadOptions::default(), Op::default())?;
+//! let session = model.session(GenerationOptions::default())?;
+//! session.add_image(Picture::open("models/demo.png", &Default::default())?)?;
+//! session.add_text(Role::User, "How many shapes are there?")?;
+//! for event in session.generate() {
+//!     if let Event::Text { text, .. } = event? {
+//!         print!("{text}");
+//!     }
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! The modules below it ([`models`], [`nn`], [`checkpoint`]) stay usable on a thread of their own; see [`Generate`].
 #![warn(missing_docs)]
 #![deny(unsafe_code)]
 
 pub mod checkpoint;
+pub mod device;
 pub mod error;
+pub mod ffi;
+pub mod generate;
 pub mod image;
+pub mod models;
+pub mod nn;
+pub mod runtime;
 pub mod text;
 
+pub use device::Backend;
 pub use error::{Error, Result};
+pub use generate::{Event, FinishReason, Generate, GenerationOptions, SamplingParams, Stats, sample};
+pub use image::{DecodeOptions, Picture, PixelFormat, Processor};
+pub use models::moxin::{FusedMLPProjector, MistralConfig, MoxinVLM, VLMConfig, load_model, load_projector, normalize_dino, normalize_siglip};
+pub use nn::{ConcatKeyValueCache, KVCache, KeyValueCache, ViTConfig, ViTEncoder, load_vit_encoder};
+pub use runtime::{Cancel, Embedding, LoadOptions, Model, ModelInfo, Op, Session, Stage};
+pub use text::{Role, Tokenizer, Turn, load_tokenizer};

@@ -1,1 +1,18 @@
-//! Tokens and text.
+//! Tokens and text: the tokenizer, streaming of its output, and the prompt formats of the models.
+
+mod detokenizer;
+mod prompt;
+mod tokenizer;
+
+use std::path::Path;
+
+pub use detokenizer::StreamDecoder;
+pub use prompt::{Role, Turn, pure_prompt};
+pub use tokenizer::Tokenizer;
+
+use crate::Result;
+
+/// The tokenizer of a model folder, from its `tokenizer.json`.
+pub fn load_tokenizer(folder: impl AsRef<Path>) -> Result<Tokenizer> {
+    Tokenizer::from_file(folder.as_ref().join("tokenizer.json"))
+}

@@ -1,0 +1,205 @@
+//! Asks a model about a picture and streams the answer.
+//!
+//! ```text
+//! cargo run --example generate -- --model models/tiny --image models/demo.png --prompt "Describe the picture."
+//! ```
+//!
+//! Several `--prompt`s make a conversation about the picture.
+
+use std::{
+    io::{IsTerminal, Write, stdout},
+    path::PathBuf,
+    time::Duration,
+};
+
+use anyhow::{Result, bail};
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use moxin_vlm::{
+    Backend, Event, FinishReason, GenerationOptions, LoadOptions, Model, Op, Picture, Role, SamplingParams, Session, Stage, Stats,
+};
+use serde_json::{Value, json};
+
+/// Asks a vision-language model about a picture.
+#[derive(Parser)]
+struct Args {
+    /// The model: a Hugging Face folder.
+    #[arg(long, default_value = "models/tiny")]
+    model: PathBuf,
+    /// The picture; without one the model answers from the text alone.
+    #[arg(long)]
+    image: Option<PathBuf>,
+    /// A question. Give several for a conversation.
+    #[arg(long, default_value = "Describe the picture.")]
+    prompt: Vec<String>,
+    /// 0 takes the likeliest token each time; higher is more varied.
+    #[arg(long, default_value_t = 0.0)]
+    temp: f32,
+    /// Tokens of one answer at most.
+    #[arg(long, default_value_t = 256)]
+    max_tokens: usize,
+    /// The same seed draws the same tokens.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Draw from the likeliest tokens that together have this probability.
+    #[arg(long, default_value_t = 1.0)]
+    top_p: f32,
+    /// Draw from so many of the likeliest tokens; 0 for all.
+    #[arg(long, default_value_t = 0)]
+    top_k: u32,
+    /// A text that ends an answer. May be given several times.
+    #[arg(long)]
+    stop: Vec<String>,
+    /// Quantize the decoder to so many bits.
+    #[arg(long, value_name = "BITS")]
+    quantize: Option<u32>,
+    /// Compute on the processor even where there is a GPU.
+    #[arg(long)]
+    cpu: bool,
+    /// Print one JSON object with tokens, log-probabilities and times, and nothing else.
+    #[arg(long)]
+    json: bool,
+    /// Draw the picture in the terminal first.
+    #[arg(long)]
+    show_image: bool,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    if let Some(bits) = args.quantize {
+        bail!("--quantize {bits}: this version does not quantize yet; leave the flag out to run the weights as they are stored");
+    }
+    let picture = args.image.as_ref().map(|path| Picture::open(path, &Default::default())).transpose()?;
+    if args.show_image
+        && let Some(picture) = &picture
+    {
+        draw(picture, 56);
+    }
+    let model = load(&args)?;
+    let session = model.session(GenerationOptions {
+        sampling: SamplingParams { temperature: args.temp, top_p: args.top_p, top_k: args.top_k, seed: args.seed, ..Default::default() },
+        max_tokens: args.max_tokens,
+        stop: args.stop.clone(),
+        ..Default::default()
+    })?;
+    if let Some(picture) = picture {
+        session.add_image(picture)?;
+    }
+    let mut answers = Vec::new();
+    for prompt in &args.prompt {
+        session.add_text(Role::User, prompt)?;
+        if !args.json {
+            println!("\n> {prompt}");
+        }
+        let answer = answer(&session, !args.json)?;
+        if !args.json {
+            print_stats(&session.stats()?);
+        }
+        answers.push(answer);
+    }
+    if args.json {
+        println!("{}", json!({ "model": args.model, "backend": model.info().backend.name(), "answers": answers }));
+    }
+    Ok(())
+}
+
+fn load(args: &Args) -> Result<Model> {
+    let bar = ProgressBar::new(1000).with_style(ProgressStyle::with_template("loading {bar:40} {percent:>3} % {elapsed}")?);
+    if args.json {
+        bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
+    }
+    let mut progress = |_: Stage, fraction: f32| {
+        bar.set_position((fraction * 1000.0) as u64);
+        true
+    };
+    let backend = if args.cpu { Backend::Cpu } else { Backend::Auto };
+    let options = LoadOptions { backend, ..Default::default() };
+    let model = Model::load(&args.model, options, Op { progress: Some(&mut progress), ..Default::default() })?;
+    bar.finish_and_clear();
+    if !args.json {
+        let info = model.info();
+        let gigabytes = info.weight_bytes as f64 / 1e9;
+        println!(
+            "{}: {:.1} million parameters, {gigabytes:.2} GB, on {}; loaded in {:.2} s",
+            args.model.display(),
+            info.parameters as f64 / 1e6,
+            info.backend.name(),
+            bar.elapsed().as_secs_f64()
+        );
+    }
+    Ok(model)
+}
+
+/// Runs one turn, printing the text as it comes; returns what `--json` prints of it.
+fn answer(session: &Session, print: bool) -> Result<Value> {
+    let (mut text, mut tokens, mut logprobs) = (String::new(), Vec::new(), Vec::new());
+    let mut finish = FinishReason::Cancelled;
+    for event in session.generate() {
+        let piece = match event? {
+            Event::Prefill { .. } => continue,
+            Event::Text { text, token, logprob, .. } => {
+                tokens.push(token);
+                logprobs.push(logprob);
+                text
+            }
+            Event::Finished { reason, text } => {
+                finish = reason;
+                text
+            }
+        };
+        if print {
+            print!("{piece}");
+            stdout().flush()?;
+        }
+        text.push_str(&piece);
+    }
+    if print {
+        println!();
+    }
+    let stats = session.stats()?;
+    Ok(json!({
+        "text": text, "tokens": tokens, "logprobs": logprobs, "finish": format!("{finish:?}"),
+        "prompt_tokens": stats.prompt_tokens, "image_tokens": stats.image_tokens, "reused_tokens": stats.reused_tokens,
+        "vision_ms": ms(stats.vision), "prefill_ms": ms(stats.prefill), "first_token_ms": ms(stats.first_token),
+        "decode_ms": ms(stats.decode), "peak_bytes": stats.peak_bytes,
+    }))
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+fn print_stats(stats: &Stats) {
+    println!(
+        "  image {:.0} ms; prefill {} tokens ({} kept) in {:.0} ms, {:.1} tokens/s; {} tokens in {:.0} ms, {:.1} tokens/s; peak {:.0} MB",
+        ms(stats.vision),
+        stats.prompt_tokens,
+        stats.reused_tokens,
+        ms(stats.prefill),
+        stats.prefill_rate(),
+        stats.generated_tokens,
+        ms(stats.decode),
+        stats.decode_rate(),
+        stats.peak_bytes as f64 / 1e6
+    );
+}
+
+/// Draws a picture with half blocks, two pixels a character, where the output is a terminal that shows 24-bit colour.
+fn draw(picture: &Picture, columns: usize) {
+    if !stdout().is_terminal() {
+        return;
+    }
+    let (width, height) = (picture.width() as usize, picture.height() as usize);
+    let columns = columns.min(width);
+    let rows = (height * columns / width).max(2);
+    let pixel = |column: usize, row: usize| {
+        let at = (row * height / rows * width + column * width / columns) * 3;
+        let rgb = &picture.rgb()[at..at + 3];
+        format!("{};{};{}", rgb[0], rgb[1], rgb[2])
+    };
+    for row in (0..rows - 1).step_by(2) {
+        let line: String =
+            (0..columns).map(|column| format!("\x1b[38;2;{}m\x1b[48;2;{}m▀", pixel(column, row), pixel(column, row + 1))).collect();
+        println!("{line}\x1b[0m");
+    }
+}

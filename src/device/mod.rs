@@ -1,0 +1,99 @@
+//! Where the arithmetic runs: which backend there is, the dtype to compute in, and how much memory there is.
+
+mod exit;
+mod memory;
+mod mlx;
+
+pub use memory::{MemoryStats, available_memory, clear_cache, memory_stats, reset_peak_memory};
+
+pub(crate) use exit::at_exit;
+
+use mlx_rs::{Device as MlxDevice, DeviceType, Dtype, Stream};
+
+use crate::{Error, Result};
+
+/// The hardware that MLX computes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Backend {
+    /// The GPU where there is one, else the CPU.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+    /// An Apple GPU.
+    Metal,
+    /// An Nvidia GPU.
+    Cuda,
+}
+
+impl Backend {
+    /// The GPU backend that this build of MLX could have on this system.
+    const GPU: Backend = if cfg!(target_vendor = "apple") { Backend::Metal } else { Backend::Cuda };
+
+    /// Whether models can run on this backend, here and now.
+    pub fn is_available(self) -> bool {
+        match self {
+            Backend::Auto | Backend::Cpu => true,
+            gpu => gpu == Backend::GPU && mlx::gpu_is_available(),
+        }
+    }
+
+    /// The name that people write: `cpu`, `metal`, `cuda` or `auto`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Backend::Auto => "auto",
+            Backend::Cpu => "cpu",
+            Backend::Metal => "metal",
+            Backend::Cuda => "cuda",
+        }
+    }
+
+    /// The backend itself, where `self` leaves the choice open.
+    fn resolve(self) -> Result<Backend> {
+        match self {
+            Backend::Auto if Backend::GPU.is_available() => Ok(Backend::GPU),
+            Backend::Auto => Ok(Backend::Cpu),
+            backend if backend.is_available() => Ok(backend),
+            backend => Err(Error::BackendUnavailable(format!(
+                "{} is not on this machine or not in this build; use the CPU or leave the choice to the library",
+                backend.name()
+            ))),
+        }
+    }
+}
+
+/// A backend in use: the stream its operations go to, and the dtype of activations on it.
+///
+/// MLX streams belong to the thread that made them: make one on each thread that computes.
+#[derive(Debug, Clone)]
+pub struct Device {
+    /// What the device is; never [`Backend::Auto`].
+    pub backend: Backend,
+    /// The dtype of activations: bfloat16 on a GPU, float32 on the CPU, whose bfloat16 arithmetic is far slower.
+    pub dtype: Dtype,
+    stream: Stream,
+}
+
+impl Device {
+    /// The device behind a backend, for the calling thread.
+    pub fn new(backend: Backend) -> Result<Device> {
+        mlx::install_error_handler();
+        let backend = backend.resolve()?;
+        let (device, dtype) = match backend {
+            Backend::Cpu => (DeviceType::Cpu, Dtype::Float32),
+            _ => (DeviceType::Gpu, Dtype::Bfloat16),
+        };
+        let stream = Stream::try_default_on_device(&MlxDevice::new(device, 0))?;
+        Ok(Device { backend, dtype, stream })
+    }
+
+    /// Runs `f` with every MLX operation in it going to this device.
+    pub fn run<T>(&self, f: impl FnOnce() -> T) -> T {
+        mlx_rs::with_stream(&self.stream, f)
+    }
+
+    /// Whether this is the CPU, where weights are widened one layer at a time and wide copies must go before the next.
+    pub fn is_cpu(&self) -> bool {
+        self.backend == Backend::Cpu
+    }
+}

@@ -1,0 +1,133 @@
+//! Statuses and errors.
+
+use std::ffi::{CStr, CString, c_char};
+
+use super::{c_string, free, moxin_str, view};
+use crate::Error;
+
+/// How a call ended.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum moxin_status {
+    /// It did what it was asked.
+    Ok = 0,
+    /// A pointer that must not be NULL is.
+    NullArgument = 1,
+    /// A value is out of its range, a text is not UTF-8, or a struct was not initialized.
+    InvalidArgument = 2,
+    /// The call does not fit the state of its object; the message says which call would.
+    InvalidState = 3,
+    /// It was cancelled; everything stays usable.
+    Cancelled = 4,
+    /// It took longer than its time limit.
+    Timeout = 5,
+    /// Another operation is under way on the same session.
+    Busy = 6,
+    /// The library is suspended.
+    Suspended = 7,
+    /// A file or folder is not there.
+    NotFound = 8,
+    /// Reading or writing failed.
+    Io = 9,
+    /// A model's file is damaged or contradicts itself.
+    CorruptModel = 10,
+    /// The model is of a kind that the library does not run.
+    UnsupportedModel = 11,
+    /// An image cannot be read, is too large, or is of an unknown format.
+    UnsupportedImage = 12,
+    /// The prompt does not fit the context.
+    ContextFull = 13,
+    /// It would take more memory than is allowed; nothing was allocated.
+    OutOfMemory = 14,
+    /// The backend asked for is not on this machine or not in this build.
+    BackendUnavailable = 15,
+    /// MLX reported an error.
+    Backend = 16,
+    /// The library itself is at fault. Please report it, with the error's message.
+    Panic = 17,
+}
+
+impl moxin_status {
+    const ALL: [(moxin_status, &'static CStr); 18] = [
+        (moxin_status::Ok, c"MOXIN_STATUS_OK"),
+        (moxin_status::NullArgument, c"MOXIN_STATUS_NULL_ARGUMENT"),
+        (moxin_status::InvalidArgument, c"MOXIN_STATUS_INVALID_ARGUMENT"),
+        (moxin_status::InvalidState, c"MOXIN_STATUS_INVALID_STATE"),
+        (moxin_status::Cancelled, c"MOXIN_STATUS_CANCELLED"),
+        (moxin_status::Timeout, c"MOXIN_STATUS_TIMEOUT"),
+        (moxin_status::Busy, c"MOXIN_STATUS_BUSY"),
+        (moxin_status::Suspended, c"MOXIN_STATUS_SUSPENDED"),
+        (moxin_status::NotFound, c"MOXIN_STATUS_NOT_FOUND"),
+        (moxin_status::Io, c"MOXIN_STATUS_IO"),
+        (moxin_status::CorruptModel, c"MOXIN_STATUS_CORRUPT_MODEL"),
+        (moxin_status::UnsupportedModel, c"MOXIN_STATUS_UNSUPPORTED_MODEL"),
+        (moxin_status::UnsupportedImage, c"MOXIN_STATUS_UNSUPPORTED_IMAGE"),
+        (moxin_status::ContextFull, c"MOXIN_STATUS_CONTEXT_FULL"),
+        (moxin_status::OutOfMemory, c"MOXIN_STATUS_OUT_OF_MEMORY"),
+        (moxin_status::BackendUnavailable, c"MOXIN_STATUS_BACKEND_UNAVAILABLE"),
+        (moxin_status::Backend, c"MOXIN_STATUS_BACKEND"),
+        (moxin_status::Panic, c"MOXIN_STATUS_PANIC"),
+    ];
+
+    pub(super) fn of(error: &Error) -> moxin_status {
+        match error {
+            Error::NullArgument(_) => moxin_status::NullArgument,
+            Error::InvalidArgument(_) => moxin_status::InvalidArgument,
+            Error::InvalidState(_) => moxin_status::InvalidState,
+            Error::Cancelled => moxin_status::Cancelled,
+            Error::Timeout => moxin_status::Timeout,
+            Error::Busy => moxin_status::Busy,
+            Error::NotFound { .. } => moxin_status::NotFound,
+            Error::Io { .. } => moxin_status::Io,
+            Error::CorruptModel { .. } => moxin_status::CorruptModel,
+            Error::UnsupportedModel { .. } => moxin_status::UnsupportedModel,
+            Error::UnsupportedImage { .. } => moxin_status::UnsupportedImage,
+            Error::ContextFull { .. } => moxin_status::ContextFull,
+            Error::OutOfMemory { .. } => moxin_status::OutOfMemory,
+            Error::BackendUnavailable(_) => moxin_status::BackendUnavailable,
+            Error::Backend(_) => moxin_status::Backend,
+            Error::Panic(_) => moxin_status::Panic,
+        }
+    }
+}
+
+/// Why a call failed. Immutable; may be read on any thread.
+pub struct moxin_error {
+    status: moxin_status,
+    message: CString,
+}
+
+impl moxin_error {
+    pub(super) fn new(status: moxin_status, error: &Error) -> moxin_error {
+        moxin_error { status, message: c_string(&error.to_string()) }
+    }
+}
+
+/// The name of a status, such as "MOXIN_STATUS_BUSY"; "unknown status" for a number that is none. Lives as long as the library.
+#[unsafe(no_mangle)]
+pub extern "C" fn moxin_status_name(status: u32) -> *const c_char {
+    let known = moxin_status::ALL.iter().find(|(known, _)| *known as u32 == status);
+    known.map_or(c"unknown status", |(_, name)| name).as_ptr()
+}
+
+/// The status that came with an error; MOXIN_STATUS_OK for NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn moxin_error_status(error: *const moxin_error) -> moxin_status {
+    // SAFETY: NULL or an error of this library that was not freed.
+    unsafe { error.as_ref() }.map_or(moxin_status::Ok, |error| error.status)
+}
+
+/// What went wrong, where, and what to do, for a person to read. Lives as long as the error. Empty for NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn moxin_error_message(error: *const moxin_error) -> moxin_str {
+    // SAFETY: NULL or an error of this library that was not freed.
+    let error = unsafe { error.as_ref() };
+    error.map_or(moxin_str { data: c"".as_ptr(), len: 0 }, |error| view(&error.message))
+}
+
+/// Frees an error. NULL is fine.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn moxin_error_free(error: *mut moxin_error) {
+    // SAFETY: NULL or an error of this library, which the caller does not use again.
+    unsafe { free(error) };
+}

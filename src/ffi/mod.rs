@@ -1,0 +1,244 @@
+//! The C ABI: translation between C types and [`runtime`](crate::runtime), nothing else. All pointer casts live here.
+//!
+//! The conventions stand at the top of the generated header; see cbindgen.toml.
+#![allow(unsafe_code, non_camel_case_types, clippy::missing_safety_doc)]
+
+mod error;
+mod image;
+mod model;
+mod op;
+mod session;
+
+use std::{
+    ffi::{CStr, CString, c_char},
+    panic::{AssertUnwindSafe, catch_unwind},
+    slice,
+};
+
+pub use error::*;
+pub use image::*;
+pub use model::*;
+pub use op::*;
+pub use session::*;
+
+use crate::{Error, Result, runtime::panic_text};
+
+/// Grows with every release that breaks what is in this header. Compare with moxin_abi_version before anything else.
+pub const MOXIN_ABI_VERSION: u32 = 1;
+
+/// Stands for the length of a text that ends with NUL.
+pub const MOXIN_STRLEN: usize = usize::MAX;
+
+/// UTF-8 text that the library owns, also NUL-terminated. How long it lives stands with the function that returns it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct moxin_str {
+    /// The bytes, never NULL.
+    pub data: *const c_char,
+    /// Their number, the final NUL not counted.
+    pub len: usize,
+}
+
+/// What a model computes on: one of MOXIN_BACKEND_*.
+pub type moxin_backend = u32;
+/// The GPU where there is one, else the CPU.
+pub const MOXIN_BACKEND_AUTO: moxin_backend = 0;
+/// The processor.
+pub const MOXIN_BACKEND_CPU: moxin_backend = 1;
+/// An Apple GPU.
+pub const MOXIN_BACKEND_METAL: moxin_backend = 2;
+/// An Nvidia GPU.
+pub const MOXIN_BACKEND_CUDA: moxin_backend = 3;
+
+/// The number of the ABI that the library has: MOXIN_ABI_VERSION of the header it was built with.
+#[unsafe(no_mangle)]
+pub extern "C" fn moxin_abi_version() -> u32 {
+    MOXIN_ABI_VERSION
+}
+
+/// The library's version, such as "0.1.0". Lives as long as the library.
+#[unsafe(no_mangle)]
+pub extern "C" fn moxin_version() -> *const c_char {
+    const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
+        Ok(version) => version,
+        Err(_) => panic!("a version has no NUL inside"),
+    };
+    VERSION.as_ptr()
+}
+
+/// Whether models can run on a backend, here and now. False for a number that is no backend.
+#[unsafe(no_mangle)]
+pub extern "C" fn moxin_backend_available(backend: moxin_backend) -> bool {
+    catch_unwind(|| backend_from(backend).is_ok_and(|backend| backend.is_available())).unwrap_or(false)
+}
+
+fn backend_from(backend: moxin_backend) -> Result<crate::Backend> {
+    match backend {
+        MOXIN_BACKEND_AUTO => Ok(crate::Backend::Auto),
+        MOXIN_BACKEND_CPU => Ok(crate::Backend::Cpu),
+        MOXIN_BACKEND_METAL => Ok(crate::Backend::Metal),
+        MOXIN_BACKEND_CUDA => Ok(crate::Backend::Cuda),
+        other => Err(Error::InvalidArgument(format!("backend is {other}; 0 to {MOXIN_BACKEND_CUDA} is expected"))),
+    }
+}
+
+/// The one guard around every entry point: runs `f`, turns its error, or a panic in it, into a status, and into `*error` where that is wanted.
+fn guard(error: *mut *mut moxin_error, f: impl FnOnce() -> Result<()>) -> moxin_status {
+    let result = catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| Err(Error::Panic(panic_text(panic.as_ref()))));
+    let Err(failure) = result else { return moxin_status::Ok };
+    let status = moxin_status::of(&failure);
+    if !error.is_null() {
+        // SAFETY: not NULL, and the caller gives a place for a pointer.
+        unsafe { error.write(Box::into_raw(Box::new(moxin_error::new(status, &failure)))) };
+    }
+    status
+}
+
+/// The handle or struct behind a pointer from C.
+///
+/// # Safety
+/// The pointer is NULL or what a function of this library returned (or, for a struct, initialized), not yet freed.
+unsafe fn deref<'a, T>(pointer: *const T, name: &'static str) -> Result<&'a T> {
+    // SAFETY: as promised by the caller.
+    unsafe { pointer.as_ref() }.ok_or(Error::NullArgument(name))
+}
+
+/// Gives C the ownership of a handle. Checked before the work that makes the handle, so that nothing is made in vain: see [`out`].
+///
+/// # Safety
+/// `place` came from [`out`].
+unsafe fn give<T>(place: *mut *mut T, handle: T) {
+    // SAFETY: not NULL, and the caller's place for a pointer.
+    unsafe { place.write(Box::into_raw(Box::new(handle))) };
+}
+
+/// Checks a place for a result.
+fn out<T>(place: *mut T, name: &'static str) -> Result<*mut T> {
+    if place.is_null() { Err(Error::NullArgument(name)) } else { Ok(place) }
+}
+
+/// Takes a handle back from C and drops it. NULL is fine.
+///
+/// # Safety
+/// The pointer came from [`give`] and is not used again.
+unsafe fn free<T>(handle: *mut T) {
+    if !handle.is_null() {
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            // SAFETY: as promised by the caller.
+            drop(unsafe { Box::from_raw(handle) });
+        }));
+    }
+}
+
+/// Text from C.
+///
+/// # Safety
+/// `data` is NULL or has `len` readable bytes, or with [`MOXIN_STRLEN`] ends with NUL; it stays unchanged during the call.
+unsafe fn text<'a>(data: *const c_char, len: usize, name: &'static str) -> Result<&'a str> {
+    if data.is_null() {
+        return Err(Error::NullArgument(name));
+    }
+    // SAFETY: as promised by the caller.
+    let bytes = unsafe { if len == MOXIN_STRLEN { CStr::from_ptr(data).to_bytes() } else { bytes(data.cast(), len, name)? } };
+    std::str::from_utf8(bytes).map_err(|error| Error::InvalidArgument(format!("{name} is not UTF-8: {error}")))
+}
+
+/// Bytes from C.
+///
+/// # Safety
+/// `data` is NULL or has `len` readable bytes, which stay unchanged during the call.
+unsafe fn bytes<'a>(data: *const u8, len: usize, name: &'static str) -> Result<&'a [u8]> {
+    if data.is_null() {
+        return Err(Error::NullArgument(name));
+    }
+    if len > isize::MAX as usize {
+        return Err(Error::InvalidArgument(format!("{name} has {len} bytes, more than any memory has")));
+    }
+    // SAFETY: not NULL, and as promised by the caller.
+    Ok(unsafe { slice::from_raw_parts(data, len) })
+}
+
+/// A struct that C code of any version fills in or receives. Its first field is `struct_size`.
+///
+/// # Safety
+/// For types that are `repr(C)`, begin with a `size_t`, and for which any bit pattern of the other fields is valid.
+unsafe trait Versioned: Sized {
+    /// The values of fields that the caller does not know of.
+    fn defaults() -> Self;
+}
+
+/// Reads a struct of parameters. Fields that the caller's version lacks keep their defaults; fields that this version lacks must be zero.
+///
+/// # Safety
+/// `pointer` is NULL or points to at least `struct_size` readable bytes.
+unsafe fn read_params<T: Versioned>(pointer: *const T, name: &'static str) -> Result<T> {
+    let mut params = T::defaults();
+    if pointer.is_null() {
+        return Ok(params);
+    }
+    // SAFETY: every version of every struct begins with its size.
+    let theirs = unsafe { pointer.cast::<usize>().read() };
+    check_size::<T>(theirs, name)?;
+    let ours = size_of::<T>();
+    if theirs > ours {
+        // SAFETY: the struct is `theirs` bytes long, as it says.
+        let tail = unsafe { slice::from_raw_parts(pointer.cast::<u8>().add(ours), theirs - ours) };
+        if tail.iter().any(|byte| *byte != 0) {
+            return Err(Error::InvalidArgument(format!("{name} sets fields that this version of the library does not know")));
+        }
+    }
+    // SAFETY: both are at least as long as what is copied, and any bytes are a valid T.
+    unsafe { std::ptr::copy_nonoverlapping(pointer.cast::<u8>(), (&raw mut params).cast::<u8>(), theirs.min(ours)) };
+    Ok(params)
+}
+
+/// Writes a struct of results, as much of it as the caller's version knows; its `struct_size` stays as the caller set it.
+///
+/// # Safety
+/// `pointer` is not NULL and points to at least `struct_size` writable bytes.
+unsafe fn write_result<T: Versioned>(pointer: *mut T, value: T, name: &'static str) -> Result<()> {
+    // SAFETY: every version of every struct begins with its size.
+    let theirs = unsafe { pointer.cast::<usize>().read() };
+    check_size::<T>(theirs, name)?;
+    let head = size_of::<usize>();
+    let length = theirs.min(size_of::<T>());
+    // SAFETY: both are at least as long as what is copied.
+    unsafe { std::ptr::copy_nonoverlapping((&raw const value).cast::<u8>().add(head), pointer.cast::<u8>().add(head), length - head) };
+    Ok(())
+}
+
+/// Fills a struct of parameters with the defaults, never past the caller's size. What is too small to say its size stays untouched.
+///
+/// # Safety
+/// `pointer` is NULL or points to at least `size` writable bytes.
+unsafe fn init_params<T: Versioned>(pointer: *mut T, size: usize) {
+    if pointer.is_null() || size < size_of::<usize>() {
+        return;
+    }
+    let defaults = T::defaults();
+    // SAFETY: `size` bytes are the caller's to write, and no more than T's are read.
+    unsafe {
+        pointer.cast::<u8>().write_bytes(0, size);
+        std::ptr::copy_nonoverlapping((&raw const defaults).cast::<u8>(), pointer.cast::<u8>(), size.min(size_of::<T>()));
+        pointer.cast::<usize>().write(size);
+    }
+}
+
+/// A size that no version ever had is a struct that was not initialized.
+fn check_size<T>(theirs: usize, name: &'static str) -> Result<()> {
+    let expected = size_of::<usize>()..=size_of::<T>() + 4096;
+    if !expected.contains(&theirs) {
+        return Err(Error::InvalidArgument(format!("{name}.struct_size is {theirs}; set it to sizeof *{name} ({} here)", size_of::<T>())));
+    }
+    Ok(())
+}
+
+/// A C string of any text: a NUL inside, which C could not see past, becomes U+FFFD.
+fn c_string(text: &str) -> CString {
+    CString::new(text.replace('\0', "\u{fffd}")).unwrap_or_default()
+}
+
+/// A view of a C string, valid as long as it.
+fn view(text: &CString) -> moxin_str {
+    moxin_str { data: text.as_ptr(), len: text.as_bytes().len() }
+}

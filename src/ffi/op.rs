@@ -1,0 +1,93 @@
+//! What a caller may attach to a long operation.
+
+use std::{
+    ffi::c_void,
+    ptr,
+    time::Duration,
+};
+
+use super::{Versioned, free, read_params};
+use crate::{
+    Result,
+    runtime::{Cancel, Op, Stage},
+};
+
+/// Cancels operations.
+pub struct moxin_cancel(Cancel);
+
+/// What an operation is doing: one of MOXIN_STAGE_*.
+pub type moxin_stage = u32;
+/// Reading weights.
+pub const MOXIN_STAGE_LOAD: moxin_stage = 0;
+/// Running the vision encoders.
+pub const MOXIN_STAGE_ENCODE: moxin_stage = 1;
+
+/// Told the stage of an operation and the part of it that is done, 0 to 1, on the thread that called the operation. Returning false cancels
+/// the operation.
+pub type moxin_progress_fn = Option<unsafe extern "C" fn(user_data: *mut c_void, stage: moxin_stage, fraction: f32) -> bool>;
+
+/// Options of one long operation. NULL, or zeros behind struct_size, stand for none.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct moxin_op {
+    /// sizeof(moxin_op)
+    pub struct_size: usize,
+    /// Told how far the operation is. May be NULL.
+    pub progress: moxin_progress_fn,
+    /// Passed to progress.
+    pub user_data: *mut c_void,
+    /// Cancels the operation, from any thread. May be NULL.
+    pub cancel: *const moxin_cancel,
+    /// The longest the operation may take, in milliseconds, the wait for its turn included. 0: no limit.
+    pub timeout_ms: u64,
+}
+
+// SAFETY: repr(C), begins with its size; its pointers may have any value until they are used.
+unsafe impl Versioned for moxin_op {
+    fn defaults() -> Self {
+        moxin_op { struct_size: size_of::<Self>(), progress: None, user_data: ptr::null_mut(), cancel: ptr::null(), timeout_ms: 0 }
+    }
+}
+
+/// A new cancel object. It may be given to any number of operations.
+#[unsafe(no_mangle)]
+pub extern "C" fn moxin_cancel_new() -> *mut moxin_cancel {
+    Box::into_raw(Box::new(moxin_cancel(Cancel::new())))
+}
+
+/// Ends every operation that was given this object, now or later, with MOXIN_STATUS_CANCELLED. NULL is fine.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn moxin_cancel_trigger(cancel: *const moxin_cancel) {
+    // SAFETY: NULL or a handle of this library that was not freed.
+    if let Some(cancel) = unsafe { cancel.as_ref() } {
+        cancel.0.trigger();
+    }
+}
+
+/// Frees a cancel object; operations that were given it go on. NULL is fine.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn moxin_cancel_free(cancel: *mut moxin_cancel) {
+    // SAFETY: NULL or a handle of this library, which the caller does not use again.
+    unsafe { free(cancel) };
+}
+
+/// Calls `f` with the options behind a pointer from C.
+///
+/// # Safety
+/// `op` is NULL or an initialized struct whose pointers are valid during the call.
+pub(super) unsafe fn with_op<T>(op: *const moxin_op, f: impl FnOnce(Op) -> Result<T>) -> Result<T> {
+    // SAFETY: as promised by the caller.
+    let op = unsafe { read_params(op, "op")? };
+    // SAFETY: NULL or a handle of this library that was not freed.
+    let cancel = unsafe { op.cancel.as_ref() }.map(|cancel| cancel.0.clone());
+    let timeout = (op.timeout_ms > 0).then(|| Duration::from_millis(op.timeout_ms));
+    let mut progress = |stage: Stage, fraction: f32| {
+        let stage = match stage {
+            Stage::Load => MOXIN_STAGE_LOAD,
+            Stage::Encode => MOXIN_STAGE_ENCODE,
+        };
+        // SAFETY: the caller's function, with the caller's data, during the caller's call.
+        op.progress.is_none_or(|callback| unsafe { callback(op.user_data, stage, fraction) })
+    };
+    f(Op { progress: Some(&mut progress), cancel, timeout })
+}

@@ -1,0 +1,500 @@
+//! One conversation with a model, a step at a time: a chunk of the prompt or one token.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use mlx_rs::{Array, Dtype, ops::indexing::TryIndexOp};
+
+use super::{Choice, Sampler, SamplingParams, StopStrings, top_logprobs};
+use crate::{
+    Error, Result,
+    device::memory_stats,
+    image::{Picture, Processor},
+    models::moxin::{MoxinVLM, Rows},
+    nn::{KVCache, KeyValueCache},
+    text::{Role, StreamDecoder, Tokenizer, Turn, pure_prompt},
+};
+
+/// A model with what it takes to talk to it.
+pub struct ChatModel {
+    /// The weights.
+    pub vlm: MoxinVLM,
+    /// Pictures to pixels.
+    pub processor: Processor,
+    /// Text to tokens.
+    pub tokenizer: Tokenizer,
+    /// Tokens that end an answer.
+    pub eos: Vec<u32>,
+}
+
+impl ChatModel {
+    /// A picture's tokens in the decoder's space, `[1, tokens, hidden]`, evaluated.
+    pub fn encode_image(&self, picture: &Picture) -> Result<Array> {
+        let features = self.vlm.encode(&self.processor.process(picture)?)?;
+        let tokens = self.vlm.project(&features)?;
+        tokens.eval()?;
+        Ok(tokens)
+    }
+}
+
+/// How a session generates.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerationOptions {
+    /// How a token is drawn. The default is greedy.
+    pub sampling: SamplingParams,
+    /// Tokens of one answer at most.
+    pub max_tokens: usize,
+    /// Texts that end an answer; they are not part of it.
+    pub stop: Vec<String>,
+    /// Positions of the whole conversation at most, image tokens included. `None`: 4096, or fewer where the model was made for fewer.
+    pub max_context: Option<usize>,
+    /// Positions that one step of prefill works through.
+    pub prefill_chunk: usize,
+    /// How many of the likeliest tokens each [`Event::Text`] lists.
+    pub top_logprobs: usize,
+}
+
+impl Default for GenerationOptions {
+    fn default() -> Self {
+        GenerationOptions {
+            sampling: SamplingParams::default(),
+            max_tokens: 512,
+            stop: Vec::new(),
+            max_context: None,
+            prefill_chunk: 256,
+            top_logprobs: 0,
+        }
+    }
+}
+
+impl GenerationOptions {
+    /// Checks every field's range.
+    pub fn validate(&self) -> Result<()> {
+        self.sampling.validate()?;
+        for (name, value) in [("max_tokens", self.max_tokens), ("prefill_chunk", self.prefill_chunk), ("max_context", self.max_context.unwrap_or(1))] {
+            if !(1..=1 << 24).contains(&value) {
+                return Err(Error::InvalidArgument(format!("{name} is {value}; 1 to {} is expected", 1 << 24)));
+            }
+        }
+        StopStrings::new(self.stop.clone()).map(drop)
+    }
+}
+
+/// What one step brought.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// Part of the prompt was read.
+    Prefill {
+        /// Positions of the prompt in the cache.
+        done: usize,
+        /// Positions of the prompt.
+        total: usize,
+    },
+    /// One token.
+    Text {
+        /// Text that became complete with it; empty while the bytes of a character or a possible stop text are waiting.
+        text: String,
+        /// The token.
+        token: u32,
+        /// Its log-probability before temperature and filters.
+        logprob: f32,
+        /// The likeliest tokens and their log-probabilities, likeliest first.
+        top: Vec<Choice>,
+    },
+    /// The answer is complete; the next step needs a new question.
+    Finished {
+        /// Why it ended.
+        reason: FinishReason,
+        /// Text that was still waiting.
+        text: String,
+    },
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended its turn.
+    EndOfTurn,
+    /// A stop text came up.
+    StopSequence,
+    /// The answer reached its maximum length.
+    MaxTokens,
+    /// The conversation fills the context.
+    ContextFull,
+    /// It was cancelled; the turn was taken back.
+    Cancelled,
+}
+
+/// Counts and times of the latest turn.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Stats {
+    /// Positions of the prompt, the whole conversation so far, with image tokens.
+    pub prompt_tokens: usize,
+    /// Those of them that are a picture's.
+    pub image_tokens: usize,
+    /// Those of them that were in the cache from earlier turns.
+    pub reused_tokens: usize,
+    /// Tokens generated.
+    pub generated_tokens: usize,
+    /// Time in the vision encoders and the projector.
+    pub vision: Duration,
+    /// Time in prefill, without vision.
+    pub prefill: Duration,
+    /// From the first step of the turn to its first token, time between steps included.
+    pub first_token: Duration,
+    /// Time in the steps after the first token.
+    pub decode: Duration,
+    /// The most memory that MLX ever held in this process, in bytes.
+    pub peak_bytes: u64,
+}
+
+impl Stats {
+    /// Positions of the prompt a second, without those reused.
+    pub fn prefill_rate(&self) -> f64 {
+        rate(self.prompt_tokens.saturating_sub(self.reused_tokens), self.prefill)
+    }
+
+    /// Tokens a second after the first.
+    pub fn decode_rate(&self) -> f64 {
+        rate(self.generated_tokens.saturating_sub(1), self.decode)
+    }
+}
+
+fn rate(count: usize, time: Duration) -> f64 {
+    if time.is_zero() { 0.0 } else { count as f64 / time.as_secs_f64() }
+}
+
+/// A conversation: its turns, its picture, and the keys and values computed so far.
+pub struct Chat {
+    options: GenerationOptions,
+    max_context: usize,
+    turns: Vec<Turn>,
+    image: Option<ChatImage>,
+    cache: Vec<KVCache>,
+    /// Text tokens whose positions are in the cache; a picture's stand behind the first.
+    cached: Vec<u32>,
+    phase: Phase,
+    stats: Stats,
+}
+
+/// The picture of a conversation.
+pub enum ChatImage {
+    /// Not yet encoded.
+    Picture(Arc<Picture>),
+    /// Tokens in the decoder's space, `[1, tokens, hidden]`.
+    Tokens(Array),
+}
+
+enum Phase {
+    Idle,
+    Encode(Turning),
+    Prefill { turn: Turning, ids: Vec<u32>, embeds: Array },
+    Decode { turn: Turning, answer: Answer, next: Next },
+}
+
+/// What a running turn needs to be measured and, when it fails, taken back.
+#[derive(Clone, Copy)]
+struct Turning {
+    began: Instant,
+    /// Turns that were complete before.
+    kept_turns: usize,
+}
+
+enum Next {
+    /// Logits of the next token are at hand.
+    Sample(Vec<f32>),
+    /// This token is to be read first.
+    Feed(u32),
+    Finish(FinishReason),
+}
+
+struct Answer {
+    sampler: Sampler,
+    decoder: StreamDecoder,
+    stop: StopStrings,
+    text: String,
+}
+
+impl Chat {
+    /// An empty conversation.
+    pub fn new(model: &ChatModel, options: GenerationOptions) -> Result<Chat> {
+        options.validate()?;
+        let trained = model.vlm.decoder.config.max_position_embeddings;
+        let max_context = options.max_context.unwrap_or(4096).min(trained);
+        Ok(Chat {
+            options,
+            max_context,
+            turns: Vec::new(),
+            image: None,
+            cache: model.vlm.new_cache(),
+            cached: Vec::new(),
+            phase: Phase::Idle,
+            stats: Stats::default(),
+        })
+    }
+
+    /// Adds to the conversation. Texts of one role that follow each other become one, a line each.
+    pub fn add_text(&mut self, role: Role, text: &str) -> Result<()> {
+        self.between_turns()?;
+        match role {
+            Role::System => {
+                return Err(Error::InvalidState("this model takes no system text: its prompt format has only questions and answers".into()));
+            }
+            Role::Assistant if self.turns.is_empty() => {
+                return Err(Error::InvalidState("a conversation begins with the user's text".into()));
+            }
+            _ => {}
+        }
+        match self.turns.last_mut() {
+            Some(last) if last.role == role => {
+                last.text.push('\n');
+                last.text.push_str(text);
+            }
+            _ => self.turns.push(Turn { role, text: text.to_owned() }),
+        }
+        Ok(())
+    }
+
+    /// Sets the picture that the conversation is about.
+    pub fn add_image(&mut self, image: ChatImage) -> Result<()> {
+        self.between_turns()?;
+        if self.image.is_some() {
+            return Err(Error::InvalidState("this model takes one image a conversation; begin a new session for another".into()));
+        }
+        if self.turns.iter().any(|turn| turn.role == Role::Assistant) {
+            return Err(Error::InvalidState(
+                "this model takes its image before the first answer; begin a new session to ask about an image".into(),
+            ));
+        }
+        self.image = Some(image);
+        self.forget();
+        Ok(())
+    }
+
+    /// Forgets the conversation; the options stay.
+    pub fn reset(&mut self) {
+        self.turns.clear();
+        self.image = None;
+        self.phase = Phase::Idle;
+        self.stats = Stats::default();
+        self.forget();
+    }
+
+    /// The conversation so far.
+    pub fn turns(&self) -> &[Turn] {
+        &self.turns
+    }
+
+    /// Counts and times of the latest turn.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// Whether an answer is being generated.
+    pub fn is_generating(&self) -> bool {
+        !matches!(self.phase, Phase::Idle)
+    }
+
+    /// Encodes the picture, reads a chunk of the prompt or generates a token. A flag set in `cancel` ends the turn and takes it back: its
+    /// texts, and a picture added since the last answer. So does an error.
+    pub fn step(&mut self, model: &ChatModel, cancel: &AtomicBool) -> Result<Event> {
+        let turn = self.turning()?;
+        if cancel.swap(false, Ordering::Relaxed) {
+            self.take_back(turn);
+            return Ok(Event::Finished { reason: FinishReason::Cancelled, text: String::new() });
+        }
+        let event = self.advance(model, turn);
+        if event.is_err() {
+            self.take_back(turn);
+        }
+        self.stats.peak_bytes = memory_stats()?.peak;
+        event
+    }
+
+    /// The turn under way, or a new one.
+    fn turning(&mut self) -> Result<Turning> {
+        match &self.phase {
+            Phase::Encode(turn) | Phase::Prefill { turn, .. } | Phase::Decode { turn, .. } => Ok(*turn),
+            Phase::Idle => {
+                if self.turns.last().is_none_or(|last| last.role != Role::User) {
+                    return Err(Error::InvalidState("there is nothing to answer: add the user's text first".into()));
+                }
+                let answered = self.turns.iter().rposition(|turn| turn.role == Role::Assistant);
+                let turn = Turning { began: Instant::now(), kept_turns: answered.map_or(0, |i| i + 1) };
+                self.stats = Stats::default();
+                self.phase = Phase::Encode(turn);
+                Ok(turn)
+            }
+        }
+    }
+
+    fn advance(&mut self, model: &ChatModel, turn: Turning) -> Result<Event> {
+        match std::mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::Idle => Err(Error::InvalidState("there is nothing to answer: add the user's text first".into())),
+            Phase::Encode(_) => self.begin(model, turn),
+            Phase::Prefill { ids, embeds, .. } => self.prefill(model, turn, ids, embeds),
+            Phase::Decode { answer, next, .. } => self.decode(model, turn, answer, next),
+        }
+    }
+
+    /// Encodes the picture where that is still to be done; else makes the prompt and reads its first chunk.
+    fn begin(&mut self, model: &ChatModel, turn: Turning) -> Result<Event> {
+        let ids = model.tokenizer.encode(&pure_prompt(&self.turns)?, true)?;
+        let image_tokens = if self.image.is_some() { model.vlm.image_tokens() } else { 0 };
+        let total = ids.len() + image_tokens;
+        // One position at least is for the answer.
+        if total >= self.max_context {
+            return Err(Error::ContextFull { needed: total + 1, limit: self.max_context });
+        }
+        if let Some(ChatImage::Picture(picture)) = &self.image {
+            let clock = Instant::now();
+            self.image = Some(ChatImage::Tokens(model.encode_image(picture)?));
+            self.stats.vision = clock.elapsed();
+            self.phase = Phase::Encode(turn);
+            return Ok(Event::Prefill { done: 0, total });
+        }
+        self.stats.prompt_tokens = total;
+        self.stats.image_tokens = image_tokens;
+        let clock = Instant::now();
+        let embeds = self.embed(model, &ids, image_tokens)?;
+        self.stats.prefill += clock.elapsed();
+        self.prefill(model, turn, ids, embeds)
+    }
+
+    /// Embeddings of the part of the prompt that is not in the cache, which is cut back to what the two have in common.
+    fn embed(&mut self, model: &ChatModel, ids: &[u32], image_tokens: usize) -> Result<Array> {
+        let common = self.cached.iter().zip(ids).take_while(|(a, b)| a == b).count().min(ids.len() - 1);
+        let kept = if common > 0 { common + image_tokens } else { 0 };
+        self.cached.truncate(common);
+        self.cache.iter_mut().for_each(|layer| layer.truncate(kept as i32));
+        self.stats.reused_tokens = kept;
+        let image = match &self.image {
+            Some(ChatImage::Tokens(tokens)) if kept == 0 => Some(tokens),
+            _ => None,
+        };
+        model.vlm.embed(&ids[common..], image)
+    }
+
+    fn prefill(&mut self, model: &ChatModel, turn: Turning, ids: Vec<u32>, embeds: Array) -> Result<Event> {
+        let clock = Instant::now();
+        let total = self.stats.prompt_tokens;
+        let chunk = self.options.prefill_chunk as i32;
+        let decoder = &model.vlm.decoder;
+        if embeds.dim(1) > chunk {
+            decoder.prefill(&embeds.try_index((.., ..chunk, ..))?, &mut self.cache)?;
+            let embeds = embeds.try_index((.., chunk.., ..))?;
+            embeds.eval()?;
+            self.phase = Phase::Prefill { turn, ids, embeds };
+        } else {
+            let logits = decoder.forward(&embeds, &mut self.cache, Rows::Last)?;
+            let answer = self.answer(model)?;
+            self.phase = Phase::Decode { turn, answer, next: Next::Sample(row(&logits)?) };
+            self.cached = ids;
+        }
+        self.stats.prefill += clock.elapsed();
+        Ok(Event::Prefill { done: self.positions(), total })
+    }
+
+    fn decode(&mut self, model: &ChatModel, turn: Turning, mut answer: Answer, next: Next) -> Result<Event> {
+        let clock = Instant::now();
+        let logits = match next {
+            Next::Finish(reason) => return self.finish(answer, reason),
+            Next::Sample(logits) => logits,
+            Next::Feed(_) if self.positions() >= self.max_context => return self.finish(answer, FinishReason::ContextFull),
+            Next::Feed(token) => self.feed(model, token)?,
+        };
+        let (choice, top) = answer.choose(&logits, &self.cached, self.options.top_logprobs)?;
+        if self.stats.generated_tokens == 0 {
+            self.stats.first_token = turn.began.elapsed();
+        } else {
+            self.stats.decode += clock.elapsed();
+        }
+        if model.eos.contains(&choice.token) {
+            return self.finish(answer, FinishReason::EndOfTurn);
+        }
+        self.stats.generated_tokens += 1;
+        let outcome = answer.stop.push(&answer.decoder.push(choice.token)?);
+        answer.text.push_str(&outcome.text);
+        let next = match outcome.stopped {
+            true => Next::Finish(FinishReason::StopSequence),
+            false if self.stats.generated_tokens >= self.options.max_tokens => Next::Finish(FinishReason::MaxTokens),
+            false => Next::Feed(choice.token),
+        };
+        self.phase = Phase::Decode { turn, answer, next };
+        Ok(Event::Text { text: outcome.text, token: choice.token, logprob: choice.logprob, top })
+    }
+
+    /// Reads one token; gives the logits of the next.
+    fn feed(&mut self, model: &ChatModel, token: u32) -> Result<Vec<f32>> {
+        let embeds = model.vlm.embed(&[token], None)?;
+        let logits = model.vlm.decoder.forward(&embeds, &mut self.cache, Rows::Last)?;
+        self.cached.push(token);
+        row(&logits)
+    }
+
+    fn answer(&self, model: &ChatModel) -> Result<Answer> {
+        Ok(Answer {
+            sampler: Sampler::new(self.options.sampling.clone())?,
+            decoder: StreamDecoder::new(&model.tokenizer).trim_start(),
+            stop: StopStrings::new(self.options.stop.clone())?,
+            text: String::new(),
+        })
+    }
+
+    /// Makes the answer a turn of the conversation.
+    fn finish(&mut self, mut answer: Answer, reason: FinishReason) -> Result<Event> {
+        let mut text = String::new();
+        if reason != FinishReason::StopSequence {
+            text = answer.stop.push(&answer.decoder.finish()?).text;
+            text.push_str(&answer.stop.finish());
+        }
+        answer.text.push_str(&text);
+        self.turns.push(Turn { role: Role::Assistant, text: answer.text });
+        self.phase = Phase::Idle;
+        Ok(Event::Finished { reason, text })
+    }
+
+    /// Undoes a turn that did not end well. The cache is cut back when the next turn begins.
+    fn take_back(&mut self, turn: Turning) {
+        self.turns.truncate(turn.kept_turns);
+        self.phase = Phase::Idle;
+        if turn.kept_turns == 0 {
+            self.image = None;
+            self.forget();
+        }
+    }
+
+    fn forget(&mut self) {
+        self.cached.clear();
+        self.cache.iter_mut().for_each(|layer| *layer = KVCache::new());
+    }
+
+    fn positions(&self) -> usize {
+        self.cache.first().map_or(0, |layer| layer.offset() as usize)
+    }
+
+    fn between_turns(&self) -> Result<()> {
+        match self.phase {
+            Phase::Idle => Ok(()),
+            _ => Err(Error::InvalidState("an answer is being generated: finish or cancel it first".into())),
+        }
+    }
+}
+
+impl Answer {
+    fn choose(&mut self, logits: &[f32], history: &[u32], top: usize) -> Result<(Choice, Vec<Choice>)> {
+        let top = if top > 0 { top_logprobs(logits, top)? } else { Vec::new() };
+        Ok((self.sampler.sample(logits, history)?, top))
+    }
+}
+
+/// Logits `[1, 1, vocabulary]` as numbers.
+fn row(logits: &Array) -> Result<Vec<f32>> {
+    let logits = logits.as_dtype(Dtype::Float32)?;
+    logits.to_vec_cast::<f32>().map_err(|error| Error::InvalidState(format!("reading logits: {error}")))
+}

@@ -1,0 +1,3 @@
+//! The models this library runs, one folder an architecture.
+
+pub mod moxin;

@@ -1,0 +1,219 @@
+//! A Prismatic folder to a model.
+
+use std::path::Path;
+
+use mlx_rs::Dtype;
+
+use super::{FusedMLPProjector, MistralDecoder, MoxinVLM, VLMConfig, load_projector};
+use crate::{
+    Error, Result,
+    checkpoint::{Checkpoint, LoadContext, Weights},
+    device::{Backend, Device, available_memory},
+    nn::{ViTConfig, ViTEncoder, load_vit_encoder},
+};
+
+/// Where the encoders' tensors stand, in the order in which their features are concatenated.
+const ENCODERS: [&str; 2] = ["vision_backbone.featurizer", "vision_backbone.fused_featurizer"];
+
+/// Loads a model for the calling thread, on the best backend there is.
+///
+/// # Errors
+/// Names the file and the field or tensor at fault; see [`Error`].
+///
+/// # Example
+/// ```
+/// # fn main() -> moxin_vlm::Result<()> {
+/// let model = moxin_vlm::load_model("models/tiny")?;
+/// assert_eq!(model.image_tokens(), 64);
+/// # Ok(()) }
+/// ```
+pub fn load_model(folder: impl AsRef<Path>) -> Result<MoxinVLM> {
+    let device = Device::new(Backend::Auto)?;
+    device.run(|| load_model_on(folder.as_ref(), &device, None, &|_, _| Ok(())))
+}
+
+/// Loads a model for `device`. The progress callback is given the bytes loaded and their total; an error from it ends the loading.
+///
+/// Refuses a model whose weights take more than `memory_limit` bytes, or than are available where no limit is given.
+pub fn load_model_on(
+    folder: &Path,
+    device: &Device,
+    memory_limit: Option<u64>,
+    progress: &dyn Fn(u64, u64) -> Result<()>,
+) -> Result<MoxinVLM> {
+    let config_path = folder.join("config.json");
+    let config = VLMConfig::from_file(&config_path)?;
+    let checkpoint = open(folder)?;
+    let available = available_memory()?;
+    let limit = memory_limit.map_or(available, |limit| limit.min(available));
+    if checkpoint.total_bytes() > limit {
+        let what = format!("loading the weights of {}", folder.display());
+        return Err(Error::OutOfMemory { what, needed: checkpoint.total_bytes(), limit });
+    }
+    let context = LoadContext::new(&checkpoint, progress);
+    let weights = context.weights();
+    let encoders = (0..config.timm_model_ids.len())
+        .map(|i| load_encoder(&weights, &config, i, &config_path, device.dtype))
+        .collect::<Result<Vec<_>>>()?;
+    let projector = load_projector_for(&weights, &encoders, &config, &config_path, device.dtype)?;
+    let decoder = MistralDecoder::load(&weights.at("language_model"), &config.text_config, device.dtype)?;
+    Ok(MoxinVLM { encoders, projector, decoder, dtype: device.dtype })
+}
+
+/// Opens the weights under the names that the modules use, without those that the forward pass never reads: progress and memory are
+/// reckoned by what remains.
+fn open(folder: &Path) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::open(folder)?.rename(|name| Some(canonical_name(name)))?;
+    let depths = ENCODERS.map(|encoder| depth(&checkpoint, encoder));
+    checkpoint.rename(|name| {
+        let name = canonical_name(name);
+        (!is_unused(&name, depths)).then_some(name)
+    })
+}
+
+/// Resolves the spellings of the format: timm's own (`gamma`), the native training checkpoints' (`dino_featurizer`, `projector.projector.0`,
+/// `llm_backbone.llm`), and newer transformers' (`model.` in front).
+fn canonical_name(name: &str) -> String {
+    let parts = ["vision_backbone.", "projector.", "language_model."];
+    let name = name.strip_prefix("model.").filter(|rest| parts.iter().any(|part| rest.starts_with(part))).unwrap_or(name);
+    let mut name = name
+        .replace("vision_backbone.dino_featurizer.", "vision_backbone.featurizer.")
+        .replace("vision_backbone.siglip_featurizer.", "vision_backbone.fused_featurizer.")
+        .replace("llm_backbone.llm.", "language_model.")
+        .replace("projector.projector.", "projector.");
+    for (position, layer) in [("0", "fc1"), ("2", "fc2"), ("4", "fc3")] {
+        name = name.replace(&format!("projector.{position}."), &format!("projector.{layer}."));
+    }
+    if name.starts_with("vision_backbone.")
+        && let Some(stem) = name.strip_suffix(".gamma")
+    {
+        name = format!("{stem}.scale_factor");
+    }
+    match name.strip_prefix("language_model.") {
+        Some(rest) if !rest.starts_with("model.") && !rest.starts_with("lm_head.") => format!("language_model.model.{rest}"),
+        None if name.starts_with("lm_head.") => format!("language_model.{name}"),
+        _ => name,
+    }
+}
+
+/// Blocks of an encoder.
+fn depth(checkpoint: &Checkpoint, encoder: &str) -> usize {
+    let prefix = format!("{encoder}.blocks.");
+    let blocks = checkpoint.tensor_names().filter_map(|name| name.strip_prefix(&prefix)?.split('.').next()?.parse::<usize>().ok());
+    blocks.max().map_or(0, |last| last.saturating_add(1))
+}
+
+/// The last block of an encoder, its final norm and its pooling head are in the file but features are taken before them; rotary frequencies
+/// are computed.
+fn is_unused(name: &str, depths: [usize; 2]) -> bool {
+    if name.ends_with("rotary_emb.inv_freq") {
+        return true;
+    }
+    ENCODERS.iter().zip(depths).any(|(encoder, depth)| {
+        let Some(rest) = name.strip_prefix(encoder).and_then(|rest| rest.strip_prefix('.')) else { return false };
+        let last = format!("blocks.{}.", depth.saturating_sub(1));
+        rest.starts_with("norm.") || rest.starts_with("attn_pool.") || rest.starts_with("head.") || rest.starts_with(&last)
+    })
+}
+
+fn load_encoder(weights: &Weights, config: &VLMConfig, i: usize, config_path: &Path, dtype: Dtype) -> Result<ViTEncoder> {
+    let weights = weights.at(ENCODERS[i]);
+    let unsupported = |what: String| Error::unsupported(config_path, what);
+    let vit = ViTConfig {
+        num_heads: config.num_heads(i).map_err(unsupported)?,
+        activation: config.activation(i).map_err(unsupported)?,
+        image_size: config.image_sizes[i],
+        ..shapes_of(&weights)?
+    };
+    check_encoder(&vit, i).map_err(|what| Error::corrupt(config_path, what))?;
+    load_vit_encoder(&weights, vit, dtype)
+}
+
+/// What the shapes of an encoder's tensors tell.
+fn shapes_of(weights: &Weights) -> Result<ViTConfig> {
+    let size = |name: &str, axis: usize| -> Result<usize> {
+        // Where an axis is missing any size will do: loading compares whole shapes.
+        Ok(weights.shape(name)?.get(axis).copied().unwrap_or(1))
+    };
+    Ok(ViTConfig {
+        embed_dim: size("patch_embed.proj.weight", 0)?,
+        patch_size: size("patch_embed.proj.weight", 3)?,
+        num_positions: size("pos_embed", 1)?,
+        // The last block is not loaded, but it belongs to the encoder.
+        depth: weights.count("blocks") + 1,
+        intermediate_dim: size("blocks.0.mlp.fc1.weight", 0)?,
+        has_cls_token: weights.has("cls_token"),
+        num_registers: if weights.has("reg_token") { size("reg_token", 1)? } else { 0 },
+        has_layer_scale: weights.has("blocks.0.ls1.scale_factor"),
+        ..ViTConfig::dinov2_large()
+    })
+}
+
+fn check_encoder(vit: &ViTConfig, i: usize) -> Result<(), String> {
+    let encoder = ENCODERS[i];
+    if vit.num_heads == 0 || vit.embed_dim % vit.num_heads != 0 {
+        return Err(format!("{encoder} is {} wide, which {} attention heads do not divide", vit.embed_dim, vit.num_heads));
+    }
+    let patches = vit.num_patches();
+    let with_class_token = vit.has_cls_token && vit.num_registers == 0 && vit.num_positions == patches + 1;
+    if vit.num_positions != patches && !with_class_token {
+        return Err(format!(
+            "image_sizes[{i}] is {}, which makes {patches} patches of {} pixels; {encoder}.pos_embed has {} positions",
+            vit.image_size, vit.patch_size, vit.num_positions
+        ));
+    }
+    Ok(())
+}
+
+fn load_projector_for(
+    weights: &Weights,
+    encoders: &[ViTEncoder],
+    config: &VLMConfig,
+    config_path: &Path,
+    dtype: Dtype,
+) -> Result<FusedMLPProjector> {
+    let patches: Vec<usize> = encoders.iter().map(|encoder| encoder.config.num_patches()).collect();
+    if patches.windows(2).any(|pair| pair[0] != pair[1]) {
+        return Err(Error::corrupt(config_path, format!("the encoders make {patches:?} patches of a picture; the same number is expected")));
+    }
+    let width = encoders.iter().map(|encoder| encoder.config.embed_dim).sum();
+    load_projector(&weights.at("projector"), width, config.text_config.hidden_size, dtype)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_spelling_has_one_name() {
+        for (stored, name) in [
+            ("vision_backbone.featurizer.blocks.0.ls1.gamma", "vision_backbone.featurizer.blocks.0.ls1.scale_factor"),
+            ("vision_backbone.dino_featurizer.cls_token", "vision_backbone.featurizer.cls_token"),
+            ("vision_backbone.siglip_featurizer.norm.bias", "vision_backbone.fused_featurizer.norm.bias"),
+            ("model.vision_backbone.fused_featurizer.pos_embed", "vision_backbone.fused_featurizer.pos_embed"),
+            ("projector.0.weight", "projector.fc1.weight"),
+            ("projector.projector.4.bias", "projector.fc3.bias"),
+            ("model.projector.fc2.bias", "projector.fc2.bias"),
+            ("language_model.model.layers.0.mlp.up_proj.weight", "language_model.model.layers.0.mlp.up_proj.weight"),
+            ("llm_backbone.llm.model.layers.3.mlp.up_proj.weight", "language_model.model.layers.3.mlp.up_proj.weight"),
+            ("llm_backbone.llm.lm_head.weight", "language_model.lm_head.weight"),
+            ("model.language_model.layers.3.mlp.up_proj.weight", "language_model.model.layers.3.mlp.up_proj.weight"),
+            ("model.language_model.embed_tokens.weight", "language_model.model.embed_tokens.weight"),
+            ("lm_head.weight", "language_model.lm_head.weight"),
+        ] {
+            assert_eq!(canonical_name(stored), name);
+        }
+    }
+
+    #[test]
+    fn the_forward_pass_needs_no_last_block() {
+        let depths = [24, 27];
+        assert!(is_unused("vision_backbone.featurizer.blocks.23.mlp.fc1.bias", depths));
+        assert!(!is_unused("vision_backbone.featurizer.blocks.22.mlp.fc1.bias", depths));
+        assert!(!is_unused("vision_backbone.featurizer.blocks.2.norm1.bias", depths));
+        assert!(is_unused("vision_backbone.fused_featurizer.blocks.26.norm1.bias", depths));
+        assert!(is_unused("vision_backbone.fused_featurizer.attn_pool.latent", depths));
+        assert!(is_unused("vision_backbone.featurizer.norm.bias", depths));
+        assert!(!is_unused("language_model.model.norm.weight", depths));
+    }
+}

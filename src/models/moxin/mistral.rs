@@ -1,0 +1,194 @@
+//! The Mistral decoder (<https://arxiv.org/abs/2310.06825>,
+//! <https://github.com/huggingface/transformers/blob/v4.46.0/src/transformers/models/mistral/modeling_mistral.py>).
+
+use mlx_rs::{Array, Dtype, error::Exception, fast, ops::indexing::TryIndexOp};
+
+use super::MistralConfig;
+use crate::{
+    Error, Result,
+    checkpoint::Weights,
+    nn::{Embedding, KeyValueCache, Linear, Mask, RmsNorm, attention, causal_mask, silu},
+};
+
+/// Which rows the output head runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rows {
+    /// Each token's.
+    All,
+    /// The last token's: all that generation needs of a prompt.
+    Last,
+}
+
+/// A Mistral language model.
+#[derive(Debug, Clone)]
+pub struct MistralDecoder {
+    /// Its configuration.
+    pub config: MistralConfig,
+    embed_tokens: Embedding,
+    blocks: Vec<Block>,
+    norm: RmsNorm,
+    lm_head: Linear,
+    dtype: Dtype,
+}
+
+impl MistralDecoder {
+    /// Reads `model.*` and `lm_head`. `dtype` is that of the activations.
+    pub fn load(weights: &Weights, config: &MistralConfig, dtype: Dtype) -> Result<MistralDecoder> {
+        let model = weights.at("model");
+        let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
+        let embed_tokens = Embedding::load(&model.at("embed_tokens"), vocabulary, hidden, dtype)?;
+        let lm_head = match config.tie_word_embeddings {
+            true => Linear::tied(&embed_tokens),
+            false => Linear::load(&weights.at("lm_head"), vocabulary, hidden, dtype)?,
+        };
+        let blocks = (0..config.num_hidden_layers)
+            .map(|i| Block::load(&model.at("layers").at(i), config, dtype))
+            .collect::<Result<_>>()?;
+        let norm = RmsNorm::load(&model.at("norm"), hidden, config.rms_norm_eps, dtype)?;
+        Ok(MistralDecoder { config: config.clone(), embed_tokens, blocks, norm, lm_head, dtype })
+    }
+
+    /// Decoder layers, and so the length of a cache.
+    pub fn layers(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Token ids as MLX takes them, `[1, tokens]`. Ids outside the vocabulary are refused: MLX would read past the table.
+    pub fn id_array(&self, ids: &[u32]) -> Result<Array> {
+        let vocabulary = self.config.vocab_size;
+        if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
+            return Err(Error::InvalidArgument(format!("token id {id} is outside the model's vocabulary of {vocabulary}")));
+        }
+        Ok(Array::from_slice(ids, &[1, ids.len() as i32]))
+    }
+
+    /// `[batch, tokens]` ids to `[batch, tokens, hidden]`.
+    pub fn embed(&self, ids: &Array) -> Result<Array, Exception> {
+        self.embed_tokens.forward(ids)
+    }
+
+    /// Embeddings `[batch, tokens, hidden]` that follow what the cache holds, to logits `[batch, tokens or 1, vocabulary]`.
+    pub fn forward<C: KeyValueCache>(&self, embeds: &Array, cache: &mut [C], rows: Rows) -> Result<Array, Exception> {
+        let hidden = self.hidden(embeds, cache)?;
+        let hidden = match rows {
+            Rows::All => hidden,
+            Rows::Last => hidden.try_index((.., -1.., ..))?,
+        };
+        self.lm_head.forward(&self.norm.forward(&hidden)?)
+    }
+
+    /// Fills the cache with embeddings `[batch, tokens, hidden]` of which no logits are wanted.
+    pub fn prefill<C: KeyValueCache>(&self, embeds: &Array, cache: &mut [C]) -> Result<(), Exception> {
+        self.hidden(embeds, cache)?.eval()
+    }
+
+    fn hidden<C: KeyValueCache>(&self, embeds: &Array, cache: &mut [C]) -> Result<Array, Exception> {
+        if cache.len() != self.blocks.len() {
+            return Err(format!("a cache of {} layers for a decoder of {}", cache.len(), self.blocks.len()).as_str().into());
+        }
+        let offset = cache.first().map_or(0, |cache| cache.offset());
+        let mask = causal_mask(embeds.dim(1) as usize, offset as usize, self.config.sliding_window);
+        let mut x = embeds.clone();
+        for (block, cache) in self.blocks.iter().zip(cache) {
+            x = block.forward(&x, &mask, cache)?;
+            if self.dtype == Dtype::Float32 {
+                x.eval()?; // weights widened for this layer go before the next
+            }
+        }
+        Ok(x)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Block {
+    input_layernorm: RmsNorm,
+    self_attn: Attention,
+    post_attention_layernorm: RmsNorm,
+    mlp: Mlp,
+}
+
+impl Block {
+    fn load(weights: &Weights, config: &MistralConfig, dtype: Dtype) -> Result<Block> {
+        let norm = |name: &str| RmsNorm::load(&weights.at(name), config.hidden_size, config.rms_norm_eps, dtype);
+        Ok(Block {
+            input_layernorm: norm("input_layernorm")?,
+            self_attn: Attention::load(&weights.at("self_attn"), config, dtype)?,
+            post_attention_layernorm: norm("post_attention_layernorm")?,
+            mlp: Mlp::load(&weights.at("mlp"), config, dtype)?,
+        })
+    }
+
+    /// `[batch, tokens, hidden]` to the same shape.
+    fn forward<C: KeyValueCache>(&self, x: &Array, mask: &Mask, cache: &mut C) -> Result<Array, Exception> {
+        let x = x.add(self.self_attn.forward(&self.input_layernorm.forward(x)?, mask, cache)?)?;
+        x.add(self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Attention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    head_dim: i32,
+    rope_theta: f32,
+}
+
+impl Attention {
+    fn load(weights: &Weights, config: &MistralConfig, dtype: Dtype) -> Result<Attention> {
+        let (hidden, head) = (config.hidden_size, config.head_dim());
+        let (queries, keys) = (config.num_attention_heads * head, config.num_key_value_heads * head);
+        Ok(Attention {
+            q_proj: Linear::load(&weights.at("q_proj"), queries, hidden, dtype)?,
+            k_proj: Linear::load(&weights.at("k_proj"), keys, hidden, dtype)?,
+            v_proj: Linear::load(&weights.at("v_proj"), keys, hidden, dtype)?,
+            o_proj: Linear::load(&weights.at("o_proj"), hidden, queries, dtype)?,
+            head_dim: head as i32,
+            rope_theta: config.rope_theta(),
+        })
+    }
+
+    /// `[batch, tokens, hidden]` to the same shape.
+    fn forward<C: KeyValueCache>(&self, x: &Array, mask: &Mask, cache: &mut C) -> Result<Array, Exception> {
+        let queries = self.rotate(self.heads(&self.q_proj, x)?, cache.offset())?;
+        let keys = self.rotate(self.heads(&self.k_proj, x)?, cache.offset())?;
+        let (keys, values) = cache.update_and_fetch(keys, self.heads(&self.v_proj, x)?)?;
+        self.o_proj.forward(&attention(&queries, &keys, &values, mask)?)
+    }
+
+    /// A projection of x, split into heads: `[batch, heads, tokens, head width]`.
+    fn heads(&self, proj: &Linear, x: &Array) -> Result<Array, Exception> {
+        proj.forward(x)?.reshape(&[x.dim(0), x.dim(1), -1, self.head_dim])?.transpose_axes(&[0, 2, 1, 3])
+    }
+
+    /// Rotary positions, the two halves of a head rotated against each other (not "traditional" pairs).
+    fn rotate(&self, heads: Array, offset: i32) -> Result<Array, Exception> {
+        fast::rope(heads, self.head_dim, false, self.rope_theta, 1.0, offset, None)
+    }
+}
+
+/// SwiGLU (<https://arxiv.org/abs/2002.05202>).
+#[derive(Debug, Clone)]
+struct Mlp {
+    gate_proj: Linear,
+    up_proj: Linear,
+    down_proj: Linear,
+}
+
+impl Mlp {
+    fn load(weights: &Weights, config: &MistralConfig, dtype: Dtype) -> Result<Mlp> {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        Ok(Mlp {
+            gate_proj: Linear::load(&weights.at("gate_proj"), inner, hidden, dtype)?,
+            up_proj: Linear::load(&weights.at("up_proj"), inner, hidden, dtype)?,
+            down_proj: Linear::load(&weights.at("down_proj"), hidden, inner, dtype)?,
+        })
+    }
+
+    /// `[batch, tokens, hidden]` to the same shape.
+    fn forward(&self, x: &Array) -> Result<Array, Exception> {
+        let gate = silu(&self.gate_proj.forward(x)?)?;
+        self.down_proj.forward(&gate.multiply(self.up_proj.forward(x)?)?)
+    }
+}

@@ -1,0 +1,44 @@
+//! The projector: from vision features to the decoder's space.
+
+use mlx_rs::{Array, Dtype, error::Exception};
+
+use crate::{
+    Result,
+    checkpoint::Weights,
+    nn::{Activation, Linear},
+};
+
+/// Linear layers with exact GELUs between them: three in a model with two encoders, two in one with a single encoder
+/// (<https://github.com/TRI-ML/prismatic-vlms/blob/main/prismatic/util/nn_utils.py>).
+#[derive(Debug, Clone)]
+pub struct FusedMLPProjector {
+    layers: Vec<Linear>,
+}
+
+/// Reads `fc1`, `fc2` and so on below `weights`, from `vision_width` to `hidden_size`.
+pub fn load_projector(weights: &Weights, vision_width: usize, hidden_size: usize, dtype: Dtype) -> Result<FusedMLPProjector> {
+    let names: &[&str] = if weights.has("fc3.weight") { &["fc1", "fc2", "fc3"] } else { &["fc1", "fc2"] };
+    let mut input = vision_width;
+    let mut layers = Vec::new();
+    for (i, name) in names.iter().enumerate() {
+        let weights = weights.at(name);
+        let output = if i == 0 && names.len() == 3 { weights.shape("weight")?.first().copied().unwrap_or(0) } else { hidden_size };
+        layers.push(Linear::load(&weights, output, input, dtype)?);
+        input = output;
+    }
+    Ok(FusedMLPProjector { layers })
+}
+
+impl FusedMLPProjector {
+    /// `[batch, patches, vision width]` to `[batch, patches, hidden]`.
+    pub fn forward(&self, features: &Array) -> Result<Array, Exception> {
+        let mut x = features.clone();
+        for (i, layer) in self.layers.iter().enumerate() {
+            if i > 0 {
+                x = Activation::Gelu.apply(&x)?;
+            }
+            x = layer.forward(&x)?;
+        }
+        Ok(x)
+    }
+}

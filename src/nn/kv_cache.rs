@@ -1,0 +1,157 @@
+//! Keys and values of the positions already seen, one cache a layer.
+
+use mlx_rs::{
+    Array,
+    error::Result,
+    ops::{concatenate, indexing::TryIndexMutOp, indexing::TryIndexOp, zeros_dtype},
+};
+
+/// What a decoder layer needs of a cache.
+pub trait KeyValueCache {
+    /// Positions held so far.
+    fn offset(&self) -> i32;
+
+    /// Appends `[batch, kv heads, tokens, head width]` and returns everything held, in the order of positions.
+    fn update_and_fetch(&mut self, keys: Array, values: Array) -> Result<(Array, Array)>;
+}
+
+/// A cache that grows in blocks of [`KVCache::STEP`] positions and is written in place.
+#[derive(Debug, Clone, Default)]
+pub struct KVCache {
+    /// Keys and values, `[batch, kv heads, capacity, head width]`.
+    held: Option<(Array, Array)>,
+    offset: i32,
+}
+
+impl KVCache {
+    /// Positions that are allocated at a time.
+    pub const STEP: i32 = 256;
+
+    /// An empty cache.
+    pub fn new() -> KVCache {
+        KVCache::default()
+    }
+
+    /// Forgets the positions from `offset` on. Does nothing where fewer are held.
+    pub fn truncate(&mut self, offset: i32) {
+        self.offset = self.offset.min(offset.max(0));
+    }
+
+    /// The arrays held, for evaluation.
+    pub fn arrays(&self) -> impl Iterator<Item = &Array> {
+        self.held.iter().flat_map(|(keys, values)| [keys, values])
+    }
+
+    /// Makes room for `tokens` more positions.
+    fn reserve(&mut self, keys: &Array, values: &Array, tokens: i32) -> Result<()> {
+        let capacity = self.held.as_ref().map_or(0, |(keys, _)| keys.dim(2));
+        let needed = self.offset + tokens;
+        if needed <= capacity {
+            return Ok(());
+        }
+        let capacity = (needed + Self::STEP - 1) / Self::STEP * Self::STEP;
+        let grow = |old: Option<&Array>, like: &Array| -> Result<Array> {
+            let room = zeros_dtype(&[like.dim(0), like.dim(1), capacity - self.offset, like.dim(3)], like.dtype())?;
+            match old {
+                Some(old) if self.offset > 0 => concatenate(&[&old.try_index((.., .., ..self.offset, ..))?, &room], 2),
+                _ => Ok(room),
+            }
+        };
+        let old = self.held.take();
+        self.held = Some((grow(old.as_ref().map(|(k, _)| k), keys)?, grow(old.as_ref().map(|(_, v)| v), values)?));
+        Ok(())
+    }
+}
+
+impl KeyValueCache for KVCache {
+    fn offset(&self) -> i32 {
+        self.offset
+    }
+
+    fn update_and_fetch(&mut self, keys: Array, values: Array) -> Result<(Array, Array)> {
+        let end = self.offset + keys.dim(2);
+        self.reserve(&keys, &values, keys.dim(2))?;
+        let Some((held_keys, held_values)) = &mut self.held else {
+            return Err("the KV cache has no room".into());
+        };
+        held_keys.try_index_mut((.., .., self.offset..end, ..), &keys)?;
+        held_values.try_index_mut((.., .., self.offset..end, ..), &values)?;
+        self.offset = end;
+        Ok((held_keys.try_index((.., .., ..end, ..))?, held_values.try_index((.., .., ..end, ..))?))
+    }
+}
+
+/// The simplest cache: concatenates, copying everything at each step.
+#[derive(Debug, Clone, Default)]
+pub struct ConcatKeyValueCache {
+    held: Option<(Array, Array)>,
+}
+
+impl ConcatKeyValueCache {
+    /// An empty cache.
+    pub fn new() -> ConcatKeyValueCache {
+        ConcatKeyValueCache::default()
+    }
+}
+
+impl KeyValueCache for ConcatKeyValueCache {
+    fn offset(&self) -> i32 {
+        self.held.as_ref().map_or(0, |(keys, _)| keys.dim(2))
+    }
+
+    fn update_and_fetch(&mut self, keys: Array, values: Array) -> Result<(Array, Array)> {
+        let joined = match self.held.take() {
+            None => (keys, values),
+            Some((k, v)) => (concatenate(&[&k, &keys], 2)?, concatenate(&[&v, &values], 2)?),
+        };
+        self.held = Some(joined.clone());
+        Ok(joined)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(from: i32, tokens: i32) -> Array {
+        let values: Vec<f32> = (from..from + tokens).flat_map(|i| [i as f32, -i as f32]).collect();
+        Array::from_slice(&values, &[1, 1, tokens, 2])
+    }
+
+    /// The two caches must hold the same, over block borders and after going back.
+    #[test]
+    fn the_caches_agree() {
+        let (mut stepped, mut joined) = (KVCache::new(), ConcatKeyValueCache::new());
+        let mut at = 0;
+        for tokens in [1, 200, 60, 1, 300] {
+            let (k, v) = stepped.update_and_fetch(block(at, tokens), block(at + 1000, tokens)).unwrap();
+            let (k2, v2) = joined.update_and_fetch(block(at, tokens), block(at + 1000, tokens)).unwrap();
+            assert_eq!(k.to_vec_cast::<f32>().unwrap(), k2.to_vec_cast::<f32>().unwrap());
+            assert_eq!(v.to_vec_cast::<f32>().unwrap(), v2.to_vec_cast::<f32>().unwrap());
+            at += tokens;
+            assert_eq!((stepped.offset(), joined.offset()), (at, at));
+        }
+    }
+
+    #[test]
+    fn truncation_forgets_the_end_only() {
+        let mut cache = KVCache::new();
+        cache.update_and_fetch(block(0, 300), block(0, 300)).unwrap();
+        cache.truncate(10);
+        let (keys, _) = cache.update_and_fetch(block(50, 2), block(50, 2)).unwrap();
+        let keys = keys.to_vec_cast::<f32>().unwrap();
+        assert_eq!(keys.len(), 24);
+        assert_eq!(keys[18..], [9.0, -9.0, 50.0, -50.0, 51.0, -51.0]);
+    }
+
+    /// A clone keeps what it had when the original is written further.
+    #[test]
+    fn a_clone_is_independent() {
+        let mut cache = KVCache::new();
+        cache.update_and_fetch(block(0, 4), block(0, 4)).unwrap();
+        let mut fork = cache.clone();
+        cache.update_and_fetch(block(100, 1), block(100, 1)).unwrap();
+        let (keys, _) = fork.update_and_fetch(block(7, 1), block(7, 1)).unwrap();
+        assert_eq!(keys.to_vec_cast::<f32>().unwrap()[6..], [3.0, -3.0, 7.0, -7.0]);
+    }
+}

@@ -1,0 +1,49 @@
+//! Normalization layers.
+
+use mlx_rs::{Array, Dtype, error::Exception, fast};
+
+use super::linear::load_vector;
+use crate::{Result, checkpoint::Weights};
+
+/// Root mean square normalization (<https://arxiv.org/abs/1910.07467>).
+#[derive(Debug, Clone)]
+pub struct RmsNorm {
+    /// `[width]`
+    weight: Array,
+    eps: f32,
+}
+
+impl RmsNorm {
+    /// Reads `weight` `[width]`.
+    pub fn load(weights: &Weights, width: usize, eps: f32, dtype: Dtype) -> Result<RmsNorm> {
+        Ok(RmsNorm { weight: load_vector(weights, "weight", &[width], dtype)?, eps })
+    }
+
+    /// `[.., width]` to the same shape.
+    pub fn forward(&self, x: &Array) -> Result<Array, Exception> {
+        fast::rms_norm(x, Some(&self.weight), self.eps)
+    }
+}
+
+/// Layer normalization (<https://arxiv.org/abs/1607.06450>).
+#[derive(Debug, Clone)]
+pub struct LayerNorm {
+    /// `[width]`
+    weight: Array,
+    /// `[width]`
+    bias: Array,
+    eps: f32,
+}
+
+impl LayerNorm {
+    /// Reads `weight` and `bias`, `[width]` each.
+    pub fn load(weights: &Weights, width: usize, eps: f32, dtype: Dtype) -> Result<LayerNorm> {
+        let vector = |name| load_vector(weights, name, &[width], dtype);
+        Ok(LayerNorm { weight: vector("weight")?, bias: vector("bias")?, eps })
+    }
+
+    /// `[.., width]` to the same shape.
+    pub fn forward(&self, x: &Array) -> Result<Array, Exception> {
+        fast::layer_norm(x, &self.weight, &self.bias, self.eps)
+    }
+}

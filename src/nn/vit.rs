@@ -1,0 +1,251 @@
+//! The vision transformer of timm (<https://github.com/huggingface/pytorch-image-models/blob/v0.9.10/timm/models/vision_transformer.py>), as far
+//! as features are taken from it: DINOv2 with class and register tokens and LayerScale, SigLIP without.
+
+use mlx_rs::{
+    Array, Dtype,
+    error::Exception,
+    ops::{broadcast_to, concatenate, indexing::TryIndexOp},
+};
+
+use super::{Activation, LayerNorm, Linear, Mask, attention, load_vector};
+use crate::{Result, checkpoint::Weights};
+
+/// The size of a vision transformer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ViTConfig {
+    /// Width of a token.
+    pub embed_dim: usize,
+    /// Blocks in the checkpoint. Features come from the last but one, so one fewer is run.
+    pub depth: usize,
+    /// Attention heads; divides `embed_dim`.
+    pub num_heads: usize,
+    /// Width between the two layers of a block's MLP.
+    pub intermediate_dim: usize,
+    /// Whether a class token stands before the patches.
+    pub has_cls_token: bool,
+    /// Register tokens between class token and patches.
+    pub num_registers: usize,
+    /// Whether each branch is scaled channel by channel before it is added.
+    pub has_layer_scale: bool,
+    /// Edge of a patch, in pixels.
+    pub patch_size: usize,
+    /// Edge of the picture, in pixels.
+    pub image_size: usize,
+    /// Rows of the position embedding: the patches, or also the class token.
+    pub num_positions: usize,
+    /// Between the two layers of a block's MLP.
+    pub activation: Activation,
+}
+
+impl ViTConfig {
+    /// DINOv2 ViT-L/14 with four registers: timm's `vit_large_patch14_reg4_dinov2.lvd142m` at 224 pixels.
+    pub fn dinov2_large() -> ViTConfig {
+        ViTConfig {
+            embed_dim: 1024,
+            depth: 24,
+            num_heads: 16,
+            intermediate_dim: 4096,
+            has_cls_token: true,
+            num_registers: 4,
+            has_layer_scale: true,
+            patch_size: 14,
+            image_size: 224,
+            num_positions: 256,
+            activation: Activation::Gelu,
+        }
+    }
+
+    /// SigLIP so400m/14: timm's `vit_so400m_patch14_siglip_224`.
+    pub fn siglip_so400m() -> ViTConfig {
+        ViTConfig {
+            embed_dim: 1152,
+            depth: 27,
+            num_heads: 16,
+            intermediate_dim: 4304,
+            has_cls_token: false,
+            num_registers: 0,
+            has_layer_scale: false,
+            patch_size: 14,
+            image_size: 224,
+            num_positions: 256,
+            activation: Activation::Gelu,
+        }
+    }
+
+    /// Patches of a picture: the tokens that the encoder gives for it.
+    pub fn num_patches(&self) -> usize {
+        (self.image_size / self.patch_size).pow(2)
+    }
+}
+
+/// A vision encoder up to the output of its last but one block, where Prismatic models take their features (no final norm).
+#[derive(Debug, Clone)]
+pub struct ViTEncoder {
+    /// The encoder's size.
+    pub config: ViTConfig,
+    patch_embed: Linear,
+    /// `[1, positions, width]`
+    pos_embed: Array,
+    /// Class token and registers, `[1, prefix, width]`.
+    prefix: Option<Array>,
+    blocks: Vec<Block>,
+    dtype: Dtype,
+}
+
+/// Reads the encoder below `weights`. `dtype` is that of the activations.
+pub fn load_vit_encoder(weights: &Weights, config: ViTConfig, dtype: Dtype) -> Result<ViTEncoder> {
+    let width = config.embed_dim;
+    let pos_embed = load_vector(weights, "pos_embed", &[1, config.num_positions, width], dtype)?;
+    let mut prefix = Vec::new();
+    if config.has_cls_token {
+        prefix.push(load_vector(weights, "cls_token", &[1, 1, width], dtype)?);
+    }
+    if config.num_registers > 0 {
+        prefix.push(load_vector(weights, "reg_token", &[1, config.num_registers, width], dtype)?);
+    }
+    let prefix = if prefix.is_empty() { None } else { Some(concatenate(&prefix, 1)?) };
+    let patch_embed = Linear::load_patches(&weights.at("patch_embed.proj"), width, config.patch_size, dtype)?;
+    let blocks = (0..config.depth.saturating_sub(1))
+        .map(|i| Block::load(&weights.at("blocks").at(i), &config, dtype))
+        .collect::<Result<_>>()?;
+    Ok(ViTEncoder { config, patch_embed, pos_embed, prefix, blocks, dtype })
+}
+
+impl ViTEncoder {
+    /// Normalized pixels `[batch, height, width, 3]` to features `[batch, patches, width]`.
+    pub fn forward(&self, pixels: &Array) -> Result<Array, Exception> {
+        let patches = self.patch_embed.forward(&self.patches(pixels)?)?;
+        let mut x = self.embed(patches)?;
+        for block in &self.blocks {
+            x = block.forward(&x)?;
+            if self.dtype == Dtype::Float32 {
+                x.eval()?; // weights widened for this block go before the next
+            }
+        }
+        let prefix = self.prefix.as_ref().map_or(0, |prefix| prefix.dim(1));
+        x.try_index((.., prefix.., ..))
+    }
+
+    /// Cuts a picture into rows of `3 · patch²` values, channel by channel as the convolution's weight has them:
+    /// `[batch, patches, 3 · patch²]`.
+    fn patches(&self, pixels: &Array) -> Result<Array, Exception> {
+        let (patch, edge) = (self.config.patch_size as i32, self.config.image_size as i32);
+        let &[batch, height, width, 3] = pixels.shape() else {
+            return Err(format!("pixels of shape {:?}: expected [batch, {edge}, {edge}, 3]", pixels.shape()).as_str().into());
+        };
+        if (height, width) != (edge, edge) {
+            return Err(format!("a picture of {width} by {height} pixels: this encoder takes {edge} by {edge}").as_str().into());
+        }
+        let grid = edge / patch;
+        let used = pixels.as_dtype(self.dtype)?.try_index((.., ..grid * patch, ..grid * patch, ..))?;
+        used.reshape(&[batch, grid, patch, grid, patch, 3])?.transpose_axes(&[0, 1, 3, 5, 2, 4])?.reshape(&[
+            batch,
+            grid * grid,
+            3 * patch * patch,
+        ])
+    }
+
+    /// Adds positions and puts class and register tokens before the patches. Positions that do not cover the class token are added before it
+    /// comes (timm's `no_embed_class`).
+    fn embed(&self, patches: Array) -> Result<Array, Exception> {
+        let Some(prefix) = &self.prefix else { return patches.add(&self.pos_embed) };
+        let prefix = broadcast_to(prefix, &[patches.dim(0), prefix.dim(1), prefix.dim(2)])?;
+        if self.config.num_positions == self.config.num_patches() {
+            concatenate(&[&prefix, &patches.add(&self.pos_embed)?], 1)
+        } else {
+            concatenate(&[&prefix, &patches], 1)?.add(&self.pos_embed)
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Block {
+    norm1: LayerNorm,
+    attn: Attention,
+    ls1: Option<Array>,
+    norm2: LayerNorm,
+    mlp: Mlp,
+    ls2: Option<Array>,
+}
+
+impl Block {
+    /// timm's vision transformers use this epsilon where PyTorch's default is 1e-5.
+    const EPS: f32 = 1e-6;
+
+    fn load(weights: &Weights, config: &ViTConfig, dtype: Dtype) -> Result<Block> {
+        let width = config.embed_dim;
+        let layer_scale = |name: &str| {
+            config.has_layer_scale.then(|| load_vector(&weights.at(name), "scale_factor", &[width], dtype)).transpose()
+        };
+        Ok(Block {
+            norm1: LayerNorm::load(&weights.at("norm1"), width, Self::EPS, dtype)?,
+            attn: Attention::load(&weights.at("attn"), config, dtype)?,
+            ls1: layer_scale("ls1")?,
+            norm2: LayerNorm::load(&weights.at("norm2"), width, Self::EPS, dtype)?,
+            mlp: Mlp::load(&weights.at("mlp"), config, dtype)?,
+            ls2: layer_scale("ls2")?,
+        })
+    }
+
+    /// `[batch, tokens, width]` to the same shape.
+    fn forward(&self, x: &Array) -> Result<Array, Exception> {
+        let x = x.add(scale(self.attn.forward(&self.norm1.forward(x)?)?, &self.ls1)?)?;
+        x.add(scale(self.mlp.forward(&self.norm2.forward(&x)?)?, &self.ls2)?)
+    }
+}
+
+fn scale(x: Array, factor: &Option<Array>) -> Result<Array, Exception> {
+    match factor {
+        Some(factor) => x.multiply(factor),
+        None => Ok(x),
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Attention {
+    qkv: Linear,
+    proj: Linear,
+    heads: i32,
+}
+
+impl Attention {
+    fn load(weights: &Weights, config: &ViTConfig, dtype: Dtype) -> Result<Attention> {
+        let width = config.embed_dim;
+        Ok(Attention {
+            qkv: Linear::load(&weights.at("qkv"), 3 * width, width, dtype)?,
+            proj: Linear::load(&weights.at("proj"), width, width, dtype)?,
+            heads: config.num_heads as i32,
+        })
+    }
+
+    /// Every token sees every other. `[batch, tokens, width]` to the same shape.
+    fn forward(&self, x: &Array) -> Result<Array, Exception> {
+        let (batch, tokens, width) = (x.dim(0), x.dim(1), x.dim(2));
+        let qkv = self.qkv.forward(x)?.reshape(&[batch, tokens, 3, self.heads, width / self.heads])?;
+        let qkv = qkv.transpose_axes(&[2, 0, 3, 1, 4])?;
+        let part = |i: i32| qkv.try_index(i);
+        self.proj.forward(&attention(&part(0)?, &part(1)?, &part(2)?, &Mask::None)?)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Mlp {
+    fc1: Linear,
+    fc2: Linear,
+    activation: Activation,
+}
+
+impl Mlp {
+    fn load(weights: &Weights, config: &ViTConfig, dtype: Dtype) -> Result<Mlp> {
+        Ok(Mlp {
+            fc1: Linear::load(&weights.at("fc1"), config.intermediate_dim, config.embed_dim, dtype)?,
+            fc2: Linear::load(&weights.at("fc2"), config.embed_dim, config.intermediate_dim, dtype)?,
+            activation: config.activation,
+        })
+    }
+
+    /// `[batch, tokens, width]` to the same shape.
+    fn forward(&self, x: &Array) -> Result<Array, Exception> {
+        self.fc2.forward(&self.activation.apply(&self.fc1.forward(x)?)?)
+    }
+}
