@@ -102,21 +102,15 @@ fn is_needed(os: &str, arch: &str) -> Result<bool> {
         ("linux", "aarch64") => bail!(
             "mlx-rs 0.33 does not compile on 64-bit ARM Linux (its 16-bit float types differ there): use x86-64 Linux, or a Mac with Apple silicon"
         ),
-        ("linux", other) => bail!(
-            "there is no MLX for Linux on {other} processors: use x86-64 Linux, or a Mac with Apple silicon"
-        ),
-        (other, _) => bail!(
-            "there is no MLX for {other}: use x86-64 Linux (on Windows: inside WSL), or a Mac with Apple silicon"
-        ),
+        ("linux", other) => bail!("there is no MLX for Linux on {other} processors: use x86-64 Linux, or a Mac with Apple silicon"),
+        (other, _) => bail!("there is no MLX for {other}: use x86-64 Linux (on Windows: inside WSL), or a Mac with Apple silicon"),
     }
 }
 
 /// A complete MLX, and this repository's cargo configured to use it.
 fn prepare(backend: Option<Backend>) -> Result<Home> {
     let repository = repository();
-    let backend = backend
-        .or_else(|| cargo_config::backend(repository))
-        .unwrap_or(Backend::Cpu);
+    let backend = backend.or_else(|| cargo_config::backend(repository)).unwrap_or(Backend::Cpu);
     let home = Home::new(&cache_folder()?, backend);
     if !home.is_complete() {
         install(&home)?;
@@ -133,17 +127,11 @@ fn repository() -> &'static Path {
 
 /// Where complete set-ups lie: `$MOXIN_MLX_HOME`, or `moxin-vlm` in the user's cache folder.
 fn cache_folder() -> Result<PathBuf> {
-    let absolute = |name| {
-        env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
-    };
+    let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     if let Some(given) = env::var_os("MOXIN_MLX_HOME") {
-        return absolute("MOXIN_MLX_HOME")
-            .ok_or_else(|| anyhow!("MOXIN_MLX_HOME is {given:?}: give an absolute path"));
+        return absolute("MOXIN_MLX_HOME").ok_or_else(|| anyhow!("MOXIN_MLX_HOME is {given:?}: give an absolute path"));
     }
-    let cache =
-        absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
+    let cache = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
     let cache = cache.context("neither HOME nor XDG_CACHE_HOME is set: set MOXIN_MLX_HOME to the folder that MLX shall go to")?;
     Ok(cache.join("moxin-vlm"))
 }
@@ -156,15 +144,8 @@ struct Home {
 
 impl Home {
     fn new(cache: &Path, backend: Backend) -> Home {
-        let name = format!(
-            "mlx-{MLX_VERSION}-{}-{}",
-            backend.name(),
-            recipe_hash(backend)
-        );
-        Home {
-            path: cache.join(name),
-            backend,
-        }
+        let name = format!("mlx-{MLX_VERSION}-{}-{}", backend.name(), recipe_hash(backend));
+        Home { path: cache.join(name), backend }
     }
 
     /// A folder appears under its name only once complete; the files are looked at all the same,
@@ -204,10 +185,7 @@ fn recipe_hash(backend: Backend) -> String {
         hash.update(name);
         hash.update(text);
     }
-    hash.finalize()[..6]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hash.finalize()[..6].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Builds what `home` is to hold beside it, under a lock, and moves it there.
@@ -218,10 +196,7 @@ fn install(home: &Home) -> Result<()> {
             "the disk that holds {} is full: make room (0.5 GB, for cuda 6 GB), or set MOXIN_MLX_HOME to a folder on another disk",
             cache.display()
         ),
-        Some(io) => anyhow!(
-            "cannot write to {} ({io}): set MOXIN_MLX_HOME to a folder where you can",
-            cache.display()
-        ),
+        Some(io) => anyhow!("cannot write to {} ({io}): set MOXIN_MLX_HOME to a folder where you can", cache.display()),
         None => error,
     })
 }
@@ -239,10 +214,7 @@ fn install_in(cache: &Path, home: &Home) -> Result<()> {
 
     for entry in fs::read_dir(cache)? {
         let path = entry?.path();
-        if path
-            .file_name()
-            .is_some_and(|name| name.to_string_lossy().starts_with(PART))
-        {
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PART)) {
             remove(&path).ok(); // of a run that was interrupted; its compiler may still be at work
         }
     }
@@ -263,10 +235,7 @@ fn build(part: &Path, home: &Home) -> Result<()> {
         Ok(path)
     };
     let (downloads, tools, made) = (folder("wheels")?, folder("tools")?, folder("home")?);
-    let made = Home {
-        path: made,
-        backend: home.backend,
-    };
+    let made = Home { path: made, backend: home.backend };
     let steps = Steps::new(part.with_file_name("setup.log"), folder("tmp")?);
 
     native::check_c_library()?;
@@ -274,23 +243,13 @@ fn build(part: &Path, home: &Home) -> Result<()> {
     let compiler = native::Compiler::find()?;
     let mlx_c = native::mlx_c_sources(repository())?;
 
-    steps.say(&format!(
-        "fetching MLX {MLX_VERSION} ({}) and what builds it",
-        home.backend.name()
-    ));
+    steps.say(&format!("fetching MLX {MLX_VERSION} ({}) and what builds it", home.backend.name()));
     wheels::download(&steps, home.backend, &downloads)?;
     steps.say("unpacking");
     wheels::unpack(&steps, &downloads, &made.path, &tools)?;
     steps.say("writing the Rust bindings of mlx-c");
     let recipe = native::write_recipe(&folder("native")?)?;
-    bindings::generate(
-        &steps,
-        &tools,
-        &mlx_c,
-        &recipe,
-        &compiler,
-        &made.bindings_folder(),
-    )?;
+    bindings::generate(&steps, &tools, &mlx_c, &recipe, &compiler, &made.bindings_folder())?;
     steps.say("building mlx-c (a minute or so)");
     let built = native::build(&steps, &tools, &recipe, &mlx_c, &compiler, &made)?;
     let found = native::check(&steps, &built, home.backend)?;
@@ -334,11 +293,7 @@ mod tests {
         assert_ne!(home.path, Home::new(cache.path(), Backend::Cuda).path);
 
         let files = ["mlx/lib/libmlx.so", "lib/libmlxc.a", "bindings/bindings.rs"];
-        for file in files
-            .map(|file| home.path.join(file))
-            .into_iter()
-            .chain([native::openblas(&home.path)])
-        {
+        for file in files.map(|file| home.path.join(file)).into_iter().chain([native::openblas(&home.path)]) {
             assert!(!home.is_complete());
             fs::create_dir_all(file.parent().unwrap()).unwrap();
             fs::write(file, "").unwrap();

@@ -41,11 +41,7 @@ fn accept_c_library(name: &str) -> Result<()> {
     if (numbers.next(), numbers.next()) < (Some(2), Some(35)) {
         bail!(
             "MLX needs glibc 2.35 or newer, and this system has {}: use a newer one, such as Debian 12 or Ubuntu 22.04",
-            if version.is_empty() {
-                "another C library"
-            } else {
-                version
-            }
+            if version.is_empty() { "another C library" } else { version }
         );
     }
     Ok(())
@@ -60,18 +56,13 @@ impl Compiler {
             let [program, arguments @ ..] = words else {
                 return false;
             };
-            let output = Command::new(program)
-                .args(arguments)
-                .arg("--version")
-                .output();
+            let output = Command::new(program).args(arguments).arg("--version").output();
             output.is_ok_and(|output| output.status.success())
         };
         if let Ok(given) = env::var("CXX") {
             let words: Vec<String> = given.split_whitespace().map(str::to_owned).collect();
             if !runs(&words) {
-                bail!(
-                    "CXX is set to {given:?}, which does not run: set it to a C++ compiler, or unset it"
-                );
+                bail!("CXX is set to {given:?}, which does not run: set it to a C++ compiler, or unset it");
             }
             return Ok(Compiler(words));
         }
@@ -108,13 +99,10 @@ pub fn mlx_c_sources(repository: &Path) -> Result<PathBuf> {
             String::from_utf8_lossy(&output.stderr).trim_end()
         );
     }
-    let metadata: serde_json::Value =
-        serde_json::from_slice(&output.stdout).context("what `cargo metadata` printed")?;
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).context("what `cargo metadata` printed")?;
     let packages = metadata["packages"].as_array().into_iter().flatten();
-    let mlx_sys = packages
-        .into_iter()
-        .find(|package| package["name"] == "mlx-sys")
-        .context("this repository does not depend on mlx-sys")?;
+    let mlx_sys =
+        packages.into_iter().find(|package| package["name"] == "mlx-sys").context("this repository does not depend on mlx-sys")?;
     if mlx_sys["version"] != MLX_SYS_VERSION {
         bail!(
             "Cargo.lock has mlx-sys {}, but this set-up is for {MLX_SYS_VERSION}: bring the two together (xtask/src/setup)",
@@ -134,14 +122,7 @@ pub fn write_recipe(folder: &Path) -> Result<PathBuf> {
 }
 
 /// Compiles everything into `home`; returns the folder with the check program.
-pub fn build(
-    steps: &Steps,
-    tools: &Path,
-    recipe: &Path,
-    mlx_c: &Path,
-    compiler: &Compiler,
-    home: &Home,
-) -> Result<PathBuf> {
+pub fn build(steps: &Steps, tools: &Path, recipe: &Path, mlx_c: &Path, compiler: &Compiler, home: &Home) -> Result<PathBuf> {
     let cmake = executable(find_below(tools, "bin/cmake")?)?;
     let ninja = executable(find_below(tools, "scripts/ninja")?)?;
     let folder = recipe.join("build");
@@ -163,10 +144,7 @@ pub fn build(
 
     let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
     let mut build = Command::new(&cmake);
-    build
-        .arg("--build")
-        .arg(&folder)
-        .arg(format!("--parallel={cores}"));
+    build.arg("--build").arg(&folder).arg(format!("--parallel={cores}"));
     steps.expect(&mut build, "mlx-c does not compile")?;
     Ok(folder)
 }
@@ -176,10 +154,7 @@ fn reference_blas(home: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(home)? {
         let folder = entry?.path();
-        if folder
-            .extension()
-            .is_none_or(|extension| extension != "libs")
-        {
+        if folder.extension().is_none_or(|extension| extension != "libs") {
             continue;
         }
         for entry in fs::read_dir(folder)? {
@@ -200,23 +175,15 @@ fn reference_blas(home: &Path) -> Result<Vec<String>> {
 pub fn check(steps: &Steps, folder: &Path, backend: Backend) -> Result<String> {
     let failure = match steps.run(&mut Command::new(folder.join("check")))? {
         Ok(rate) => {
-            return Ok(format!(
-                "checked: f32 matrix products run at {} GFLOP/s on OpenBLAS",
-                rate.trim()
-            ));
+            return Ok(format!("checked: f32 matrix products run at {} GFLOP/s on OpenBLAS", rate.trim()));
         }
         Err(failure) => failure,
     };
     if backend == Backend::Cuda && failure.text.contains("libcuda.so.1") {
-        return Ok(
-            "not checked: this machine has no NVIDIA driver, so the CUDA build of MLX cannot run"
-                .into(),
-        );
+        return Ok("not checked: this machine has no NVIDIA driver, so the CUDA build of MLX cannot run".into());
     }
     Err(match failure.code {
-        Some(2) => anyhow!(
-            "MLX on OpenBLAS multiplies wrongly on this machine: please report it with the processor's name"
-        ),
+        Some(2) => anyhow!("MLX on OpenBLAS multiplies wrongly on this machine: please report it with the processor's name"),
         Some(3) => anyhow!("MLX does not use the OpenBLAS that was put in place: please report it"),
         _ => steps.report("MLX was built but does not run", &failure),
     })
