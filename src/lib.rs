@@ -4,6 +4,7 @@
 
 pub mod checkpoint;
 pub mod error;
+pub mod generate;
 pub mod image;
 pub mod text;
 

@@ -1,0 +1,120 @@
+//! A checkpoint's `tokenizer.json`, read and run by Hugging Face's `tokenizers`.
+
+use std::fmt;
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokenizers::DecoderWrapper;
+
+use crate::{Error, Result};
+
+/// Turns text into token ids and back. Cloning is cheap: the clones share one vocabulary. Any number of threads may use it at once.
+#[derive(Clone)]
+pub struct Tokenizer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    path: PathBuf,
+    tokenizer: tokenizers::Tokenizer,
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`.
+    ///
+    /// The truncation and padding that such a file may carry are ignored, as transformers ignores them unless a caller asks: a prompt is
+    /// never cut short silently.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] or [`Error::Io`] where the file cannot be read, [`Error::CorruptModel`] where it is not a tokenizer.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let bytes = fs::read(path).map_err(|e| Error::io(path, "the tokenizer", e))?;
+        let tokenizer = contained(path, "not a usable tokenizer", || {
+            let mut tokenizer = tokenizers::Tokenizer::from_bytes(&bytes)?;
+            tokenizer.with_truncation(None)?;
+            tokenizer.with_padding(None);
+            Ok(tokenizer)
+        })?;
+        Ok(Self { shared: Arc::new(Shared { path: path.into(), tokenizer }) })
+    }
+
+    /// The token ids of `text`. With `add_special`, also what the tokenizer puts around a text, such as `<s>` in front.
+    ///
+    /// A special token that is spelt out in the text, such as `</s>`, becomes that token, as in transformers.
+    ///
+    /// # Errors
+    /// [`Error::CorruptModel`] where the tokenizer contradicts itself on this text, such as an unknown token that it does not have.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let encoding = contained(&self.shared.path, "cannot encode text", || self.shared.tokenizer.encode_fast(text, add_special))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of `ids`. Special tokens and ids that the vocabulary lacks are left out.
+    ///
+    /// # Errors
+    /// [`Error::CorruptModel`] where the tokenizer's decoder fails on these tokens.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        // Some decoders count on at least one token.
+        if ids.iter().all(|&id| self.spoken(id).is_none()) {
+            return Ok(String::new());
+        }
+        contained(&self.shared.path, "cannot decode tokens", || self.shared.tokenizer.decode(ids, true))
+    }
+
+    /// The id of a token by its exact spelling in the vocabulary, such as `</s>` or `▁the`.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.shared.tokenizer.token_to_id(token)
+    }
+
+    /// The spelling of a token in the vocabulary, such as `</s>`, `▁the` or `<0xF0>`; not the text it stands for.
+    pub fn token_text(&self, id: u32) -> Option<String> {
+        self.shared.tokenizer.id_to_token(id)
+    }
+
+    /// Number of tokens, the added ones included. The model may have more rows than that (padding rows).
+    pub fn vocab_size(&self) -> usize {
+        self.shared.tokenizer.get_vocab_size(true)
+    }
+
+    /// Whether the token is a special one, which [`decode`](Self::decode) leaves out.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.token_text(id).is_some_and(|token| self.shared.tokenizer.get_added_vocabulary().is_special_token(&token))
+    }
+
+    /// The spelling of a token that takes part in decoding: one that is known and not special.
+    pub(super) fn spoken(&self, id: u32) -> Option<String> {
+        self.token_text(id).filter(|token| !self.shared.tokenizer.get_added_vocabulary().is_special_token(token))
+    }
+
+    /// How token spellings become text.
+    pub(super) fn decoder(&self) -> Option<&DecoderWrapper> {
+        self.shared.tokenizer.get_decoder()
+    }
+
+    /// Runs one decoder step over a single token.
+    pub(super) fn decode_step(&self, step: &DecoderWrapper, token: String) -> Result<String> {
+        use tokenizers::Decoder;
+        contained(&self.shared.path, "cannot decode tokens", || Ok(step.decode_chain(vec![token])?.concat()))
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer").field("path", &self.shared.path).field("vocab_size", &self.vocab_size()).finish()
+    }
+}
+
+/// Runs a call into `tokenizers`, which panics on some malformed files (a `Strip` decoder that cuts more than a token holds, for one):
+/// that too is a fault of the file.
+fn contained<T>(path: &Path, what: &str, call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|e| Error::corrupt(path, format!("{what}: {e}"))),
+        Err(panic) => {
+            let reason = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+            Err(Error::corrupt(path, format!("{what}: {}", reason.unwrap_or("the tokenizers library panicked"))))
+        }
+    }
+}
