@@ -1,0 +1,65 @@
+use moxin_vlm::Error;
+use moxin_vlm::text::prompt::{Role, Turn, pure_prompt};
+use serde::Deserialize;
+
+use crate::{fixture, tokenizer};
+
+#[derive(Deserialize)]
+struct Cases {
+    conversations: Vec<Conversation>,
+    white_space: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+struct Conversation {
+    turns: Vec<String>,
+    prompt: String,
+    ids: Vec<u32>,
+}
+
+fn alternating(texts: &[String]) -> Vec<Turn> {
+    let turn = |(i, text): (usize, &String)| if i % 2 == 0 { Turn::user(text) } else { Turn::assistant(text) };
+    texts.iter().enumerate().map(turn).collect()
+}
+
+#[test]
+fn builds_what_the_reference_builds() {
+    let cases: Cases = fixture("prompts");
+    let tokenizer = tokenizer("llama");
+    for case in cases.conversations {
+        let prompt = pure_prompt(&alternating(&case.turns)).unwrap();
+        assert_eq!(prompt, case.prompt, "{:?}", case.turns);
+        assert_eq!(tokenizer.encode(&prompt, true).unwrap(), case.ids, "{:?}", case.turns);
+    }
+}
+
+#[test]
+fn strips_what_python_strips() {
+    let spaces = fixture::<Cases>("prompts").white_space;
+    for c in (0..=u32::from(char::MAX)).filter_map(char::from_u32) {
+        let stripped = pure_prompt(&[Turn::user(format!("{c}a{c}"))]).unwrap() == "In: a\nOut:";
+        assert_eq!(stripped, spaces.contains(&u32::from(c)), "{c:?}");
+    }
+}
+
+/// The reference escapes nothing: what a user spells out as a special token becomes one.
+#[test]
+fn special_tokens_in_a_users_text_are_parsed() {
+    let tokenizer = tokenizer("llama");
+    let prompt = pure_prompt(&[Turn::user("a</s>b<s>")]).unwrap();
+    let ids = tokenizer.encode(&prompt, true).unwrap();
+    assert_eq!(prompt, "In: a</s>b<s>\nOut:");
+    assert_eq!((ids.iter().filter(|&&id| id == 2).count(), ids.iter().filter(|&&id| id == 1).count()), (1, 2));
+}
+
+#[test]
+fn refuses_other_turns() {
+    let system = Turn { role: Role::System, text: "Be brief.".into() };
+    let error = pure_prompt(&[system, Turn::user("hi")]).unwrap_err();
+    assert!(matches!(error, Error::InvalidState(_)) && error.to_string().contains("no system text"), "{error}");
+
+    let error = pure_prompt(&[Turn::user("a"), Turn::user("b")]).unwrap_err();
+    assert!(matches!(error, Error::InvalidArgument(_)) && error.to_string().contains("turn 2"), "{error}");
+    assert!(matches!(pure_prompt(&[Turn::assistant("a")]), Err(Error::InvalidArgument(_))));
+    assert_eq!(pure_prompt(&[]).unwrap(), "");
+}
