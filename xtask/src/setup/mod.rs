@@ -83,7 +83,6 @@ pub fn run(options: Options) -> Result<()> {
 }
 
 /// Gets MLX where it is not there yet; silent otherwise. Other chores call this first.
-#[allow(dead_code)] // until the first of them is here
 pub fn ensure() -> Result<()> {
     if is_needed(OS, ARCH)? {
         prepare(None)?;
@@ -120,13 +119,13 @@ fn prepare(backend: Option<Backend>) -> Result<Home> {
 }
 
 /// The folder that holds this package: the root of the repository.
-fn repository() -> &'static Path {
+pub fn repository() -> &'static Path {
     let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
     xtask.parent().unwrap_or(xtask)
 }
 
-/// Where complete set-ups lie: `$MOXIN_MLX_HOME`, or `moxin-vlm` in the user's cache folder.
-fn cache_folder() -> Result<PathBuf> {
+/// Where complete set-ups and other large files lie: `$MOXIN_MLX_HOME`, or `moxin-vlm` in the user's cache folder.
+pub fn cache_folder() -> Result<PathBuf> {
     let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     if let Some(given) = env::var_os("MOXIN_MLX_HOME") {
         return absolute("MOXIN_MLX_HOME").ok_or_else(|| anyhow!("MOXIN_MLX_HOME is {given:?}: give an absolute path"));

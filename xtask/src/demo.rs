@@ -1,0 +1,18 @@
+//! The library at work on the small checkpoint: a picture, a question about it, a follow-up, and the answers as they come.
+
+use anyhow::Result;
+
+use crate::{cargo, setup};
+
+const MODEL: &str = "models/tiny";
+const PICTURE: &str = "models/demo.png";
+const QUESTIONS: [&str; 2] = ["What is written?", "What is below it?"];
+
+pub fn run() -> Result<()> {
+    setup::ensure()?;
+    cargo::build_example("generate")?;
+    println!("The picture: {}", setup::repository().join(PICTURE).display());
+    let mut arguments = vec!["--model", MODEL, "--image", PICTURE, "--show-image"];
+    arguments.extend(QUESTIONS.iter().flat_map(|question| ["--prompt", question]));
+    cargo::run_example("generate", &arguments)
+}

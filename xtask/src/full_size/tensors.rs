@@ -1,0 +1,189 @@
+//! The tensors of a checkpoint in Moxin-7B-VLM's format: names, shapes, and what a random one is filled with.
+
+/// The sizes that such a checkpoint is made of.
+pub struct Sizes {
+    pub dino: Encoder,
+    pub siglip: Encoder,
+    /// Edge of a patch in pixels, and how many of them a picture has.
+    pub patch: usize,
+    pub patches: usize,
+    pub decoder: Decoder,
+}
+
+/// A vision transformer.
+pub struct Encoder {
+    pub width: usize,
+    pub depth: usize,
+    /// Width inside the MLP.
+    pub inner: usize,
+}
+
+/// Mistral.
+pub struct Decoder {
+    pub width: usize,
+    pub layers: usize,
+    /// Width of all keys, or values, of a token; queries are as wide as the token.
+    pub keys: usize,
+    pub inner: usize,
+    pub vocabulary: usize,
+}
+
+/// Those of <https://huggingface.co/moxin-org/Moxin-7B-VLM>: DINOv2 ViT-L/14 with registers, SigLIP so400m/14, Moxin-7B.
+pub const MOXIN_7B: Sizes = Sizes {
+    dino: Encoder { width: 1024, depth: 24, inner: 4096 },
+    siglip: Encoder { width: 1152, depth: 27, inner: 4304 },
+    patch: 14,
+    patches: 256,
+    decoder: Decoder { width: 4096, layers: 36, keys: 1024, inner: 14336, vocabulary: 32064 },
+};
+
+pub struct Tensor {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub fill: Fill,
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Fill {
+    Random,
+    /// As training begins: 1 for the weights of norms, 0.1 for LayerScale.
+    Constant(f32),
+}
+
+impl Tensor {
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// In bfloat16.
+    pub fn bytes(&self) -> usize {
+        2 * self.elements()
+    }
+}
+
+/// All tensors of a checkpoint, also those that the forward pass never reads.
+pub fn tensors(sizes: &Sizes) -> Vec<Tensor> {
+    let mut list = List(Vec::new());
+    list.dino("vision_backbone.featurizer", sizes);
+    list.siglip("vision_backbone.fused_featurizer", sizes);
+    let (seen, width) = (sizes.dino.width + sizes.siglip.width, sizes.decoder.width);
+    list.linear("projector.fc1", 4 * seen, seen);
+    list.linear("projector.fc2", width, 4 * seen);
+    list.linear("projector.fc3", width, width);
+    list.decoder("language_model", &sizes.decoder);
+    list.0
+}
+
+struct List(Vec<Tensor>);
+
+impl List {
+    fn add(&mut self, name: impl Into<String>, shape: &[usize], fill: Fill) {
+        self.0.push(Tensor { name: name.into(), shape: shape.to_vec(), fill });
+    }
+
+    fn random(&mut self, name: impl Into<String>, shape: &[usize]) {
+        self.add(name, shape, Fill::Random);
+    }
+
+    fn linear(&mut self, name: &str, output: usize, input: usize) {
+        self.random(format!("{name}.weight"), &[output, input]);
+        self.random(format!("{name}.bias"), &[output]);
+    }
+
+    fn layer_norm(&mut self, name: &str, width: usize) {
+        self.rms_norm(name, width);
+        self.random(format!("{name}.bias"), &[width]);
+    }
+
+    fn rms_norm(&mut self, name: &str, width: usize) {
+        self.add(format!("{name}.weight"), &[width], Fill::Constant(1.0));
+    }
+
+    fn dino(&mut self, name: &str, sizes: &Sizes) {
+        let width = sizes.dino.width;
+        self.random(format!("{name}.cls_token"), &[1, 1, width]);
+        self.random(format!("{name}.reg_token"), &[1, 4, width]);
+        self.encoder(name, &sizes.dino, sizes);
+        for i in 0..sizes.dino.depth {
+            for scale in ["ls1", "ls2"] {
+                self.add(format!("{name}.blocks.{i}.{scale}.scale_factor"), &[width], Fill::Constant(0.1));
+            }
+        }
+    }
+
+    fn siglip(&mut self, name: &str, sizes: &Sizes) {
+        let Encoder { width, inner, .. } = sizes.siglip;
+        self.encoder(name, &sizes.siglip, sizes);
+        self.random(format!("{name}.attn_pool.latent"), &[1, 1, width]);
+        self.linear(&format!("{name}.attn_pool.q"), width, width);
+        self.linear(&format!("{name}.attn_pool.kv"), 2 * width, width);
+        self.linear(&format!("{name}.attn_pool.proj"), width, width);
+        self.layer_norm(&format!("{name}.attn_pool.norm"), width);
+        self.mlp(&format!("{name}.attn_pool.mlp"), width, inner);
+    }
+
+    /// What both encoders have.
+    fn encoder(&mut self, name: &str, encoder: &Encoder, sizes: &Sizes) {
+        let width = encoder.width;
+        self.random(format!("{name}.pos_embed"), &[1, sizes.patches, width]);
+        self.random(format!("{name}.patch_embed.proj.weight"), &[width, 3, sizes.patch, sizes.patch]);
+        self.random(format!("{name}.patch_embed.proj.bias"), &[width]);
+        for i in 0..encoder.depth {
+            let block = format!("{name}.blocks.{i}");
+            self.layer_norm(&format!("{block}.norm1"), width);
+            self.linear(&format!("{block}.attn.qkv"), 3 * width, width);
+            self.linear(&format!("{block}.attn.proj"), width, width);
+            self.layer_norm(&format!("{block}.norm2"), width);
+            self.mlp(&format!("{block}.mlp"), width, encoder.inner);
+        }
+        self.layer_norm(&format!("{name}.norm"), width);
+    }
+
+    fn mlp(&mut self, name: &str, width: usize, inner: usize) {
+        self.linear(&format!("{name}.fc1"), inner, width);
+        self.linear(&format!("{name}.fc2"), width, inner);
+    }
+
+    fn decoder(&mut self, name: &str, decoder: &Decoder) {
+        let &Decoder { width, keys, inner, vocabulary, .. } = decoder;
+        self.random(format!("{name}.model.embed_tokens.weight"), &[vocabulary, width]);
+        for i in 0..decoder.layers {
+            let layer = format!("{name}.model.layers.{i}");
+            self.rms_norm(&format!("{layer}.input_layernorm"), width);
+            for (matrix, output, input) in [
+                ("self_attn.q_proj", width, width),
+                ("self_attn.k_proj", keys, width),
+                ("self_attn.v_proj", keys, width),
+                ("self_attn.o_proj", width, width),
+                ("mlp.gate_proj", inner, width),
+                ("mlp.up_proj", inner, width),
+                ("mlp.down_proj", width, inner),
+            ] {
+                self.random(format!("{layer}.{matrix}.weight"), &[output, input]);
+            }
+            self.rms_norm(&format!("{layer}.post_attention_layernorm"), width);
+        }
+        self.rms_norm(&format!("{name}.model.norm"), width);
+        self.random(format!("{name}.lm_head.weight"), &[vocabulary, width]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What timm counts in the two encoders; Mistral-7B's 7,241,732,096 with four more layers and 64 more tokens.
+    #[test]
+    fn the_real_sizes_give_the_real_numbers_of_parameters() {
+        let tensors = tensors(&MOXIN_7B);
+        let count = |prefix: &str| {
+            let part: Vec<&Tensor> = tensors.iter().filter(|tensor| tensor.name.starts_with(prefix)).collect();
+            let elements: usize = part.iter().map(|tensor| tensor.elements()).sum();
+            (part.len(), (elements as f64 / 1e5).round() / 10.0)
+        };
+        assert_eq!(count("vision_backbone.featurizer."), (343, 303.2));
+        assert_eq!(count("vision_backbone.fused_featurizer."), (342, 427.7));
+        assert_eq!(count("projector."), (6, 71.4));
+        assert_eq!(count("language_model."), (36 * 9 + 3, 8114.7));
+    }
+}

@@ -1,0 +1,135 @@
+//! Everything that must hold before a change goes in, in one command.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{cargo, setup};
+
+/// One step: a name, and cargo's arguments.
+struct Step {
+    name: &'static str,
+    arguments: &'static [&'static str],
+    environment: Option<(&'static str, &'static str)>,
+}
+
+impl Step {
+    const fn new(name: &'static str, arguments: &'static [&'static str]) -> Step {
+        Step { name, arguments, environment: None }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = cargo::cargo();
+        command.args(self.arguments).envs(self.environment);
+        command
+    }
+
+    /// How a person runs it again.
+    fn line(&self) -> String {
+        let environment = self.environment.map(|(name, value)| format!("{name}='{value}' ")).unwrap_or_default();
+        format!("{environment}cargo {}", self.arguments.join(" "))
+    }
+}
+
+/// Quick ones first. Clippy and doc read the same metadata of the dependencies; the tests build them. The chores' own tests keep to the
+/// chores' profile, in which their dependencies are built already.
+const STEPS: [Step; 5] = [
+    Step::new("format", &["fmt", "--all", "--check"]),
+    Step::new("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+    Step {
+        environment: Some(("RUSTDOCFLAGS", "-D warnings")),
+        ..Step::new("documentation", &["doc", "--package", "moxin-vlm", "--no-deps"])
+    },
+    Step::new("tests of the chores", &["test", "--profile", "chores", "--package", "xtask"]),
+    Step::new("tests", &["test", "--package", "moxin-vlm"]),
+];
+
+const LICENCES: Step = Step::new("licences", &["deny", "check", "licenses", "bans", "sources"]);
+
+/// Tests that passed, and those that were left out.
+#[derive(Default, PartialEq, Debug)]
+struct Count {
+    passed: usize,
+    ignored: usize,
+}
+
+pub fn run() -> Result<()> {
+    let start = Instant::now();
+    setup::ensure()?;
+    let mut times = vec![("set-up", Some(start.elapsed()))];
+    let mut count = Count::default();
+    for step in &STEPS {
+        times.push((step.name, Some(run_step(step, &mut count)?)));
+    }
+    let has_deny = cargo::cargo().args(["deny", "--version"]).output().is_ok_and(|output| output.status.success());
+    let licences = if has_deny { Some(run_step(&LICENCES, &mut count)?) } else { None };
+    times.push((LICENCES.name, licences));
+
+    println!();
+    for (name, time) in times {
+        match time {
+            Some(time) => println!("{name:20} {:>7}", seconds(time)),
+            None => println!("{name:20} SKIPPED: cargo-deny is not here; get it with: cargo install --locked cargo-deny"),
+        }
+    }
+    let Count { passed, ignored } = count;
+    println!("\nAll is well: {passed} tests passed, {ignored} ignored, in {}.", seconds(start.elapsed()));
+    Ok(())
+}
+
+fn run_step(step: &Step, count: &mut Count) -> Result<Duration> {
+    println!("\n=== {}: {}", step.name, step.line());
+    let start = Instant::now();
+    let mut child = step.command().stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
+    for line in BufReader::new(child.stdout.take().context("no output")?).lines() {
+        let line = line?;
+        println!("{line}");
+        count.add(&line);
+    }
+    let status = child.wait()?;
+    let time = start.elapsed();
+    if !status.success() {
+        bail!("{} failed after {}; to repeat it: {}", step.name, seconds(time), step.line());
+    }
+    println!("=== {}: {}", step.name, seconds(time));
+    Ok(time)
+}
+
+impl Count {
+    /// Reads the closing line of one test program: `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
+    fn add(&mut self, line: &str) {
+        let Some(result) = line.strip_prefix("test result: ok. ") else { return };
+        for part in result.split("; ") {
+            match part.split_once(' ').and_then(|(number, what)| Some((number.parse::<usize>().ok()?, what))) {
+                Some((number, "passed")) => self.passed += number,
+                Some((number, "ignored")) => self.ignored += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tests_are_counted_over_all_programs() {
+        let mut count = Count::default();
+        count.add("running 3 tests");
+        count.add("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s");
+        count.add("test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.50s");
+        assert_eq!(count, Count { passed: 15, ignored: 1 });
+    }
+
+    #[test]
+    fn a_step_can_be_repeated_by_hand() {
+        assert_eq!(STEPS[2].line(), "RUSTDOCFLAGS='-D warnings' cargo doc --package moxin-vlm --no-deps");
+    }
+}
