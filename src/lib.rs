@@ -37,7 +37,9 @@ pub use device::Backend;
 pub use error::{Error, Result};
 pub use generate::{Event, FinishReason, Generate, GenerationOptions, SamplingParams, Stats, sample};
 pub use image::{DecodeOptions, Picture, PixelFormat, Processor};
-pub use models::moxin::{FusedMLPProjector, MistralConfig, MoxinVLM, VLMConfig, load_model, load_projector, normalize_dino, normalize_siglip};
+pub use models::moxin::{
+    FusedMLPProjector, MistralConfig, MoxinVLM, VLMConfig, load_model, load_projector, normalize_dino, normalize_siglip,
+};
 pub use nn::{ConcatKeyValueCache, KVCache, KeyValueCache, ViTConfig, ViTEncoder, load_vit_encoder};
 pub use runtime::{Cancel, Embedding, LoadOptions, Model, ModelInfo, Op, Session, Stage};
 pub use text::{Role, Tokenizer, Turn, load_tokenizer};

@@ -91,10 +91,8 @@ impl<'a> Weights<'a> {
     pub fn shape(&self, name: &str) -> Result<Vec<usize>> {
         let tensor = self.find(name)?;
         if tensor.shape.contains(&0) {
-            return Err(Error::corrupt(
-                tensor.file(),
-                format!("{} is empty: its shape is {:?}", self.describe(name, tensor), tensor.shape),
-            ));
+            let what = format!("{} is empty: its shape is {:?}", self.describe(name, tensor), tensor.shape);
+            return Err(Error::corrupt(tensor.file(), what));
         }
         Ok(tensor.shape.clone())
     }
@@ -134,7 +132,8 @@ impl<'a> Weights<'a> {
         let hint = match module {
             Some(module) => {
                 let names: Vec<_> = self.names_below(module).take(NAMES_IN_HINT).collect();
-                format!("under `{module}` there are {} tensors, such as {}", self.names_below(module).count(), names.join(", "))
+                let more = if self.names_below(module).nth(NAMES_IN_HINT).is_some() { ", …" } else { "" };
+                format!("`{module}` has {}{more}", names.join(", "))
             }
             None => "no tensor has a name that begins like it".to_owned(),
         };

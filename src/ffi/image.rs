@@ -5,9 +5,7 @@ use std::{
     path::Path,
 };
 
-use super::{
-    MOXIN_STRLEN, Versioned, bytes, deref, free, give, guard, init_params, moxin_error, moxin_status, out, read_params, text,
-};
+use super::{MOXIN_STRLEN, Versioned, bytes, deref, free, give, guard, init_params, moxin_error, moxin_status, out, read_params, text};
 use crate::{
     Error, Result,
     image::{DecodeOptions, Picture, PixelFormat},

@@ -3,8 +3,9 @@
 use std::{ffi::c_char, path::Path, ptr};
 
 use super::{
-    MOXIN_BACKEND_AUTO, MOXIN_BACKEND_CPU, MOXIN_BACKEND_CUDA, MOXIN_BACKEND_METAL, MOXIN_STRLEN, Versioned, backend_from, deref, free, give,
-    guard, init_params, moxin_backend, moxin_error, moxin_image, moxin_op, moxin_status, op::with_op, out, read_params, text, write_result,
+    MOXIN_BACKEND_AUTO, MOXIN_BACKEND_CPU, MOXIN_BACKEND_CUDA, MOXIN_BACKEND_METAL, MOXIN_STRLEN, Versioned, backend_from, deref, free,
+    give, guard, init_params, moxin_backend, moxin_error, moxin_image, moxin_op, moxin_status, op::with_op, out, read_params, text,
+    write_result,
 };
 use crate::{
     Backend,

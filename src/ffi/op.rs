@@ -1,10 +1,6 @@
 //! What a caller may attach to a long operation.
 
-use std::{
-    ffi::c_void,
-    ptr,
-    time::Duration,
-};
+use std::{ffi::c_void, ptr, time::Duration};
 
 use super::{Versioned, free, read_params};
 use crate::{

@@ -76,7 +76,9 @@ impl GenerationOptions {
     /// Checks every field's range.
     pub fn validate(&self) -> Result<()> {
         self.sampling.validate()?;
-        for (name, value) in [("max_tokens", self.max_tokens), ("prefill_chunk", self.prefill_chunk), ("max_context", self.max_context.unwrap_or(1))] {
+        for (name, value) in
+            [("max_tokens", self.max_tokens), ("prefill_chunk", self.prefill_chunk), ("max_context", self.max_context.unwrap_or(1))]
+        {
             if !(1..=1 << 24).contains(&value) {
                 return Err(Error::InvalidArgument(format!("{name} is {value}; 1 to {} is expected", 1 << 24)));
             }
@@ -243,7 +245,9 @@ impl Chat {
         self.between_turns()?;
         match role {
             Role::System => {
-                return Err(Error::InvalidState("this model takes no system text: its prompt format has only questions and answers".into()));
+                return Err(Error::InvalidState(
+                    "this model takes no system text: its prompt format has only questions and answers".into(),
+                ));
             }
             Role::Assistant if self.turns.is_empty() => {
                 return Err(Error::InvalidState("a conversation begins with the user's text".into()));

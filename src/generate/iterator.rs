@@ -61,7 +61,14 @@ enum Next {
 
 impl<'a, C: KeyValueCache + Default> Generate<'a, C> {
     /// Begins with a picture, as [`MoxinVLM::forward`] takes it, and the ids of a prompt, `[1, tokens]`. The cache is empty or fresh.
-    pub fn new(model: &'a mut MoxinVLM, cache: &'a mut Vec<C>, temperature: f32, dino_image: Array, siglip_image: Array, input_ids: Array) -> Self {
+    pub fn new(
+        model: &'a mut MoxinVLM,
+        cache: &'a mut Vec<C>,
+        temperature: f32,
+        dino_image: Array,
+        siglip_image: Array,
+        input_ids: Array,
+    ) -> Self {
         Generate { model, cache, temperature, next: Next::Prefill { dino: dino_image, siglip: siglip_image, ids: input_ids } }
     }
 

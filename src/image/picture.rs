@@ -207,7 +207,9 @@ fn to_rgb8(image: DynamicImage) -> image::RgbImage {
     match image {
         DynamicImage::ImageLuma16(_) | DynamicImage::ImageLumaA16(_) | DynamicImage::ImageRgb16(_) | DynamicImage::ImageRgba16(_) => {
             let deep = image.into_rgb16();
-            image::RgbImage::from_fn(deep.width(), deep.height(), |x, y| image::Rgb(deep.get_pixel(x, y).0.map(|sample| (sample >> 8) as u8)))
+            image::RgbImage::from_fn(deep.width(), deep.height(), |x, y| {
+                image::Rgb(deep.get_pixel(x, y).0.map(|sample| (sample >> 8) as u8))
+            })
         }
         _ => image.into_rgb8(),
     }
@@ -240,7 +242,9 @@ fn describe(bytes: &[u8]) -> String {
         _ if [&b"ftypheic"[..], b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc"].contains(&brand) => "a HEIC picture".into(),
         _ if [&b"ftypavif"[..], b"ftypavis"].contains(&brand) => "an AVIF picture".into(),
         _ if start.starts_with(b"%PDF") => "a PDF document".into(),
-        _ if start.iter().all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace() || !byte.is_ascii()) => "text, not a picture".into(),
+        _ if start.iter().all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace() || !byte.is_ascii()) => {
+            "text, not a picture".into()
+        }
         _ => format!("of an unknown format (it starts with {:02x?})", &start[..start.len().min(8)]),
     }
 }

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use serde::de::DeserializeOwned;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::resize::{Axis, Canvas, resize};
 use super::Picture;
+use super::resize::{Axis, Canvas, resize};
 use crate::{Error, Result};
 
 /// The largest side that an encoder's input may have; it bounds the memory that a configuration can ask for.

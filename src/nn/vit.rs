@@ -105,9 +105,8 @@ pub fn load_vit_encoder(weights: &Weights, config: ViTConfig, dtype: Dtype) -> R
     }
     let prefix = if prefix.is_empty() { None } else { Some(concatenate(&prefix, 1)?) };
     let patch_embed = Linear::load_patches(&weights.at("patch_embed.proj"), width, config.patch_size, dtype)?;
-    let blocks = (0..config.depth.saturating_sub(1))
-        .map(|i| Block::load(&weights.at("blocks").at(i), &config, dtype))
-        .collect::<Result<_>>()?;
+    let blocks =
+        (0..config.depth.saturating_sub(1)).map(|i| Block::load(&weights.at("blocks").at(i), &config, dtype)).collect::<Result<_>>()?;
     Ok(ViTEncoder { config, patch_embed, pos_embed, prefix, blocks, dtype })
 }
 
@@ -174,9 +173,8 @@ impl Block {
 
     fn load(weights: &Weights, config: &ViTConfig, dtype: Dtype) -> Result<Block> {
         let width = config.embed_dim;
-        let layer_scale = |name: &str| {
-            config.has_layer_scale.then(|| load_vector(&weights.at(name), "scale_factor", &[width], dtype)).transpose()
-        };
+        let layer_scale =
+            |name: &str| config.has_layer_scale.then(|| load_vector(&weights.at(name), "scale_factor", &[width], dtype)).transpose();
         Ok(Block {
             norm1: LayerNorm::load(&weights.at("norm1"), width, Self::EPS, dtype)?,
             attn: Attention::load(&weights.at("attn"), config, dtype)?,

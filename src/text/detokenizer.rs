@@ -11,8 +11,8 @@ use std::mem;
 
 use tokenizers::DecoderWrapper;
 
+use super::Tokenizer;
 use crate::Result;
-use crate::text::tokenizer::Tokenizer;
 
 /// Decodes tokens one at a time. Joined, the pieces are exactly what [`Tokenizer::decode`] gives for all the tokens, but for a decoder
 /// of neither kind above that changes earlier text afterwards.
@@ -224,5 +224,37 @@ impl Window {
         let all = tokenizer.decode(&self.ids)?;
         let common: usize = before.chars().zip(all.chars()).take_while(|(a, b)| a == b).map(|(c, _)| c.len_utf8()).sum();
         Ok(all[common..].into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many bytes or tokens wait, all that a push looks at besides its own token.
+    fn held(decoder: &StreamDecoder) -> usize {
+        match &decoder.style {
+            Style::ByteFallback(style) => style.run.len(),
+            Style::ByteLevel(pending) => pending.len(),
+            Style::Window(window) => window.ids.len(),
+        }
+    }
+
+    /// The work for a token does not grow with the text before it.
+    #[test]
+    fn work_is_linear() {
+        for name in ["llama", "byte_level", "metaspace"] {
+            let path = format!("{}/tests/text/{name}.json", env!("CARGO_MANIFEST_DIR"));
+            let tokenizer = Tokenizer::from_file(path).unwrap();
+            let ids = tokenizer.encode(&"In: What is it? \u{FFFD} 👍🎉 ".repeat(300), false).unwrap();
+            let mut decoder = StreamDecoder::new(&tokenizer);
+            let mut text = String::new();
+            for &id in &ids {
+                text += &decoder.push(id).unwrap();
+                assert!(held(&decoder) <= 2 * Window::LIMIT, "{name}: {} held after {} bytes of text", held(&decoder), text.len());
+            }
+            text += &decoder.finish().unwrap();
+            assert_eq!(text, tokenizer.decode(&ids).unwrap(), "{name}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 
-use moxin_vlm::text::detokenizer::StreamDecoder;
-use moxin_vlm::text::tokenizer::Tokenizer;
+use moxin_vlm::text::StreamDecoder;
+use moxin_vlm::text::Tokenizer;
 use serde_json::{Value, json};
 
 use crate::tokenizer::Cases;

@@ -9,7 +9,7 @@ mod tokenizer;
 
 use std::path::PathBuf;
 
-use moxin_vlm::text::tokenizer::Tokenizer;
+use moxin_vlm::text::Tokenizer;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde::de::DeserializeOwned;

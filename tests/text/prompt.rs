@@ -1,5 +1,5 @@
 use moxin_vlm::Error;
-use moxin_vlm::text::prompt::{Role, Turn, pure_prompt};
+use moxin_vlm::text::{Role, Turn, pure_prompt};
 use serde::Deserialize;
 
 use crate::{fixture, tokenizer};

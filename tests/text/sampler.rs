@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 
 use moxin_vlm::Error;
-use moxin_vlm::generate::sampler::{Sampler, SamplingParams, top_logprobs};
+use moxin_vlm::generate::{Sampler, SamplingParams, top_logprobs};
 use serde::Deserialize;
 
 use crate::{Random, fixture};

@@ -1,5 +1,5 @@
 use moxin_vlm::Error;
-use moxin_vlm::generate::stop::{StopOutcome, StopStrings};
+use moxin_vlm::generate::{StopOutcome, StopStrings};
 
 use crate::Random;
 

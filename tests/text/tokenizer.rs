@@ -3,7 +3,7 @@ use std::path::Path;
 use std::thread;
 
 use moxin_vlm::Error;
-use moxin_vlm::text::tokenizer::Tokenizer;
+use moxin_vlm::text::Tokenizer;
 use serde::Deserialize;
 use serde_json::{Value, json};
 

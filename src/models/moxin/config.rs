@@ -8,11 +8,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::{
-    Error, Result,
-    checkpoint::read_json,
-    nn::Activation,
-};
+use crate::{Error, Result, checkpoint::read_json, nn::Activation};
 
 /// A Prismatic `config.json`.
 #[derive(Debug, Clone, Deserialize)]
@@ -84,7 +80,9 @@ impl VLMConfig {
         let id = &self.timm_model_ids[i];
         match id.split('.').next().unwrap_or(id) {
             "vit_large_patch14_reg4_dinov2" | "vit_so400m_patch14_siglip_224" | "vit_so400m_patch14_siglip_384" => Ok(16),
-            _ => Err(format!("timm_model_ids[{i}] is {id:?}, whose number of attention heads is not known; put num_heads into timm_override_kwargs[{i}]")),
+            _ => Err(format!(
+                "timm_model_ids[{i}] is {id:?}, whose number of attention heads is not known; put num_heads into timm_override_kwargs[{i}]"
+            )),
         }
     }
 

@@ -174,7 +174,10 @@ fn load_projector_for(
 ) -> Result<FusedMLPProjector> {
     let patches: Vec<usize> = encoders.iter().map(|encoder| encoder.config.num_patches()).collect();
     if patches.windows(2).any(|pair| pair[0] != pair[1]) {
-        return Err(Error::corrupt(config_path, format!("the encoders make {patches:?} patches of a picture; the same number is expected")));
+        return Err(Error::corrupt(
+            config_path,
+            format!("the encoders make {patches:?} patches of a picture; the same number is expected"),
+        ));
     }
     let width = encoders.iter().map(|encoder| encoder.config.embed_dim).sum();
     load_projector(&weights.at("projector"), width, config.text_config.hidden_size, dtype)

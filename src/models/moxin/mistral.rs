@@ -41,9 +41,7 @@ impl MistralDecoder {
             true => Linear::tied(&embed_tokens),
             false => Linear::load(&weights.at("lm_head"), vocabulary, hidden, dtype)?,
         };
-        let blocks = (0..config.num_hidden_layers)
-            .map(|i| Block::load(&model.at("layers").at(i), config, dtype))
-            .collect::<Result<_>>()?;
+        let blocks = (0..config.num_hidden_layers).map(|i| Block::load(&model.at("layers").at(i), config, dtype)).collect::<Result<_>>()?;
         let norm = RmsNorm::load(&model.at("norm"), hidden, config.rms_norm_eps, dtype)?;
         Ok(MistralDecoder { config: config.clone(), embed_tokens, blocks, norm, lm_head, dtype })
     }
