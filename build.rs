@@ -8,10 +8,7 @@ fn main() {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).expect("cbindgen.toml");
-    let mut builder = cbindgen::Builder::new().with_config(config);
-    for file in ["mod", "error", "op", "model", "image", "session"] {
-        builder = builder.with_src(root.join(format!("src/ffi/{file}.rs")));
-    }
+    let builder = cbindgen::Builder::new().with_config(config).with_src(root.join("src/ffi/mod.rs"));
     builder.generate().expect("the C header").write_to_file(out.join("moxin_vlm.h"));
 
     // `cargo xtask setup` tells where MLX lies. Its run path in cargo's configuration is lost where RUSTFLAGS is set.

@@ -1,4 +1,4 @@
-//! The library at work on the small checkpoint: a picture, a question about it, a follow-up, and the answers as they come.
+//! The library at work on the small checkpoint: a picture, questions about it, a follow-up, and the answers as they come.
 
 use anyhow::Result;
 
@@ -6,7 +6,7 @@ use crate::{cargo, setup};
 
 const MODEL: &str = "models/tiny";
 const PICTURE: &str = "models/demo.png";
-const QUESTIONS: [&str; 2] = ["What is written?", "What is below it?"];
+const QUESTIONS: [&str; 3] = ["Describe the picture.", "What is at the top right?", "What is left of it?"];
 
 pub fn run() -> Result<()> {
     setup::ensure()?;
