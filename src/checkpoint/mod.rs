@@ -1,1 +1,140 @@
-//! Model folders.
+//! Model folders in the Hugging Face layout: JSON configuration, and weights in one safetensors file or several.
+//!
+//! Files come from anywhere, so everything is checked when a folder is opened: sizes, offsets, dtypes, shapes, and that an index names
+//! files of its own folder. Tensors are then read one at a time, by position. Files are never mapped into memory: a mapped file that
+//! shrinks ends the process, a read that comes up short is an error like any other.
+
+mod json;
+mod safetensors;
+mod weights;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+pub use self::json::read_json;
+pub use self::safetensors::TensorInfo;
+pub use self::weights::{LoadContext, Weights};
+use crate::{Error, Result};
+
+/// The weights of a model folder: what tensors there are and where they lie. The files stay open, their data unread.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+impl Checkpoint {
+    /// Opens the weights in `folder`: `model.safetensors`, or else the shards of `model.safetensors.index.json`. With both there, the
+    /// single file counts, as in transformers.
+    ///
+    /// Reads and checks the headers only. Fails with [`Error::NotFound`] for a missing folder or file, [`Error::CorruptModel`] for a file
+    /// that is damaged or contradicts itself, [`Error::UnsupportedModel`] for a tensor larger than MLX can hold.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let kind = fs::metadata(folder).map_err(|e| Error::io(folder, "the model folder", e))?;
+        if !kind.is_dir() {
+            return Err(Error::InvalidArgument(format!(
+                "{} is not a folder; a model is a folder with config.json and weights",
+                folder.display()
+            )));
+        }
+        let single = folder.join("model.safetensors");
+        let index = folder.join("model.safetensors.index.json");
+        if exists(&single)? {
+            return Ok(Self { tensors: safetensors::open(&single, "the model's weights")?, path: single });
+        }
+        if exists(&index)? {
+            return Ok(Self { tensors: open_shards(folder, &index)?, path: index });
+        }
+        Err(Error::NotFound { path: single, what: "the model's weights; there is no model.safetensors.index.json either".into() })
+    }
+
+    /// The file that the weights were found by: `model.safetensors` or the index.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names of all tensors, sorted.
+    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The tensor called `name`, if there is one.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name)
+    }
+
+    /// Bytes of all tensors together: what loading every one of them takes in memory.
+    pub fn total_bytes(&self) -> u64 {
+        self.tensors.values().map(|t| t.bytes).sum()
+    }
+
+    /// Elements of all tensors together.
+    pub fn parameter_count(&self) -> u64 {
+        self.tensors.values().map(|t| t.shape.iter().product::<usize>() as u64).sum()
+    }
+
+    /// Gives tensors the names that the model code uses: `new_name` gets a name as stored and returns the name to use, or `None` to leave
+    /// the tensor out. The one place where a model resolves the spelling variants of its format and drops what it never reads.
+    ///
+    /// Fails with [`Error::CorruptModel`] when two tensors end up with one name.
+    pub fn rename(self, new_name: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let mut tensors = BTreeMap::new();
+        for tensor in self.tensors.into_values() {
+            let Some(name) = new_name(&tensor.stored_name) else { continue };
+            let stored = tensor.stored_name.clone();
+            if let Some(other) = tensors.insert(name.clone(), tensor) {
+                let what =
+                    format!("`{}` and `{stored}` are two spellings of one tensor, `{name}`; expected one of them", other.stored_name);
+                return Err(Error::corrupt(&self.path, what));
+            }
+        }
+        Ok(Self { path: self.path, tensors })
+    }
+}
+
+/// `model.safetensors.index.json`: the shard that each tensor is in.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+fn open_shards(folder: &Path, index_path: &Path) -> Result<BTreeMap<String, TensorInfo>> {
+    let index: Index = read_json(index_path, "the index of the model's weights")?;
+    let mut shards = HashMap::new();
+    let mut tensors = BTreeMap::new();
+    for (name, file) in index.weight_map {
+        // An index could otherwise have any file of the machine read: only a bare name is its own last component.
+        if Path::new(&file).file_name() != Some(OsStr::new(&file)) {
+            let what = format!("weight_map places `{name}` in `{file}`; expected the name of a file in the same folder, without a path");
+            return Err(Error::corrupt(index_path, what));
+        }
+        if !shards.contains_key(&file) {
+            let what = format!("a shard of the weights, which holds `{name}` by {}", index_path.display());
+            shards.insert(file.clone(), safetensors::open(&folder.join(&file), &what)?);
+        }
+        let Some(tensor) = shards.get_mut(&file).and_then(|shard| shard.remove(&name)) else {
+            return Err(Error::corrupt(index_path, format!("weight_map places `{name}` in {file}, which has no such tensor")));
+        };
+        tensors.insert(name, tensor);
+    }
+    Ok(tensors)
+}
+
+fn exists(path: &Path) -> Result<bool> {
+    path.try_exists().map_err(|e| Error::io(path, "the model's weights", e))
+}
+
+/// Opens a file for reading; returns it with its size in bytes.
+fn open_file(path: &Path, what: &str) -> Result<(File, u64)> {
+    let failed = |e| Error::io(path, what, e);
+    // Asked before opening: opening a named pipe waits for a writer.
+    let meta = fs::metadata(path).map_err(failed)?;
+    if !meta.is_file() {
+        return Err(Error::corrupt(path, format!("is not a file; expected {what}")));
+    }
+    Ok((File::open(path).map_err(failed)?, meta.len()))
+}

@@ -1,0 +1,195 @@
+//! One safetensors file: 8 bytes that give the length of a JSON header, the header, and the tensors' bytes back to back
+//! (<https://huggingface.co/docs/safetensors>).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use safetensors::tensor::{Dtype, TensorInfo as Entry};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+
+use super::{json, open_file};
+use crate::{Error, Result};
+
+const LENGTH_BYTES: u64 = 8;
+/// The limit that the safetensors library sets.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// MLX counts in `int`.
+const MAX_ELEMENTS: usize = i32::MAX as usize;
+
+/// A tensor in a safetensors file.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct TensorInfo {
+    /// Its name in the file, before any renaming.
+    pub stored_name: String,
+    /// Type of the elements.
+    pub dtype: Dtype,
+    /// Sizes, outermost first. Each, and the number of elements, fits an `i32`.
+    pub shape: Vec<usize>,
+    /// Size in bytes.
+    pub bytes: u64,
+    offset: u64,
+    file: Arc<OpenFile>,
+}
+
+#[derive(Debug)]
+struct OpenFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl TensorInfo {
+    /// The file that holds the tensor.
+    pub fn file(&self) -> &Path {
+        &self.file.path
+    }
+
+    /// Reads the tensor's bytes: elements in C order, little-endian.
+    pub fn read(&self) -> Result<Vec<u8>> {
+        let mut data = Vec::new();
+        let read = data.try_reserve_exact(self.bytes as usize).map_err(|_| ErrorKind::OutOfMemory.into()).and_then(|()| {
+            data.resize(self.bytes as usize, 0);
+            self.file.file.read_exact_at(&mut data, self.offset)
+        });
+        match read {
+            Ok(()) => Ok(data),
+            Err(e) if e.kind() == ErrorKind::UnexpectedEof => {
+                Err(self.corrupt("the file ends within this tensor; it was longer when the model was opened"))
+            }
+            Err(source) => Err(Error::Io { path: self.file().into(), source }),
+        }
+    }
+
+    fn corrupt(&self, what: &str) -> Error {
+        Error::corrupt(self.file(), format!("tensor `{}`: {what}", self.stored_name))
+    }
+}
+
+/// Opens a file and checks its header. The tensors that come back hold the file open.
+pub(super) fn open(path: &Path, what: &str) -> Result<BTreeMap<String, TensorInfo>> {
+    let (file, file_bytes) = open_file(path, what)?;
+    let header_bytes = header_length(path, &file, file_bytes)?;
+    let mut text = vec![0; header_bytes as usize];
+    read_at(path, &file, &mut text, LENGTH_BYTES)?;
+    let Header(entries) = json::parse(&text).map_err(|e| Error::corrupt(path, format!("safetensors header: {e}")))?;
+
+    let data_start = LENGTH_BYTES + header_bytes;
+    check_layout(&entries, file_bytes - data_start).map_err(|e| Error::corrupt(path, e))?;
+    check_mlx_limits(&entries).map_err(|e| Error::unsupported(path, e))?;
+
+    let file = Arc::new(OpenFile { path: path.into(), file });
+    let tensor = |(name, entry): (String, Entry)| {
+        let (start, end) = entry.data_offsets;
+        let info = TensorInfo {
+            stored_name: name.clone(),
+            dtype: entry.dtype,
+            shape: entry.shape,
+            bytes: (end - start) as u64,
+            offset: data_start + start as u64,
+            file: file.clone(),
+        };
+        (name, info)
+    };
+    Ok(entries.into_iter().map(tensor).collect())
+}
+
+fn header_length(path: &Path, file: &File, file_bytes: u64) -> Result<u64> {
+    if file_bytes < LENGTH_BYTES {
+        return Err(Error::corrupt(path, format!("has {file_bytes} bytes, too few for a safetensors file; is the download complete?")));
+    }
+    let mut length = [0; LENGTH_BYTES as usize];
+    read_at(path, file, &mut length, 0)?;
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER_BYTES {
+        let what =
+            format!("states a safetensors header of {length} bytes, expected at most {MAX_HEADER_BYTES}; is this a safetensors file?");
+        return Err(Error::corrupt(path, what));
+    }
+    if length > file_bytes - LENGTH_BYTES {
+        let what = format!("states a safetensors header of {length} bytes and has {file_bytes} in all; is the download complete?");
+        return Err(Error::corrupt(path, what));
+    }
+    Ok(length)
+}
+
+fn read_at(path: &Path, file: &File, into: &mut [u8], offset: u64) -> Result<()> {
+    file.read_exact_at(into, offset).map_err(|source| Error::Io { path: path.into(), source })
+}
+
+/// The JSON header: what the file says about each tensor.
+struct Header(BTreeMap<String, Entry>);
+
+// By hand rather than by the safetensors crate, which keeps the last of two tensors with one name, and whose errors (here as in
+// `check_layout`) do not say which tensor is at fault.
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(header: D) -> std::result::Result<Self, D::Error> {
+        header.deserialize_map(HeaderVisitor)
+    }
+}
+
+struct HeaderVisitor;
+
+impl<'de> Visitor<'de> for HeaderVisitor {
+    type Value = Header;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("an object with an entry for each tensor")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> std::result::Result<Header, M::Error> {
+        let mut tensors = BTreeMap::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if name == "__metadata__" {
+                map.next_value::<BTreeMap<String, String>>()?;
+            } else if tensors.insert(name.clone(), map.next_value()?).is_some() {
+                return Err(M::Error::custom(format_args!("tensor `{name}` is listed twice")));
+            }
+        }
+        Ok(Header(tensors))
+    }
+}
+
+/// The tensors must cover the data from its first byte to its last, without gaps or overlaps, each as long as its dtype and shape say.
+fn check_layout(tensors: &BTreeMap<String, Entry>, data_bytes: u64) -> std::result::Result<(), String> {
+    let mut by_offset: Vec<_> = tensors.iter().collect();
+    by_offset.sort_by_key(|(_, entry)| entry.data_offsets);
+    let mut expected = 0;
+    for (name, Entry { dtype, shape, data_offsets: (start, end) }) in by_offset {
+        let Some(size) = size_in_bytes(*dtype, shape) else {
+            return Err(format!("tensor `{name}`: {dtype} {shape:?} is not a whole number of bytes that a computer could hold"));
+        };
+        if end.checked_sub(*start) != Some(size) {
+            return Err(format!("tensor `{name}`: {dtype} {shape:?} takes {size} bytes, and its data_offsets are {start} to {end}"));
+        }
+        if *start != expected {
+            return Err(format!("tensor `{name}` begins at byte {start} of the data, expected {expected}: tensors overlap or leave a gap"));
+        }
+        expected = *end;
+    }
+    if expected as u64 != data_bytes {
+        return Err(format!("the tensors take {expected} bytes and the file has {data_bytes} for them; is the download complete?"));
+    }
+    Ok(())
+}
+
+fn size_in_bytes(dtype: Dtype, shape: &[usize]) -> Option<usize> {
+    let elements = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size))?;
+    let bits = elements.checked_mul(dtype.bitsize())?;
+    bits.is_multiple_of(8).then_some(bits / 8)
+}
+
+fn check_mlx_limits(tensors: &BTreeMap<String, Entry>) -> std::result::Result<(), String> {
+    for (name, Entry { shape, .. }) in tensors {
+        // Sizes one by one as well: a 0 among them makes the product small.
+        if shape.iter().product::<usize>() > MAX_ELEMENTS || shape.iter().any(|&size| size > MAX_ELEMENTS) {
+            return Err(format!("tensor `{name}` has shape {shape:?}; MLX holds at most {MAX_ELEMENTS} elements"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! Weights by path, as the modules of a model ask for them.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fmt::Display;
+
+use mlx_rs::Array;
+use mlx_rs::error::ConversionError;
+use safetensors::tensor::{Dtype, TensorView};
+
+use super::{Checkpoint, TensorInfo};
+use crate::{Error, Result};
+
+/// How many existing names the report of a missing tensor lists.
+const NAMES_IN_HINT: usize = 3;
+
+/// One loading of a model from a checkpoint: keeps count of what was read and reports progress.
+pub struct LoadContext<'a> {
+    checkpoint: &'a Checkpoint,
+    total_bytes: u64,
+    progress: &'a dyn Fn(u64, u64) -> Result<()>,
+    state: RefCell<State>,
+}
+
+#[derive(Default)]
+struct State {
+    loaded: BTreeSet<String>,
+    bytes: u64,
+}
+
+impl<'a> LoadContext<'a> {
+    /// Begins to load `checkpoint`. After each tensor `progress` is told the bytes loaded so far and those of the whole checkpoint; an
+    /// error that it returns, such as [`Error::Cancelled`], ends the loading and comes out of [`Weights::load`].
+    pub fn new(checkpoint: &'a Checkpoint, progress: &'a dyn Fn(u64, u64) -> Result<()>) -> Self {
+        Self { checkpoint, total_bytes: checkpoint.total_bytes(), progress, state: RefCell::default() }
+    }
+
+    /// All weights, to be narrowed with [`Weights::at`].
+    pub fn weights(&self) -> Weights<'_> {
+        Weights { context: self, prefix: String::new() }
+    }
+
+    /// Names of the tensors that were not loaded, sorted.
+    pub fn unused(&self) -> Vec<String> {
+        let loaded = &self.state.borrow().loaded;
+        self.checkpoint.tensor_names().filter(|name| !loaded.contains(*name)).map(str::to_owned).collect()
+    }
+
+    fn loaded(&self, name: String, bytes: u64) -> Result<()> {
+        let mut state = self.state.borrow_mut();
+        // A tensor that two modules share counts once.
+        if state.loaded.insert(name) {
+            state.bytes += bytes;
+        }
+        let done = state.bytes;
+        drop(state);
+        (self.progress)(done, self.total_bytes)
+    }
+}
+
+/// The tensors below one path of a checkpoint, such as `language_model.model.layers.3`.
+#[derive(Clone)]
+pub struct Weights<'a> {
+    context: &'a LoadContext<'a>,
+    prefix: String,
+}
+
+impl<'a> Weights<'a> {
+    /// The tensors below `name`, which may be a word, a dotted path, or a number in a list.
+    pub fn at(&self, name: impl Display) -> Weights<'a> {
+        Weights { context: self.context, prefix: self.path(name) }
+    }
+
+    /// The full name of `name` below this path.
+    pub fn path(&self, name: impl Display) -> String {
+        if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
+    }
+
+    /// Whether there is a tensor of exactly this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.context.checkpoint.info(&self.path(name)).is_some()
+    }
+
+    /// How many of `name.0.`, `name.1.`, … hold tensors, up to the first that does not: the length of a list of modules.
+    pub fn count(&self, name: &str) -> usize {
+        let list = self.at(name);
+        (0usize..).take_while(|i| self.names_below(&list.path(i)).next().is_some()).count()
+    }
+
+    /// The shape of a tensor, outermost first, every size at least 1. Fails with [`Error::CorruptModel`] for one that is missing or empty.
+    pub fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        let tensor = self.find(name)?;
+        if tensor.shape.contains(&0) {
+            let what = format!("{} is empty: its shape is {:?}", self.describe(name, tensor), tensor.shape);
+            return Err(Error::corrupt(tensor.file(), what));
+        }
+        Ok(tensor.shape.clone())
+    }
+
+    /// Loads a tensor of floats in the dtype it is stored in. Takes the memory of the array, and as much again while it reads.
+    ///
+    /// Fails with [`Error::CorruptModel`] when the tensor is missing or its shape is not `shape`, [`Error::UnsupportedModel`] when it is
+    /// not BF16, F16 or F32, and with whatever the progress callback returns.
+    pub fn load(&self, name: &str, shape: &[usize]) -> Result<Array> {
+        let tensor = self.find(name)?;
+        if tensor.shape != shape {
+            let what = format!("{} has shape {:?}, expected {shape:?}", self.describe(name, tensor), tensor.shape);
+            return Err(Error::corrupt(tensor.file(), what));
+        }
+        if !matches!(tensor.dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32) {
+            let what = format!("{} is stored as {}, expected floats: BF16, F16 or F32", self.describe(name, tensor), tensor.dtype);
+            return Err(Error::unsupported(tensor.file(), what));
+        }
+        let data = tensor.read()?;
+        let array = TensorView::new(tensor.dtype, tensor.shape.clone(), &data)
+            .map_err(ConversionError::from)
+            .and_then(Array::try_from)
+            .map_err(|e| Error::corrupt(tensor.file(), format!("{}: {e}", self.describe(name, tensor))))?;
+        self.context.loaded(self.path(name), tensor.bytes)?;
+        Ok(array)
+    }
+
+    fn find(&self, name: &str) -> Result<&'a TensorInfo> {
+        let full_name = self.path(name);
+        self.context.checkpoint.info(&full_name).ok_or_else(|| self.missing(&full_name))
+    }
+
+    fn missing(&self, full_name: &str) -> Error {
+        // The closest enclosing module that has tensors at all shows what there is instead.
+        let mut modules = full_name.rmatch_indices('.').map(|(end, _)| &full_name[..end]);
+        let module = modules.find(|module| self.names_below(module).next().is_some());
+        let hint = match module {
+            Some(module) => {
+                let names: Vec<_> = self.names_below(module).take(NAMES_IN_HINT).collect();
+                let more = if self.names_below(module).nth(NAMES_IN_HINT).is_some() { ", …" } else { "" };
+                format!("`{module}` has {}{more}", names.join(", "))
+            }
+            None => "no tensor has a name that begins like it".to_owned(),
+        };
+        Error::corrupt(&self.context.checkpoint.path, format!("tensor `{full_name}` is missing; {hint}"))
+    }
+
+    /// Names of the tensors below a module, sorted.
+    fn names_below(&self, module: &str) -> impl Iterator<Item = &'a str> + use<'a> {
+        let start = format!("{module}.");
+        let from_start = self.context.checkpoint.tensors.range(start.clone()..);
+        from_start.map(|(name, _)| name.as_str()).take_while(move |name| name.starts_with(&start))
+    }
+
+    fn describe(&self, name: &str, tensor: &TensorInfo) -> String {
+        let full_name = self.path(name);
+        if full_name == tensor.stored_name {
+            format!("tensor `{full_name}`")
+        } else {
+            format!("tensor `{full_name}` (stored as `{}`)", tensor.stored_name)
+        }
+    }
+}
