@@ -43,7 +43,7 @@ pub fn load_model_on(
 ) -> Result<MoxinVLM> {
     let config_path = folder.join("config.json");
     let config = VLMConfig::from_file(&config_path)?;
-    let checkpoint = open(folder)?;
+    let (checkpoint, depths) = open(folder)?;
     let available = available_memory()?;
     let limit = memory_limit.map_or(available, |limit| limit.min(available));
     if checkpoint.total_bytes() > limit {
@@ -53,7 +53,7 @@ pub fn load_model_on(
     let context = LoadContext::new(&checkpoint, progress);
     let weights = context.weights();
     let encoders = (0..config.timm_model_ids.len())
-        .map(|i| load_encoder(&weights, &config, i, &config_path, device.dtype))
+        .map(|i| load_encoder(&weights, &config, i, depths[i], &config_path, device.dtype))
         .collect::<Result<Vec<_>>>()?;
     let projector = load_projector_for(&weights, &encoders, &config, &config_path, device.dtype)?;
     let decoder = MistralDecoder::load(&weights.at("language_model"), &config.text_config, device.dtype)?;
@@ -61,14 +61,15 @@ pub fn load_model_on(
 }
 
 /// Opens the weights under the names that the modules use, without those that the forward pass never reads: progress and memory are
-/// reckoned by what remains.
-fn open(folder: &Path) -> Result<Checkpoint> {
+/// reckoned by what remains. Gives the encoders' depths too, which what remains does not tell.
+fn open(folder: &Path) -> Result<(Checkpoint, [usize; 2])> {
     let checkpoint = Checkpoint::open(folder)?.rename(|name| Some(canonical_name(name)))?;
     let depths = ENCODERS.map(|encoder| depth(&checkpoint, encoder));
-    checkpoint.rename(|name| {
+    let checkpoint = checkpoint.rename(|name| {
         let name = canonical_name(name);
         (!is_unused(&name, depths)).then_some(name)
-    })
+    })?;
+    Ok((checkpoint, depths))
 }
 
 /// Resolves the spellings of the format: timm's own (`gamma`), the native training checkpoints' (`dino_featurizer`, `projector.projector.0`,
@@ -96,7 +97,7 @@ fn canonical_name(name: &str) -> String {
     }
 }
 
-/// Blocks of an encoder.
+/// Blocks of an encoder, the last one counted by its number: a gap before it is then a missing tensor, not a shallower model.
 fn depth(checkpoint: &Checkpoint, encoder: &str) -> usize {
     let prefix = format!("{encoder}.blocks.");
     let blocks = checkpoint.tensor_names().filter_map(|name| name.strip_prefix(&prefix)?.split('.').next()?.parse::<usize>().ok());
@@ -116,13 +117,14 @@ fn is_unused(name: &str, depths: [usize; 2]) -> bool {
     })
 }
 
-fn load_encoder(weights: &Weights, config: &VLMConfig, i: usize, config_path: &Path, dtype: Dtype) -> Result<ViTEncoder> {
+fn load_encoder(weights: &Weights, config: &VLMConfig, i: usize, depth: usize, config_path: &Path, dtype: Dtype) -> Result<ViTEncoder> {
     let weights = weights.at(ENCODERS[i]);
     let unsupported = |what: String| Error::unsupported(config_path, what);
     let vit = ViTConfig {
         num_heads: config.num_heads(i).map_err(unsupported)?,
         activation: config.activation(i).map_err(unsupported)?,
         image_size: config.image_sizes[i],
+        depth,
         ..shapes_of(&weights)?
     };
     check_encoder(&vit, i).map_err(|what| Error::corrupt(config_path, what))?;
@@ -139,8 +141,6 @@ fn shapes_of(weights: &Weights) -> Result<ViTConfig> {
         embed_dim: size("patch_embed.proj.weight", 0)?,
         patch_size: size("patch_embed.proj.weight", 3)?,
         num_positions: size("pos_embed", 1)?,
-        // The last block is not loaded, but it belongs to the encoder.
-        depth: weights.count("blocks") + 1,
         intermediate_dim: size("blocks.0.mlp.fc1.weight", 0)?,
         has_cls_token: weights.has("cls_token"),
         num_registers: if weights.has("reg_token") { size("reg_token", 1)? } else { 0 },
