@@ -3,7 +3,8 @@
     python compare.py MODEL_DIR IMAGE --prompt "What is this?" [--prompt ...] [--out stages.safetensors] [--ours stages.safetensors]
 
 Every --prompt is a turn of one conversation: a question, an answer, a question and so on. Both files hold the tensors `pixels`,
-`dino_features`, `siglip_features`, `projected`, `logits` (the last row of the prefill) and `ids`; `examples/stages.rs` writes --ours.
+`dino_features` and `siglip_features` (of a single encoder just `features`), `projected`, `logits` (of every position of the prefill)
+and `ids`. `examples/stages.rs`, with --cpu, writes --ours.
 EXIF orientation is not applied.
 """
 
@@ -24,8 +25,9 @@ def stages(folder, image, turns):
     features = model.features(pixels)
     projected = model.project(features)
     ids = tokenizer.encode(prompt_text(turns)).ids
-    tensors = {"pixels": pixels, "projected": projected, "logits": model.logits(ids, projected), "ids": torch.tensor(ids)}
-    return tensors | dict(zip(tower_names(model), features, strict=True))
+    tensors = {"pixels": pixels, "projected": projected, "logits": model.logits_of_all(ids, projected), "ids": torch.tensor(ids)}
+    names = tower_names(model) if len(features) == 2 else ["features"]
+    return tensors | dict(zip(names, features, strict=True))
 
 
 def differs(name, ours, theirs):

@@ -109,10 +109,17 @@ class Prismatic(nn.Module):
         words = self.language_model.model.embed_tokens(torch.tensor([ids]))
         return words if projected is None else torch.cat([words[:, :1], projected, words[:, 1:]], dim=1)
 
+    def hidden(self, ids, projected):
+        """[positions, text width] after the final norm, computed from the whole sequence at once."""
+        return self.language_model.model(inputs_embeds=self.embed(ids, projected), use_cache=False).last_hidden_state[0]
+
     def logits(self, ids, projected=None):
-        """[vocabulary] after the last token, computed from the whole sequence at once."""
-        hidden = self.language_model.model(inputs_embeds=self.embed(ids, projected), use_cache=False).last_hidden_state
-        return self.language_model.lm_head(hidden[0, -1])
+        """[vocabulary] after the last token."""
+        return self.language_model.lm_head(self.hidden(ids, projected)[-1])
+
+    def logits_of_all(self, ids, projected=None):
+        """[positions, vocabulary]"""
+        return self.language_model.lm_head(self.hidden(ids, projected))
 
     def greedy(self, ids, projected=None, steps=24):
         """The answer's ids, their log-probabilities and, per step, how far the best logit is above the second; without a cache."""
