@@ -1,0 +1,226 @@
+//! Pillow's bicubic resize (`Image.resize(size, BICUBIC)` as of Pillow 12.0.0), to the last bit.
+//!
+//! What makes it different from other bicubic filters, each worth several levels per pixel: the kernel has a = -0.5 and widens with the
+//! scale when shrinking (antialiasing); weights are rounded to fixed point; columns are resized first, and their result is rounded and
+//! clipped to 8 bits before rows are. (Pillow 13 may take the rows first, with other results.)
+//!
+//! An axis whose size does not change has the weights 1 and 0, so it needs no case of its own.
+
+use std::ops::Range;
+
+use super::Picture;
+
+/// Bits after the binary point of a weight: what 8-bit samples and 2 bits for overshoot leave of 32.
+const PRECISION_BITS: u32 = 32 - 8 - 2;
+
+/// Every sum starts from one half, so that cutting the fraction off rounds.
+const HALF: i32 = 1 << (PRECISION_BITS - 1);
+
+/// How far the kernel reaches, in source samples at scale 1.
+const SUPPORT: f64 = 2.0;
+
+/// A picture with a border of one colour around it; the border is never stored.
+pub(super) struct Canvas<'a> {
+    pub picture: &'a Picture,
+    /// Columns added on the left, and as many on the right.
+    pub border_x: usize,
+    /// Rows added above, and as many below.
+    pub border_y: usize,
+    pub fill: [u8; 3],
+}
+
+impl Canvas<'_> {
+    pub fn width(&self) -> usize {
+        self.picture.width() as usize + 2 * self.border_x
+    }
+
+    pub fn height(&self) -> usize {
+        self.picture.height() as usize + 2 * self.border_y
+    }
+
+    /// The row of the picture that lies at row `y` of the canvas; none in the border.
+    fn picture_row(&self, y: usize) -> Option<&[u8]> {
+        let row_bytes = self.picture.width() as usize * 3;
+        self.picture.rgb().chunks_exact(row_bytes).nth(y.checked_sub(self.border_y)?)
+    }
+}
+
+/// One axis of a resize: `source` samples become `scaled`, of which those in `window` are computed.
+pub(super) struct Axis {
+    pub source: usize,
+    pub scaled: usize,
+    pub window: Range<usize>,
+}
+
+/// The source samples that make one output sample: the first one, and a weight for it and each that follows.
+struct Taps {
+    first: usize,
+    weights: Vec<i32>,
+}
+
+impl Taps {
+    fn end(&self) -> usize {
+        self.first + self.weights.len()
+    }
+}
+
+/// How one output pixel of a row is made: what a row of border alone gives, to which each pixel of the picture adds its difference from
+/// the border. The sum is the same integer, and nothing is spent on a border that may be thousands of times wider than the picture.
+struct Column {
+    border: [i32; 3],
+    /// The picture's part of the taps, counted from its first column.
+    picture: Taps,
+}
+
+impl Column {
+    fn new(taps: &Taps, canvas: &Canvas) -> Self {
+        let total: i32 = taps.weights.iter().sum();
+        let (left, right) = (canvas.border_x, canvas.border_x + canvas.picture.width() as usize);
+        let first = taps.first.clamp(left, right);
+        let end = taps.end().clamp(first, right);
+        let picture = match first < end {
+            true => Taps { first: first - left, weights: taps.weights[first - taps.first..end - taps.first].to_vec() },
+            false => Taps { first: 0, weights: Vec::new() },
+        };
+        Self { border: canvas.fill.map(|fill| HALF + total * i32::from(fill)), picture }
+    }
+}
+
+/// Resizes the canvas and returns the window that the two axes name, RGB8.
+///
+/// Rows of the source are taken one by one and added to the output rows that they are part of, so that the memory used is that of the
+/// output, however long and thin the picture is.
+pub(super) fn resize(canvas: &Canvas, x: &Axis, y: &Axis) -> Vec<u8> {
+    let columns: Vec<Column> = taps(x).iter().map(|taps| Column::new(taps, canvas)).collect();
+    let rows = taps(y);
+    let row_bytes = columns.len() * 3;
+    let mut sums = vec![HALF; rows.len() * row_bytes];
+    let border: Vec<u8> = columns.iter().flat_map(|column| column.border.map(round)).collect();
+    let mut resized = vec![0; row_bytes];
+    let mut unfinished = 0;
+    let source_rows = rows.first().map_or(0, |taps| taps.first)..rows.last().map_or(0, Taps::end);
+    for source_y in source_rows {
+        let row = match canvas.picture_row(source_y) {
+            None => &border,
+            Some(row) => {
+                resize_row(row, canvas.fill, &columns, &mut resized);
+                &resized
+            }
+        };
+        while rows[unfinished].end() <= source_y {
+            unfinished += 1;
+        }
+        for (taps, sums) in rows[unfinished..].iter().zip(sums[unfinished * row_bytes..].chunks_exact_mut(row_bytes)) {
+            if taps.first > source_y {
+                break;
+            }
+            let weight = taps.weights[source_y - taps.first];
+            sums.iter_mut().zip(row).for_each(|(sum, &sample)| *sum += weight * i32::from(sample));
+        }
+    }
+    sums.into_iter().map(round).collect()
+}
+
+/// Resizes one row of the picture, RGB8, and the border beside it.
+fn resize_row(row: &[u8], fill: [u8; 3], columns: &[Column], resized: &mut [u8]) {
+    let fill = fill.map(i32::from);
+    for (Column { border, picture }, output) in columns.iter().zip(resized.chunks_exact_mut(3)) {
+        let mut sums = *border;
+        for (pixel, weight) in row[picture.first * 3..].chunks_exact(3).zip(&picture.weights) {
+            for ((sum, &sample), fill) in sums.iter_mut().zip(pixel).zip(fill) {
+                *sum += weight * (i32::from(sample) - fill);
+            }
+        }
+        output.copy_from_slice(&sums.map(round));
+    }
+}
+
+/// A sum that started from [`HALF`], rounded and clipped to 8 bits.
+fn round(sum: i32) -> u8 {
+    (sum >> PRECISION_BITS).clamp(0, 255) as u8
+}
+
+/// The taps of each output sample in the axis's window.
+fn taps(axis: &Axis) -> Vec<Taps> {
+    let scale = axis.source as f64 / axis.scaled as f64;
+    let widening = scale.max(1.0);
+    let support = SUPPORT * widening;
+    let output = |index: usize| {
+        let center = (index as f64 + 0.5) * scale;
+        // Casts cut the fraction off, and turn what lies before the picture into 0.
+        let first = (center - support + 0.5) as usize;
+        let end = ((center + support + 0.5) as usize).min(axis.source);
+        let inverse = 1.0 / widening;
+        let weights: Vec<f64> = (first..end).map(|sample| cubic((sample as f64 - center + 0.5) * inverse)).collect();
+        let total: f64 = weights.iter().sum();
+        Taps { first, weights: weights.into_iter().map(|weight| fixed_point(weight / total)).collect() }
+    };
+    axis.window.clone().map(output).collect()
+}
+
+/// The cubic convolution kernel with a = -0.5 (Catmull-Rom).
+///
+/// Each polynomial is evaluated in the order that Pillow does it: another order rounds differently.
+fn cubic(x: f64) -> f64 {
+    const A: f64 = -0.5;
+    let x = x.abs();
+    if x < 1.0 {
+        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
+    } else if x < SUPPORT {
+        (((x - 5.0) * x + 8.0) * x - 4.0) * A
+    } else {
+        0.0
+    }
+}
+
+/// A weight as a fixed-point number, halves rounded away from zero.
+fn fixed_point(weight: f64) -> i32 {
+    (weight * f64::from(1 << PRECISION_BITS) + 0.5_f64.copysign(weight)) as i32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::PixelFormat;
+    use super::*;
+
+    fn weights(source: usize, scaled: usize) -> Vec<Taps> {
+        taps(&Axis { source, scaled, window: 0..scaled })
+    }
+
+    #[test]
+    fn a_size_that_stays_has_the_weight_one() {
+        for (index, taps) in weights(9, 9).iter().enumerate() {
+            let ones: Vec<_> = (taps.first..taps.end()).map(|sample| if sample == index { 1 << PRECISION_BITS } else { 0 }).collect();
+            assert_eq!(taps.weights, ones);
+        }
+    }
+
+    #[test]
+    fn shrinking_widens_the_kernel() {
+        // By ten: 40 samples wide, away from the edges.
+        assert_eq!(weights(1000, 100)[50].weights.len(), 40);
+        assert!(weights(100, 1000)[500].weights.len() <= 4);
+    }
+
+    #[test]
+    fn sums_stay_within_32_bits() {
+        // The largest magnitude that a sum of 8-bit samples can reach, over kernels cut off by edges as well.
+        for (source, scaled) in [(1, 4096), (2, 4096), (3, 7), (5, 4), (65535, 1), (65535, 4096), (4096, 4095)] {
+            for taps in weights(source, scaled) {
+                let magnitude: i64 = taps.weights.iter().map(|&weight| i64::from(weight.abs()) * 255).sum();
+                assert!(magnitude + i64::from(HALF) < i64::from(i32::MAX), "{source} to {scaled}: {magnitude}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_window_is_a_cut_of_the_whole() {
+        let pixels: Vec<u8> = (0..31 * 17 * 3).map(|i| (i * i % 251) as u8).collect();
+        let picture = Picture::from_pixels(&pixels, 31, 17, 31 * 3, PixelFormat::Rgb8).unwrap();
+        let canvas = Canvas { picture: &picture, border_x: 0, border_y: 7, fill: [9, 8, 7] };
+        let whole = resize(&canvas, &Axis { source: 31, scaled: 20, window: 0..20 }, &Axis { source: 31, scaled: 44, window: 0..44 });
+        let part = resize(&canvas, &Axis { source: 31, scaled: 20, window: 3..15 }, &Axis { source: 31, scaled: 44, window: 11..40 });
+        let cut: Vec<u8> = whole.chunks_exact(20 * 3).skip(11).take(29).flat_map(|row| row[3 * 3..15 * 3].to_vec()).collect();
+        assert_eq!(part, cut);
+    }
+}
