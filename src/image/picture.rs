@@ -23,7 +23,8 @@ const MIN_DECODE_BYTES: u64 = 64 << 20;
 /// How to decode a picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DecodeOptions {
-    /// Turn and mirror the picture as its EXIF orientation says (default: true). The checkpoints' own scripts do not.
+    /// Turn and mirror the picture as its EXIF orientation says (default: true). The checkpoints' own scripts do not
+    /// (though Pillow turns a TIFF unasked).
     pub apply_orientation: bool,
     /// Pictures of more pixels (width x height) are refused before any pixel is decoded (default: 100,000,000).
     pub max_pixels: u64,
@@ -73,9 +74,10 @@ impl PixelFormat {
 /// repeated, palettes are looked up, CMYK becomes (255 - C)(255 - K) / 255; colour profiles are not applied. Of an animation the first
 /// frame is taken. Where this differs from Pillow 12.0.0:
 /// * 16-bit samples keep their upper 8 bits, in grayscale too, which Pillow clips at 255 (to almost all white);
-/// * JPEG samples may differ by up to 2 of 255, as decoders do;
+/// * JPEG samples may differ by up to 2 of 255, as decoders do; by up to 4 where colour is stored at half the resolution, and more in
+///   the last column and row of such a picture if its size is no multiple of 16 (the padding beyond is mixed into the colour there);
 /// * what the first frame of a GIF leaves uncovered is black;
-/// * TIFF with a palette or YCbCr samples is refused.
+/// * TIFF with a palette, YCbCr samples, or alpha beside gray is refused.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Picture {
     rgb: Vec<u8>,

@@ -38,10 +38,6 @@ impl Canvas<'_> {
         self.picture.height() as usize + 2 * self.border_y
     }
 
-    fn border_row(&self) -> Vec<u8> {
-        self.fill.repeat(self.width())
-    }
-
     /// The row of the picture that lies at row `y` of the canvas; none in the border.
     fn picture_row(&self, y: usize) -> Option<&[u8]> {
         let row_bytes = self.picture.width() as usize * 3;
@@ -68,20 +64,38 @@ impl Taps {
     }
 }
 
+/// How one output pixel of a row is made: what a row of border alone gives, to which each pixel of the picture adds its difference from
+/// the border. The sum is the same integer, and nothing is spent on a border that may be thousands of times wider than the picture.
+struct Column {
+    border: [i32; 3],
+    /// The picture's part of the taps, counted from its first column.
+    picture: Taps,
+}
+
+impl Column {
+    fn new(taps: &Taps, canvas: &Canvas) -> Self {
+        let total: i32 = taps.weights.iter().sum();
+        let (left, right) = (canvas.border_x, canvas.border_x + canvas.picture.width() as usize);
+        let first = taps.first.clamp(left, right);
+        let end = taps.end().clamp(first, right);
+        let picture = match first < end {
+            true => Taps { first: first - left, weights: taps.weights[first - taps.first..end - taps.first].to_vec() },
+            false => Taps { first: 0, weights: Vec::new() },
+        };
+        Self { border: canvas.fill.map(|fill| HALF + total * i32::from(fill)), picture }
+    }
+}
+
 /// Resizes the canvas and returns the window that the two axes name, RGB8.
 ///
 /// Rows of the source are taken one by one and added to the output rows that they are part of, so that the memory used is that of the
 /// output, however long and thin the picture is.
 pub(super) fn resize(canvas: &Canvas, x: &Axis, y: &Axis) -> Vec<u8> {
-    let (columns, rows) = (taps(x), taps(y));
+    let columns: Vec<Column> = taps(x).iter().map(|taps| Column::new(taps, canvas)).collect();
+    let rows = taps(y);
     let row_bytes = columns.len() * 3;
     let mut sums = vec![HALF; rows.len() * row_bytes];
-
-    let mut source = canvas.border_row();
-    let mut border = vec![0; row_bytes];
-    resize_row(&source, &columns, &mut border);
-    let picture_columns = canvas.border_x * 3..source.len() - canvas.border_x * 3;
-
+    let border: Vec<u8> = columns.iter().flat_map(|column| column.border.map(round)).collect();
     let mut resized = vec![0; row_bytes];
     let mut unfinished = 0;
     let source_rows = rows.first().map_or(0, |taps| taps.first)..rows.last().map_or(0, Taps::end);
@@ -89,8 +103,7 @@ pub(super) fn resize(canvas: &Canvas, x: &Axis, y: &Axis) -> Vec<u8> {
         let row = match canvas.picture_row(source_y) {
             None => &border,
             Some(row) => {
-                source[picture_columns.clone()].copy_from_slice(row);
-                resize_row(&source, &columns, &mut resized);
+                resize_row(row, canvas.fill, &columns, &mut resized);
                 &resized
             }
         };
@@ -108,12 +121,15 @@ pub(super) fn resize(canvas: &Canvas, x: &Axis, y: &Axis) -> Vec<u8> {
     sums.into_iter().map(round).collect()
 }
 
-/// Resizes one row of RGB8.
-fn resize_row(source: &[u8], columns: &[Taps], resized: &mut [u8]) {
-    for (taps, output) in columns.iter().zip(resized.chunks_exact_mut(3)) {
-        let mut sums = [HALF; 3];
-        for (pixel, weight) in source[taps.first * 3..].chunks_exact(3).zip(&taps.weights) {
-            sums.iter_mut().zip(pixel).for_each(|(sum, &sample)| *sum += weight * i32::from(sample));
+/// Resizes one row of the picture, RGB8, and the border beside it.
+fn resize_row(row: &[u8], fill: [u8; 3], columns: &[Column], resized: &mut [u8]) {
+    let fill = fill.map(i32::from);
+    for (Column { border, picture }, output) in columns.iter().zip(resized.chunks_exact_mut(3)) {
+        let mut sums = *border;
+        for (pixel, weight) in row[picture.first * 3..].chunks_exact(3).zip(&picture.weights) {
+            for ((sum, &sample), fill) in sums.iter_mut().zip(pixel).zip(fill) {
+                *sum += weight * (i32::from(sample) - fill);
+            }
         }
         output.copy_from_slice(&sums.map(round));
     }
