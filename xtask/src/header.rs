@@ -31,7 +31,7 @@ pub fn run() -> Result<()> {
 /// Where build.rs wrote the header: of the output folders that cargo names, the one that has it.
 fn built_header() -> Result<PathBuf> {
     let mut check = cargo();
-    check.args(["check", "--package", "moxin-vlm", "--message-format=json-render-diagnostics"]);
+    check.args(["check", "--package", "moxin-vlm", "--lib", "--examples", "--message-format=json-render-diagnostics"]);
     let output = check.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
     if !output.status.success() {
         bail!("the library does not build, see above");

@@ -33,14 +33,15 @@ impl Step {
     }
 }
 
-/// Quick ones first. Clippy and doc read the same metadata of the dependencies; the tests build them. The chores' own tests keep to the
-/// chores' profile, in which their dependencies are built already.
+/// Quick ones first. So that each dependency is checked once and built once, every step on the library takes in the development
+/// dependencies (with the examples): without them some crates would have fewer features, which makes them other crates. The chores' own
+/// tests keep to the chores' profile, in which their dependencies are built already.
 const STEPS: [Step; 5] = [
     Step::new("format", &["fmt", "--all", "--check"]),
     Step::new("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
     Step {
         environment: Some(("RUSTDOCFLAGS", "-D warnings")),
-        ..Step::new("documentation", &["doc", "--package", "moxin-vlm", "--no-deps"])
+        ..Step::new("documentation", &["doc", "--package", "moxin-vlm", "--no-deps", "--lib", "--examples"])
     },
     Step::new("tests of the chores", &["test", "--profile", "chores", "--package", "xtask"]),
     Step::new("tests", &["test", "--package", "moxin-vlm"]),
@@ -130,6 +131,6 @@ mod tests {
 
     #[test]
     fn a_step_can_be_repeated_by_hand() {
-        assert_eq!(STEPS[2].line(), "RUSTDOCFLAGS='-D warnings' cargo doc --package moxin-vlm --no-deps");
+        assert_eq!(STEPS[2].line(), "RUSTDOCFLAGS='-D warnings' cargo doc --package moxin-vlm --no-deps --lib --examples");
     }
 }
