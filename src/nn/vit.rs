@@ -104,6 +104,9 @@ pub fn load_vit_encoder(weights: &Weights, config: ViTConfig, dtype: Dtype) -> R
         prefix.push(load_vector(weights, "reg_token", &[1, config.num_registers, width], dtype)?);
     }
     let prefix = if prefix.is_empty() { None } else { Some(concatenate(&prefix, 1)?) };
+    if let Some(prefix) = &prefix {
+        prefix.eval()?; // else only the thread that loads could compute with it
+    }
     let patch_embed = Linear::load_patches(&weights.at("patch_embed.proj"), width, config.patch_size, dtype)?;
     let blocks =
         (0..config.depth.saturating_sub(1)).map(|i| Block::load(&weights.at("blocks").at(i), &config, dtype)).collect::<Result<_>>()?;

@@ -3,6 +3,7 @@
 use std::{
     any::Any,
     cell::{Cell, RefCell},
+    mem,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{LazyLock, Mutex, OnceLock, mpsc},
     thread,
@@ -23,19 +24,29 @@ pub(super) enum Message<R> {
 }
 
 /// Runs `job` on the engine thread, in turn, and waits for its result. Progress is reported on the calling thread. A panic in the job becomes
-/// [`Error::Panic`].
+/// [`Error::Panic`]. An operation that was cancelled before this returns is cancelled, also where its job was done by then.
 pub(super) fn run<R: Send + 'static>(mut op: Op, job: impl FnOnce(&Reporter<R>) -> Result<R> + Send + 'static) -> Result<R> {
     let (sender, messages) = mpsc::channel();
     let refused = Cancel::new();
     let control = Control::new(&op, refused.clone());
     submit(Box::new(move || {
         let reporter = Reporter { control, sender };
-        let result = reporter.control.check().and_then(|()| guarded(|| job(&reporter)));
+        let result = match reporter.control.check() {
+            Ok(()) => guarded(|| job(&reporter)),
+            Err(error) => {
+                discard(job);
+                Err(error)
+            }
+        };
         // Where nobody waits any more, nobody misses it.
         let _ = reporter.sender.send(Message::Done(result));
     }))?;
     for message in messages {
         match message {
+            Message::Done(Ok(unwanted)) if refused.is_triggered() || op.cancel.as_ref().is_some_and(Cancel::is_triggered) => {
+                dispose(unwanted);
+                return Err(Error::Cancelled);
+            }
             Message::Done(result) => return result,
             Message::Progress(stage, fraction) => {
                 if op.progress.as_mut().is_some_and(|progress| !progress(stage, fraction)) {
@@ -52,10 +63,17 @@ pub(super) fn dispose(thing: impl Send + 'static) {
     // Where the engine cannot be reached the closure, and with it the thing, is dropped here, which MLX permits for evaluated arrays.
     let _ = submit(Box::new(move || {
         let _ = guarded(|| {
-            drop(thing);
+            discard(thing);
             Ok(())
         });
     }));
+}
+
+/// Drops something that may hold MLX arrays, unless the process ends: then MLX's objects may be gone, and the system takes the memory back.
+fn discard(thing: impl Send) {
+    if EXITING.is_triggered() {
+        mem::forget(thing);
+    }
 }
 
 /// Calls `f` with operations going to a backend's device. On the engine thread only: devices belong to their thread.
@@ -107,8 +125,8 @@ fn start() -> std::io::Result<mpsc::Sender<Job>> {
     Ok(sender)
 }
 
-/// When the process ends, MLX's objects are destroyed under the engine's feet. So it is stopped before: a running job is asked to end, and
-/// whatever waits behind it is never begun.
+/// When the process ends, MLX's objects are destroyed under the engine's feet. So it lets go of them before: a running job is asked to end, is
+/// waited for, and those behind it are cancelled. Whoever waits for one gets an answer.
 extern "C" fn stop() {
     if ENGINE_THREAD.get() {
         return;
@@ -117,9 +135,6 @@ extern "C" fn stop() {
     let (sender, stopped) = mpsc::channel();
     let halt = move || {
         let _ = sender.send(());
-        loop {
-            thread::park();
-        }
     };
     if submit(Box::new(halt)).is_ok() {
         let _ = stopped.recv();

@@ -79,7 +79,16 @@ pub struct Embedding {
     tokens: usize,
     width: usize,
     /// `[1, tokens, width]`
-    array: Arc<Mutex<Array>>,
+    array: Arc<Mutex<Disposed>>,
+}
+
+/// An array that is dropped on the engine thread.
+struct Disposed(Option<Array>);
+
+impl Drop for Disposed {
+    fn drop(&mut self) {
+        engine::dispose(self.0.take());
+    }
 }
 
 /// `generation_config.json`, as far as it is read.
@@ -123,7 +132,7 @@ impl Model {
             Ok(array)
         })?;
         let (tokens, width) = (array.dim(1) as usize, array.dim(2) as usize);
-        Ok(Embedding { model: self.0.id, tokens, width, array: Arc::new(Mutex::new(array)) })
+        Ok(Embedding { model: self.0.id, tokens, width, array: Arc::new(Mutex::new(Disposed(Some(array)))) })
     }
 
     /// Begins a conversation.
@@ -136,7 +145,7 @@ impl Model {
         if embedding.model != self.0.id {
             return Err(Error::InvalidArgument("the embedding was made by another model; encode the image with this one".into()));
         }
-        Ok(lock(&embedding.array).clone())
+        embedding.array()
     }
 
     /// Calls `f` with the weights, its operations going to the model's device. On the engine thread only.
@@ -158,9 +167,14 @@ impl Embedding {
         self.width
     }
 
+    fn array(&self) -> Result<Array> {
+        let array = lock(&self.array).0.clone();
+        array.ok_or_else(|| Error::InvalidState("the embedding was freed".into()))
+    }
+
     /// The numbers, token after token.
     pub fn to_vec(&self) -> Result<Vec<f32>> {
-        let array = lock(&self.array).clone();
+        let array = self.array()?;
         engine::run(Op::default(), move |_| {
             // The dtype is the device's; reading it as float32 is an operation of its own.
             engine::on_device(Backend::Cpu, |_| {

@@ -71,36 +71,21 @@ impl Session {
     ///
     /// Fails with [`Error::InvalidState`] for a second picture, and after the first answer.
     pub fn add_image(&self, picture: Picture) -> Result<()> {
-        self.with(|chat| chat.add_image(ChatImage::Picture(Arc::new(picture))))
+        self.on_engine(move |chat| chat.add_image(ChatImage::Picture(Arc::new(picture))))
     }
 
     /// Sets the picture by its embedding, which must come from the same model.
     pub fn add_embedding(&self, embedding: &Embedding) -> Result<()> {
         let tokens = self.model.tokens_of(embedding)?;
-        self.with(|chat| chat.add_image(ChatImage::Tokens(tokens)))
+        self.on_engine(move |chat| chat.add_image(ChatImage::Tokens(tokens)))
     }
 
     /// Does one chunk of prefill, or generates one token, or ends the answer. See [`Event`].
     ///
     /// An error takes the turn back: its texts, and a picture added with them. The session can go on with another.
     pub fn step(&self) -> Result<Event> {
-        let chat = self.take()?;
         let (model, shared) = (self.model.clone(), Arc::clone(&self.shared));
-        let outcome = engine::run(Op::default(), move |_| {
-            let mut chat = chat;
-            let event = model.with(|loaded| chat.step(loaded, &shared.cancel));
-            Ok((chat, event))
-        });
-        match outcome {
-            Ok((chat, event)) => {
-                self.put_back(State::Ready(chat));
-                event
-            }
-            Err(error) => {
-                self.put_back(State::Broken);
-                Err(error)
-            }
-        }
+        self.on_engine(move |chat| model.with(|loaded| chat.step(loaded, &shared.cancel)))
     }
 
     /// The answer's events as an iterator, which ends after [`Event::Finished`] or an error.
@@ -124,9 +109,10 @@ impl Session {
 
     /// Forgets the conversation and a cancellation that is pending; the options stay.
     pub fn reset(&self) -> Result<()> {
-        self.with(|chat| {
+        let shared = Arc::clone(&self.shared);
+        self.on_engine(move |chat| {
             chat.reset();
-            self.shared.cancel.store(false, Ordering::Relaxed);
+            shared.cancel.store(false, Ordering::Relaxed);
             Ok(())
         })
     }
@@ -146,7 +132,26 @@ impl Session {
         self.with(|chat| Ok(chat.is_generating()))
     }
 
-    /// What needs no arithmetic is done here, without waiting for the engine.
+    /// What makes, uses or drops arrays is done in the engine's turn.
+    fn on_engine<T: Send + 'static>(&self, f: impl FnOnce(&mut Chat) -> Result<T> + Send + 'static) -> Result<T> {
+        let mut chat = self.take()?;
+        let outcome = engine::run(Op::default(), move |_| {
+            let result = f(&mut chat);
+            Ok((chat, result))
+        });
+        match outcome {
+            Ok((chat, result)) => {
+                self.put_back(State::Ready(chat));
+                result
+            }
+            Err(error) => {
+                self.put_back(State::Broken);
+                Err(error)
+            }
+        }
+    }
+
+    /// What touches no arrays is done here, without waiting for the engine.
     fn with<T>(&self, f: impl FnOnce(&mut Chat) -> Result<T>) -> Result<T> {
         let mut chat = self.take()?;
         let result = f(&mut chat);
