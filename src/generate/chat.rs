@@ -349,6 +349,9 @@ impl Chat {
     /// Encodes the picture where that is still to be done; else makes the prompt and reads its first chunk.
     fn begin(&mut self, model: &ChatModel, turn: Turning) -> Result<Event> {
         let ids = model.tokenizer.encode(&pure_prompt(&self.turns)?, true)?;
+        if ids.is_empty() {
+            return Err(Error::InvalidState("the model's tokenizer.json makes no tokens of the prompt; it is damaged".into()));
+        }
         let image_tokens = if self.image.is_some() { model.vlm.image_tokens() } else { 0 };
         let total = ids.len() + image_tokens;
         // One position at least is for the answer.
