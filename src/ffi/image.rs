@@ -68,7 +68,7 @@ pub unsafe extern "C" fn moxin_image_from_file(
         // SAFETY: the caller's text, NUL-terminated, and its struct; checked place.
         unsafe {
             let path = text(path, MOXIN_STRLEN, "path")?;
-            give(place, moxin_image(Picture::open(Path::new(path), &options(params)?)?));
+            give(place, moxin_image(Picture::open(path, &options(params)?)?));
         }
         Ok(())
     })
