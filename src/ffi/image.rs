@@ -1,9 +1,6 @@
 //! Pictures.
 
-use std::{
-    ffi::{c_char, c_void},
-    path::Path,
-};
+use std::ffi::{c_char, c_void};
 
 use super::{MOXIN_STRLEN, Versioned, bytes, deref, free, give, guard, init_params, moxin_error, moxin_status, out, read_params, text};
 use crate::{

@@ -93,7 +93,6 @@ impl Picture {
     /// damaged, cut off or too large.
     pub fn open(path: impl AsRef<Path>, options: &DecodeOptions) -> Result<Self> {
         let path = path.as_ref();
-        let path = path.as_ref();
         let refuse = |what| Error::UnsupportedImage { path: Some(path.into()), what };
         let io = |source| Error::io(path, "the picture", source);
         let metadata = std::fs::metadata(path).map_err(io)?;
