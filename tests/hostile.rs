@@ -466,5 +466,5 @@ fn pictures_that_are_none_are_refused() {
         let error = Picture::open(&path, &DecodeOptions::default()).unwrap_err().to_string();
         assert!(error.contains(name), "{error}");
     }
-    assert!(matches!(Picture::open(&folder.path().join("none.png"), &DecodeOptions::default()), Err(Error::NotFound { .. })));
+    assert!(matches!(Picture::open(folder.path().join("none.png"), &DecodeOptions::default()), Err(Error::NotFound { .. })));
 }

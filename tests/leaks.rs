@@ -13,7 +13,7 @@ fn active() -> u64 {
 #[test]
 fn models_and_sessions_are_given_back() {
     let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny");
-    let demo = Picture::open(&tiny.with_file_name("demo.png"), &Default::default()).unwrap();
+    let demo = Picture::open(tiny.with_file_name("demo.png"), &Default::default()).unwrap();
     let before = active();
     for round in 0..3 {
         let model = Model::load(&tiny, LoadOptions::default(), Op::default()).unwrap();
