@@ -11,8 +11,9 @@
 //! session.add_image(Picture::open("models/demo.png", &Default::default())?)?;
 //! session.add_text(Role::User, "How many shapes are there?")?;
 //! for event in session.generate() {
-//!     if let Event::Text { text, .. } = event? {
-//!         print!("{text}");
+//!     match event? {
+//!         Event::Text { text, .. } | Event::Finished { text, .. } => print!("{text}"),
+//!         Event::Prefill { .. } => {}
 //!     }
 //! }
 //! # Ok(()) }

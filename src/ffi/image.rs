@@ -1,9 +1,6 @@
 //! Pictures.
 
-use std::{
-    ffi::{c_char, c_void},
-    path::Path,
-};
+use std::ffi::{c_char, c_void};
 
 use super::{MOXIN_STRLEN, Versioned, bytes, deref, free, give, guard, init_params, moxin_error, moxin_status, out, read_params, text};
 use crate::{
@@ -68,7 +65,7 @@ pub unsafe extern "C" fn moxin_image_from_file(
         // SAFETY: the caller's text, NUL-terminated, and its struct; checked place.
         unsafe {
             let path = text(path, MOXIN_STRLEN, "path")?;
-            give(place, moxin_image(Picture::open(Path::new(path), &options(params)?)?));
+            give(place, moxin_image(Picture::open(path, &options(params)?)?));
         }
         Ok(())
     })

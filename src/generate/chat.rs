@@ -196,7 +196,7 @@ enum Phase {
     Idle,
     Encode(Turning),
     Prefill { turn: Turning, ids: Vec<u32>, embeds: Array },
-    Decode { turn: Turning, answer: Answer, next: Next },
+    Decode { turn: Turning, answer: Box<Answer>, next: Next },
 }
 
 /// What a running turn needs to be measured and, when it fails, taken back.
@@ -349,6 +349,9 @@ impl Chat {
     /// Encodes the picture where that is still to be done; else makes the prompt and reads its first chunk.
     fn begin(&mut self, model: &ChatModel, turn: Turning) -> Result<Event> {
         let ids = model.tokenizer.encode(&pure_prompt(&self.turns)?, true)?;
+        if ids.is_empty() {
+            return Err(Error::InvalidState("the model's tokenizer.json makes no tokens of the prompt; it is damaged".into()));
+        }
         let image_tokens = if self.image.is_some() { model.vlm.image_tokens() } else { 0 };
         let total = ids.len() + image_tokens;
         // One position at least is for the answer.
@@ -396,7 +399,7 @@ impl Chat {
             self.phase = Phase::Prefill { turn, ids, embeds };
         } else {
             let logits = decoder.forward(&embeds, &mut self.cache, Rows::Last)?;
-            let answer = self.answer(model)?;
+            let answer = Box::new(self.answer(model)?);
             self.phase = Phase::Decode { turn, answer, next: Next::Sample(row(&logits)?) };
             self.cached = ids;
         }
@@ -404,12 +407,12 @@ impl Chat {
         Ok(Event::Prefill { done: self.positions(), total })
     }
 
-    fn decode(&mut self, model: &ChatModel, turn: Turning, mut answer: Answer, next: Next) -> Result<Event> {
+    fn decode(&mut self, model: &ChatModel, turn: Turning, mut answer: Box<Answer>, next: Next) -> Result<Event> {
         let clock = Instant::now();
         let logits = match next {
-            Next::Finish(reason) => return self.finish(answer, reason),
+            Next::Finish(reason) => return self.finish(*answer, reason),
             Next::Sample(logits) => logits,
-            Next::Feed(_) if self.positions() >= self.max_context => return self.finish(answer, FinishReason::ContextFull),
+            Next::Feed(_) if self.positions() >= self.max_context => return self.finish(*answer, FinishReason::ContextFull),
             Next::Feed(token) => self.feed(model, token)?,
         };
         let (choice, top) = answer.choose(&logits, &self.cached, self.options.top_logprobs)?;
@@ -419,7 +422,7 @@ impl Chat {
             self.stats.decode += clock.elapsed();
         }
         if model.eos.contains(&choice.token) {
-            return self.finish(answer, FinishReason::EndOfTurn);
+            return self.finish(*answer, FinishReason::EndOfTurn);
         }
         self.stats.generated_tokens += 1;
         let outcome = answer.stop.push(&answer.decoder.push(choice.token)?);

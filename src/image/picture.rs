@@ -91,7 +91,8 @@ impl Picture {
     /// # Errors
     /// [`Error::NotFound`] and [`Error::Io`] for the file; [`Error::UnsupportedImage`] when it is no picture of a supported format,
     /// damaged, cut off or too large.
-    pub fn open(path: &Path, options: &DecodeOptions) -> Result<Self> {
+    pub fn open(path: impl AsRef<Path>, options: &DecodeOptions) -> Result<Self> {
+        let path = path.as_ref();
         let refuse = |what| Error::UnsupportedImage { path: Some(path.into()), what };
         let io = |source| Error::io(path, "the picture", source);
         let metadata = std::fs::metadata(path).map_err(io)?;

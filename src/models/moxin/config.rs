@@ -225,13 +225,13 @@ impl MistralConfig {
         if self.hidden_act != "silu" {
             return Err(format!("text_config.hidden_act is {:?}; \"silu\" is expected", self.hidden_act));
         }
-        if self.num_attention_heads % self.num_key_value_heads != 0 {
+        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             return Err(format!(
                 "text_config.num_attention_heads ({}) is not a multiple of num_key_value_heads ({})",
                 self.num_attention_heads, self.num_key_value_heads
             ));
         }
-        if self.head_dim() % 2 != 0 {
+        if !self.head_dim().is_multiple_of(2) {
             return Err(format!("text_config.head_dim is {}; rotary positions need an even one", self.head_dim()));
         }
         if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {

@@ -151,7 +151,7 @@ fn shapes_of(weights: &Weights) -> Result<ViTConfig> {
 
 fn check_encoder(vit: &ViTConfig, i: usize) -> Result<(), String> {
     let encoder = ENCODERS[i];
-    if vit.num_heads == 0 || vit.embed_dim % vit.num_heads != 0 {
+    if vit.num_heads == 0 || !vit.embed_dim.is_multiple_of(vit.num_heads) {
         return Err(format!("{encoder} is {} wide, which {} attention heads do not divide", vit.embed_dim, vit.num_heads));
     }
     let patches = vit.num_patches();

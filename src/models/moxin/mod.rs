@@ -123,6 +123,7 @@ fn splice(text: &Array, image: &Array) -> Result<Array, Exception> {
 /// Normalizes pictures `[batch, height, width, 3]` in 0 to 1 for the DINOv2 encoder.
 ///
 /// The statistics are ImageNet's, rounded to bfloat16: the checkpoint's processor was saved so, and the model runs with these values.
+#[allow(clippy::excessive_precision)] // bfloat16 values, written out in full
 pub fn normalize_dino(image: &Array) -> Result<Array> {
     normalize(image, [0.484375, 0.455078125, 0.40625], [0.228515625, 0.2236328125, 0.224609375])
 }

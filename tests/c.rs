@@ -1,0 +1,305 @@
+//! The C ABI: its header, what the library exports, and C programs that use it.
+#![cfg(unix)]
+
+use std::{
+    env,
+    ffi::OsStr,
+    fs,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::OnceLock,
+};
+
+use image::{ExtendedColorType, ImageEncoder, codecs::jpeg::JpegEncoder};
+use moxin_vlm::{DecodeOptions, Event, GenerationOptions, LoadOptions, Model, Op, Picture, Role};
+use serde::Deserialize;
+use tempfile::TempDir;
+
+const HEADER: &str = include_str!("../include/moxin_vlm.h");
+const C99: [&str; 5] = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror"];
+
+fn in_repository(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn tiny() -> PathBuf {
+    in_repository("models/tiny")
+}
+
+fn demo() -> PathBuf {
+    in_repository("models/demo.png")
+}
+
+// The header.
+
+#[test]
+fn the_header_is_what_the_sources_say() {
+    let generated = fs::read_to_string(Path::new(env!("OUT_DIR")).join("moxin_vlm.h")).unwrap();
+    assert!(HEADER == generated, "include/moxin_vlm.h is not what src/ffi and cbindgen.toml give: run `cargo xtask header`");
+}
+
+#[test]
+fn the_header_stands_alone_in_every_language() {
+    let folder = TempDir::new().unwrap();
+    let source = folder.path().join("twice.c");
+    fs::write(&source, "#include \"moxin_vlm.h\"\n#include \"moxin_vlm.h\"\nint main(void) { return MOXIN_ABI_VERSION == 0; }\n").unwrap();
+    for standard in ["c99", "c11", "c17", "c++11", "c++17", "c++20"] {
+        let (mut command, language) = if standard.contains("++") { (compiler("CXX", "c++"), "c++") } else { (compiler("CC", "cc"), "c") };
+        command.args(&C99[1..]).arg(format!("-std={standard}")).args(["-fsyntax-only", "-x", language]);
+        succeed(command.arg("-I").arg(in_repository("include")).arg(&source));
+    }
+}
+
+#[test]
+fn the_library_exports_what_the_header_declares() {
+    let library = library_folder().join(format!("{}moxin_vlm{}", env::consts::DLL_PREFIX, env::consts::DLL_SUFFIX));
+    let arguments: &[&str] = if cfg!(target_vendor = "apple") { &["-g", "-U"] } else { &["-D", "--defined-only"] };
+    let listing = succeed(Command::new("nm").args(arguments).arg(&library));
+    // Apple's names begin with an underscore.
+    let names = listing.lines().filter_map(|line| line.split_whitespace().last()).map(|name| name.trim_start_matches('_'));
+    let mut exported: Vec<_> = names.filter(|name| name.starts_with("moxin_")).collect();
+    exported.sort();
+    let code = without_comments(HEADER);
+    let mut declared = declared_functions(&code);
+    declared.sort();
+    assert!(declared.contains(&"moxin_generate_step"), "{declared:?}");
+    assert_eq!(exported, declared);
+}
+
+fn without_comments(code: &str) -> String {
+    let (first, rest) = code.split_once("/*").unwrap_or((code, ""));
+    let rest = rest.split("/*").map(|part| part.split_once("*/").map_or("", |(_, code)| code));
+    first.to_owned() + &rest.collect::<String>()
+}
+
+/// Names before a parenthesis.
+fn declared_functions(code: &str) -> Vec<&str> {
+    let names = code.split('(').map(|part| part.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or(""));
+    names.filter(|name| name.starts_with("moxin_")).collect()
+}
+
+// C programs.
+
+#[test]
+fn describe_answers_as_rust_does() {
+    let prompts = ["How many shapes are there?", "Describe the picture."];
+    let program = Program::build("examples/c/describe.c");
+    let answers = program.answers(&[], &demo(), &prompts);
+    assert_same(&answers, &rust_answers(Picture::open(&demo(), &DecodeOptions::default()).unwrap(), &prompts, 256));
+    assert_eq!(answers[1].finish, "EndOfTurn");
+    assert!(answers[1].tokens.len() > 3);
+
+    let (tiny, demo) = (tiny(), demo());
+    let text = program.run(&[tiny.as_os_str(), demo.as_os_str(), "--prompt".as_ref(), prompts[0].as_ref()], 0);
+    assert_eq!(String::from_utf8(text.stdout).unwrap(), format!("> {}\n{}\n", prompts[0], answers[0].text));
+
+    let three = program.answers(&["--max-tokens", "3"], &demo, &prompts[1..]);
+    assert_same(&three, &rust_answers(Picture::open(&demo, &DecodeOptions::default()).unwrap(), &prompts[1..], 3));
+    assert_eq!((three[0].tokens.len(), three[0].finish.as_str()), (3, "MaxTokens"));
+}
+
+#[test]
+fn describe_turns_pictures_upright_unless_told_not_to() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("turned.jpg");
+    write_turned_jpeg(&path);
+    let program = Program::build("examples/c/describe.c");
+    let prompts = ["Describe the picture."];
+    let mut logprobs = Vec::new();
+    for (flags, apply_orientation) in [(&[][..], true), (&["--no-exif"][..], false)] {
+        let picture = Picture::open(&path, &DecodeOptions { apply_orientation, ..Default::default() }).unwrap();
+        let answers = program.answers(flags, &path, &prompts);
+        assert_same(&answers, &rust_answers(picture, &prompts, 256));
+        logprobs.push(answers[0].logprobs.clone());
+    }
+    assert_ne!(logprobs[0], logprobs[1], "the two ways look different");
+}
+
+#[test]
+fn describe_says_what_is_wrong() {
+    let folder = TempDir::new().unwrap();
+    let program = Program::build("examples/c/describe.c");
+    let text = folder.path().join("text.jpg");
+    fs::write(&text, "This is no picture.").unwrap();
+    let empty = folder.path().join("empty.png");
+    fs::write(&empty, "").unwrap();
+    let cut = folder.path().join("cut");
+    copy_tiny(&cut);
+    let weights = fs::File::options().write(true).open(cut.join("model.safetensors")).unwrap();
+    weights.set_len(1_000_000).unwrap();
+    let bare = folder.path().join("bare");
+    copy_tiny(&bare);
+    fs::remove_file(bare.join("tokenizer.json")).unwrap();
+    let (missing, not_utf8) = (folder.path().join("missing"), OsStr::from_bytes(b"caf\xe9"));
+    let (tiny, demo, hello) = (tiny(), demo(), OsStr::new("Hello"));
+
+    for (model, picture, prompt, status, name) in [
+        (&missing, &demo, hello, "NOT_FOUND", "missing"),
+        (&text, &demo, hello, "", "text.jpg"),
+        (&cut, &demo, hello, "CORRUPT_MODEL", "model.safetensors"),
+        (&bare, &demo, hello, "NOT_FOUND", "tokenizer.json"),
+        (&tiny, &missing, hello, "NOT_FOUND", "missing"),
+        (&tiny, &text, hello, "UNSUPPORTED_IMAGE", "text.jpg"),
+        (&tiny, &empty, hello, "UNSUPPORTED_IMAGE", "empty.png"),
+        (&tiny, &folder.path().to_owned(), hello, "UNSUPPORTED_IMAGE", "folder"),
+        (&tiny, &demo, not_utf8, "INVALID_ARGUMENT", "UTF-8"),
+    ] {
+        let output = program.run(&[model.as_os_str(), picture.as_os_str(), "--prompt".as_ref(), prompt], 1);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(message.contains(name) && message.contains(&format!("MOXIN_STATUS_{status}")), "{model:?} {picture:?}: {message}");
+    }
+}
+
+#[test]
+fn the_abi_keeps_its_promises_to_careless_callers() {
+    let folder = TempDir::new().unwrap();
+    let pixels = folder.path().join("pixels.rgb");
+    let picture = Picture::open(&demo(), &DecodeOptions::default()).unwrap();
+    fs::write(&pixels, picture.rgb()).unwrap();
+    let (width, height) = (picture.width().to_string(), picture.height().to_string());
+    let program = Program::build("tests/c/abi.c");
+    let (tiny, demo) = (tiny(), demo());
+    program.run(&["check".as_ref(), tiny.as_os_str(), demo.as_os_str(), pixels.as_os_str(), width.as_ref(), height.as_ref()], 0);
+}
+
+#[test]
+fn a_process_may_end_at_any_time() {
+    let program = Program::build("tests/c/abi.c");
+    let tiny = tiny();
+    for i in 0..20 {
+        program.run(&["exit-leaving".as_ref(), tiny.as_os_str()], 42);
+        program.run(&["exit-stepping".as_ref(), tiny.as_os_str(), i.to_string().as_ref()], 42);
+    }
+    for _ in 0..5 {
+        for mode in ["exit-loading", "exit-encoding", "exit-in-progress"] {
+            program.run(&[mode.as_ref(), tiny.as_os_str()], 42);
+        }
+    }
+}
+
+/// A C program built against the library that cargo built for these tests.
+struct Program {
+    path: PathBuf,
+    _folder: TempDir,
+}
+
+impl Program {
+    fn build(source: &str) -> Program {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("program");
+        let libraries = library_folder();
+        let mut command = compiler("CC", "cc");
+        command.args(C99).arg("-I").arg(in_repository("include")).arg(in_repository(source)).arg("-o").arg(&path);
+        command.arg("-L").arg(&libraries).arg(format!("-Wl,-rpath,{}", libraries.display())).args(["-lmoxin_vlm", "-lm", "-pthread"]);
+        succeed(&mut command);
+        Program { path, _folder: folder }
+    }
+
+    /// Runs it; it must end by itself, with this exit status.
+    fn run(&self, arguments: &[&OsStr], status: i32) -> Output {
+        let output = Command::new(&self.path).args(arguments).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}: {}\n{errors}", output.status);
+        output
+    }
+
+    /// What `describe --json` prints.
+    fn answers(&self, flags: &[&str], picture: &Path, prompts: &[&str]) -> Vec<Answer> {
+        let mut arguments: Vec<&OsStr> = flags.iter().map(OsStr::new).collect();
+        let tiny = tiny();
+        arguments.extend(["--json".as_ref(), tiny.as_os_str(), picture.as_os_str()]);
+        prompts.iter().for_each(|prompt| arguments.extend([OsStr::new("--prompt"), OsStr::new(*prompt)]));
+        let output = self.run(&arguments, 0);
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+        serde_json::from_slice::<Answers>(&output.stdout).unwrap().answers
+    }
+}
+
+#[derive(Deserialize)]
+struct Answers {
+    answers: Vec<Answer>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Answer {
+    text: String,
+    tokens: Vec<u32>,
+    logprobs: Vec<f32>,
+    finish: String,
+}
+
+fn assert_same(c: &[Answer], rust: &[Answer]) {
+    assert_eq!(c.len(), rust.len());
+    for (c, rust) in c.iter().zip(rust) {
+        assert_eq!((&c.text, &c.tokens, &c.finish), (&rust.text, &rust.tokens, &rust.finish));
+        assert_eq!(c.logprobs.len(), rust.logprobs.len());
+        assert!(c.logprobs.iter().zip(&rust.logprobs).all(|(c, rust)| (c - rust).abs() <= 1e-6), "{c:?} {rust:?}");
+    }
+}
+
+/// A conversation through the Rust API.
+fn rust_answers(picture: Picture, prompts: &[&str], max_tokens: usize) -> Vec<Answer> {
+    static MODEL: OnceLock<Model> = OnceLock::new();
+    let model = MODEL.get_or_init(|| Model::load(tiny(), LoadOptions::default(), Op::default()).unwrap());
+    let session = model.session(GenerationOptions { max_tokens, ..Default::default() }).unwrap();
+    session.add_image(picture).unwrap();
+    let ask = |prompt: &&str| {
+        session.add_text(Role::User, prompt).unwrap();
+        let mut answer = Answer { text: String::new(), tokens: Vec::new(), logprobs: Vec::new(), finish: String::new() };
+        for event in session.generate() {
+            match event.unwrap() {
+                Event::Prefill { .. } => {}
+                Event::Text { text, token, logprob, .. } => {
+                    answer.text += &text;
+                    answer.tokens.push(token);
+                    answer.logprobs.push(logprob);
+                }
+                Event::Finished { reason, text } => {
+                    answer.text += &text;
+                    answer.finish = format!("{reason:?}");
+                }
+            }
+        }
+        answer
+    };
+    prompts.iter().map(ask).collect()
+}
+
+/// Cargo puts the shared library beside the tests that it is built for.
+fn library_folder() -> PathBuf {
+    env::current_exe().unwrap().parent().unwrap().to_owned()
+}
+
+/// `$CC` or `$CXX`, which may have flags, or the system's.
+fn compiler(variable: &str, usual: &str) -> Command {
+    let choice = env::var(variable).unwrap_or_else(|_| usual.into());
+    let mut words = choice.split_whitespace();
+    let mut command = Command::new(words.next().unwrap_or(usual));
+    command.args(words);
+    command
+}
+
+fn succeed(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}\n{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The demo picture as a JPEG that says it is to be turned by a quarter.
+fn write_turned_jpeg(path: &Path) {
+    let picture = Picture::open(&demo(), &DecodeOptions::default()).unwrap();
+    // TIFF, little-endian, its directory at 8: one entry, tag 0x0112 (orientation), type 3 (16 bits), count 1, value 6; no next one.
+    let exif = b"II\x2a\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+    let mut encoder = JpegEncoder::new(fs::File::create(path).unwrap());
+    encoder.set_exif_metadata(exif.to_vec()).unwrap();
+    encoder.write_image(picture.rgb(), picture.width(), picture.height(), ExtendedColorType::Rgb8).unwrap();
+}
+
+fn copy_tiny(folder: &Path) {
+    fs::create_dir(folder).unwrap();
+    for entry in fs::read_dir(tiny()).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
+    }
+}
