@@ -44,7 +44,8 @@ const STEPS: [Step; 5] = [
         ..Step::new("documentation", &["doc", "--package", "moxin-vlm", "--no-deps", "--lib", "--examples"])
     },
     Step::new("tests of the chores", &["test", "--profile", "chores", "--package", "xtask"]),
-    Step::new("tests", &["test", "--package", "moxin-vlm"]),
+    // The models of the tests are small: two threads of OpenBLAS cost more waiting for each other than they save.
+    Step { environment: Some(("OPENBLAS_NUM_THREADS", "1")), ..Step::new("tests", &["test", "--package", "moxin-vlm"]) },
 ];
 
 const LICENCES: Step = Step::new("licences", &["deny", "check", "licenses", "bans", "sources"]);
