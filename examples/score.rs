@@ -72,7 +72,7 @@ impl Score {
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
-    let sheet = Picture::open(&arguments.heldout.join("heldout.png"), &DecodeOptions::default())?;
+    let sheet = Picture::open(arguments.heldout.join("heldout.png"), &DecodeOptions::default())?;
     let mut cells = read_cells(&arguments.heldout.join("heldout.jsonl"))?;
     cells.truncate(arguments.limit.unwrap_or(usize::MAX));
     let model = Model::load(&arguments.model, LoadOptions::default(), Op::default())?;
