@@ -86,7 +86,7 @@ fn describe_answers_as_rust_does() {
     let prompts = ["How many shapes are there?", "Describe the picture."];
     let program = Program::build("examples/c/describe.c");
     let answers = program.answers(&[], &demo(), &prompts);
-    assert_same(&answers, &rust_answers(Picture::open(&demo(), &DecodeOptions::default()).unwrap(), &prompts, 256));
+    assert_same(&answers, &rust_answers(Picture::open(demo(), &DecodeOptions::default()).unwrap(), &prompts, 256));
     assert_eq!(answers[1].finish, "EndOfTurn");
     assert!(answers[1].tokens.len() > 3);
 
@@ -155,7 +155,7 @@ fn describe_says_what_is_wrong() {
 fn the_abi_keeps_its_promises_to_careless_callers() {
     let folder = TempDir::new().unwrap();
     let pixels = folder.path().join("pixels.rgb");
-    let picture = Picture::open(&demo(), &DecodeOptions::default()).unwrap();
+    let picture = Picture::open(demo(), &DecodeOptions::default()).unwrap();
     fs::write(&pixels, picture.rgb()).unwrap();
     let (width, height) = (picture.width().to_string(), picture.height().to_string());
     let program = Program::build("tests/c/abi.c");
@@ -288,7 +288,7 @@ fn succeed(command: &mut Command) -> String {
 
 /// The demo picture as a JPEG that says it is to be turned by a quarter.
 fn write_turned_jpeg(path: &Path) {
-    let picture = Picture::open(&demo(), &DecodeOptions::default()).unwrap();
+    let picture = Picture::open(demo(), &DecodeOptions::default()).unwrap();
     // TIFF, little-endian, its directory at 8: one entry, tag 0x0112 (orientation), type 3 (16 bits), count 1, value 6; no next one.
     let exif = b"II\x2a\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
     let mut encoder = JpegEncoder::new(fs::File::create(path).unwrap());

@@ -40,7 +40,7 @@ fn cases() -> Cases {
 }
 
 fn open(name: &str) -> Picture {
-    Picture::open(&file(name), &DecodeOptions::default()).unwrap()
+    Picture::open(file(name), &DecodeOptions::default()).unwrap()
 }
 
 fn processor(config: &serde_json::Value) -> moxin_vlm::Result<Processor> {
@@ -89,7 +89,7 @@ fn decoded_pictures_are_those_of_pillow() {
     for case in cases().decode {
         let options = DecodeOptions { apply_orientation: case.apply_orientation, ..DecodeOptions::default() };
         let tensor = expected.tensor(&case.expected).unwrap();
-        match Picture::open(&file(&case.file), &options) {
+        match Picture::open(file(&case.file), &options) {
             Ok(picture) if [picture.height() as usize, picture.width() as usize, 3] == tensor.shape() => {
                 let worst = picture.rgb().iter().zip(tensor.data()).map(|(found, expected)| found.abs_diff(*expected)).max().unwrap();
                 if worst > case.tolerance {
@@ -120,14 +120,14 @@ fn files_that_claim_too_much_are_refused() {
         // Decoding what these claim would take seconds at least.
         assert!(started.elapsed().as_millis() < 500, "{}: took {:?}", path.display(), started.elapsed());
     }
-    let error = Picture::open(&file("hostile/side-20000.png"), &DecodeOptions::default()).unwrap_err().to_string();
+    let error = Picture::open(file("hostile/side-20000.png"), &DecodeOptions::default()).unwrap_err().to_string();
     assert!(error.contains("20000 x 20000") && error.contains("100000000"), "{error}");
 }
 
 #[test]
 fn the_limit_on_pixels_is_the_callers() {
     // rgb.png has 24 x 16 pixels.
-    let open = |max_pixels| Picture::open(&file("rgb.png"), &DecodeOptions { max_pixels, ..DecodeOptions::default() });
+    let open = |max_pixels| Picture::open(file("rgb.png"), &DecodeOptions { max_pixels, ..DecodeOptions::default() });
     assert!(open(24 * 16).is_ok());
     let error = open(24 * 16 - 1).unwrap_err().to_string();
     assert!(error.contains("rgb.png") && error.contains("24 x 16") && error.contains("383"), "{error}");

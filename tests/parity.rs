@@ -141,7 +141,7 @@ fn parity() -> PathBuf {
 }
 
 fn picture(name: &str) -> Picture {
-    Picture::open(&parity().join("pictures").join(format!("{name}.png")), &Default::default()).unwrap()
+    Picture::open(parity().join("pictures").join(format!("{name}.png")), &Default::default()).unwrap()
 }
 
 fn floats(tensor: &TensorView) -> Vec<f32> {
