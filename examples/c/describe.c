@@ -106,12 +106,14 @@ static struct options parse(int argc, char **argv)
     return options;
 }
 
-/* The loading bar, on the error output so that the answer can be piped. */
+/* The loading bar, on the error output so that the answer can be piped. user_data: the percentage shown last. */
 static bool show_progress(void *user_data, moxin_stage stage, float fraction)
 {
-    (void)user_data;
-    if (stage == MOXIN_STAGE_LOAD) {
-        fprintf(stderr, "\rloading %3d %%%s", (int)(fraction * 100), fraction >= 1 ? "\n" : "");
+    int *shown = user_data;
+    int percent = (int)(fraction * 100);
+    if (stage == MOXIN_STAGE_LOAD && percent != *shown) {
+        fprintf(stderr, "\rloading %3d %%%s", percent, percent == 100 ? "\n" : "");
+        *shown = percent;
     }
     return true;
 }
@@ -119,10 +121,12 @@ static bool show_progress(void *user_data, moxin_stage stage, float fraction)
 static moxin_model *load_model(const struct options *options)
 {
     moxin_op op = {sizeof op, NULL, NULL, NULL, 0};
+    int shown = -1;
     moxin_model *model = NULL;
     moxin_error *error = NULL;
     if (!options->json) {
         op.progress = show_progress;
+        op.user_data = &shown;
     }
     if (moxin_model_load(options->model, NULL, &op, &model, &error) != MOXIN_STATUS_OK) {
         die("loading the model", error);
