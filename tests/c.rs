@@ -3,7 +3,7 @@
 
 use std::{
     env,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
@@ -198,7 +198,8 @@ impl Program {
 
     /// Runs it; it must end by itself, with this exit status.
     fn run(&self, arguments: &[&OsStr], status: i32) -> Output {
-        let output = Command::new(&self.path).args(arguments).output().unwrap();
+        let mut command = Command::new(&self.path);
+        let output = command.args(arguments).env(LIBRARY_PATH, library_path()).output().unwrap();
         let errors = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(status), "{arguments:?}: {}\n{errors}", output.status);
         output
@@ -269,6 +270,16 @@ fn rust_answers(picture: Picture, prompts: &[&str], max_tokens: usize) -> Vec<An
 /// Cargo puts the shared library beside the tests that it is built for.
 fn library_folder() -> PathBuf {
     env::current_exe().unwrap().parent().unwrap().to_owned()
+}
+
+const LIBRARY_PATH: &str = "LD_LIBRARY_PATH";
+
+/// The library of these tests first: cargo's own search path, which goes before a program's, begins with the folder of what `cargo build`
+/// made, maybe long ago.
+fn library_path() -> OsString {
+    let others = env::var_os(LIBRARY_PATH).unwrap_or_default();
+    let others = env::split_paths(&others).filter(|path| !path.as_os_str().is_empty());
+    env::join_paths([library_folder()].into_iter().chain(others)).unwrap()
 }
 
 /// `$CC` or `$CXX`, which may have flags, or the system's.
