@@ -18,7 +18,7 @@ use crate::{
     device::{Backend, Device},
     generate::{ChatModel, GenerationOptions},
     image::{Picture, Processor},
-    models::moxin::{TokenIds, VLMConfig, load_model_on},
+    models::moxin::{TokenIds, VLMConfig, load_weights},
     text::load_tokenizer,
 };
 
@@ -205,11 +205,12 @@ fn load(
     check_processor(&processor, &config).map_err(|what| Error::corrupt(&processor_path, what))?;
     let eos = eos_ids(folder, &config)?;
     let checkpoint = Checkpoint::open(folder)?;
-    let vlm = load_model_on(folder, device, memory_limit, progress)?;
+    let (parameters, weight_bytes) = (checkpoint.parameter_count(), checkpoint.total_bytes());
+    let vlm = load_weights(folder, &config, checkpoint, device, memory_limit, progress)?;
     let info = ModelInfo {
         model_type: config.model_type,
-        parameters: checkpoint.parameter_count(),
-        weight_bytes: checkpoint.total_bytes(),
+        parameters,
+        weight_bytes,
         context_length: config.text_config.max_position_embeddings,
         vocabulary: config.text_config.vocab_size,
         image_size: config.image_sizes[0],

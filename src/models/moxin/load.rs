@@ -41,9 +41,21 @@ pub fn load_model_on(
     memory_limit: Option<u64>,
     progress: &dyn Fn(u64, u64) -> Result<()>,
 ) -> Result<MoxinVLM> {
+    let config = VLMConfig::from_file(&folder.join("config.json"))?;
+    load_weights(folder, &config, Checkpoint::open(folder)?, device, memory_limit, progress)
+}
+
+/// [`load_model_on`], where the configuration and the weights' headers are read already.
+pub(crate) fn load_weights(
+    folder: &Path,
+    config: &VLMConfig,
+    checkpoint: Checkpoint,
+    device: &Device,
+    memory_limit: Option<u64>,
+    progress: &dyn Fn(u64, u64) -> Result<()>,
+) -> Result<MoxinVLM> {
     let config_path = folder.join("config.json");
-    let config = VLMConfig::from_file(&config_path)?;
-    let (checkpoint, depths) = open(folder)?;
+    let (checkpoint, depths) = name_canonically(checkpoint)?;
     let available = available_memory()?;
     let limit = memory_limit.map_or(available, |limit| limit.min(available));
     if checkpoint.total_bytes() > limit {
@@ -53,17 +65,17 @@ pub fn load_model_on(
     let context = LoadContext::new(&checkpoint, progress);
     let weights = context.weights();
     let encoders = (0..config.timm_model_ids.len())
-        .map(|i| load_encoder(&weights, &config, i, depths[i], &config_path, device.dtype))
+        .map(|i| load_encoder(&weights, config, i, depths[i], &config_path, device.dtype))
         .collect::<Result<Vec<_>>>()?;
-    let projector = load_projector_for(&weights, &encoders, &config, &config_path, device.dtype)?;
+    let projector = load_projector_for(&weights, &encoders, config, &config_path, device.dtype)?;
     let decoder = MistralDecoder::load(&weights.at("language_model"), &config.text_config, device.dtype)?;
     Ok(MoxinVLM { encoders, projector, decoder, dtype: device.dtype })
 }
 
-/// Opens the weights under the names that the modules use, without those that the forward pass never reads: progress and memory are
+/// Gives the weights the names that the modules use, without those that the forward pass never reads: progress and memory are
 /// reckoned by what remains. Gives the encoders' depths too, which what remains does not tell.
-fn open(folder: &Path) -> Result<(Checkpoint, [usize; 2])> {
-    let checkpoint = Checkpoint::open(folder)?.rename(|name| Some(canonical_name(name)))?;
+fn name_canonically(checkpoint: Checkpoint) -> Result<(Checkpoint, [usize; 2])> {
+    let checkpoint = checkpoint.rename(|name| Some(canonical_name(name)))?;
     let depths = ENCODERS.map(|encoder| depth(&checkpoint, encoder));
     let checkpoint = checkpoint.rename(|name| {
         let name = canonical_name(name);

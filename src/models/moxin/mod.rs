@@ -9,6 +9,7 @@ mod mistral;
 mod projector;
 
 pub use config::{MistralConfig, TokenIds, VLMConfig};
+pub(crate) use load::load_weights;
 pub use load::{load_model, load_model_on};
 pub use mistral::{MistralDecoder, Rows};
 pub use projector::{FusedMLPProjector, load_projector};
