@@ -93,7 +93,7 @@ fn main() -> Result<()> {
         }
         let answer = answer(&session, !args.json)?;
         if !args.json {
-            print_stats(&session.stats()?);
+            print_stats(&session.stats());
         }
         answers.push(answer);
     }
@@ -156,7 +156,7 @@ fn answer(session: &Session, print: bool) -> Result<Value> {
     if print {
         println!();
     }
-    let stats = session.stats()?;
+    let stats = session.stats();
     Ok(json!({
         "text": text, "tokens": tokens, "logprobs": logprobs, "finish": format!("{finish:?}"),
         "prompt_tokens": stats.prompt_tokens, "image_tokens": stats.image_tokens, "reused_tokens": stats.reused_tokens,

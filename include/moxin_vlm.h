@@ -47,7 +47,7 @@ typedef enum moxin_status {
      */
     MOXIN_STATUS_NULL_ARGUMENT = 1,
     /**
-     * A value is out of its range, a text is not UTF-8, or a struct was not initialized.
+     * A value is out of its range, a text is not UTF-8, a struct was not initialized, or an embedding belongs to another model.
      */
     MOXIN_STATUS_INVALID_ARGUMENT = 2,
     /**
@@ -63,11 +63,11 @@ typedef enum moxin_status {
      */
     MOXIN_STATUS_TIMEOUT = 5,
     /**
-     * Another operation is under way on the same session.
+     * Another operation, or a stream, is under way on the same session.
      */
     MOXIN_STATUS_BUSY = 6,
     /**
-     * The library is suspended.
+     * The library is suspended: see moxin_suspend.
      */
     MOXIN_STATUS_SUSPENDED = 7,
     /**
@@ -158,6 +158,10 @@ typedef enum moxin_finish_reason {
      * It was cancelled; the turn was taken back.
      */
     MOXIN_FINISH_REASON_CANCELLED = 5,
+    /**
+     * It failed, as the event's error says; the turn was taken back. Only in streams: a step returns its status instead.
+     */
+    MOXIN_FINISH_REASON_ERROR = 6,
 } moxin_finish_reason;
 
 /**
@@ -191,11 +195,6 @@ typedef struct moxin_model moxin_model;
 typedef struct moxin_session moxin_session;
 
 /**
- * What a model computes on: one of MOXIN_BACKEND_*.
- */
-typedef uint32_t moxin_backend;
-
-/**
  * UTF-8 text that the library owns, also NUL-terminated. How long it lives stands with the function that returns it.
  */
 typedef struct moxin_str {
@@ -210,45 +209,68 @@ typedef struct moxin_str {
 } moxin_str;
 
 /**
- * How a file is decoded.
+ * A token that could have come.
  */
-typedef struct moxin_image_params {
+typedef struct moxin_token_logprob {
     /**
-     * sizeof(moxin_image_params)
+     * The token.
+     */
+    int32_t token_id;
+    /**
+     * Its log-probability, before temperature and filters.
+     */
+    float logprob;
+} moxin_token_logprob;
+
+/**
+ * One step's outcome. What it points to lives until the next step on the session, or its end; in a stream, until the callback returns.
+ */
+typedef struct moxin_event {
+    /**
+     * sizeof(moxin_event)
      */
     size_t struct_size;
     /**
-     * Pixels that a picture may have; a larger one is refused by its header. Default: 100,000,000.
+     * Which of the fields below count.
      */
-    uint64_t max_pixels;
+    enum moxin_event_kind kind;
     /**
-     * Not 0: leave the picture as stored, whatever orientation its metadata gives. Default: 0, it is turned upright.
+     * Why the answer ended; MOXIN_FINISH_REASON_NONE before FINISHED.
      */
-    uint32_t ignore_orientation;
-} moxin_image_params;
-
-/**
- * How pixels lie in memory: one of MOXIN_PIXEL_FORMAT_*.
- */
-typedef uint32_t moxin_pixel_format;
-
-/**
- * How a model is loaded.
- */
-typedef struct moxin_model_params {
+    enum moxin_finish_reason finish;
     /**
-     * sizeof(moxin_model_params)
+     * Whole characters; empty while the bytes of one are waiting.
      */
-    size_t struct_size;
+    struct moxin_str text;
     /**
-     * Where it computes. Default: MOXIN_BACKEND_AUTO.
+     * The token, -1 in other events than TEXT.
      */
-    moxin_backend backend;
+    int32_t token_id;
     /**
-     * Bytes that the weights may take; a model that needs more is refused before it is read. 0, the default: what the machine has available.
+     * The token's log-probability, before temperature and filters.
      */
-    uint64_t memory_limit;
-} moxin_model_params;
+    float logprob;
+    /**
+     * Positions of the prompt that are read.
+     */
+    uint32_t done;
+    /**
+     * Positions of the prompt.
+     */
+    uint32_t total;
+    /**
+     * The likeliest tokens, likeliest first, where moxin_session_params.logprobs asks for them; else NULL.
+     */
+    const struct moxin_token_logprob *top;
+    /**
+     * Their number.
+     */
+    size_t top_count;
+    /**
+     * What went wrong, where finish is MOXIN_FINISH_REASON_ERROR; else NULL. Not to be freed.
+     */
+    const struct moxin_error *error;
+} moxin_event;
 
 /**
  * What an operation is doing: one of MOXIN_STAGE_*.
@@ -288,6 +310,190 @@ typedef struct moxin_op {
 } moxin_op;
 
 /**
+ * Told one event of a stream. Returning false cancels the answer; its end is told too.
+ */
+typedef bool (*moxin_event_fn)(void *user_data, const struct moxin_event *event);
+
+/**
+ * Called once with the user data that was given to a function, when the library will not use it any more.
+ */
+typedef void (*moxin_destroy_fn)(void *user_data);
+
+/**
+ * Counts and times of a session's latest turn.
+ */
+typedef struct moxin_stats {
+    /**
+     * sizeof(moxin_stats)
+     */
+    size_t struct_size;
+    /**
+     * Positions of the prompt: the whole conversation, with image tokens.
+     */
+    uint32_t prompt_tokens;
+    /**
+     * Those of them that are a picture's.
+     */
+    uint32_t image_tokens;
+    /**
+     * Those of them that were kept from earlier turns.
+     */
+    uint32_t reused_tokens;
+    /**
+     * Tokens generated.
+     */
+    uint32_t generated_tokens;
+    /**
+     * Pictures that did not have to be encoded, because the same had been before.
+     */
+    uint32_t cached_images;
+    /**
+     * Messages of the conversation, the answer included once it is complete.
+     */
+    uint32_t message_count;
+    /**
+     * Milliseconds in the vision encoders.
+     */
+    double vision_ms;
+    /**
+     * Milliseconds in prefill, without vision.
+     */
+    double prefill_ms;
+    /**
+     * Milliseconds from the first step of the turn to its first token.
+     */
+    double first_token_ms;
+    /**
+     * Milliseconds in the steps after the first token.
+     */
+    double decode_ms;
+    /**
+     * Positions of the prompt read a second, without those reused.
+     */
+    double prefill_tps;
+    /**
+     * Tokens a second after the first.
+     */
+    double decode_tps;
+    /**
+     * The most memory that the process's models ever held, in bytes.
+     */
+    uint64_t peak_bytes;
+} moxin_stats;
+
+/**
+ * How a file is decoded.
+ */
+typedef struct moxin_image_params {
+    /**
+     * sizeof(moxin_image_params)
+     */
+    size_t struct_size;
+    /**
+     * Pixels that a picture may have; a larger one is refused by its header. Default: 100,000,000.
+     */
+    uint64_t max_pixels;
+    /**
+     * Not 0: leave the picture as stored, whatever orientation its metadata gives. Default: 0, it is turned upright.
+     */
+    uint32_t ignore_orientation;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+} moxin_image_params;
+
+/**
+ * How pixels lie in memory: one of MOXIN_PIXEL_FORMAT_*.
+ */
+typedef uint32_t moxin_pixel_format;
+
+/**
+ * What a model computes on: one of MOXIN_BACKEND_*.
+ */
+typedef uint32_t moxin_backend;
+
+/**
+ * How much is logged: one of MOXIN_LOG_LEVEL_*. Each level has those before it.
+ */
+typedef uint32_t moxin_log_level;
+
+/**
+ * Told one message: where in the library it comes from, and what it says. The texts live until the function returns.
+ */
+typedef void (*moxin_log_fn)(void *user_data, moxin_log_level level, struct moxin_str target, struct moxin_str message);
+
+/**
+ * What the library holds in this process, in bytes.
+ */
+typedef struct moxin_memory_stats {
+    /**
+     * sizeof(moxin_memory_stats)
+     */
+    size_t struct_size;
+    /**
+     * In use: weights, conversations, embeddings, and what is being computed.
+     */
+    uint64_t active;
+    /**
+     * Kept by MLX for reuse; moxin_memory_trim gives it back.
+     */
+    uint64_t cache;
+    /**
+     * The most that was ever in use.
+     */
+    uint64_t peak;
+    /**
+     * What may be in use: see moxin_memory_set_limits. UINT64_MAX: what the machine has.
+     */
+    uint64_t limit;
+    /**
+     * What could still be taken: what the machine has available, within the limit.
+     */
+    uint64_t available;
+    /**
+     * Of what is in use, tokens of pictures seen before; moxin_memory_trim gives them back.
+     */
+    uint64_t image_cache;
+    /**
+     * Not bytes: handles of all kinds that were given and not yet freed, errors included. A program that has freed everything finds 0.
+     */
+    uint64_t handles;
+} moxin_memory_stats;
+
+/**
+ * The type of activations: one of MOXIN_DTYPE_*.
+ */
+typedef uint32_t moxin_dtype;
+
+/**
+ * How a model is loaded.
+ */
+typedef struct moxin_model_params {
+    /**
+     * sizeof(moxin_model_params)
+     */
+    size_t struct_size;
+    /**
+     * Bytes that loading may take; a model that needs more is refused before it is read. 0, the default: what is available.
+     */
+    uint64_t memory_limit;
+    /**
+     * Bytes for the tokens of pictures that were encoded before, so that the same picture need not be again. A picture takes
+     * tokens_per_image * hidden_size numbers, 4 MiB in Moxin-7B with float32. Default: 64 MiB. 0: none are kept.
+     */
+    uint64_t image_cache_bytes;
+    /**
+     * Where it computes. Default: MOXIN_BACKEND_AUTO.
+     */
+    moxin_backend backend;
+    /**
+     * The type of activations. Default: MOXIN_DTYPE_AUTO.
+     */
+    moxin_dtype dtype;
+} moxin_model_params;
+
+/**
  * What a model is.
  */
 typedef struct moxin_model_info {
@@ -304,6 +510,10 @@ typedef struct moxin_model_info {
      */
     uint64_t weight_bytes;
     /**
+     * The same for models whose embeddings may stand for each other's. 0 from moxin_model_inspect.
+     */
+    uint64_t fingerprint;
+    /**
      * Positions that the decoder was made for.
      */
     uint32_t context_length;
@@ -311,6 +521,10 @@ typedef struct moxin_model_info {
      * Rows of the token embedding.
      */
     uint32_t vocab_size;
+    /**
+     * Width of a token.
+     */
+    uint32_t hidden_size;
     /**
      * Edge of the square that a picture is brought to, in pixels.
      */
@@ -320,28 +534,18 @@ typedef struct moxin_model_info {
      */
     uint32_t tokens_per_image;
     /**
-     * Where the model computes; never MOXIN_BACKEND_AUTO.
+     * Where the model computes, or would; never MOXIN_BACKEND_AUTO.
      */
     moxin_backend backend;
+    /**
+     * The type of activations; never MOXIN_DTYPE_AUTO.
+     */
+    moxin_dtype dtype;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
 } moxin_model_info;
-
-/**
- * The size of an embedding.
- */
-typedef struct moxin_embedding_info {
-    /**
-     * sizeof(moxin_embedding_info)
-     */
-    size_t struct_size;
-    /**
-     * Positions it takes in a prompt.
-     */
-    uint32_t token_count;
-    /**
-     * Numbers a token.
-     */
-    uint32_t hidden_size;
-} moxin_embedding_info;
 
 /**
  * How a session generates.
@@ -392,6 +596,10 @@ typedef struct moxin_session_params {
      */
     uint32_t prefill_chunk;
     /**
+     * How many of the likeliest tokens each TEXT event lists, 0 to 20. Default: 0.
+     */
+    uint32_t logprobs;
+    /**
      * Texts that end an answer, NUL-terminated UTF-8; they are not part of it. May be NULL where stop_count is 0.
      */
     const char *const *stop;
@@ -402,113 +610,77 @@ typedef struct moxin_session_params {
 } moxin_session_params;
 
 /**
+ * What a model in a folder will take, in bytes.
+ */
+typedef struct moxin_memory_estimate {
+    /**
+     * sizeof(moxin_memory_estimate)
+     */
+    size_t struct_size;
+    /**
+     * The weights, once loaded.
+     */
+    uint64_t weights;
+    /**
+     * Keys and values of one position of a conversation.
+     */
+    uint64_t kv_per_token;
+    /**
+     * Keys and values of a conversation of max_context positions.
+     */
+    uint64_t kv_total;
+    /**
+     * The most while loading.
+     */
+    uint64_t load_peak;
+    /**
+     * What encoding a picture takes beyond the weights, for the time.
+     */
+    uint64_t vision_peak;
+    /**
+     * What a step of a conversation takes beyond weights, keys and values, for the time.
+     */
+    uint64_t step_peak;
+    /**
+     * The most in all: to load the model, encode a picture, and have one conversation of max_context positions.
+     */
+    uint64_t total;
+    /**
+     * What could be taken now.
+     */
+    uint64_t available;
+} moxin_memory_estimate;
+
+/**
+ * The size of an embedding.
+ */
+typedef struct moxin_embedding_info {
+    /**
+     * sizeof(moxin_embedding_info)
+     */
+    size_t struct_size;
+    /**
+     * The fingerprint of the model that made it: see moxin_model_info.
+     */
+    uint64_t model_fingerprint;
+    /**
+     * Tells pictures apart.
+     */
+    uint64_t image_hash;
+    /**
+     * Positions it takes in a prompt.
+     */
+    uint32_t token_count;
+    /**
+     * Numbers a token.
+     */
+    uint32_t hidden_size;
+} moxin_embedding_info;
+
+/**
  * Whose a text is: one of MOXIN_ROLE_*.
  */
 typedef uint32_t moxin_role;
-
-/**
- * One step's outcome.
- */
-typedef struct moxin_event {
-    /**
-     * sizeof(moxin_event)
-     */
-    size_t struct_size;
-    /**
-     * Which of the fields below count.
-     */
-    enum moxin_event_kind kind;
-    /**
-     * Why the answer ended; MOXIN_FINISH_REASON_NONE before FINISHED.
-     */
-    enum moxin_finish_reason finish;
-    /**
-     * Whole characters; empty while the bytes of one are waiting. Lives until the next step on the session, or its end.
-     */
-    struct moxin_str text;
-    /**
-     * The token, -1 in other events than TEXT.
-     */
-    int32_t token_id;
-    /**
-     * The token's log-probability, before temperature and filters.
-     */
-    float logprob;
-    /**
-     * Positions of the prompt that are read.
-     */
-    uint32_t done;
-    /**
-     * Positions of the prompt.
-     */
-    uint32_t total;
-} moxin_event;
-
-/**
- * Counts and times of a session's latest turn.
- */
-typedef struct moxin_stats {
-    /**
-     * sizeof(moxin_stats)
-     */
-    size_t struct_size;
-    /**
-     * Positions of the prompt: the whole conversation, with image tokens.
-     */
-    uint32_t prompt_tokens;
-    /**
-     * Those of them that are a picture's.
-     */
-    uint32_t image_tokens;
-    /**
-     * Those of them that were kept from earlier turns.
-     */
-    uint32_t reused_tokens;
-    /**
-     * Tokens generated.
-     */
-    uint32_t generated_tokens;
-    /**
-     * Milliseconds in the vision encoders.
-     */
-    double vision_ms;
-    /**
-     * Milliseconds in prefill, without vision.
-     */
-    double prefill_ms;
-    /**
-     * Milliseconds from the first step of the turn to its first token.
-     */
-    double first_token_ms;
-    /**
-     * Milliseconds in the steps after the first token.
-     */
-    double decode_ms;
-    /**
-     * The most memory that the process's models ever held, in bytes.
-     */
-    uint64_t peak_bytes;
-} moxin_stats;
-
-/**
- * The GPU where there is one, else the CPU.
- */
-#define MOXIN_BACKEND_AUTO 0
-
-/**
- * The processor.
- */
-#define MOXIN_BACKEND_CPU 1
-
-/**
- * An Apple GPU.
- */
-#define MOXIN_BACKEND_METAL 2
-
-/**
- * An Nvidia GPU.
- */
-#define MOXIN_BACKEND_CUDA 3
 
 /**
  * Three bytes: red, green, blue.
@@ -531,6 +703,76 @@ typedef struct moxin_stats {
 #define MOXIN_PIXEL_FORMAT_GRAY8 3
 
 /**
+ * The GPU where there is one, else the CPU.
+ */
+#define MOXIN_BACKEND_AUTO 0
+
+/**
+ * The processor.
+ */
+#define MOXIN_BACKEND_CPU 1
+
+/**
+ * An Apple GPU.
+ */
+#define MOXIN_BACKEND_METAL 2
+
+/**
+ * An Nvidia GPU.
+ */
+#define MOXIN_BACKEND_CUDA 3
+
+/**
+ * Nothing.
+ */
+#define MOXIN_LOG_LEVEL_OFF 0
+
+/**
+ * What went wrong.
+ */
+#define MOXIN_LOG_LEVEL_ERROR 1
+
+/**
+ * What may surprise, such as a refusal for want of memory.
+ */
+#define MOXIN_LOG_LEVEL_WARN 2
+
+/**
+ * What was done: a model loaded, an answer given, and how long it took.
+ */
+#define MOXIN_LOG_LEVEL_INFO 3
+
+/**
+ * How it was done, and every error that a call returned.
+ */
+#define MOXIN_LOG_LEVEL_DEBUG 4
+
+/**
+ * Everything.
+ */
+#define MOXIN_LOG_LEVEL_TRACE 5
+
+/**
+ * What the backend does best: bfloat16 on a GPU, float32 on the CPU.
+ */
+#define MOXIN_DTYPE_AUTO 0
+
+/**
+ * 16 bits, more precise and of smaller range than bfloat16.
+ */
+#define MOXIN_DTYPE_F16 1
+
+/**
+ * bfloat16, as the checkpoints are stored.
+ */
+#define MOXIN_DTYPE_BF16 2
+
+/**
+ * 32 bits.
+ */
+#define MOXIN_DTYPE_F32 3
+
+/**
  * Reading weights.
  */
 #define MOXIN_STAGE_LOAD 0
@@ -539,6 +781,11 @@ typedef struct moxin_stats {
  * Running the vision encoders.
  */
 #define MOXIN_STAGE_ENCODE 1
+
+/**
+ * Reading the prompt.
+ */
+#define MOXIN_STAGE_PREFILL 2
 
 /**
  * Instructions before the conversation.
@@ -560,21 +807,6 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * The number of the ABI that the library has: MOXIN_ABI_VERSION of the header it was built with.
- */
-uint32_t moxin_abi_version(void);
-
-/**
- * The library's version, such as "0.1.0". Lives as long as the library.
- */
-const char *moxin_version(void);
-
-/**
- * Whether models can run on a backend, here and now. False for a number that is no backend.
- */
-bool moxin_backend_available(moxin_backend backend);
-
-/**
  * The name of a status, such as "MOXIN_STATUS_BUSY"; "unknown status" for a number that is none. Lives as long as the library.
  */
 const char *moxin_status_name(uint32_t status);
@@ -590,9 +822,67 @@ enum moxin_status moxin_error_status(const struct moxin_error *error);
 struct moxin_str moxin_error_message(const struct moxin_error *error);
 
 /**
- * Frees an error. NULL is fine.
+ * What lies behind an error, such as the system's own words for a file that could not be read; NULL where it is all that is known, and for
+ * NULL. Each cause has the status of the first. They live as long as the first, and are freed with it, never by themselves.
+ */
+const struct moxin_error *moxin_error_cause(const struct moxin_error *error);
+
+/**
+ * Frees an error and its causes. NULL is fine.
  */
 void moxin_error_free(struct moxin_error *error);
+
+/**
+ * Encodes the picture, or reads one chunk of the prompt, or generates one token, and tells of it in *out_event, whose struct_size must be
+ * set. Call it until the event is FINISHED.
+ *
+ * A failure takes the turn back, its texts and a picture added with them; the session can go on with another. SUSPENDED does not: the next
+ * step goes on where this one did not. Fails with INVALID_STATE where there is nothing to answer or the model was unloaded, CONTEXT_FULL for
+ * a prompt that does not fit, OUT_OF_MEMORY, BUSY, SUSPENDED, BACKEND.
+ */
+enum moxin_status moxin_generate_step(const struct moxin_session *session,
+                                      struct moxin_event *out_event,
+                                      struct moxin_error **error);
+
+/**
+ * Generates the answer on a thread of the library and calls on_event with each event, up to exactly one that is FINISHED; then it calls
+ * destroy(user_data), once. The call itself returns at once.
+ *
+ * Inside on_event, moxin_session_cancel and moxin_session_stats do their work, moxin_session_free does not wait, and any other call on the
+ * session is BUSY but in the last event: by then the session is free again, and the next question may be asked from there or anywhere.
+ * While the library is suspended the stream pauses. When the process ends, on_event is called no more.
+ *
+ * op: may be NULL; its cancel object ends the answer as moxin_session_cancel does, its time limit with MOXIN_FINISH_REASON_ERROR and TIMEOUT;
+ * its progress must be NULL. destroy: may be NULL; where the call fails it has been called before it returns.
+ *
+ * Fails with INVALID_STATE where there is nothing to answer, with BUSY.
+ */
+enum moxin_status moxin_generate_start(const struct moxin_session *session,
+                                       const struct moxin_op *op,
+                                       moxin_event_fn on_event,
+                                       void *user_data,
+                                       moxin_destroy_fn destroy,
+                                       struct moxin_error **error);
+
+/**
+ * Reads the prompt ahead, so that the first token of the answer comes at once: encodes the picture and computes keys and values, in chunks
+ * between which other sessions have their turns. Before the first question it reads the picture alone.
+ *
+ * op, error: may be NULL. Progress has the stages MOXIN_STAGE_ENCODE and MOXIN_STAGE_PREFILL.
+ *
+ * Fails as moxin_generate_step does, with INVALID_STATE where there is nothing to read, with CANCELLED, TIMEOUT.
+ */
+enum moxin_status moxin_session_prefill(const struct moxin_session *session,
+                                        const struct moxin_op *op,
+                                        struct moxin_error **error);
+
+/**
+ * Counts and times of the latest turn, as of its latest step; also while an answer is being generated. out_stats->struct_size must be set.
+ * Never waits.
+ */
+enum moxin_status moxin_session_stats(const struct moxin_session *session,
+                                      struct moxin_stats *out_stats,
+                                      struct moxin_error **error);
 
 /**
  * Sets up parameters with the defaults; struct_size is sizeof(moxin_image_params), and nothing is written past it.
@@ -604,7 +894,7 @@ void moxin_image_params_init(struct moxin_image_params *params, size_t struct_si
  *
  * path: UTF-8, NUL-terminated. params, error: may be NULL. *out receives an image that the caller frees with moxin_image_free.
  *
- * Fails with NOT_FOUND, IO, UNSUPPORTED_IMAGE.
+ * Fails with NOT_FOUND, IO, UNSUPPORTED_IMAGE, and with INVALID_ARGUMENT for a path that is not UTF-8.
  */
 enum moxin_status moxin_image_from_file(const char *path,
                                         const struct moxin_image_params *params,
@@ -624,7 +914,8 @@ enum moxin_status moxin_image_from_bytes(const void *data,
  * Copies a picture from pixels in memory, rows from top to bottom. stride: bytes from the beginning of a row to the beginning of the next.
  * The last row may end with its last pixel.
  *
- * Fails with INVALID_ARGUMENT for an empty picture, an unknown format, or a stride shorter than a row.
+ * Fails with INVALID_ARGUMENT for an empty picture, an unknown format, or a stride shorter than a row; with OUT_OF_MEMORY where there is no
+ * room for the copy.
  */
 enum moxin_status moxin_image_from_pixels(const void *pixels,
                                           uint32_t width,
@@ -648,6 +939,93 @@ enum moxin_status moxin_image_size(const struct moxin_image *image,
 void moxin_image_free(struct moxin_image *image);
 
 /**
+ * The number of the ABI that the library has: MOXIN_ABI_VERSION of the header it was built with.
+ */
+uint32_t moxin_abi_version(void);
+
+/**
+ * The library's version, such as "0.1.0". Lives as long as the library.
+ */
+const char *moxin_version(void);
+
+/**
+ * What the library is made of, as JSON: "version", "abi", "mlx" (its version), "target", "backends" (those that work here and now), and
+ * "models" (the model_type of each kind that it runs). Lives as long as the library.
+ */
+const char *moxin_build_info(void);
+
+/**
+ * Whether models can run on a backend, here and now. False for a number that is no backend.
+ */
+bool moxin_backend_available(moxin_backend backend);
+
+/**
+ * Says where Metal's kernels, mlx.metallib, lie; to be called before any other function but moxin_version and moxin_abi_version. Needed only
+ * where the file is neither beside the library nor in Resources/ beside it.
+ *
+ * path: UTF-8, NUL-terminated.
+ *
+ * Fails with NOT_FOUND, with INVALID_STATE where MLX is in use already, and with BACKEND_UNAVAILABLE where the library was built without
+ * Metal, as on Linux.
+ */
+enum moxin_status moxin_set_metallib_path(const char *path,
+                                          struct moxin_error **error);
+
+/**
+ * Has messages up to max_level go to a function from now on, or nowhere where log is NULL. It replaces the function set before, which still
+ * gets what was logged until now.
+ *
+ * log is called on a thread of the library that does nothing else, one message after the other; it may take its time, and may call any
+ * function of this header. destroy(user_data) is called exactly once: on that thread after the last message, or before this call returns
+ * where it fails. destroy may be NULL.
+ *
+ * Fails with INVALID_ARGUMENT for an unknown level, and with INVALID_STATE in a Rust program that has a logger of its own.
+ */
+enum moxin_status moxin_set_log(moxin_log_fn log,
+                                moxin_log_level max_level,
+                                void *user_data,
+                                moxin_destroy_fn destroy,
+                                struct moxin_error **error);
+
+/**
+ * Lets nothing compute from now on: for an app that goes to the background, which iOS ends if it submits work to the GPU there.
+ *
+ * Operations fail with MOXIN_STATUS_SUSPENDED until moxin_resume; a load, an encoding or a prefill that is under way ends so too; a stream
+ * pauses and goes on later. Conversations stay as they are. What computes nothing works all the while: adding to a conversation, cancelling,
+ * freeing, moxin_model_unload, moxin_memory_trim. The call returns when nothing is under way any more.
+ *
+ * Fails with TIMEOUT where something still is after drain_timeout_ms milliseconds; the library is suspended all the same.
+ */
+enum moxin_status moxin_suspend(uint32_t drain_timeout_ms,
+                                struct moxin_error **error);
+
+/**
+ * Ends what moxin_suspend began. Does nothing where the library is not suspended.
+ */
+void moxin_resume(void);
+
+/**
+ * What the library holds now. out_stats->struct_size must be set. Never waits.
+ */
+enum moxin_status moxin_memory_stats_get(struct moxin_memory_stats *out_stats, struct moxin_error **error);
+
+/**
+ * Limits what may be in use, and what MLX keeps for reuse, in bytes; UINT64_MAX stands for no limit but the machine's.
+ *
+ * What is in use already stays. A load, a session or a picture that would go beyond is refused with MOXIN_STATUS_OUT_OF_MEMORY and both
+ * figures, before anything is allocated.
+ */
+enum moxin_status moxin_memory_set_limits(uint64_t total_bytes,
+                                          uint64_t cache_bytes,
+                                          struct moxin_error **error);
+
+/**
+ * Gives back what is kept for reuse: MLX's free buffers, and tokens of pictures seen before. For when the system says that memory is short.
+ * Does not wait: it is done as soon as nothing is being computed.
+ */
+void moxin_memory_trim(void);
+
+/**
  * Sets up parameters with the defaults; struct_size is sizeof(moxin_model_params), and nothing is written past it.
  */
 void moxin_model_params_init(struct moxin_model_params *params, size_t struct_size);
@@ -655,17 +1033,42 @@ void moxin_model_params_init(struct moxin_model_params *params, size_t struct_si
 /**
  * Loads a model from a Hugging Face folder (config.json, the weights, tokenizer.json, preprocessor_config.json).
  *
- * path: the folder, UTF-8, NUL-terminated. params, op, error: may be NULL. *out receives a model that the caller frees with
+ * path: the folder, UTF-8, NUL-terminated. params, op, error: may be NULL. *out_model receives a model that the caller frees with
  * moxin_model_free. Progress has the stage MOXIN_STAGE_LOAD.
  *
- * Fails with NOT_FOUND, CORRUPT_MODEL, UNSUPPORTED_MODEL or IO, naming the file and the field or tensor; with OUT_OF_MEMORY before anything
- * is read; with BACKEND_UNAVAILABLE, CANCELLED, TIMEOUT.
+ * Fails with NOT_FOUND, CORRUPT_MODEL, UNSUPPORTED_MODEL or IO, naming the file and the field or tensor; with OUT_OF_MEMORY before any weight
+ * is read; with BACKEND_UNAVAILABLE, CANCELLED, TIMEOUT, SUSPENDED.
  */
 enum moxin_status moxin_model_load(const char *path,
                                    const struct moxin_model_params *params,
                                    const struct moxin_op *op,
                                    struct moxin_model **out_model,
                                    struct moxin_error **error);
+
+/**
+ * What the model in a folder is, without loading it: from config.json and the headers of the weights. out_info->struct_size must be set.
+ *
+ * path: the folder, UTF-8, NUL-terminated.
+ *
+ * Fails with NOT_FOUND, CORRUPT_MODEL, UNSUPPORTED_MODEL or IO.
+ */
+enum moxin_status moxin_model_inspect(const char *path,
+                                      struct moxin_model_info *out_info,
+                                      struct moxin_error **error);
+
+/**
+ * What the model in a folder will take, loaded with params and talked to in one session with session_params, without loading it: from
+ * config.json and the headers of the weights. out_estimate->struct_size must be set.
+ *
+ * path: the folder, UTF-8, NUL-terminated. params, session_params, error: may be NULL.
+ *
+ * Fails with NOT_FOUND, CORRUPT_MODEL, UNSUPPORTED_MODEL, IO, INVALID_ARGUMENT or BACKEND_UNAVAILABLE.
+ */
+enum moxin_status moxin_model_estimate(const char *path,
+                                       const struct moxin_model_params *params,
+                                       const struct moxin_session_params *session_params,
+                                       struct moxin_memory_estimate *out_estimate,
+                                       struct moxin_error **error);
 
 /**
  * What a model is. out_info->struct_size must be set.
@@ -675,17 +1078,36 @@ enum moxin_status moxin_model_info_get(const struct moxin_model *model,
                                        struct moxin_error **error);
 
 /**
+ * A field of the model's config.json by its path, such as "model_type", "text_config.num_hidden_layers" or "image_sizes.0": a text as it is,
+ * all else as JSON. *out_value lives as long as the model's handle.
+ *
+ * key: UTF-8, NUL-terminated. Fails with NOT_FOUND where there is no such field.
+ */
+enum moxin_status moxin_model_metadata(const struct moxin_model *model,
+                                       const char *key,
+                                       struct moxin_str *out_value,
+                                       struct moxin_error **error);
+
+/**
+ * Gives the memory of the weights back, though the handle and sessions remain. What would compute with them fails then with INVALID_STATE,
+ * but an embedding still fits the same model loaded again. Works while the library is suspended. Waits for a step that is under way.
+ */
+enum moxin_status moxin_model_unload(const struct moxin_model *model,
+                                     struct moxin_error **error);
+
+/**
  * Frees a model. Its memory goes with the last of its sessions. NULL is fine.
  */
 void moxin_model_free(struct moxin_model *model);
 
 /**
- * Runs the model's vision encoders on a picture. The embedding can stand for the picture in any session of this model.
+ * Runs the model's vision encoders on a picture, unless the same picture was encoded before and its tokens are still in the model's cache.
+ * The embedding can stand for the picture in any session of this model, also when it was loaded anew.
  *
- * op, error: may be NULL. *out receives an embedding that the caller frees with moxin_embedding_free. Progress has the stage
+ * op, error: may be NULL. *out_embedding receives an embedding that the caller frees with moxin_embedding_free. Progress has the stage
  * MOXIN_STAGE_ENCODE.
  *
- * Fails with CANCELLED, TIMEOUT, BACKEND.
+ * Fails with CANCELLED, TIMEOUT, OUT_OF_MEMORY, SUSPENDED, BACKEND, and with INVALID_STATE where the model was unloaded.
  */
 enum moxin_status moxin_encode_image(const struct moxin_model *model,
                                      const struct moxin_image *image,
@@ -716,12 +1138,13 @@ enum moxin_status moxin_embedding_copy(const struct moxin_embedding *embedding,
 void moxin_embedding_free(struct moxin_embedding *embedding);
 
 /**
- * A new cancel object. It may be given to any number of operations.
+ * A new cancel object, which the caller frees with moxin_cancel_free. It may be given to any number of operations.
  */
 struct moxin_cancel *moxin_cancel_new(void);
 
 /**
- * Ends every operation that was given this object, now or later, with MOXIN_STATUS_CANCELLED. NULL is fine.
+ * Ends every operation that was given this object, now or later, with MOXIN_STATUS_CANCELLED. NULL is fine. It only stores a flag, so that a
+ * signal handler may call it.
  */
 void moxin_cancel_trigger(const struct moxin_cancel *cancel);
 
@@ -736,15 +1159,27 @@ void moxin_cancel_free(struct moxin_cancel *cancel);
 void moxin_session_params_init(struct moxin_session_params *params, size_t struct_size);
 
 /**
- * Begins a conversation. params, error: may be NULL. *out receives a session that the caller frees with moxin_session_free; it keeps what it
- * needs of the model.
+ * Begins a conversation. params, error: may be NULL. *out_session receives a session that the caller frees with moxin_session_free; it keeps
+ * what it needs of the model.
  *
- * Fails with INVALID_ARGUMENT, naming the parameter.
+ * Fails with INVALID_ARGUMENT, naming the parameter; with OUT_OF_MEMORY where a conversation of max_context positions would not fit; with
+ * INVALID_STATE where the model was unloaded.
  */
 enum moxin_status moxin_session_new(const struct moxin_model *model,
                                     const struct moxin_session_params *params,
                                     struct moxin_session **out_session,
                                     struct moxin_error **error);
+
+/**
+ * A session of its own whose conversation has been the same until now: to ask two things about one picture without reading it twice.
+ * *out_session receives a session that the caller frees with moxin_session_free.
+ *
+ * Fails with INVALID_STATE while an answer is being generated, with BUSY, and with OUT_OF_MEMORY where there is no room for a copy of what
+ * was computed.
+ */
+enum moxin_status moxin_session_fork(const struct moxin_session *session,
+                                     struct moxin_session **out_session,
+                                     struct moxin_error **error);
 
 /**
  * Adds a text to the conversation: a question, which the next steps answer, or an answer already given. len: bytes, or MOXIN_STRLEN.
@@ -774,36 +1209,33 @@ enum moxin_status moxin_session_add_embedding(const struct moxin_session *sessio
                                               struct moxin_error **error);
 
 /**
- * Encodes the picture, or reads one chunk of the prompt, or generates one token, and tells of it in *out_event, whose struct_size must be
- * set. Call it until the event is FINISHED.
- *
- * A failure takes the turn back, its texts and a picture added with them; the session can go on with another. Fails with INVALID_STATE where
- * there is nothing to answer, CONTEXT_FULL for a prompt that does not fit, BUSY, BACKEND.
- */
-enum moxin_status moxin_generate_step(const struct moxin_session *session,
-                                      struct moxin_event *out_event,
-                                      struct moxin_error **error);
-
-/**
- * Ends the answer that is being generated, from any thread: its next step is FINISHED with MOXIN_FINISH_REASON_CANCELLED, and the turn is
- * taken back. Where none is, the next one ends at once. NULL is fine.
+ * Ends the answer that is being generated, or the question that waits for one, from any thread: its next step, or its stream's last event, is
+ * FINISHED with MOXIN_FINISH_REASON_CANCELLED, and the turn is taken back. Where there is neither it does nothing: what is added afterwards is
+ * not touched. NULL is fine. It only stores a flag, so that a signal handler may call it.
  */
 void moxin_session_cancel(const struct moxin_session *session);
 
 /**
- * Forgets the conversation, and a cancellation that is pending; the parameters stay. Fails with BUSY.
+ * Forgets all but the first messages of the conversation; its picture stays. To have the last question answered again, keep one message
+ * fewer than there are (moxin_stats.message_count) and take steps; to put it differently, keep two fewer. What of the prompt was read and
+ * still holds is not read again.
+ *
+ * Fails with INVALID_ARGUMENT where there are fewer messages, with INVALID_STATE while an answer is being generated, with BUSY.
  */
-enum moxin_status moxin_session_reset(const struct moxin_session *session, struct moxin_error **error);
+enum moxin_status moxin_session_rewind(const struct moxin_session *session,
+                                       size_t messages_to_keep,
+                                       struct moxin_error **error);
 
 /**
- * Counts and times of the latest turn. out_stats->struct_size must be set. Fails with BUSY.
+ * Forgets the conversation, its picture, an answer under way, and a cancellation that is pending; the parameters stay. Fails with BUSY.
  */
-enum moxin_status moxin_session_stats(const struct moxin_session *session,
-                                      struct moxin_stats *out_stats,
+enum moxin_status moxin_session_reset(const struct moxin_session *session,
                                       struct moxin_error **error);
 
 /**
- * Frees a session. NULL is fine.
+ * Frees a session. An answer that is being generated is cancelled; where it is streamed, the call waits until the last event was told and
+ * the stream's user data destroyed. Inside a callback of the library it does not wait: that is done when the callback has returned. NULL is
+ * fine.
  */
 void moxin_session_free(struct moxin_session *session);
 

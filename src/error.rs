@@ -68,6 +68,9 @@ pub enum Error {
     /// Another operation is under way on the same session.
     #[error("the session is busy with another operation; wait for it or cancel it")]
     Busy,
+    /// The library is suspended; nothing computes until it is resumed.
+    #[error("the library is suspended; resume it first")]
+    Suspended,
     /// Not enough room in the context for the prompt.
     #[error("the prompt needs {needed} tokens and the context holds {limit}; shorten the conversation or raise the context limit")]
     ContextFull {

@@ -257,7 +257,7 @@ fn a_conversation_goes_on_from_its_own_answer() {
             fixture.assert_answers(&session, first);
             session.add_text(Role::User, &second.turns[2]).unwrap();
             fixture.assert_answers(&session, second);
-            let Stats { prompt_tokens, image_tokens, reused_tokens, .. } = session.stats().unwrap();
+            let Stats { prompt_tokens, image_tokens, reused_tokens, .. } = session.stats();
             assert_eq!(prompt_tokens, second.ids.len() + image_tokens);
             assert!(reused_tokens >= first.ids.len() + image_tokens, "{reused_tokens} positions were reused");
         }

@@ -214,6 +214,7 @@ static const char *finish_name(moxin_finish_reason finish)
     case MOXIN_FINISH_REASON_MAX_TOKENS: return "MaxTokens";
     case MOXIN_FINISH_REASON_CONTEXT_FULL: return "ContextFull";
     case MOXIN_FINISH_REASON_CANCELLED: return "Cancelled";
+    case MOXIN_FINISH_REASON_ERROR: return "Error";
     case MOXIN_FINISH_REASON_NONE: break;
     }
     return "None";

@@ -19,6 +19,8 @@ use crate::{Error, Result};
 const LENGTH_BYTES: u64 = 8;
 /// The limit that the safetensors library sets.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// Read from each end of a tensor to tell checkpoints apart.
+const SAMPLE_BYTES: u64 = 4096;
 /// MLX counts in `int`.
 const MAX_ELEMENTS: usize = i32::MAX as usize;
 
@@ -52,10 +54,15 @@ impl TensorInfo {
 
     /// Reads the tensor's bytes: elements in C order, little-endian.
     pub fn read(&self) -> Result<Vec<u8>> {
+        self.read_part(0, self.bytes)
+    }
+
+    /// Reads some of the tensor's bytes.
+    fn read_part(&self, start: u64, bytes: u64) -> Result<Vec<u8>> {
         let mut data = Vec::new();
-        let read = data.try_reserve_exact(self.bytes as usize).map_err(|_| ErrorKind::OutOfMemory.into()).and_then(|()| {
-            data.resize(self.bytes as usize, 0);
-            self.file.file.read_exact_at(&mut data, self.offset)
+        let read = data.try_reserve_exact(bytes as usize).map_err(|_| ErrorKind::OutOfMemory.into()).and_then(|()| {
+            data.resize(bytes as usize, 0);
+            self.file.file.read_exact_at(&mut data, self.offset + start)
         });
         match read {
             Ok(()) => Ok(data),
@@ -64,6 +71,14 @@ impl TensorInfo {
             }
             Err(source) => Err(Error::Io { path: self.file().into(), source }),
         }
+    }
+
+    /// Adds to a hash what tells this tensor from others: its name, dtype and shape, its first bytes and its last.
+    pub(super) fn sample(&self, name: &str, hasher: &mut blake3::Hasher) -> Result<()> {
+        hasher.update(format!("{name} {} {:?}\n", self.dtype, self.shape).as_bytes());
+        let sample = self.bytes.min(SAMPLE_BYTES);
+        hasher.update(&self.read_part(0, sample)?).update(&self.read_part(self.bytes - sample, sample)?);
+        Ok(())
     }
 
     fn corrupt(&self, what: &str) -> Error {

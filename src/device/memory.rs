@@ -1,6 +1,14 @@
-//! How much memory there is, and how much MLX uses.
+//! How much memory there is, how much MLX uses, and how much it may use.
+//!
+//! MLX does not keep to a limit on the CPU, and a failed allocation inside it ends badly. So what an operation needs is reckoned and compared
+//! with [`available_memory`] before MLX is asked: [`require`].
 
-use crate::Result;
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicU64, Ordering},
+};
+
+use crate::{Error, Result};
 
 /// Memory that MLX holds, in bytes, for the whole process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -32,31 +40,58 @@ pub fn clear_cache() -> Result<()> {
     Ok(mlx_rs::memory::clear_cache()?)
 }
 
-/// Bytes that this process could still take without the system swapping or ending it.
+/// Bytes that arrays may take in this process; `u64::MAX` where no limit was set.
+static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
+
+/// Limits the bytes that arrays may take, and those of them that MLX keeps for reuse. `u64::MAX` stands for no limit but the machine's.
+///
+/// What is in use already stays; an operation that would go beyond is refused with [`Error::OutOfMemory`].
+pub fn set_memory_limits(total: u64, cache: u64) -> Result<()> {
+    static MACHINE: OnceLock<u64> = OnceLock::new();
+    let machine = match MACHINE.get() {
+        Some(machine) => *machine,
+        None => {
+            let limit = mlx_rs::memory::memory_limit()? as u64;
+            *MACHINE.get_or_init(|| limit)
+        }
+    };
+    // MLX keeps to its own limit on some GPUs; there it waits for memory to become free before it takes more.
+    mlx_rs::memory::set_memory_limit(total.min(machine) as usize)?;
+    mlx_rs::memory::set_cache_limit(cache.min(machine) as usize)?;
+    LIMIT.store(total, Ordering::Relaxed);
+    Ok(())
+}
+
+/// The limit that was set for arrays; `u64::MAX` where none was.
+pub fn memory_limit() -> u64 {
+    LIMIT.load(Ordering::Relaxed)
+}
+
+/// Bytes that arrays could still take: what the system has available and MLX keeps for reuse, within the limit that was set.
 ///
 /// On Linux what the kernel calls available (<https://docs.kernel.org/filesystems/proc.html#meminfo>); elsewhere MLX's own limit less what it
 /// holds, which on a Mac follows from the size of the machine's memory.
 pub fn available_memory() -> Result<u64> {
-    if let Some(bytes) = linux_available() {
-        return Ok(bytes);
+    let used = memory_stats()?;
+    let system = match linux_available() {
+        Some(bytes) => bytes.saturating_add(used.cache),
+        None => (mlx_rs::memory::memory_limit()? as u64).saturating_sub(used.active),
+    };
+    Ok(system.min(memory_limit().saturating_sub(used.active)))
+}
+
+/// Fails with [`Error::OutOfMemory`] where `needed` bytes for `what` are more than are available, or than `limit`.
+pub fn require(what: &str, needed: u64, limit: u64) -> Result<()> {
+    let limit = available_memory()?.min(limit);
+    if needed > limit {
+        log::warn!("refused: {what} needs {needed} bytes, {limit} are available");
+        return Err(Error::OutOfMemory { what: what.into(), needed, limit });
     }
-    let limit = mlx_rs::memory::memory_limit()? as u64;
-    Ok(limit.saturating_sub(mlx_rs::memory::active_memory()? as u64))
+    Ok(())
 }
 
 fn linux_available() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn available_memory_is_plausible() {
-        let bytes = available_memory().expect("some figure");
-        assert!((64 << 20..1 << 50).contains(&bytes), "{bytes}");
-    }
 }

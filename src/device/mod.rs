@@ -4,7 +4,8 @@ mod exit;
 mod memory;
 mod mlx;
 
-pub use memory::{MemoryStats, available_memory, clear_cache, memory_stats, reset_peak_memory};
+pub use memory::{MemoryStats, available_memory, clear_cache, memory_limit, memory_stats, require, reset_peak_memory, set_memory_limits};
+pub use mlx::{mlx_version, set_metallib_path};
 
 pub(crate) use exit::at_exit;
 
@@ -85,6 +86,17 @@ impl Device {
         };
         let stream = Stream::try_default_on_device(&MlxDevice::new(device, 0))?;
         Ok(Device { backend, dtype, stream })
+    }
+
+    /// The same device with activations of another dtype.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for one that is not float16, bfloat16 or float32.
+    pub fn with_dtype(self, dtype: Dtype) -> Result<Device> {
+        match dtype {
+            Dtype::Float16 | Dtype::Bfloat16 | Dtype::Float32 => Ok(Device { dtype, ..self }),
+            other => Err(Error::InvalidArgument(format!("a model computes in float16, bfloat16 or float32, not in {other:?}"))),
+        }
     }
 
     /// Runs `f` with every MLX operation in it going to this device.

@@ -13,7 +13,7 @@ pub enum moxin_status {
     Ok = 0,
     /// A pointer that must not be NULL is.
     NullArgument = 1,
-    /// A value is out of its range, a text is not UTF-8, or a struct was not initialized.
+    /// A value is out of its range, a text is not UTF-8, a struct was not initialized, or an embedding belongs to another model.
     InvalidArgument = 2,
     /// The call does not fit the state of its object; the message says which call would.
     InvalidState = 3,
@@ -21,9 +21,9 @@ pub enum moxin_status {
     Cancelled = 4,
     /// It took longer than its time limit.
     Timeout = 5,
-    /// Another operation is under way on the same session.
+    /// Another operation, or a stream, is under way on the same session.
     Busy = 6,
-    /// The library is suspended.
+    /// The library is suspended: see moxin_suspend.
     Suspended = 7,
     /// A file or folder is not there.
     NotFound = 8,
@@ -77,6 +77,7 @@ impl moxin_status {
             Error::Cancelled => moxin_status::Cancelled,
             Error::Timeout => moxin_status::Timeout,
             Error::Busy => moxin_status::Busy,
+            Error::Suspended => moxin_status::Suspended,
             Error::NotFound { .. } => moxin_status::NotFound,
             Error::Io { .. } => moxin_status::Io,
             Error::CorruptModel { .. } => moxin_status::CorruptModel,
@@ -95,11 +96,17 @@ impl moxin_status {
 pub struct moxin_error {
     status: moxin_status,
     message: CString,
+    cause: Option<Box<moxin_error>>,
 }
 
 impl moxin_error {
-    pub(super) fn new(status: moxin_status, error: &Error) -> moxin_error {
-        moxin_error { status, message: c_string(&error.to_string()) }
+    pub(super) fn new(error: &Error) -> moxin_error {
+        moxin_error::of(moxin_status::of(error), error)
+    }
+
+    fn of(status: moxin_status, error: &dyn std::error::Error) -> moxin_error {
+        let cause = error.source().map(|cause| Box::new(moxin_error::of(status, cause)));
+        moxin_error { status, message: c_string(&error.to_string()), cause }
     }
 }
 
@@ -125,9 +132,18 @@ pub unsafe extern "C" fn moxin_error_message(error: *const moxin_error) -> moxin
     error.map_or(moxin_str { data: c"".as_ptr(), len: 0 }, |error| view(&error.message))
 }
 
-/// Frees an error. NULL is fine.
+/// What lies behind an error, such as the system's own words for a file that could not be read; NULL where it is all that is known, and for
+/// NULL. Each cause has the status of the first. They live as long as the first, and are freed with it, never by themselves.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn moxin_error_cause(error: *const moxin_error) -> *const moxin_error {
+    // SAFETY: NULL or an error of this library that was not freed.
+    let cause = unsafe { error.as_ref() }.and_then(|error| error.cause.as_deref());
+    cause.map_or(std::ptr::null(), std::ptr::from_ref)
+}
+
+/// Frees an error and its causes. NULL is fine.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_error_free(error: *mut moxin_error) {
     // SAFETY: NULL or an error of this library, which the caller does not use again.
-    unsafe { free(error) };
+    unsafe { free(error, drop) };
 }

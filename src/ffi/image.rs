@@ -2,7 +2,7 @@
 
 use std::ffi::{c_char, c_void};
 
-use super::{MOXIN_STRLEN, Versioned, bytes, deref, free, give, guard, init_params, moxin_error, moxin_status, out, read_params, text};
+use super::{MOXIN_STRLEN, Versioned, bytes, free, give, guard, hold, init_params, moxin_error, moxin_status, out, read_params, text};
 use crate::{
     Error, Result,
     image::{DecodeOptions, Picture, PixelFormat},
@@ -32,12 +32,19 @@ pub struct moxin_image_params {
     pub max_pixels: u64,
     /// Not 0: leave the picture as stored, whatever orientation its metadata gives. Default: 0, it is turned upright.
     pub ignore_orientation: u32,
+    /// Must be 0.
+    pub reserved: u32,
 }
 
 // SAFETY: repr(C), begins with its size, otherwise integers.
 unsafe impl Versioned for moxin_image_params {
     fn defaults() -> Self {
-        moxin_image_params { struct_size: size_of::<Self>(), max_pixels: DecodeOptions::default().max_pixels, ignore_orientation: 0 }
+        moxin_image_params {
+            struct_size: size_of::<Self>(),
+            max_pixels: DecodeOptions::default().max_pixels,
+            ignore_orientation: 0,
+            reserved: 0,
+        }
     }
 }
 
@@ -52,7 +59,7 @@ pub unsafe extern "C" fn moxin_image_params_init(params: *mut moxin_image_params
 ///
 /// path: UTF-8, NUL-terminated. params, error: may be NULL. *out receives an image that the caller frees with moxin_image_free.
 ///
-/// Fails with NOT_FOUND, IO, UNSUPPORTED_IMAGE.
+/// Fails with NOT_FOUND, IO, UNSUPPORTED_IMAGE, and with INVALID_ARGUMENT for a path that is not UTF-8.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_image_from_file(
     path: *const c_char,
@@ -94,7 +101,8 @@ pub unsafe extern "C" fn moxin_image_from_bytes(
 /// Copies a picture from pixels in memory, rows from top to bottom. stride: bytes from the beginning of a row to the beginning of the next.
 /// The last row may end with its last pixel.
 ///
-/// Fails with INVALID_ARGUMENT for an empty picture, an unknown format, or a stride shorter than a row.
+/// Fails with INVALID_ARGUMENT for an empty picture, an unknown format, or a stride shorter than a row; with OUT_OF_MEMORY where there is no
+/// room for the copy.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_image_from_pixels(
     pixels: *const c_void,
@@ -134,8 +142,8 @@ pub unsafe extern "C" fn moxin_image_size(
 ) -> moxin_status {
     guard(error, || {
         // SAFETY: NULL or a handle of this library that was not freed.
-        let picture = &unsafe { deref(image, "image")? }.0;
-        for (place, size) in [(width, picture.width()), (height, picture.height())] {
+        let image = unsafe { hold(image, "image")? };
+        for (place, size) in [(width, image.0.width()), (height, image.0.height())] {
             if !place.is_null() {
                 // SAFETY: not NULL, and the caller's place for a number.
                 unsafe { place.write(size) };
@@ -149,7 +157,7 @@ pub unsafe extern "C" fn moxin_image_size(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_image_free(image: *mut moxin_image) {
     // SAFETY: NULL or a handle of this library, which the caller does not use again.
-    unsafe { free(image) };
+    unsafe { free(image, drop) };
 }
 
 /// # Safety
@@ -157,6 +165,9 @@ pub unsafe extern "C" fn moxin_image_free(image: *mut moxin_image) {
 unsafe fn options(params: *const moxin_image_params) -> Result<DecodeOptions> {
     // SAFETY: as promised by the caller.
     let params = unsafe { read_params(params, "params")? };
+    if params.reserved != 0 {
+        return Err(Error::InvalidArgument(format!("params.reserved is {}; 0 is expected", params.reserved)));
+    }
     Ok(DecodeOptions { apply_orientation: params.ignore_orientation == 0, max_pixels: params.max_pixels })
 }
 

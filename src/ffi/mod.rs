@@ -4,24 +4,36 @@
 #![allow(unsafe_code, non_camel_case_types, clippy::missing_safety_doc)]
 
 mod error;
+mod generate;
 mod image;
+mod library;
+mod memory;
 mod model;
 mod op;
 mod session;
 
 use std::{
-    ffi::{CStr, CString, c_char},
-    panic::{AssertUnwindSafe, catch_unwind},
+    ffi::{CStr, CString, c_char, c_void},
     slice,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 pub use error::*;
+pub use generate::*;
 pub use image::*;
+pub use library::*;
+pub use memory::*;
 pub use model::*;
 pub use op::*;
 pub use session::*;
 
-use crate::{Error, Result, runtime::panic_text};
+use crate::{
+    Error, Result,
+    runtime::{guarded, inject},
+};
 
 /// Grows with every release that breaks what is in this header. Compare with moxin_abi_version before anything else.
 pub const MOXIN_ABI_VERSION: u32 = 1;
@@ -39,77 +51,50 @@ pub struct moxin_str {
     pub len: usize,
 }
 
-/// What a model computes on: one of MOXIN_BACKEND_*.
-pub type moxin_backend = u32;
-/// The GPU where there is one, else the CPU.
-pub const MOXIN_BACKEND_AUTO: moxin_backend = 0;
-/// The processor.
-pub const MOXIN_BACKEND_CPU: moxin_backend = 1;
-/// An Apple GPU.
-pub const MOXIN_BACKEND_METAL: moxin_backend = 2;
-/// An Nvidia GPU.
-pub const MOXIN_BACKEND_CUDA: moxin_backend = 3;
+/// Called once with the user data that was given to a function, when the library will not use it any more.
+pub type moxin_destroy_fn = Option<unsafe extern "C" fn(user_data: *mut c_void)>;
 
-/// The number of the ABI that the library has: MOXIN_ABI_VERSION of the header it was built with.
-#[unsafe(no_mangle)]
-pub extern "C" fn moxin_abi_version() -> u32 {
-    MOXIN_ABI_VERSION
-}
-
-/// The library's version, such as "0.1.0". Lives as long as the library.
-#[unsafe(no_mangle)]
-pub extern "C" fn moxin_version() -> *const c_char {
-    const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
-        Ok(version) => version,
-        Err(_) => panic!("a version has no NUL inside"),
-    };
-    VERSION.as_ptr()
-}
-
-/// Whether models can run on a backend, here and now. False for a number that is no backend.
-#[unsafe(no_mangle)]
-pub extern "C" fn moxin_backend_available(backend: moxin_backend) -> bool {
-    catch_unwind(|| backend_from(backend).is_ok_and(|backend| backend.is_available())).unwrap_or(false)
-}
-
-fn backend_from(backend: moxin_backend) -> Result<crate::Backend> {
-    match backend {
-        MOXIN_BACKEND_AUTO => Ok(crate::Backend::Auto),
-        MOXIN_BACKEND_CPU => Ok(crate::Backend::Cpu),
-        MOXIN_BACKEND_METAL => Ok(crate::Backend::Metal),
-        MOXIN_BACKEND_CUDA => Ok(crate::Backend::Cuda),
-        other => Err(Error::InvalidArgument(format!("backend is {other}; 0 to {MOXIN_BACKEND_CUDA} is expected"))),
-    }
-}
+/// Handles that C programs hold: given and not yet freed.
+static HANDLES: AtomicU64 = AtomicU64::new(0);
 
 /// The one guard around every entry point: runs `f`, turns its error, or a panic in it, into a status, and into `*error` where that is wanted.
 fn guard(error: *mut *mut moxin_error, f: impl FnOnce() -> Result<()>) -> moxin_status {
-    let result = catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| Err(Error::Panic(panic_text(panic.as_ref()))));
-    let Err(failure) = result else { return moxin_status::Ok };
-    let status = moxin_status::of(&failure);
+    let checked = || {
+        inject("call")?;
+        f()
+    };
+    let Err(failure) = guarded(checked) else { return moxin_status::Ok };
+    log::debug!("failed: {failure}");
     if !error.is_null() {
         // SAFETY: not NULL, and the caller gives a place for a pointer.
-        unsafe { error.write(Box::into_raw(Box::new(moxin_error::new(status, &failure)))) };
+        unsafe { give(error, moxin_error::new(&failure)) };
     }
-    status
+    moxin_status::of(&failure)
 }
 
-/// The handle or struct behind a pointer from C.
+/// The object behind a handle from C, kept alive during the call whatever other threads do.
 ///
 /// # Safety
-/// The pointer is NULL or what a function of this library returned (or, for a struct, initialized), not yet freed.
-unsafe fn deref<'a, T>(pointer: *const T, name: &'static str) -> Result<&'a T> {
-    // SAFETY: as promised by the caller.
-    unsafe { pointer.as_ref() }.ok_or(Error::NullArgument(name))
+/// The pointer is NULL or what a function of this library returned, not yet freed.
+unsafe fn hold<T>(handle: *const T, name: &'static str) -> Result<Arc<T>> {
+    if handle.is_null() {
+        return Err(Error::NullArgument(name));
+    }
+    // SAFETY: as promised by the caller: it came from `give`, which leaves one count for C.
+    Ok(unsafe {
+        Arc::increment_strong_count(handle);
+        Arc::from_raw(handle)
+    })
 }
 
 /// Gives C the ownership of a handle. Checked before the work that makes the handle, so that nothing is made in vain: see [`out`].
 ///
 /// # Safety
-/// `place` came from [`out`].
+/// `place` came from [`out`], or is not NULL and the caller's place for a pointer.
 unsafe fn give<T>(place: *mut *mut T, handle: T) {
-    // SAFETY: not NULL, and the caller's place for a pointer.
-    unsafe { place.write(Box::into_raw(Box::new(handle))) };
+    HANDLES.fetch_add(1, Ordering::Relaxed);
+    // SAFETY: as promised by the caller.
+    unsafe { place.write(Arc::into_raw(Arc::new(handle)).cast_mut()) };
 }
 
 /// Checks a place for a result.
@@ -117,16 +102,18 @@ fn out<T>(place: *mut T, name: &'static str) -> Result<*mut T> {
     if place.is_null() { Err(Error::NullArgument(name)) } else { Ok(place) }
 }
 
-/// Takes a handle back from C and drops it. NULL is fine.
+/// Takes a handle back from C; `last` may use it once more. NULL is fine.
 ///
 /// # Safety
 /// The pointer came from [`give`] and is not used again.
-unsafe fn free<T>(handle: *mut T) {
+unsafe fn free<T>(handle: *mut T, last: impl FnOnce(Arc<T>)) {
     if !handle.is_null() {
-        let _ = catch_unwind(AssertUnwindSafe(|| {
+        HANDLES.fetch_sub(1, Ordering::Relaxed);
+        let _ = guarded(|| {
             // SAFETY: as promised by the caller.
-            drop(unsafe { Box::from_raw(handle) });
-        }));
+            last(unsafe { Arc::from_raw(handle) });
+            Ok(())
+        });
     }
 }
 

@@ -1,22 +1,47 @@
 //! Models and embeddings.
 
-use std::{ffi::c_char, path::Path, ptr};
+use std::{
+    collections::BTreeMap,
+    ffi::{CString, c_char},
+    path::Path,
+    ptr,
+    sync::Mutex,
+};
+
+use mlx_rs::Dtype;
 
 use super::{
-    MOXIN_BACKEND_AUTO, MOXIN_BACKEND_CPU, MOXIN_BACKEND_CUDA, MOXIN_BACKEND_METAL, MOXIN_STRLEN, Versioned, backend_from, deref, free,
-    give, guard, init_params, moxin_backend, moxin_error, moxin_image, moxin_op, moxin_status, op::with_op, out, read_params, text,
-    write_result,
+    MOXIN_STRLEN, Versioned, c_string, free, give, guard, hold, init_params,
+    library::{MOXIN_BACKEND_AUTO, backend_from, backend_number, moxin_backend},
+    moxin_error, moxin_image, moxin_op, moxin_session_params, moxin_status, moxin_str,
+    op::with_op,
+    out, read_params, session, text, view, write_result,
 };
 use crate::{
-    Backend,
-    runtime::{Embedding, LoadOptions, Model},
+    Error, Result,
+    runtime::{Embedding, LoadOptions, Model, ModelInfo},
 };
 
 /// A model in memory.
-pub struct moxin_model(pub(super) Model);
+pub struct moxin_model {
+    pub(super) model: Model,
+    /// Texts that [`moxin_model_metadata`] has shown.
+    metadata: Mutex<BTreeMap<String, CString>>,
+}
 
 /// A picture's tokens in the space of the model that made them. Keeps nothing else alive.
 pub struct moxin_embedding(pub(super) Embedding);
+
+/// The type of activations: one of MOXIN_DTYPE_*.
+pub type moxin_dtype = u32;
+/// What the backend does best: bfloat16 on a GPU, float32 on the CPU.
+pub const MOXIN_DTYPE_AUTO: moxin_dtype = 0;
+/// 16 bits, more precise and of smaller range than bfloat16.
+pub const MOXIN_DTYPE_F16: moxin_dtype = 1;
+/// bfloat16, as the checkpoints are stored.
+pub const MOXIN_DTYPE_BF16: moxin_dtype = 2;
+/// 32 bits.
+pub const MOXIN_DTYPE_F32: moxin_dtype = 3;
 
 /// How a model is loaded.
 #[repr(C)]
@@ -24,10 +49,15 @@ pub struct moxin_embedding(pub(super) Embedding);
 pub struct moxin_model_params {
     /// sizeof(moxin_model_params)
     pub struct_size: usize,
+    /// Bytes that loading may take; a model that needs more is refused before it is read. 0, the default: what is available.
+    pub memory_limit: u64,
+    /// Bytes for the tokens of pictures that were encoded before, so that the same picture need not be again. A picture takes
+    /// tokens_per_image * hidden_size numbers, 4 MiB in Moxin-7B with float32. Default: 64 MiB. 0: none are kept.
+    pub image_cache_bytes: u64,
     /// Where it computes. Default: MOXIN_BACKEND_AUTO.
     pub backend: moxin_backend,
-    /// Bytes that the weights may take; a model that needs more is refused before it is read. 0, the default: what the machine has available.
-    pub memory_limit: u64,
+    /// The type of activations. Default: MOXIN_DTYPE_AUTO.
+    pub dtype: moxin_dtype,
 }
 
 /// What a model is.
@@ -40,16 +70,48 @@ pub struct moxin_model_info {
     pub parameter_count: u64,
     /// Bytes of these tensors.
     pub weight_bytes: u64,
+    /// The same for models whose embeddings may stand for each other's. 0 from moxin_model_inspect.
+    pub fingerprint: u64,
     /// Positions that the decoder was made for.
     pub context_length: u32,
     /// Rows of the token embedding.
     pub vocab_size: u32,
+    /// Width of a token.
+    pub hidden_size: u32,
     /// Edge of the square that a picture is brought to, in pixels.
     pub image_size: u32,
     /// Positions that a picture takes.
     pub tokens_per_image: u32,
-    /// Where the model computes; never MOXIN_BACKEND_AUTO.
+    /// Where the model computes, or would; never MOXIN_BACKEND_AUTO.
     pub backend: moxin_backend,
+    /// The type of activations; never MOXIN_DTYPE_AUTO.
+    pub dtype: moxin_dtype,
+    /// 0.
+    pub reserved: u32,
+}
+
+/// What a model in a folder will take, in bytes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct moxin_memory_estimate {
+    /// sizeof(moxin_memory_estimate)
+    pub struct_size: usize,
+    /// The weights, once loaded.
+    pub weights: u64,
+    /// Keys and values of one position of a conversation.
+    pub kv_per_token: u64,
+    /// Keys and values of a conversation of max_context positions.
+    pub kv_total: u64,
+    /// The most while loading.
+    pub load_peak: u64,
+    /// What encoding a picture takes beyond the weights, for the time.
+    pub vision_peak: u64,
+    /// What a step of a conversation takes beyond weights, keys and values, for the time.
+    pub step_peak: u64,
+    /// The most in all: to load the model, encode a picture, and have one conversation of max_context positions.
+    pub total: u64,
+    /// What could be taken now.
+    pub available: u64,
 }
 
 /// The size of an embedding.
@@ -58,6 +120,10 @@ pub struct moxin_model_info {
 pub struct moxin_embedding_info {
     /// sizeof(moxin_embedding_info)
     pub struct_size: usize,
+    /// The fingerprint of the model that made it: see moxin_model_info.
+    pub model_fingerprint: u64,
+    /// Tells pictures apart.
+    pub image_hash: u64,
     /// Positions it takes in a prompt.
     pub token_count: u32,
     /// Numbers a token.
@@ -67,7 +133,13 @@ pub struct moxin_embedding_info {
 // SAFETY: repr(C), begins with its size, otherwise integers.
 unsafe impl Versioned for moxin_model_params {
     fn defaults() -> Self {
-        moxin_model_params { struct_size: size_of::<Self>(), backend: MOXIN_BACKEND_AUTO, memory_limit: 0 }
+        moxin_model_params {
+            struct_size: size_of::<Self>(),
+            memory_limit: 0,
+            image_cache_bytes: LoadOptions::default().image_cache,
+            backend: MOXIN_BACKEND_AUTO,
+            dtype: MOXIN_DTYPE_AUTO,
+        }
     }
 }
 
@@ -78,11 +150,32 @@ unsafe impl Versioned for moxin_model_info {
             struct_size: size_of::<Self>(),
             parameter_count: 0,
             weight_bytes: 0,
+            fingerprint: 0,
             context_length: 0,
             vocab_size: 0,
+            hidden_size: 0,
             image_size: 0,
             tokens_per_image: 0,
             backend: MOXIN_BACKEND_AUTO,
+            dtype: MOXIN_DTYPE_AUTO,
+            reserved: 0,
+        }
+    }
+}
+
+// SAFETY: repr(C), begins with its size, otherwise integers.
+unsafe impl Versioned for moxin_memory_estimate {
+    fn defaults() -> Self {
+        moxin_memory_estimate {
+            struct_size: size_of::<Self>(),
+            weights: 0,
+            kv_per_token: 0,
+            kv_total: 0,
+            load_peak: 0,
+            vision_peak: 0,
+            step_peak: 0,
+            total: 0,
+            available: 0,
         }
     }
 }
@@ -90,7 +183,7 @@ unsafe impl Versioned for moxin_model_info {
 // SAFETY: repr(C), begins with its size, otherwise integers.
 unsafe impl Versioned for moxin_embedding_info {
     fn defaults() -> Self {
-        moxin_embedding_info { struct_size: size_of::<Self>(), token_count: 0, hidden_size: 0 }
+        moxin_embedding_info { struct_size: size_of::<Self>(), model_fingerprint: 0, image_hash: 0, token_count: 0, hidden_size: 0 }
     }
 }
 
@@ -103,11 +196,11 @@ pub unsafe extern "C" fn moxin_model_params_init(params: *mut moxin_model_params
 
 /// Loads a model from a Hugging Face folder (config.json, the weights, tokenizer.json, preprocessor_config.json).
 ///
-/// path: the folder, UTF-8, NUL-terminated. params, op, error: may be NULL. *out receives a model that the caller frees with
+/// path: the folder, UTF-8, NUL-terminated. params, op, error: may be NULL. *out_model receives a model that the caller frees with
 /// moxin_model_free. Progress has the stage MOXIN_STAGE_LOAD.
 ///
-/// Fails with NOT_FOUND, CORRUPT_MODEL, UNSUPPORTED_MODEL or IO, naming the file and the field or tensor; with OUT_OF_MEMORY before anything
-/// is read; with BACKEND_UNAVAILABLE, CANCELLED, TIMEOUT.
+/// Fails with NOT_FOUND, CORRUPT_MODEL, UNSUPPORTED_MODEL or IO, naming the file and the field or tensor; with OUT_OF_MEMORY before any weight
+/// is read; with BACKEND_UNAVAILABLE, CANCELLED, TIMEOUT, SUSPENDED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_model_load(
     path: *const c_char,
@@ -118,15 +211,72 @@ pub unsafe extern "C" fn moxin_model_load(
 ) -> moxin_status {
     guard(error, || {
         let place = out(out_model, "out_model")?;
-        // SAFETY: the caller's text, NUL-terminated, and its initialized structs.
-        let (path, params) = unsafe { (text(path, MOXIN_STRLEN, "path")?, read_params(params, "params")?) };
-        let limit = (params.memory_limit > 0).then_some(params.memory_limit);
-        let options = LoadOptions { backend: backend_from(params.backend)?, memory_limit: limit };
-        // SAFETY: NULL or the caller's initialized struct, whose pointers are valid during this call.
-        let model = unsafe { with_op(op, |op| Model::load(Path::new(path), options, op))? };
-        // SAFETY: checked by `out`.
-        unsafe { give(place, moxin_model(model)) };
+        // SAFETY: the caller's text, NUL-terminated, and its initialized structs, the op's pointers being valid during this call; checked
+        // place.
+        unsafe {
+            let (path, options) = (text(path, MOXIN_STRLEN, "path")?, load_options(params)?);
+            let model = with_op(op, |op| Model::load(Path::new(path), options, op))?;
+            give(place, moxin_model { model, metadata: Mutex::default() });
+        }
         Ok(())
+    })
+}
+
+/// What the model in a folder is, without loading it: from config.json and the headers of the weights. out_info->struct_size must be set.
+///
+/// path: the folder, UTF-8, NUL-terminated.
+///
+/// Fails with NOT_FOUND, CORRUPT_MODEL, UNSUPPORTED_MODEL or IO.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn moxin_model_inspect(
+    path: *const c_char,
+    out_info: *mut moxin_model_info,
+    error: *mut *mut moxin_error,
+) -> moxin_status {
+    guard(error, || {
+        let place = out(out_info, "out_info")?;
+        // SAFETY: the caller's text, NUL-terminated; checked place, and the caller's struct with its size.
+        unsafe {
+            let info = Model::inspect(Path::new(text(path, MOXIN_STRLEN, "path")?))?;
+            write_result(place, info_for_c(&info), "out_info")
+        }
+    })
+}
+
+/// What the model in a folder will take, loaded with params and talked to in one session with session_params, without loading it: from
+/// config.json and the headers of the weights. out_estimate->struct_size must be set.
+///
+/// path: the folder, UTF-8, NUL-terminated. params, session_params, error: may be NULL.
+///
+/// Fails with NOT_FOUND, CORRUPT_MODEL, UNSUPPORTED_MODEL, IO, INVALID_ARGUMENT or BACKEND_UNAVAILABLE.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn moxin_model_estimate(
+    path: *const c_char,
+    params: *const moxin_model_params,
+    session_params: *const moxin_session_params,
+    out_estimate: *mut moxin_memory_estimate,
+    error: *mut *mut moxin_error,
+) -> moxin_status {
+    guard(error, || {
+        let place = out(out_estimate, "out_estimate")?;
+        // SAFETY: the caller's text, NUL-terminated, and its initialized structs.
+        let estimate = unsafe {
+            let path = Path::new(text(path, MOXIN_STRLEN, "path")?);
+            Model::estimate(path, &load_options(params)?, &session::options(session_params)?)?
+        };
+        let estimate = moxin_memory_estimate {
+            weights: estimate.weights,
+            kv_per_token: estimate.kv_per_token,
+            kv_total: estimate.kv_total,
+            load_peak: estimate.load_peak,
+            vision_peak: estimate.vision_peak,
+            step_peak: estimate.step_peak,
+            total: estimate.total,
+            available: estimate.available,
+            ..moxin_memory_estimate::defaults()
+        };
+        // SAFETY: checked by `out`, and the caller's struct with its size.
+        unsafe { write_result(place, estimate, "out_estimate") }
     })
 }
 
@@ -139,42 +289,58 @@ pub unsafe extern "C" fn moxin_model_info_get(
 ) -> moxin_status {
     guard(error, || {
         let place = out(out_info, "out_info")?;
-        // SAFETY: NULL or a handle of this library that was not freed.
-        let info = unsafe { deref(model, "model")? }.0.info();
-        let backend = match info.backend {
-            Backend::Auto => MOXIN_BACKEND_AUTO,
-            Backend::Cpu => MOXIN_BACKEND_CPU,
-            Backend::Metal => MOXIN_BACKEND_METAL,
-            Backend::Cuda => MOXIN_BACKEND_CUDA,
-        };
-        let info = moxin_model_info {
-            parameter_count: info.parameters,
-            weight_bytes: info.weight_bytes,
-            context_length: info.context_length as u32,
-            vocab_size: info.vocabulary as u32,
-            image_size: info.image_size as u32,
-            tokens_per_image: info.image_tokens as u32,
-            backend,
-            ..moxin_model_info::defaults()
-        };
-        // SAFETY: checked by `out`, and the caller's struct with its size.
-        unsafe { write_result(place, info, "out_info") }
+        // SAFETY: NULL or a handle of this library that was not freed; checked place, and the caller's struct with its size.
+        unsafe { write_result(place, info_for_c(hold(model, "model")?.model.info()), "out_info") }
     })
+}
+
+/// A field of the model's config.json by its path, such as "model_type", "text_config.num_hidden_layers" or "image_sizes.0": a text as it is,
+/// all else as JSON. *out_value lives as long as the model's handle.
+///
+/// key: UTF-8, NUL-terminated. Fails with NOT_FOUND where there is no such field.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn moxin_model_metadata(
+    model: *const moxin_model,
+    key: *const c_char,
+    out_value: *mut moxin_str,
+    error: *mut *mut moxin_error,
+) -> moxin_status {
+    guard(error, || {
+        let place = out(out_value, "out_value")?;
+        // SAFETY: NULL or a handle of this library that was not freed, and the caller's text, NUL-terminated.
+        let (model, key) = unsafe { (hold(model, "model")?, text(key, MOXIN_STRLEN, "key")?) };
+        let value =
+            model.model.metadata(key).ok_or_else(|| Error::NotFound { path: "config.json".into(), what: format!("field `{key}`") })?;
+        let mut shown = model.metadata.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let shown = shown.entry(key.into()).or_insert_with(|| c_string(&value));
+        // SAFETY: checked by `out`. The text stays where it is as long as the model: nothing is taken out of the map.
+        unsafe { place.write(view(shown)) };
+        Ok(())
+    })
+}
+
+/// Gives the memory of the weights back, though the handle and sessions remain. What would compute with them fails then with INVALID_STATE,
+/// but an embedding still fits the same model loaded again. Works while the library is suspended. Waits for a step that is under way.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn moxin_model_unload(model: *const moxin_model, error: *mut *mut moxin_error) -> moxin_status {
+    // SAFETY: NULL or a handle of this library that was not freed.
+    guard(error, || unsafe { hold(model, "model")?.model.unload() })
 }
 
 /// Frees a model. Its memory goes with the last of its sessions. NULL is fine.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_model_free(model: *mut moxin_model) {
     // SAFETY: NULL or a handle of this library, which the caller does not use again.
-    unsafe { free(model) };
+    unsafe { free(model, drop) };
 }
 
-/// Runs the model's vision encoders on a picture. The embedding can stand for the picture in any session of this model.
+/// Runs the model's vision encoders on a picture, unless the same picture was encoded before and its tokens are still in the model's cache.
+/// The embedding can stand for the picture in any session of this model, also when it was loaded anew.
 ///
-/// op, error: may be NULL. *out receives an embedding that the caller frees with moxin_embedding_free. Progress has the stage
+/// op, error: may be NULL. *out_embedding receives an embedding that the caller frees with moxin_embedding_free. Progress has the stage
 /// MOXIN_STAGE_ENCODE.
 ///
-/// Fails with CANCELLED, TIMEOUT, BACKEND.
+/// Fails with CANCELLED, TIMEOUT, OUT_OF_MEMORY, SUSPENDED, BACKEND, and with INVALID_STATE where the model was unloaded.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_encode_image(
     model: *const moxin_model,
@@ -187,8 +353,8 @@ pub unsafe extern "C" fn moxin_encode_image(
         let place = out(out_embedding, "out_embedding")?;
         // SAFETY: NULL or handles of this library that were not freed; the op's pointers are valid during this call.
         unsafe {
-            let (model, image) = (deref(model, "model")?, deref(image, "image")?);
-            let embedding = with_op(op, |op| model.0.encode_image(&image.0, op))?;
+            let (model, image) = (hold(model, "model")?, hold(image, "image")?);
+            let embedding = with_op(op, |op| model.model.encode_image(&image.0, op))?;
             give(place, moxin_embedding(embedding));
         }
         Ok(())
@@ -205,10 +371,12 @@ pub unsafe extern "C" fn moxin_embedding_info_get(
     guard(error, || {
         let place = out(out_info, "out_info")?;
         // SAFETY: NULL or a handle of this library that was not freed.
-        let embedding = &unsafe { deref(embedding, "embedding")? }.0;
+        let embedding = unsafe { hold(embedding, "embedding")? };
         let info = moxin_embedding_info {
-            token_count: embedding.tokens() as u32,
-            hidden_size: embedding.width() as u32,
+            model_fingerprint: embedding.0.model(),
+            image_hash: embedding.0.picture().short(),
+            token_count: embedding.0.tokens() as u32,
+            hidden_size: embedding.0.width() as u32,
             ..moxin_embedding_info::defaults()
         };
         // SAFETY: checked by `out`, and the caller's struct with its size.
@@ -229,9 +397,9 @@ pub unsafe extern "C" fn moxin_embedding_copy(
     guard(error, || {
         let place = out(values, "values")?;
         // SAFETY: NULL or a handle of this library that was not freed.
-        let numbers = unsafe { deref(embedding, "embedding")? }.0.to_vec()?;
+        let numbers = unsafe { hold(embedding, "embedding")? }.0.to_vec()?;
         if numbers.len() > capacity {
-            return Err(crate::Error::InvalidArgument(format!("capacity is {capacity}; the embedding has {} numbers", numbers.len())));
+            return Err(Error::InvalidArgument(format!("capacity is {capacity}; the embedding has {} numbers", numbers.len())));
         }
         // SAFETY: the caller's room for at least that many floats.
         unsafe { ptr::copy_nonoverlapping(numbers.as_ptr(), place, numbers.len()) };
@@ -243,5 +411,45 @@ pub unsafe extern "C" fn moxin_embedding_copy(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_embedding_free(embedding: *mut moxin_embedding) {
     // SAFETY: NULL or a handle of this library, which the caller does not use again.
-    unsafe { free(embedding) };
+    unsafe { free(embedding, drop) };
+}
+
+/// # Safety
+/// As for [`read_params`].
+unsafe fn load_options(params: *const moxin_model_params) -> Result<LoadOptions> {
+    // SAFETY: as promised by the caller.
+    let params = unsafe { read_params(params, "params")? };
+    let dtype = match params.dtype {
+        MOXIN_DTYPE_AUTO => None,
+        MOXIN_DTYPE_F16 => Some(Dtype::Float16),
+        MOXIN_DTYPE_BF16 => Some(Dtype::Bfloat16),
+        MOXIN_DTYPE_F32 => Some(Dtype::Float32),
+        other => return Err(Error::InvalidArgument(format!("params.dtype is {other}; 0 to {MOXIN_DTYPE_F32} is expected"))),
+    };
+    Ok(LoadOptions {
+        backend: backend_from(params.backend)?,
+        dtype,
+        memory_limit: (params.memory_limit > 0).then_some(params.memory_limit),
+        image_cache: params.image_cache_bytes,
+    })
+}
+
+fn info_for_c(info: &ModelInfo) -> moxin_model_info {
+    moxin_model_info {
+        parameter_count: info.parameters,
+        weight_bytes: info.weight_bytes,
+        fingerprint: info.fingerprint,
+        context_length: info.context_length as u32,
+        vocab_size: info.vocabulary as u32,
+        hidden_size: info.hidden_size as u32,
+        image_size: info.image_size as u32,
+        tokens_per_image: info.image_tokens as u32,
+        backend: backend_number(info.backend),
+        dtype: match info.dtype {
+            Dtype::Float16 => MOXIN_DTYPE_F16,
+            Dtype::Bfloat16 => MOXIN_DTYPE_BF16,
+            _ => MOXIN_DTYPE_F32,
+        },
+        ..moxin_model_info::defaults()
+    }
 }

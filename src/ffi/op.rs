@@ -2,10 +2,10 @@
 
 use std::{ffi::c_void, ptr, time::Duration};
 
-use super::{Versioned, free, read_params};
+use super::{Versioned, free, give, read_params};
 use crate::{
-    Result,
-    runtime::{Cancel, Op, Stage},
+    Error, Result,
+    runtime::{Cancel, Op, Stage, StreamOptions},
 };
 
 /// Cancels operations.
@@ -17,6 +17,8 @@ pub type moxin_stage = u32;
 pub const MOXIN_STAGE_LOAD: moxin_stage = 0;
 /// Running the vision encoders.
 pub const MOXIN_STAGE_ENCODE: moxin_stage = 1;
+/// Reading the prompt.
+pub const MOXIN_STAGE_PREFILL: moxin_stage = 2;
 
 /// Told the stage of an operation and the part of it that is done, 0 to 1, on the thread that called the operation. Returning false cancels
 /// the operation.
@@ -45,13 +47,17 @@ unsafe impl Versioned for moxin_op {
     }
 }
 
-/// A new cancel object. It may be given to any number of operations.
+/// A new cancel object, which the caller frees with moxin_cancel_free. It may be given to any number of operations.
 #[unsafe(no_mangle)]
 pub extern "C" fn moxin_cancel_new() -> *mut moxin_cancel {
-    Box::into_raw(Box::new(moxin_cancel(Cancel::new())))
+    let mut handle = ptr::null_mut();
+    // SAFETY: a place for a pointer.
+    unsafe { give(&raw mut handle, moxin_cancel(Cancel::new())) };
+    handle
 }
 
-/// Ends every operation that was given this object, now or later, with MOXIN_STATUS_CANCELLED. NULL is fine.
+/// Ends every operation that was given this object, now or later, with MOXIN_STATUS_CANCELLED. NULL is fine. It only stores a flag, so that a
+/// signal handler may call it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_cancel_trigger(cancel: *const moxin_cancel) {
     // SAFETY: NULL or a handle of this library that was not freed.
@@ -64,7 +70,7 @@ pub unsafe extern "C" fn moxin_cancel_trigger(cancel: *const moxin_cancel) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_cancel_free(cancel: *mut moxin_cancel) {
     // SAFETY: NULL or a handle of this library, which the caller does not use again.
-    unsafe { free(cancel) };
+    unsafe { free(cancel, drop) };
 }
 
 /// Calls `f` with the options behind a pointer from C.
@@ -73,17 +79,39 @@ pub unsafe extern "C" fn moxin_cancel_free(cancel: *mut moxin_cancel) {
 /// `op` is NULL or an initialized struct whose pointers are valid during the call.
 pub(super) unsafe fn with_op<T>(op: *const moxin_op, f: impl FnOnce(Op) -> Result<T>) -> Result<T> {
     // SAFETY: as promised by the caller.
-    let op = unsafe { read_params(op, "op")? };
-    // SAFETY: NULL or a handle of this library that was not freed.
-    let cancel = unsafe { op.cancel.as_ref() }.map(|cancel| cancel.0.clone());
-    let timeout = (op.timeout_ms > 0).then(|| Duration::from_millis(op.timeout_ms));
+    let (op, cancel, timeout) = unsafe { read_op(op)? };
     let mut progress = |stage: Stage, fraction: f32| {
         let stage = match stage {
             Stage::Load => MOXIN_STAGE_LOAD,
             Stage::Encode => MOXIN_STAGE_ENCODE,
+            Stage::Prefill => MOXIN_STAGE_PREFILL,
         };
         // SAFETY: the caller's function, with the caller's data, during the caller's call.
         op.progress.is_none_or(|callback| unsafe { callback(op.user_data, stage, fraction) })
     };
     f(Op { progress: Some(&mut progress), cancel, timeout })
+}
+
+/// What ends a stream early. Its events tell of its progress.
+///
+/// # Safety
+/// As for [`with_op`].
+pub(super) unsafe fn stream_options(op: *const moxin_op) -> Result<StreamOptions> {
+    // SAFETY: as promised by the caller.
+    let (op, cancel, timeout) = unsafe { read_op(op)? };
+    if op.progress.is_some() {
+        return Err(Error::InvalidArgument("op.progress is set; a stream tells of its progress with PREFILL events".into()));
+    }
+    Ok(StreamOptions { cancel, timeout })
+}
+
+/// # Safety
+/// As for [`with_op`].
+unsafe fn read_op(op: *const moxin_op) -> Result<(moxin_op, Option<Cancel>, Option<Duration>)> {
+    // SAFETY: as promised by the caller.
+    let op = unsafe { read_params(op, "op")? };
+    // SAFETY: NULL or a handle of this library that was not freed.
+    let cancel = unsafe { op.cancel.as_ref() }.map(|cancel| cancel.0.clone());
+    let timeout = (op.timeout_ms > 0).then(|| Duration::from_millis(op.timeout_ms));
+    Ok((op, cancel, timeout))
 }

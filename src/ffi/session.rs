@@ -1,27 +1,29 @@
 //! Conversations.
 
-use std::{
-    ffi::{CString, c_char},
-    ptr,
-    sync::Mutex,
-};
+use std::{ffi::c_char, ptr, sync::Mutex};
 
 use super::{
-    Versioned, c_string, deref, free, give, guard, init_params, moxin_embedding, moxin_error, moxin_image, moxin_model, moxin_status,
-    moxin_str, out, read_params, text, view, write_result,
+    Versioned, free, generate::LastEvent, give, guard, hold, init_params, moxin_embedding, moxin_error, moxin_image, moxin_model,
+    moxin_status, out, read_params, text,
 };
 use crate::{
     Error, Result,
-    generate::{Event, FinishReason, GenerationOptions, SamplingParams},
+    generate::{GenerationOptions, SamplingParams},
     runtime::Session,
     text::Role,
 };
 
 /// A conversation with a model.
 pub struct moxin_session {
-    session: Session,
-    /// The text of the latest event, which C code may still look at.
-    event_text: Mutex<CString>,
+    pub(super) session: Session,
+    /// What C code may still look at of the latest event.
+    pub(super) last_event: Mutex<LastEvent>,
+}
+
+impl moxin_session {
+    fn new(session: Session) -> moxin_session {
+        moxin_session { session, last_event: Mutex::default() }
+    }
 }
 
 /// Whose a text is: one of MOXIN_ROLE_*.
@@ -59,88 +61,12 @@ pub struct moxin_session_params {
     pub max_context: u32,
     /// Positions of the prompt that one step works through. Default: 256.
     pub prefill_chunk: u32,
+    /// How many of the likeliest tokens each TEXT event lists, 0 to 20. Default: 0.
+    pub logprobs: u32,
     /// Texts that end an answer, NUL-terminated UTF-8; they are not part of it. May be NULL where stop_count is 0.
     pub stop: *const *const c_char,
     /// The number of these texts.
     pub stop_count: usize,
-}
-
-/// What one step brought.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum moxin_event_kind {
-    /// Part of the prompt was read: done of total positions. The first such event may be the picture's encoding, with done 0.
-    Prefill = 0,
-    /// One token: text, token_id, logprob.
-    Text = 1,
-    /// The answer is complete: finish, and in text what was still waiting.
-    Finished = 2,
-}
-
-/// Why an answer ended.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum moxin_finish_reason {
-    /// It has not.
-    None = 0,
-    /// The model ended its turn.
-    EndOfTurn = 1,
-    /// A stop text came up.
-    StopSequence = 2,
-    /// The answer reached its maximum length.
-    MaxTokens = 3,
-    /// The conversation fills the context.
-    ContextFull = 4,
-    /// It was cancelled; the turn was taken back.
-    Cancelled = 5,
-}
-
-/// One step's outcome.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct moxin_event {
-    /// sizeof(moxin_event)
-    pub struct_size: usize,
-    /// Which of the fields below count.
-    pub kind: moxin_event_kind,
-    /// Why the answer ended; MOXIN_FINISH_REASON_NONE before FINISHED.
-    pub finish: moxin_finish_reason,
-    /// Whole characters; empty while the bytes of one are waiting. Lives until the next step on the session, or its end.
-    pub text: moxin_str,
-    /// The token, -1 in other events than TEXT.
-    pub token_id: i32,
-    /// The token's log-probability, before temperature and filters.
-    pub logprob: f32,
-    /// Positions of the prompt that are read.
-    pub done: u32,
-    /// Positions of the prompt.
-    pub total: u32,
-}
-
-/// Counts and times of a session's latest turn.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct moxin_stats {
-    /// sizeof(moxin_stats)
-    pub struct_size: usize,
-    /// Positions of the prompt: the whole conversation, with image tokens.
-    pub prompt_tokens: u32,
-    /// Those of them that are a picture's.
-    pub image_tokens: u32,
-    /// Those of them that were kept from earlier turns.
-    pub reused_tokens: u32,
-    /// Tokens generated.
-    pub generated_tokens: u32,
-    /// Milliseconds in the vision encoders.
-    pub vision_ms: f64,
-    /// Milliseconds in prefill, without vision.
-    pub prefill_ms: f64,
-    /// Milliseconds from the first step of the turn to its first token.
-    pub first_token_ms: f64,
-    /// Milliseconds in the steps after the first token.
-    pub decode_ms: f64,
-    /// The most memory that the process's models ever held, in bytes.
-    pub peak_bytes: u64,
 }
 
 // SAFETY: repr(C), begins with its size, otherwise numbers and pointers that are checked before use.
@@ -160,42 +86,9 @@ unsafe impl Versioned for moxin_session_params {
             max_tokens: options.max_tokens as u32,
             max_context: 0,
             prefill_chunk: options.prefill_chunk as u32,
+            logprobs: 0,
             stop: ptr::null(),
             stop_count: 0,
-        }
-    }
-}
-
-// SAFETY: repr(C) and begins with its size. It is only ever written to C, so no foreign bits become its enums.
-unsafe impl Versioned for moxin_event {
-    fn defaults() -> Self {
-        moxin_event {
-            struct_size: size_of::<Self>(),
-            kind: moxin_event_kind::Prefill,
-            finish: moxin_finish_reason::None,
-            text: moxin_str { data: c"".as_ptr(), len: 0 },
-            token_id: -1,
-            logprob: 0.0,
-            done: 0,
-            total: 0,
-        }
-    }
-}
-
-// SAFETY: repr(C), begins with its size, otherwise numbers.
-unsafe impl Versioned for moxin_stats {
-    fn defaults() -> Self {
-        moxin_stats {
-            struct_size: size_of::<Self>(),
-            prompt_tokens: 0,
-            image_tokens: 0,
-            reused_tokens: 0,
-            generated_tokens: 0,
-            vision_ms: 0.0,
-            prefill_ms: 0.0,
-            first_token_ms: 0.0,
-            decode_ms: 0.0,
-            peak_bytes: 0,
         }
     }
 }
@@ -207,10 +100,11 @@ pub unsafe extern "C" fn moxin_session_params_init(params: *mut moxin_session_pa
     unsafe { init_params(params, struct_size) };
 }
 
-/// Begins a conversation. params, error: may be NULL. *out receives a session that the caller frees with moxin_session_free; it keeps what it
-/// needs of the model.
+/// Begins a conversation. params, error: may be NULL. *out_session receives a session that the caller frees with moxin_session_free; it keeps
+/// what it needs of the model.
 ///
-/// Fails with INVALID_ARGUMENT, naming the parameter.
+/// Fails with INVALID_ARGUMENT, naming the parameter; with OUT_OF_MEMORY where a conversation of max_context positions would not fit; with
+/// INVALID_STATE where the model was unloaded.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_new(
     model: *const moxin_model,
@@ -222,10 +116,28 @@ pub unsafe extern "C" fn moxin_session_new(
         let place = out(out_session, "out_session")?;
         // SAFETY: NULL or a handle of this library that was not freed, and the caller's initialized struct; checked place.
         unsafe {
-            let model = deref(model, "model")?;
-            let session = model.0.session(options(params)?)?;
-            give(place, moxin_session { session, event_text: Mutex::default() });
+            let session = hold(model, "model")?.model.session(options(params)?)?;
+            give(place, moxin_session::new(session));
         }
+        Ok(())
+    })
+}
+
+/// A session of its own whose conversation has been the same until now: to ask two things about one picture without reading it twice.
+/// *out_session receives a session that the caller frees with moxin_session_free.
+///
+/// Fails with INVALID_STATE while an answer is being generated, with BUSY, and with OUT_OF_MEMORY where there is no room for a copy of what
+/// was computed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn moxin_session_fork(
+    session: *const moxin_session,
+    out_session: *mut *mut moxin_session,
+    error: *mut *mut moxin_error,
+) -> moxin_status {
+    guard(error, || {
+        let place = out(out_session, "out_session")?;
+        // SAFETY: NULL or a handle of this library that was not freed; checked place.
+        unsafe { give(place, moxin_session::new(hold(session, "session")?.session.fork()?)) };
         Ok(())
     })
 }
@@ -249,7 +161,7 @@ pub unsafe extern "C" fn moxin_session_add_text(
             other => return Err(Error::InvalidArgument(format!("role is {other}; 0 to {MOXIN_ROLE_ASSISTANT} is expected"))),
         };
         // SAFETY: NULL or a handle of this library that was not freed, and the caller's text.
-        unsafe { deref(session, "session")?.session.add_text(role, text(data, len, "data")?) }
+        unsafe { hold(session, "session")?.session.add_text(role, text(data, len, "data")?) }
     })
 }
 
@@ -263,7 +175,7 @@ pub unsafe extern "C" fn moxin_session_add_image(
     error: *mut *mut moxin_error,
 ) -> moxin_status {
     // SAFETY: NULL or handles of this library that were not freed.
-    guard(error, || unsafe { deref(session, "session")?.session.add_image(deref(image, "image")?.0.clone()) })
+    guard(error, || unsafe { hold(session, "session")?.session.add_image(hold(image, "image")?.0.clone()) })
 }
 
 /// As moxin_session_add_image, for a picture that is already encoded, by the same model: else INVALID_ARGUMENT.
@@ -274,41 +186,12 @@ pub unsafe extern "C" fn moxin_session_add_embedding(
     error: *mut *mut moxin_error,
 ) -> moxin_status {
     // SAFETY: NULL or handles of this library that were not freed.
-    guard(error, || unsafe { deref(session, "session")?.session.add_embedding(&deref(embedding, "embedding")?.0) })
+    guard(error, || unsafe { hold(session, "session")?.session.add_embedding(&hold(embedding, "embedding")?.0) })
 }
 
-/// Encodes the picture, or reads one chunk of the prompt, or generates one token, and tells of it in *out_event, whose struct_size must be
-/// set. Call it until the event is FINISHED.
-///
-/// A failure takes the turn back, its texts and a picture added with them; the session can go on with another. Fails with INVALID_STATE where
-/// there is nothing to answer, CONTEXT_FULL for a prompt that does not fit, BUSY, BACKEND.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn moxin_generate_step(
-    session: *const moxin_session,
-    out_event: *mut moxin_event,
-    error: *mut *mut moxin_error,
-) -> moxin_status {
-    guard(error, || {
-        let place = out(out_event, "out_event")?;
-        // SAFETY: NULL or a handle of this library that was not freed; the caller's struct with its size.
-        let session = unsafe {
-            super::check_size::<moxin_event>(place.cast::<usize>().read(), "out_event")?;
-            deref(session, "session")?
-        };
-        let event = session.session.step()?;
-        let mut kept = session.event_text.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let text = match &event {
-            Event::Text { text, .. } | Event::Finished { text, .. } => text.as_str(),
-            Event::Prefill { .. } => "",
-        };
-        *kept = c_string(text);
-        // SAFETY: checked by `out`, and the caller's struct with its size.
-        unsafe { write_result(place, moxin_event { text: view(&kept), ..event_for_c(&event) }, "out_event") }
-    })
-}
-
-/// Ends the answer that is being generated, from any thread: its next step is FINISHED with MOXIN_FINISH_REASON_CANCELLED, and the turn is
-/// taken back. Where none is, the next one ends at once. NULL is fine.
+/// Ends the answer that is being generated, or the question that waits for one, from any thread: its next step, or its stream's last event, is
+/// FINISHED with MOXIN_FINISH_REASON_CANCELLED, and the turn is taken back. Where there is neither it does nothing: what is added afterwards is
+/// not touched. NULL is fine. It only stores a flag, so that a signal handler may call it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_cancel(session: *const moxin_session) {
     // SAFETY: NULL or a handle of this library that was not freed.
@@ -317,52 +200,40 @@ pub unsafe extern "C" fn moxin_session_cancel(session: *const moxin_session) {
     }
 }
 
-/// Forgets the conversation, and a cancellation that is pending; the parameters stay. Fails with BUSY.
+/// Forgets all but the first messages of the conversation; its picture stays. To have the last question answered again, keep one message
+/// fewer than there are (moxin_stats.message_count) and take steps; to put it differently, keep two fewer. What of the prompt was read and
+/// still holds is not read again.
+///
+/// Fails with INVALID_ARGUMENT where there are fewer messages, with INVALID_STATE while an answer is being generated, with BUSY.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn moxin_session_rewind(
+    session: *const moxin_session,
+    messages_to_keep: usize,
+    error: *mut *mut moxin_error,
+) -> moxin_status {
+    // SAFETY: NULL or a handle of this library that was not freed.
+    guard(error, || unsafe { hold(session, "session")?.session.rewind(messages_to_keep) })
+}
+
+/// Forgets the conversation, its picture, an answer under way, and a cancellation that is pending; the parameters stay. Fails with BUSY.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_reset(session: *const moxin_session, error: *mut *mut moxin_error) -> moxin_status {
     // SAFETY: NULL or a handle of this library that was not freed.
-    guard(error, || unsafe { deref(session, "session")?.session.reset() })
+    guard(error, || unsafe { hold(session, "session")?.session.reset() })
 }
 
-/// Counts and times of the latest turn. out_stats->struct_size must be set. Fails with BUSY.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn moxin_session_stats(
-    session: *const moxin_session,
-    out_stats: *mut moxin_stats,
-    error: *mut *mut moxin_error,
-) -> moxin_status {
-    guard(error, || {
-        let place = out(out_stats, "out_stats")?;
-        // SAFETY: NULL or a handle of this library that was not freed.
-        let stats = unsafe { deref(session, "session")? }.session.stats()?;
-        let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
-        let stats = moxin_stats {
-            prompt_tokens: stats.prompt_tokens as u32,
-            image_tokens: stats.image_tokens as u32,
-            reused_tokens: stats.reused_tokens as u32,
-            generated_tokens: stats.generated_tokens as u32,
-            vision_ms: ms(stats.vision),
-            prefill_ms: ms(stats.prefill),
-            first_token_ms: ms(stats.first_token),
-            decode_ms: ms(stats.decode),
-            peak_bytes: stats.peak_bytes,
-            ..moxin_stats::defaults()
-        };
-        // SAFETY: checked by `out`, and the caller's struct with its size.
-        unsafe { write_result(place, stats, "out_stats") }
-    })
-}
-
-/// Frees a session. NULL is fine.
+/// Frees a session. An answer that is being generated is cancelled; where it is streamed, the call waits until the last event was told and
+/// the stream's user data destroyed. Inside a callback of the library it does not wait: that is done when the callback has returned. NULL is
+/// fine.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_free(session: *mut moxin_session) {
     // SAFETY: NULL or a handle of this library, which the caller does not use again.
-    unsafe { free(session) };
+    unsafe { free(session, |session| session.session.close()) };
 }
 
 /// # Safety
 /// As for [`read_params`]; `stop` has `stop_count` texts that end with NUL.
-unsafe fn options(params: *const moxin_session_params) -> Result<GenerationOptions> {
+pub(super) unsafe fn options(params: *const moxin_session_params) -> Result<GenerationOptions> {
     // SAFETY: as promised by the caller.
     let params = unsafe { read_params(params, "params")? };
     if params.stop_count > 64 {
@@ -390,29 +261,6 @@ unsafe fn options(params: *const moxin_session_params) -> Result<GenerationOptio
         max_context: (params.max_context > 0).then_some(params.max_context as usize),
         prefill_chunk: params.prefill_chunk as usize,
         stop,
-        top_logprobs: 0,
+        top_logprobs: params.logprobs as usize,
     })
-}
-
-/// An event without its text.
-fn event_for_c(event: &Event) -> moxin_event {
-    let empty = moxin_event::defaults();
-    match event {
-        Event::Prefill { done, total } => {
-            moxin_event { kind: moxin_event_kind::Prefill, done: *done as u32, total: *total as u32, ..empty }
-        }
-        Event::Text { token, logprob, .. } => {
-            moxin_event { kind: moxin_event_kind::Text, token_id: *token as i32, logprob: *logprob, ..empty }
-        }
-        Event::Finished { reason, .. } => {
-            let finish = match reason {
-                FinishReason::EndOfTurn => moxin_finish_reason::EndOfTurn,
-                FinishReason::StopSequence => moxin_finish_reason::StopSequence,
-                FinishReason::MaxTokens => moxin_finish_reason::MaxTokens,
-                FinishReason::ContextFull => moxin_finish_reason::ContextFull,
-                FinishReason::Cancelled => moxin_finish_reason::Cancelled,
-            };
-            moxin_event { kind: moxin_event_kind::Finished, finish, ..empty }
-        }
-    }
 }

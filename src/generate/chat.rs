@@ -1,21 +1,19 @@
 //! One conversation with a model, a step at a time: a chunk of the prompt or one token.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    cell::RefCell,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
 use mlx_rs::{Array, Dtype, ops::indexing::TryIndexOp};
 
-use super::{Choice, Sampler, SamplingParams, StopStrings, top_logprobs};
+use super::{Choice, ImageCache, Sampler, SamplingParams, StopStrings, top_logprobs};
 use crate::{
     Error, Result,
-    device::memory_stats,
-    image::{Picture, Processor},
-    models::moxin::{MoxinVLM, Rows},
+    device::{memory_stats, require},
+    image::{Picture, PictureHash, Processor},
+    models::moxin::{MemoryNeeds, MoxinVLM, Rows},
     nn::{KVCache, KeyValueCache},
     text::{Role, StreamDecoder, Tokenizer, Turn, pure_prompt},
 };
@@ -30,17 +28,44 @@ pub struct ChatModel {
     pub tokenizer: Tokenizer,
     /// Tokens that end an answer.
     pub eos: Vec<u32>,
+    /// What its work takes.
+    pub memory: MemoryNeeds,
+    /// Pictures encoded before.
+    pub images: RefCell<ImageCache>,
+}
+
+/// A picture's tokens.
+pub struct Encoded {
+    /// In the decoder's space, `[1, tokens, hidden]`, evaluated.
+    pub tokens: Array,
+    /// Which picture it is.
+    pub picture: PictureHash,
+    /// Whether they were at hand from an earlier encoding.
+    pub cached: bool,
 }
 
 impl ChatModel {
-    /// A picture's tokens in the decoder's space, `[1, tokens, hidden]`, evaluated.
-    pub fn encode_image(&self, picture: &Picture) -> Result<Array> {
-        let features = self.vlm.encode(&self.processor.process(picture)?)?;
+    /// A picture's tokens, from the cache where they are there. `progress` is told the part that is done, 0 to 1; an error from it ends the
+    /// work.
+    pub fn encode_image(&self, picture: &Picture, progress: &dyn Fn(f32) -> Result<()>) -> Result<Encoded> {
+        let hash = picture.hash();
+        if let Some(tokens) = self.images.borrow_mut().get(hash) {
+            log::debug!("picture {:016x}: encoded before", hash.short());
+            return Ok(Encoded { tokens, picture: hash, cached: true });
+        }
+        require("encoding a picture", self.memory.vision, u64::MAX)?;
+        let clock = Instant::now();
+        let features = self.vlm.encode_by_blocks(&self.processor.process(picture)?, progress)?;
         let tokens = self.vlm.project(&features)?;
         tokens.eval()?;
-        Ok(tokens)
+        log::debug!("picture {:016x}: encoded in {:?}", hash.short(), clock.elapsed());
+        self.images.borrow_mut().insert(hash, tokens.clone());
+        Ok(Encoded { tokens, picture: hash, cached: false })
     }
 }
+
+/// As in OpenAI's API.
+const MAX_TOP_LOGPROBS: usize = 20;
 
 /// How a session generates.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,7 +80,7 @@ pub struct GenerationOptions {
     pub max_context: Option<usize>,
     /// Positions that one step of prefill works through.
     pub prefill_chunk: usize,
-    /// How many of the likeliest tokens each [`Event::Text`] lists.
+    /// How many of the likeliest tokens each [`Event::Text`] lists, at most 20.
     pub top_logprobs: usize,
 }
 
@@ -73,6 +98,11 @@ impl Default for GenerationOptions {
 }
 
 impl GenerationOptions {
+    /// Positions of the whole conversation at most, for a model that was made for `trained`.
+    pub fn context(&self, trained: usize) -> usize {
+        self.max_context.unwrap_or(4096).min(trained)
+    }
+
     /// Checks every field's range.
     pub fn validate(&self) -> Result<()> {
         self.sampling.validate()?;
@@ -82,6 +112,9 @@ impl GenerationOptions {
             if !(1..=1 << 24).contains(&value) {
                 return Err(Error::InvalidArgument(format!("{name} is {value}; 1 to {} is expected", 1 << 24)));
             }
+        }
+        if self.top_logprobs > MAX_TOP_LOGPROBS {
+            return Err(Error::InvalidArgument(format!("logprobs is {}; 0 to {MAX_TOP_LOGPROBS} is expected", self.top_logprobs)));
         }
         StopStrings::new(self.stop.clone()).map(drop)
     }
@@ -141,6 +174,8 @@ pub struct Stats {
     pub image_tokens: usize,
     /// Those of them that were in the cache from earlier turns.
     pub reused_tokens: usize,
+    /// Pictures of this turn whose tokens were at hand from an earlier encoding.
+    pub cached_images: usize,
     /// Tokens generated.
     pub generated_tokens: usize,
     /// Time in the vision encoders and the projector.
@@ -153,6 +188,8 @@ pub struct Stats {
     pub decode: Duration,
     /// The most memory that MLX ever held in this process, in bytes.
     pub peak_bytes: u64,
+    /// Messages of the conversation, the answer included once it is complete.
+    pub messages: usize,
 }
 
 impl Stats {
@@ -185,9 +222,10 @@ pub struct Chat {
 }
 
 /// The picture of a conversation.
+#[derive(Clone)]
 pub enum ChatImage {
     /// Not yet encoded.
-    Picture(Arc<Picture>),
+    Picture(Picture),
     /// Tokens in the decoder's space, `[1, tokens, hidden]`.
     Tokens(Array),
 }
@@ -205,6 +243,8 @@ struct Turning {
     began: Instant,
     /// Turns that were complete before.
     kept_turns: usize,
+    /// Whether there is a question. Without one only the picture is read, so that the first question need not wait for it.
+    answers: bool,
 }
 
 enum Next {
@@ -226,8 +266,12 @@ impl Chat {
     /// An empty conversation.
     pub fn new(model: &ChatModel, options: GenerationOptions) -> Result<Chat> {
         options.validate()?;
-        let trained = model.vlm.decoder.config.max_position_embeddings;
-        let max_context = options.max_context.unwrap_or(4096).min(trained);
+        let max_context = options.context(model.vlm.decoder.config.max_position_embeddings);
+        require(
+            &format!("a conversation of {max_context} tokens"),
+            model.memory.conversation(max_context, options.prefill_chunk),
+            u64::MAX,
+        )?;
         Ok(Chat {
             options,
             max_context,
@@ -280,6 +324,48 @@ impl Chat {
         Ok(())
     }
 
+    /// A conversation of its own that has been the same until now. Keys and values are copied when one of the two goes on.
+    pub fn fork(&self, model: &ChatModel) -> Result<Chat> {
+        self.between_turns()?;
+        require("a fork of the conversation", model.memory.cache(self.positions()), u64::MAX)?;
+        Ok(Chat {
+            options: self.options.clone(),
+            max_context: self.max_context,
+            turns: self.turns.clone(),
+            image: self.image.clone(),
+            cache: self.cache.clone(),
+            cached: self.cached.clone(),
+            phase: Phase::Idle,
+            stats: Stats { messages: self.turns.len(), ..Stats::default() },
+        })
+    }
+
+    /// Forgets all but the first `messages` turns. The picture stays.
+    pub fn rewind(&mut self, messages: usize) -> Result<()> {
+        self.between_turns()?;
+        if messages > self.turns.len() {
+            return Err(Error::InvalidArgument(format!("cannot keep {messages} messages: the conversation has {}", self.turns.len())));
+        }
+        self.turns.truncate(messages);
+        self.stats.messages = messages;
+        Ok(())
+    }
+
+    /// Ends a turn that is under way and takes it back.
+    pub fn abandon(&mut self) {
+        if let Some(turn) = self.current() {
+            self.take_back(turn);
+        }
+    }
+
+    /// Brings the conversation to where it was before the turn in which something went badly wrong.
+    pub fn recover(&mut self) {
+        let answered = self.answered();
+        self.turns.truncate(answered);
+        self.phase = Phase::Idle;
+        self.forget();
+    }
+
     /// Forgets the conversation; the options stay.
     pub fn reset(&mut self) {
         self.turns.clear();
@@ -301,54 +387,96 @@ impl Chat {
 
     /// Whether an answer is being generated.
     pub fn is_generating(&self) -> bool {
-        !matches!(self.phase, Phase::Idle)
+        self.current().is_some()
+    }
+
+    /// Whether there is an answer to go on with, or a question.
+    pub fn can_step(&self) -> bool {
+        self.is_generating() || self.turns.last().is_some_and(|last| last.role == Role::User)
+    }
+
+    /// Whether part of the prompt is still to be read before the first token of the answer that is being generated.
+    pub fn is_reading(&self) -> bool {
+        matches!(self.phase, Phase::Encode(_) | Phase::Prefill { .. })
     }
 
     /// Encodes the picture, reads a chunk of the prompt or generates a token. A flag set in `cancel` ends the turn and takes it back: its
-    /// texts, and a picture added since the last answer. So does an error.
-    pub fn step(&mut self, model: &ChatModel, cancel: &AtomicBool) -> Result<Event> {
-        let turn = self.turning()?;
+    /// texts, and a picture added since the last answer. So does an error, but [`Error::Suspended`].
+    ///
+    /// `progress` is told the part of the picture's encoding that is done, 0 to 1; an error from it ends the step.
+    pub fn step(&mut self, model: &ChatModel, cancel: &AtomicBool, progress: &dyn Fn(f32) -> Result<()>) -> Result<Event> {
+        let turn = match self.current() {
+            Some(turn) => turn,
+            None if self.can_step() => self.open_turn(true),
+            None => return Err(Error::InvalidState("there is nothing to answer: add the user's text first".into())),
+        };
         if cancel.swap(false, Ordering::Relaxed) {
+            log::info!("an answer was cancelled after {} tokens", self.stats.generated_tokens);
             self.take_back(turn);
             return Ok(Event::Finished { reason: FinishReason::Cancelled, text: String::new() });
         }
-        let event = self.advance(model, turn);
-        if event.is_err() {
-            self.take_back(turn);
+        self.advance_or_take_back(model, turn, progress)
+    }
+
+    /// As [`Chat::step`] before the first token: encodes the picture or reads a chunk of the prompt. Where there is a picture and no question
+    /// yet, the picture is read.
+    pub fn read_step(&mut self, model: &ChatModel, progress: &dyn Fn(f32) -> Result<()>) -> Result<Event> {
+        let asked = self.turns.last().is_some_and(|last| last.role == Role::User);
+        let turn = match self.current() {
+            Some(turn) if self.is_reading() => turn,
+            Some(_) => return Err(Error::InvalidState("the prompt is read already: generate the answer".into())),
+            None if asked || self.turns.is_empty() && self.image.is_some() => self.open_turn(asked),
+            None => return Err(Error::InvalidState("there is nothing to read: add a picture or the user's text first".into())),
+        };
+        self.advance_or_take_back(model, turn, progress)
+    }
+
+    fn advance_or_take_back(&mut self, model: &ChatModel, turn: Turning, progress: &dyn Fn(f32) -> Result<()>) -> Result<Event> {
+        let event = self.advance(model, turn, progress);
+        match &event {
+            Ok(_) => {}
+            // Only an encoding is left off in its middle. It begins anew.
+            Err(Error::Suspended) => self.phase = Phase::Encode(turn),
+            Err(_) => self.take_back(turn),
         }
         self.stats.peak_bytes = memory_stats()?.peak;
+        self.stats.messages = self.turns.len();
         event
     }
 
-    /// The turn under way, or a new one.
-    fn turning(&mut self) -> Result<Turning> {
+    /// The turn under way.
+    fn current(&self) -> Option<Turning> {
         match &self.phase {
-            Phase::Encode(turn) | Phase::Prefill { turn, .. } | Phase::Decode { turn, .. } => Ok(*turn),
-            Phase::Idle => {
-                if self.turns.last().is_none_or(|last| last.role != Role::User) {
-                    return Err(Error::InvalidState("there is nothing to answer: add the user's text first".into()));
-                }
-                let answered = self.turns.iter().rposition(|turn| turn.role == Role::Assistant);
-                let turn = Turning { began: Instant::now(), kept_turns: answered.map_or(0, |i| i + 1) };
-                self.stats = Stats::default();
-                self.phase = Phase::Encode(turn);
-                Ok(turn)
-            }
+            Phase::Encode(turn) | Phase::Prefill { turn, .. } | Phase::Decode { turn, .. } => Some(*turn),
+            Phase::Idle => None,
         }
     }
 
-    fn advance(&mut self, model: &ChatModel, turn: Turning) -> Result<Event> {
+    fn open_turn(&mut self, answers: bool) -> Turning {
+        let turn = Turning { began: Instant::now(), kept_turns: self.answered(), answers };
+        self.stats = Stats { messages: self.turns.len(), ..Stats::default() };
+        self.phase = Phase::Encode(turn);
+        turn
+    }
+
+    /// Turns to the last answer.
+    fn answered(&self) -> usize {
+        self.turns.iter().rposition(|turn| turn.role == Role::Assistant).map_or(0, |i| i + 1)
+    }
+
+    fn advance(&mut self, model: &ChatModel, turn: Turning, progress: &dyn Fn(f32) -> Result<()>) -> Result<Event> {
         match std::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::Idle => Err(Error::InvalidState("there is nothing to answer: add the user's text first".into())),
-            Phase::Encode(_) => self.begin(model, turn),
+            Phase::Encode(_) => self.begin(model, turn, progress),
             Phase::Prefill { ids, embeds, .. } => self.prefill(model, turn, ids, embeds),
             Phase::Decode { answer, next, .. } => self.decode(model, turn, answer, next),
         }
     }
 
     /// Encodes the picture where that is still to be done; else makes the prompt and reads its first chunk.
-    fn begin(&mut self, model: &ChatModel, turn: Turning) -> Result<Event> {
-        let ids = model.tokenizer.encode(&pure_prompt(&self.turns)?, true)?;
+    fn begin(&mut self, model: &ChatModel, turn: Turning, progress: &dyn Fn(f32) -> Result<()>) -> Result<Event> {
+        let prompt = if turn.answers { pure_prompt(&self.turns)? } else { String::new() };
+        let ids = model.tokenizer.encode(&prompt, true)?;
         if ids.is_empty() {
             return Err(Error::InvalidState("the model's tokenizer.json makes no tokens of the prompt; it is damaged".into()));
         }
@@ -360,11 +488,17 @@ impl Chat {
         }
         if let Some(ChatImage::Picture(picture)) = &self.image {
             let clock = Instant::now();
-            self.image = Some(ChatImage::Tokens(model.encode_image(picture)?));
+            let encoded = model.encode_image(picture, progress)?;
+            self.image = Some(ChatImage::Tokens(encoded.tokens));
             self.stats.vision = clock.elapsed();
+            self.stats.cached_images = encoded.cached.into();
             self.phase = Phase::Encode(turn);
             return Ok(Event::Prefill { done: 0, total });
         }
+        let most = self.max_context.min(total + if turn.answers { self.options.max_tokens } else { 0 });
+        let held = model.memory.cache(self.positions());
+        let needed = model.memory.conversation(most, self.options.prefill_chunk).saturating_sub(held);
+        require(&format!("a prompt of {total} tokens and its answer"), needed, u64::MAX)?;
         self.stats.prompt_tokens = total;
         self.stats.image_tokens = image_tokens;
         let clock = Instant::now();
@@ -397,6 +531,9 @@ impl Chat {
             let embeds = embeds.try_index((.., chunk.., ..))?;
             embeds.eval()?;
             self.phase = Phase::Prefill { turn, ids, embeds };
+        } else if !turn.answers {
+            decoder.prefill(&embeds, &mut self.cache)?;
+            self.cached = ids;
         } else {
             let logits = decoder.forward(&embeds, &mut self.cache, Rows::Last)?;
             let answer = Box::new(self.answer(model)?);
@@ -463,6 +600,15 @@ impl Chat {
         answer.text.push_str(&text);
         self.turns.push(Turn { role: Role::Assistant, text: answer.text });
         self.phase = Phase::Idle;
+        let stats = &self.stats;
+        log::info!(
+            "an answer of {} tokens ({reason:?}): prompt {} ({} reused), first token after {:?}, {:.2} tokens a second",
+            stats.generated_tokens,
+            stats.prompt_tokens,
+            stats.reused_tokens,
+            stats.first_token,
+            stats.decode_rate()
+        );
         Ok(Event::Finished { reason, text })
     }
 

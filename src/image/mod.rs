@@ -8,5 +8,5 @@ mod picture;
 mod processor;
 mod resize;
 
-pub use picture::{DecodeOptions, Picture, PixelFormat};
+pub use picture::{DecodeOptions, Picture, PictureHash, PixelFormat};
 pub use processor::{Pixels, Processor, Strategy, normalize};

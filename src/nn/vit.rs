@@ -115,7 +115,12 @@ pub fn load_vit_encoder(weights: &Weights, config: ViTConfig, dtype: Dtype) -> R
 
 impl ViTEncoder {
     /// Normalized pixels `[batch, height, width, 3]` to features `[batch, patches, width]`.
-    pub fn forward(&self, pixels: &Array) -> Result<Array, Exception> {
+    pub fn forward(&self, pixels: &Array) -> Result<Array> {
+        self.forward_by_blocks(pixels, &mut || Ok(()))
+    }
+
+    /// [`ViTEncoder::forward`] that calls `each` after every block; an error from it ends the work.
+    pub fn forward_by_blocks(&self, pixels: &Array, each: &mut dyn FnMut() -> Result<()>) -> Result<Array> {
         let patches = self.patch_embed.forward(&self.patches(pixels)?)?;
         let mut x = self.embed(patches)?;
         for block in &self.blocks {
@@ -123,9 +128,15 @@ impl ViTEncoder {
             if self.dtype == Dtype::Float32 {
                 x.eval()?; // weights widened for this block go before the next
             }
+            each()?;
         }
         let prefix = self.prefix.as_ref().map_or(0, |prefix| prefix.dim(1));
-        x.try_index((.., prefix.., ..))
+        Ok(x.try_index((.., prefix.., ..))?)
+    }
+
+    /// Blocks that run.
+    pub fn blocks(&self) -> usize {
+        self.blocks.len()
     }
 
     /// Cuts a picture into rows of `3 · patch²` values, channel by channel as the convolution's weight has them:

@@ -1,83 +1,84 @@
 //! The one thread that computes.
 
 use std::{
-    any::Any,
     cell::{Cell, RefCell},
-    mem,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::{LazyLock, Mutex, OnceLock, mpsc},
+    sync::{Arc, OnceLock},
     thread,
+    time::Duration,
 };
 
-use super::op::{Cancel, Control, Op, Reporter, Stage};
+use super::{
+    fault::inject,
+    op::Op,
+    queue::{Queue, Reporter},
+};
 use crate::{
     Error, Result,
     device::{Backend, Device, at_exit},
 };
 
-type Job = Box<dyn FnOnce() + Send>;
-
-/// What the engine sends to the thread that waits for an operation.
-pub(super) enum Message<R> {
-    Progress(Stage, f32),
-    Done(Result<R>),
+/// Runs `job` on the engine thread, in turn, and waits for its result: see [`Queue::run`].
+pub fn run<R: Send + 'static>(op: Op, job: impl FnOnce(&Reporter<R>) -> Result<R> + Send + 'static) -> Result<R> {
+    engine()?.run(op, |reporter| {
+        inject("engine")?;
+        job(reporter)
+    })
 }
 
-/// Runs `job` on the engine thread, in turn, and waits for its result. Progress is reported on the calling thread. A panic in the job becomes
-/// [`Error::Panic`]. An operation that was cancelled before this returns is cancelled, also where its job was done by then.
-pub(super) fn run<R: Send + 'static>(mut op: Op, job: impl FnOnce(&Reporter<R>) -> Result<R> + Send + 'static) -> Result<R> {
-    let (sender, messages) = mpsc::channel();
-    let refused = Cancel::new();
-    let control = Control::new(&op, refused.clone());
-    submit(Box::new(move || {
-        let reporter = Reporter { control, sender };
-        let result = match reporter.control.check() {
-            Ok(()) => guarded(|| job(&reporter)),
-            Err(error) => {
-                discard(job);
-                Err(error)
-            }
-        };
-        // Where nobody waits any more, nobody misses it.
-        let _ = reporter.sender.send(Message::Done(result));
-    }))?;
-    for message in messages {
-        match message {
-            Message::Done(Ok(unwanted)) if refused.is_triggered() || op.cancel.as_ref().is_some_and(Cancel::is_triggered) => {
-                dispose(unwanted);
-                return Err(Error::Cancelled);
-            }
-            Message::Done(result) => return result,
-            Message::Progress(stage, fraction) => {
-                if op.progress.as_mut().is_some_and(|progress| !progress(stage, fraction)) {
-                    refused.trigger();
-                }
-            }
-        }
+/// Runs `job` on the engine thread, in turn, also while the library is suspended: for what only looks at arrays or drops them.
+pub fn turn<R: Send + 'static>(job: impl FnOnce() -> Result<R> + Send + 'static) -> Result<R> {
+    engine()?.turn(job)
+}
+
+/// Has `job` done on the engine thread, in turn, without waiting. It does not panic.
+pub fn post(job: impl FnOnce() + Send + 'static) {
+    if let Ok(engine) = engine() {
+        engine.post(job);
     }
-    Err(Error::Panic("the engine thread ended before its work was done".into()))
 }
 
 /// Drops something that holds MLX arrays on the engine thread, without waiting.
-pub(super) fn dispose(thing: impl Send + 'static) {
-    // Where the engine cannot be reached the closure, and with it the thing, is dropped here, which MLX permits for evaluated arrays.
-    let _ = submit(Box::new(move || {
-        let _ = guarded(|| {
-            discard(thing);
-            Ok(())
-        });
-    }));
-}
-
-/// Drops something that may hold MLX arrays, unless the process ends: then MLX's objects may be gone, and the system takes the memory back.
-fn discard(thing: impl Send) {
-    if EXITING.is_triggered() {
-        mem::forget(thing);
+pub fn dispose(thing: impl Send + 'static) {
+    // Where the engine cannot be reached the thing is dropped here, which MLX permits for evaluated arrays.
+    if let Ok(engine) = engine() {
+        engine.dispose(thing);
     }
 }
 
+/// Lets no operation compute from now on; waits at most `drain` for what is under way.
+///
+/// An app that goes to the background must not submit work to the GPU: iOS would end it. Operations fail with [`Error::Suspended`]; a load,
+/// an encoding or a prefill that is under way ends so at its next tensor, layer or chunk; a stream pauses. Conversations stay as they are.
+///
+/// # Errors
+/// [`Error::Timeout`] where something is still under way then. The library is suspended all the same.
+pub fn suspend(drain: Duration) -> Result<()> {
+    log::info!("suspended");
+    engine()?.suspend(drain)
+}
+
+/// Ends what [`suspend`] began.
+pub fn resume() {
+    if let Ok(engine) = engine() {
+        engine.resume();
+        log::info!("resumed");
+    }
+}
+
+/// Waits while the library is suspended, unless `enough` says so, which is asked now and then.
+pub fn wait_for_resume(enough: impl Fn() -> bool) {
+    if let Ok(engine) = engine() {
+        engine.wait_for_resume(enough);
+    }
+}
+
+/// Whether the process is about to end.
+pub fn is_ending() -> bool {
+    engine().is_ok_and(|engine| engine.is_ending())
+}
+
 /// Calls `f` with operations going to a backend's device. On the engine thread only: devices belong to their thread.
-pub(super) fn on_device<T>(backend: Backend, f: impl FnOnce(&Device) -> Result<T>) -> Result<T> {
+pub fn on_device<T>(backend: Backend, f: impl FnOnce(&Device) -> Result<T>) -> Result<T> {
     thread_local! {
         static DEVICES: RefCell<Vec<(Backend, Device)>> = const { RefCell::new(Vec::new()) };
     }
@@ -93,56 +94,36 @@ pub(super) fn on_device<T>(backend: Backend, f: impl FnOnce(&Device) -> Result<T
     device.run(|| f(&device))
 }
 
-fn guarded<R>(f: impl FnOnce() -> Result<R>) -> Result<R> {
-    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| Err(Error::Panic(panic_text(panic.as_ref()))))
+fn engine() -> Result<&'static Arc<Queue>> {
+    static ENGINE: OnceLock<Result<Arc<Queue>, String>> = OnceLock::new();
+    let engine = ENGINE.get_or_init(|| start().map_err(|error| error.to_string()));
+    engine.as_ref().map_err(|why| Error::InvalidState(format!("the engine thread could not be started: {why}")))
 }
 
-/// The text of a caught panic.
-pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a text".into())
-}
-
-fn submit(job: Job) -> Result<()> {
-    static ENGINE: OnceLock<std::result::Result<Mutex<mpsc::Sender<Job>>, String>> = OnceLock::new();
-    let engine = ENGINE.get_or_init(|| start().map(Mutex::new).map_err(|error| error.to_string()));
-    let sender = engine.as_ref().map_err(|why| Error::InvalidState(format!("the engine thread could not be started: {why}")))?;
-    let sender = sender.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    sender.send(job).map_err(|_| Error::Panic("the engine thread has ended".into()))
-}
-
-/// Starts the engine thread; gives the queue of its jobs.
-fn start() -> std::io::Result<mpsc::Sender<Job>> {
-    let (sender, jobs) = mpsc::channel::<Job>();
+fn start() -> std::io::Result<Arc<Queue>> {
+    let queue = Arc::new(Queue::default());
+    let works = queue.clone();
     let work = move || {
         ENGINE_THREAD.set(true);
         // MLX's own objects first: what is registered last at exit runs first, and must find them alive.
         let _ = Device::new(Backend::Auto);
         at_exit(stop);
-        jobs.into_iter().for_each(|job| job());
+        works.work();
     };
     thread::Builder::new().name("moxin-engine".into()).spawn(work)?;
-    Ok(sender)
+    log::debug!("the engine thread has started");
+    Ok(queue)
 }
 
-/// When the process ends, MLX's objects are destroyed under the engine's feet. So it lets go of them before: a running job is asked to end, is
-/// waited for, and those behind it are cancelled. Whoever waits for one gets an answer.
+/// When the process ends, MLX's objects are destroyed under the engine's feet. So it lets go of them before.
 extern "C" fn stop() {
     if ENGINE_THREAD.get() {
         return;
     }
-    EXITING.trigger();
-    let (sender, stopped) = mpsc::channel();
-    let halt = move || {
-        let _ = sender.send(());
-    };
-    if submit(Box::new(halt)).is_ok() {
-        let _ = stopped.recv();
+    if let Ok(engine) = engine() {
+        engine.end();
     }
 }
-
-/// Triggered when the process is about to end.
-pub(super) static EXITING: LazyLock<Cancel> = LazyLock::new(Cancel::new);
 
 thread_local! {
     static ENGINE_THREAD: Cell<bool> = const { Cell::new(false) };
@@ -150,15 +131,19 @@ thread_local! {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use super::*;
+    use super::{
+        super::op::{Cancel, Stage},
+        *,
+    };
 
     #[test]
     fn a_panic_becomes_an_error_and_the_engine_lives() {
         let result: Result<()> = run(Op::default(), |_| panic!("on purpose"));
         assert!(matches!(result, Err(Error::Panic(text)) if text == "on purpose"));
         assert_eq!(run(Op::default(), |_| Ok(7)).unwrap(), 7);
+        let result: Result<()> = turn(|| panic!("on purpose"));
+        assert!(matches!(result, Err(Error::Panic(text)) if text == "on purpose"));
+        assert_eq!(turn(|| Ok(7)).unwrap(), 7);
     }
 
     #[test]
@@ -208,5 +193,63 @@ mod tests {
             }
         });
         assert!(matches!(result, Err(Error::Timeout)));
+    }
+
+    /// The tests here share the engine; these two use queues of their own.
+    fn queue() -> Arc<Queue> {
+        let queue = Arc::new(Queue::default());
+        let works = queue.clone();
+        thread::spawn(move || works.work());
+        queue
+    }
+
+    #[test]
+    fn who_waits_in_line_too_long_goes_without_its_turn() {
+        let queue = queue();
+        let (let_go, wait) = std::sync::mpsc::channel::<()>();
+        queue.post(move || wait.recv().unwrap_or_default());
+        let timeout = Some(Duration::from_millis(5));
+        let result: Result<()> = queue.run(Op { timeout, ..Op::default() }, |_| unreachable!());
+        assert!(matches!(result, Err(Error::Timeout)));
+        let cancel = Cancel::new();
+        let triggers = cancel.clone();
+        thread::spawn(move || triggers.trigger());
+        let result: Result<()> = queue.run(Op { cancel: Some(cancel), ..Op::default() }, |_| unreachable!());
+        assert!(matches!(result, Err(Error::Cancelled)));
+        drop(let_go);
+        assert_eq!(queue.run(Op::default(), |_| Ok(7)).unwrap(), 7);
+    }
+
+    #[test]
+    fn a_suspended_queue_refuses_and_drains() {
+        let queue = queue();
+        let (started, has_started) = std::sync::mpsc::channel();
+        let busy = thread::spawn({
+            let queue = queue.clone();
+            move || {
+                queue.run::<()>(Op::default(), move |reporter| {
+                    loop {
+                        let _ = started.send(());
+                        reporter.report(Stage::Load, 0.0)?;
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                })
+            }
+        });
+        has_started.recv().unwrap();
+        queue.suspend(Duration::from_secs(60)).unwrap();
+        assert!(matches!(busy.join().unwrap(), Err(Error::Suspended)));
+        assert!(matches!(queue.run::<()>(Op::default(), |_| unreachable!()), Err(Error::Suspended)));
+        assert_eq!(queue.turn(|| Ok(7)).unwrap(), 7);
+
+        // What does not end in time is said, and new work is refused all the same.
+        queue.resume();
+        let (let_go, wait) = std::sync::mpsc::channel::<()>();
+        queue.post(move || wait.recv().unwrap_or_default());
+        assert!(matches!(queue.suspend(Duration::from_millis(5)), Err(Error::Timeout)));
+        assert!(matches!(queue.run::<()>(Op::default(), |_| unreachable!()), Err(Error::Suspended)));
+        drop(let_go);
+        queue.resume();
+        assert_eq!(queue.run(Op::default(), |_| Ok(7)).unwrap(), 7);
     }
 }

@@ -3,13 +3,23 @@
 //! All MLX work happens on one thread that the library owns. Operations queue for it and each takes one turn: a session's is one chunk of a
 //! prompt or one token, so that sessions advance side by side.
 
+mod callback;
 mod engine;
+mod fault;
+mod log;
 mod model;
 mod op;
+mod queue;
 mod session;
+mod slot;
+mod stream;
+mod sync;
 
-pub use model::{Embedding, LoadOptions, Model, ModelInfo};
+pub use engine::{resume, suspend};
+pub use log::{LogSink, set_log};
+pub use model::{Embedding, LoadOptions, MemoryEstimate, Model, ModelInfo, trim_memory};
 pub use op::{Cancel, Op, Stage};
-pub use session::Session;
+pub use session::{Session, StreamOptions};
 
-pub(crate) use engine::panic_text;
+pub(crate) use fault::inject;
+pub(crate) use queue::guarded;

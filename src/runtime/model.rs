@@ -1,34 +1,52 @@
 //! A loaded model and embeddings of pictures.
 
 use std::{
+    cell::RefCell,
     path::Path,
-    sync::{
-        Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, Weak},
+    time::Instant,
 };
 
-use mlx_rs::Array;
+use mlx_rs::{Array, Dtype};
 use serde::Deserialize;
 
 use super::{Op, Session, Stage, engine};
 use crate::{
     Error, Result,
-    checkpoint::{Checkpoint, read_json},
-    device::{Backend, Device},
-    generate::{ChatModel, GenerationOptions},
-    image::{Picture, Processor},
-    models::moxin::{TokenIds, VLMConfig, load_weights},
+    checkpoint::read_json,
+    device::{Backend, Device, available_memory, clear_cache},
+    generate::{ChatModel, GenerationOptions, ImageCache},
+    image::{Picture, PictureHash, Processor},
+    models::moxin::{Source, TokenIds, VLMConfig},
     text::load_tokenizer,
 };
 
 /// How a model is loaded.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct LoadOptions {
     /// Where it computes.
     pub backend: Backend,
-    /// Bytes that its weights may take. `None`: what the machine has available.
+    /// The dtype of activations: float16, bfloat16 or float32. `None`: the backend's, which is [`Device::dtype`].
+    pub dtype: Option<Dtype>,
+    /// Bytes that loading it may take. `None`: what is available.
     pub memory_limit: Option<u64>,
+    /// Bytes for the tokens of pictures seen before. They take 4 MiB a picture in the largest case, Moxin-7B in float32.
+    pub image_cache: u64,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        LoadOptions { backend: Backend::Auto, dtype: None, memory_limit: None, image_cache: 64 << 20 }
+    }
+}
+
+impl LoadOptions {
+    fn device(&self, device: &Device) -> Result<Device> {
+        match self.dtype {
+            Some(dtype) => device.clone().with_dtype(dtype),
+            None => Ok(device.clone()),
+        }
+    }
 }
 
 /// What a model is.
@@ -50,17 +68,44 @@ pub struct ModelInfo {
     pub image_tokens: usize,
     /// Width of a token in the decoder.
     pub hidden_size: usize,
+    /// Tells models apart whose embeddings do not fit each other: a hash of the tensors' names, shapes and samples of their numbers, and of
+    /// the image settings. 0 before it is loaded.
+    pub fingerprint: u64,
     /// Where the model computes; never [`Backend::Auto`].
     pub backend: Backend,
+    /// The dtype of activations.
+    pub dtype: Dtype,
 }
 
-/// A model in memory. Clones share it; the weights go when the last clone, session included, is dropped.
+/// What a model in a folder will take, in bytes, known from its headers alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryEstimate {
+    /// The weights, once loaded.
+    pub weights: u64,
+    /// Keys and values of one position of a conversation.
+    pub kv_per_token: u64,
+    /// Keys and values of a conversation that fills its context.
+    pub kv_total: u64,
+    /// The most while loading.
+    pub load_peak: u64,
+    /// What encoding a picture takes beyond the weights, for the time.
+    pub vision_peak: u64,
+    /// What a step of a conversation takes beyond weights, keys and values, for the time.
+    pub step_peak: u64,
+    /// The most in all: loading the model, encoding a picture, and one conversation that fills its context.
+    pub total: u64,
+    /// What could be taken now.
+    pub available: u64,
+}
+
+/// A model in memory. Clones share it; the weights go when the last clone, session included, is dropped, or with [`Model::unload`].
 #[derive(Clone)]
 pub struct Model(Arc<Inner>);
 
 struct Inner {
-    id: u64,
     info: ModelInfo,
+    /// config.json, for [`Model::metadata`].
+    config: serde_json::Value,
     /// Used on the engine thread only.
     loaded: Mutex<Option<ChatModel>>,
 }
@@ -76,18 +121,19 @@ impl Drop for Inner {
 #[derive(Clone)]
 pub struct Embedding {
     model: u64,
+    picture: PictureHash,
     tokens: usize,
     width: usize,
     /// `[1, tokens, width]`
-    array: Arc<Mutex<Disposed>>,
+    array: Arc<Disposed>,
 }
 
 /// An array that is dropped on the engine thread.
-struct Disposed(Option<Array>);
+struct Disposed(Mutex<Option<Array>>);
 
 impl Drop for Disposed {
     fn drop(&mut self) {
-        engine::dispose(self.0.take());
+        engine::dispose(lock(&self.0).take());
     }
 }
 
@@ -97,6 +143,9 @@ struct GenerationConfig {
     eos_token_id: Option<TokenIds>,
 }
 
+/// Models that are in memory, for [`trim_memory`].
+static MODELS: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
+
 impl Model {
     /// Loads a Hugging Face folder: `config.json`, the weights, `tokenizer.json`, `preprocessor_config.json` and, where there is one,
     /// `generation_config.json`.
@@ -105,16 +154,45 @@ impl Model {
     /// [`Error::NotFound`], [`Error::CorruptModel`] and [`Error::UnsupportedModel`] name the file and the field or tensor;
     /// [`Error::OutOfMemory`] where the weights take more than is allowed, before any is read.
     pub fn load(folder: impl AsRef<Path>, options: LoadOptions, op: Op) -> Result<Model> {
-        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let folder = folder.as_ref().to_owned();
-        let (info, loaded) = engine::run(op, move |reporter| {
+        let model = engine::run(op, move |reporter| {
             engine::on_device(options.backend, |device| {
-                load(&folder, device, options.memory_limit, &|done, total| {
+                load(&folder, &options, device, &|done, total| {
                     reporter.report(Stage::Load, if total == 0 { 1.0 } else { (done as f64 / total as f64) as f32 })
                 })
             })
         })?;
-        Ok(Model(Arc::new(Inner { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), info, loaded: Mutex::new(Some(loaded)) })))
+        let model = Arc::new(model);
+        let mut models = lock(&MODELS);
+        models.retain(|model| model.strong_count() > 0);
+        models.push(Arc::downgrade(&model));
+        Ok(Model(model))
+    }
+
+    /// What the model in a folder is, without loading it: reads `config.json` and the headers of the weights.
+    pub fn inspect(folder: impl AsRef<Path>) -> Result<ModelInfo> {
+        let source = Source::open(folder.as_ref())?;
+        engine::turn(move || engine::on_device(Backend::Auto, |device| describe(&source, device)))
+    }
+
+    /// What the model in a folder will take, without loading it, loaded with `options` and talked to with `generation`.
+    pub fn estimate(folder: impl AsRef<Path>, options: &LoadOptions, generation: &GenerationOptions) -> Result<MemoryEstimate> {
+        generation.validate()?;
+        let source = Source::open(folder.as_ref())?;
+        let options = options.clone();
+        let dtype = engine::turn(move || engine::on_device(options.backend, |device| Ok(options.device(device)?.dtype)))?;
+        let needs = source.memory(dtype);
+        let positions = generation.context(source.config.text_config.max_position_embeddings);
+        Ok(MemoryEstimate {
+            weights: needs.weights,
+            kv_per_token: needs.kv_per_token,
+            kv_total: needs.cache(positions),
+            load_peak: needs.load,
+            vision_peak: needs.vision,
+            step_peak: needs.step(generation.prefill_chunk, positions),
+            total: needs.total(positions, generation.prefill_chunk),
+            available: available_memory()?,
+        })
     }
 
     /// What the model is.
@@ -122,30 +200,63 @@ impl Model {
         &self.0.info
     }
 
-    /// Runs the vision encoders on a picture. The embedding can stand for the picture in any session of this model.
+    /// A field of config.json by its path, such as `text_config.num_hidden_layers` or `image_sizes.0`: texts as they are, all else as JSON.
+    pub fn metadata(&self, path: &str) -> Option<String> {
+        let pointer = format!("/{}", path.replace('.', "/"));
+        match self.0.config.pointer(&pointer)? {
+            serde_json::Value::String(text) => Some(text.clone()),
+            value => Some(value.to_string()),
+        }
+    }
+
+    /// Runs the vision encoders on a picture, unless its tokens are in the cache. The embedding can stand for the picture in any session of
+    /// this model, also when it was loaded anew.
     pub fn encode_image(&self, picture: &Picture, op: Op) -> Result<Embedding> {
         let (model, picture) = (self.clone(), picture.clone());
-        let array = engine::run(op, move |reporter| {
+        let fingerprint = self.0.info.fingerprint;
+        engine::run(op, move |reporter| {
             reporter.report(Stage::Encode, 0.0)?;
-            let array = model.with(|loaded| loaded.encode_image(&picture))?;
+            let encoded = model.with(|loaded| loaded.encode_image(&picture, &|part| reporter.report(Stage::Encode, 0.99 * part)))?;
             reporter.report(Stage::Encode, 1.0)?;
-            Ok(array)
-        })?;
-        let (tokens, width) = (array.dim(1) as usize, array.dim(2) as usize);
-        Ok(Embedding { model: self.0.id, tokens, width, array: Arc::new(Mutex::new(Disposed(Some(array)))) })
+            let (tokens, width) = (encoded.tokens.dim(1) as usize, encoded.tokens.dim(2) as usize);
+            let array = Arc::new(Disposed(Mutex::new(Some(encoded.tokens))));
+            Ok(Embedding { model: fingerprint, picture: encoded.picture, tokens, width, array })
+        })
     }
 
     /// Begins a conversation.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] names the option; [`Error::OutOfMemory`] where a conversation that fills its context does not fit.
     pub fn session(&self, options: GenerationOptions) -> Result<Session> {
         Session::new(self.clone(), options)
     }
 
-    /// The array behind an embedding, where it is this model's.
+    /// Gives the weights back, though clones and sessions of the model remain. What would compute with them fails then with
+    /// [`Error::InvalidState`].
+    pub fn unload(&self) -> Result<()> {
+        let model = self.clone();
+        engine::turn(move || {
+            drop(lock(&model.0.loaded).take());
+            clear_cache()
+        })
+    }
+
+    /// The array behind an embedding, where it is this model's. On the engine thread only.
     pub(super) fn tokens_of(&self, embedding: &Embedding) -> Result<Array> {
-        if embedding.model != self.0.id {
+        let info = &self.0.info;
+        if embedding.model != info.fingerprint {
             return Err(Error::InvalidArgument("the embedding was made by another model; encode the image with this one".into()));
         }
-        embedding.array()
+        let array = embedding.array()?;
+        if array.dtype() == info.dtype {
+            return Ok(array);
+        }
+        engine::on_device(info.backend, |_| {
+            let array = array.as_dtype(info.dtype)?;
+            array.eval()?;
+            Ok(array)
+        })
     }
 
     /// Calls `f` with the weights, its operations going to the model's device. On the engine thread only.
@@ -167,8 +278,18 @@ impl Embedding {
         self.width
     }
 
+    /// [`ModelInfo::fingerprint`] of the model that made it.
+    pub fn model(&self) -> u64 {
+        self.model
+    }
+
+    /// Which picture it stands for.
+    pub fn picture(&self) -> PictureHash {
+        self.picture
+    }
+
     fn array(&self) -> Result<Array> {
-        let array = lock(&self.array).0.clone();
+        let array = lock(&self.array.0).clone();
         array.ok_or_else(|| Error::InvalidState("the embedding was freed".into()))
     }
 
@@ -185,40 +306,71 @@ impl Embedding {
     }
 }
 
+/// Gives back what is kept for reuse, without waiting: tokens of pictures seen before, and MLX's free buffers. For when the system says that
+/// memory is short.
+pub fn trim_memory() {
+    // Registered models, not their weights: they are used on the engine thread only.
+    let models: Vec<_> = lock(&MODELS).iter().filter_map(Weak::upgrade).collect();
+    engine::post(move || {
+        for model in &models {
+            if let Some(loaded) = lock(&model.loaded).as_ref() {
+                loaded.images.borrow_mut().clear();
+            }
+        }
+        // A counter that cannot be reset is no reason to fail: nobody waits for this.
+        let _ = clear_cache();
+        drop(models);
+    });
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic while the lock was held left the value as it was: what is behind these locks is only read.
+    // A panic while the lock was held left the value as it was: what is behind these locks is only read or replaced as a whole.
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-fn load(
-    folder: &Path,
-    device: &Device,
-    memory_limit: Option<u64>,
-    progress: &dyn Fn(u64, u64) -> Result<()>,
-) -> Result<(ModelInfo, ChatModel)> {
-    // The small files first: what is wrong with them shows at once.
-    let config_path = folder.join("config.json");
-    let config = VLMConfig::from_file(&config_path)?;
+fn load(folder: &Path, options: &LoadOptions, device: &Device, progress: &dyn Fn(u64, u64) -> Result<()>) -> Result<Inner> {
+    let clock = Instant::now();
+    let device = options.device(device)?;
+    // The small files and the headers first: what is wrong with them shows at once.
+    let source = Source::open(folder)?;
     let tokenizer = load_tokenizer(folder)?;
     let processor_path = folder.join("preprocessor_config.json");
     let processor = Processor::from_file(&processor_path)?;
-    check_processor(&processor, &config).map_err(|what| Error::corrupt(&processor_path, what))?;
-    let eos = eos_ids(folder, &config)?;
-    let checkpoint = Checkpoint::open(folder)?;
-    let (parameters, weight_bytes) = (checkpoint.parameter_count(), checkpoint.total_bytes());
-    let vlm = load_weights(folder, &config, checkpoint, device, memory_limit, progress)?;
-    let info = ModelInfo {
-        model_type: config.model_type,
-        parameters,
-        weight_bytes,
+    check_processor(&processor, &source.config).map_err(|what| Error::corrupt(&processor_path, what))?;
+    let eos = eos_ids(folder, &source.config)?;
+    let config = read_json(&folder.join("config.json"), "the model's configuration")?;
+    let info = ModelInfo { fingerprint: fingerprint(&source, &processor)?, ..describe(&source, &device)? };
+    let vlm = source.load(&device, options.memory_limit, progress)?;
+    log::info!("{} on {} in {:?}: {} bytes", folder.display(), device.backend.name(), clock.elapsed(), info.weight_bytes);
+    let images = RefCell::new(ImageCache::new(options.image_cache));
+    let model = ChatModel { vlm, processor, tokenizer, eos, memory: source.memory(device.dtype), images };
+    Ok(Inner { info, config, loaded: Mutex::new(Some(model)) })
+}
+
+/// All but the fingerprint.
+fn describe(source: &Source, device: &Device) -> Result<ModelInfo> {
+    let config = &source.config;
+    Ok(ModelInfo {
+        model_type: config.model_type.clone(),
+        parameters: source.parameters,
+        weight_bytes: source.bytes,
         context_length: config.text_config.max_position_embeddings,
         vocabulary: config.text_config.vocab_size,
         image_size: config.image_sizes[0],
-        image_tokens: vlm.image_tokens(),
+        image_tokens: source.image_tokens()?,
         hidden_size: config.text_config.hidden_size,
+        fingerprint: 0,
         backend: device.backend,
-    };
-    Ok((info, ChatModel { vlm, processor, tokenizer, eos }))
+        dtype: device.dtype,
+    })
+}
+
+/// What makes the embeddings of a model unlike another's: its weights, and how pictures come to be pixels.
+fn fingerprint(source: &Source, processor: &Processor) -> Result<u64> {
+    let settings = blake3::hash(format!("{processor:?} {:?}", source.config).as_bytes());
+    let mut first = [0; 8];
+    first.copy_from_slice(&settings.as_bytes()[..8]);
+    Ok(source.checkpoint.fingerprint()? ^ u64::from_be_bytes(first))
 }
 
 fn check_processor(processor: &Processor, config: &VLMConfig) -> Result<(), String> {

@@ -1,15 +1,11 @@
 //! What a caller may attach to an operation that takes long: progress, cancellation, a time limit.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-        mpsc,
-    },
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use super::engine::{EXITING, Message};
+use super::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 use crate::{Error, Result};
 
 /// Cancels operations. Clones cancel together; once triggered it stays so.
@@ -22,7 +18,8 @@ impl Cancel {
         Cancel::default()
     }
 
-    /// Asks every operation that was given this, or a clone of it, to end with [`Error::Cancelled`].
+    /// Asks every operation that was given this, or a clone of it, to end with [`Error::Cancelled`]. Nothing but an atomic store: a signal
+    /// handler may do it.
     pub fn trigger(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -40,6 +37,8 @@ pub enum Stage {
     Load,
     /// Running the vision encoders.
     Encode,
+    /// Reading the prompt.
+    Prefill,
 }
 
 /// Options of one long operation. The default has none of them.
@@ -53,24 +52,26 @@ pub struct Op<'a> {
     pub timeout: Option<Duration>,
 }
 
-/// The engine's side of an [`Op`].
-pub(super) struct Control {
-    refused: Cancel,
+/// When an operation is to end early.
+#[derive(Clone, Default)]
+pub struct Control {
+    /// Triggered where the progress callback asks to stop.
+    pub refused: Cancel,
     cancel: Option<Cancel>,
     deadline: Option<Instant>,
 }
 
 impl Control {
-    /// For an operation; `refused` is triggered where the progress callback asks to stop.
-    pub(super) fn new(op: &Op, refused: Cancel) -> Control {
+    /// For an operation that begins now.
+    pub fn new(cancel: Option<Cancel>, timeout: Option<Duration>) -> Control {
         // A limit too long to be reckoned is no limit.
-        let deadline = op.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        Control { refused, cancel: op.cancel.clone(), deadline }
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        Control { refused: Cancel::new(), cancel, deadline }
     }
 
-    /// Fails where the operation is to end.
-    pub(super) fn check(&self) -> Result<()> {
-        if EXITING.is_triggered() || self.refused.is_triggered() || self.cancel.as_ref().is_some_and(Cancel::is_triggered) {
+    /// Fails where the caller wants the operation to end.
+    pub fn check(&self) -> Result<()> {
+        if self.is_cancelled() {
             return Err(Error::Cancelled);
         }
         match self.deadline {
@@ -78,19 +79,9 @@ impl Control {
             _ => Ok(()),
         }
     }
-}
 
-/// Reports from the engine to the thread that waits.
-pub(super) struct Reporter<R> {
-    pub(super) control: Control,
-    pub(super) sender: mpsc::Sender<Message<R>>,
-}
-
-impl<R> Reporter<R> {
-    /// Passes progress on; fails where the operation is to end.
-    pub(super) fn report(&self, stage: Stage, fraction: f32) -> Result<()> {
-        // Nobody waits any more: the result will not be missed either.
-        let _ = self.sender.send(Message::Progress(stage, fraction));
-        self.control.check()
+    /// Whether the caller cancelled it, time limits aside.
+    pub fn is_cancelled(&self) -> bool {
+        self.refused.is_triggered() || self.cancel.as_ref().is_some_and(Cancel::is_triggered)
     }
 }

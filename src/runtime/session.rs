@@ -1,24 +1,31 @@
 //! A conversation that any thread may hold.
 
 use std::{
-    mem,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
-use super::{Embedding, Model, Op, engine};
+use super::{
+    Cancel, Embedding, Model, Op, Stage, engine,
+    fault::inject,
+    op::Control,
+    slot::{Claim, Slot},
+    stream::{Next, Streams},
+};
 use crate::{
     Error, Result,
-    generate::{Chat, ChatImage, Event, GenerationOptions, Stats},
+    generate::{Chat, ChatImage, ChatModel, Event, GenerationOptions, Stats},
     image::Picture,
     text::{Role, Turn},
 };
 
 /// A conversation with a model. Clones are the same conversation; it lives as long as any of them, and keeps its model alive.
 ///
-/// One operation at a time: a second one, from another thread, fails with [`Error::Busy`]. [`Session::cancel`] is not one of them.
+/// One operation at a time: a second one, from another thread or beside a stream, fails with [`Error::Busy`]. [`Session::cancel`] and
+/// [`Session::stats`] are not among them.
 #[derive(Clone)]
 pub struct Session {
     model: Model,
@@ -26,33 +33,41 @@ pub struct Session {
 }
 
 struct Shared {
-    state: Mutex<State>,
+    slot: Arc<Slot<Conversation>>,
     cancel: AtomicBool,
+    /// Those of the latest step.
+    stats: Mutex<Stats>,
+    streams: Arc<Streams>,
 }
 
-enum State {
-    Ready(Box<Chat>),
-    /// Another thread has it.
-    Busy,
-    /// It was lost to a panic.
-    Broken,
-}
+/// A chat that is dropped on the engine thread.
+struct Conversation(Option<Chat>);
 
-impl Drop for Shared {
+impl Drop for Conversation {
     fn drop(&mut self) {
-        let state = self.state.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let State::Ready(chat) = mem::replace(state, State::Busy) {
-            engine::dispose(chat);
-        }
+        engine::dispose(self.0.take());
     }
+}
+
+/// What ends a streamed answer early.
+#[derive(Default)]
+pub struct StreamOptions {
+    /// Cancels it, as [`Session::cancel`] does.
+    pub cancel: Option<Cancel>,
+    /// The longest it may take; it ends with [`Error::Timeout`] then.
+    pub timeout: Option<Duration>,
 }
 
 impl Session {
     pub(super) fn new(model: Model, options: GenerationOptions) -> Result<Session> {
         let for_chat = model.clone();
-        let chat = engine::run(Op::default(), move |_| for_chat.with(|loaded| Chat::new(loaded, options)))?;
-        let shared = Shared { state: Mutex::new(State::Ready(Box::new(chat))), cancel: AtomicBool::new(false) };
-        Ok(Session { model, shared: Arc::new(shared) })
+        let chat = engine::turn(move || for_chat.with(|loaded| Ok(Conversation(Some(Chat::new(loaded, options)?)))))?;
+        Ok(Session::with(model, chat, Stats::default()))
+    }
+
+    fn with(model: Model, chat: Conversation, stats: Stats) -> Session {
+        let (slot, stats) = (Slot::new(chat), Mutex::new(stats));
+        Session { model, shared: Arc::new(Shared { slot, cancel: AtomicBool::new(false), stats, streams: Arc::default() }) }
     }
 
     /// The model it talks to.
@@ -60,32 +75,50 @@ impl Session {
         &self.model
     }
 
-    /// Adds a text. The user's is answered by the next steps; an assistant's is taken as an answer already given.
+    /// Adds a text. The user's is answered by the next steps; an assistant's is taken as an answer already given. Texts of one role that
+    /// follow each other become one message, a line each.
     ///
-    /// Fails with [`Error::InvalidState`] for a system text, which this model does not take, and while an answer is being generated.
+    /// # Errors
+    /// [`Error::InvalidState`] for a system text, which this model does not take, and while an answer is being generated.
     pub fn add_text(&self, role: Role, text: &str) -> Result<()> {
-        self.with(|chat| chat.add_text(role, text))
+        let text = text.to_owned();
+        self.change(move |chat| chat.add_text(role, &text))
     }
 
     /// Sets the picture that the conversation is about. It is encoded by the next step.
     ///
-    /// Fails with [`Error::InvalidState`] for a second picture, and after the first answer.
+    /// # Errors
+    /// [`Error::InvalidState`] for a second picture, and after the first answer.
     pub fn add_image(&self, picture: Picture) -> Result<()> {
-        self.on_engine(move |chat| chat.add_image(ChatImage::Picture(Arc::new(picture))))
+        self.change(move |chat| chat.add_image(ChatImage::Picture(picture)))
     }
 
     /// Sets the picture by its embedding, which must come from the same model.
     pub fn add_embedding(&self, embedding: &Embedding) -> Result<()> {
-        let tokens = self.model.tokens_of(embedding)?;
-        self.on_engine(move |chat| chat.add_image(ChatImage::Tokens(tokens)))
+        let (model, embedding) = (self.model.clone(), embedding.clone());
+        self.change(move |chat| chat.add_image(ChatImage::Tokens(model.tokens_of(&embedding)?)))
     }
 
     /// Does one chunk of prefill, or generates one token, or ends the answer. See [`Event`].
     ///
-    /// An error takes the turn back: its texts, and a picture added with them. The session can go on with another.
+    /// # Errors
+    /// An error takes the turn back: its texts, and a picture added with them. The session can go on with another. [`Error::Suspended`] does
+    /// not: the next step goes on where this one did not.
     pub fn step(&self) -> Result<Event> {
-        let (model, shared) = (self.model.clone(), Arc::clone(&self.shared));
-        self.on_engine(move |chat| model.with(|loaded| chat.step(loaded, &shared.cancel)))
+        let claim = self.shared.slot.claim()?;
+        self.step_of(&claim)
+    }
+
+    fn step_of(&self, claim: &Claim<Conversation>) -> Result<Event> {
+        let (session, slot) = (self.clone(), claim.slot().clone());
+        if self.shared.cancel.load(Ordering::Relaxed) {
+            // Nothing is computed: it works while the library is suspended too.
+            return engine::turn(move || session.at(&slot, |chat, loaded| chat.step(loaded, &session.shared.cancel, &|_| Ok(()))));
+        }
+        engine::run(Op::default(), move |reporter| {
+            let progress = |part| reporter.report(Stage::Encode, part);
+            session.at(&slot, |chat, loaded| chat.step(loaded, &session.shared.cancel, &progress))
+        })
     }
 
     /// The answer's events as an iterator, which ends after [`Event::Finished`] or an error.
@@ -101,82 +134,214 @@ impl Session {
         })
     }
 
-    /// Ends the answer that is being generated, from any thread: its next step is [`Event::Finished`] with
-    /// [`FinishReason::Cancelled`](crate::generate::FinishReason::Cancelled). Where none is, the next one ends at once.
+    /// Reads the prompt, so that the first token comes at once: encodes the picture and fills the KV cache, in chunks between which other
+    /// sessions have their turns. Before the first question it reads the picture alone.
+    ///
+    /// # Errors
+    /// As for [`Session::step`]; [`Error::Cancelled`] and [`Error::Timeout`] take the turn back as well. [`Error::InvalidState`] where there
+    /// is nothing to read.
+    pub fn prefill(&self, mut op: Op) -> Result<()> {
+        let claim = self.shared.slot.claim()?;
+        let deadline = op.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        loop {
+            let (session, slot) = (self.clone(), claim.slot().clone());
+            let step = Op {
+                progress: op.progress.as_mut().map(|progress| &mut **progress as &mut dyn FnMut(Stage, f32) -> bool),
+                cancel: op.cancel.clone(),
+                timeout: deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())),
+            };
+            let read = engine::run(step, move |reporter| {
+                let progress = |part| reporter.report(Stage::Encode, part);
+                let (event, reading) = session.at(&slot, |chat, loaded| {
+                    let event = chat.read_step(loaded, &progress)?;
+                    Ok((event, chat.is_reading()))
+                })?;
+                if let Event::Prefill { done, total } = event {
+                    reporter.report(Stage::Prefill, done as f32 / total.max(1) as f32)?;
+                }
+                Ok(reading)
+            });
+            match read {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(Error::Suspended) => return Err(Error::Suspended),
+                Err(error) => {
+                    self.abandon(&claim)?;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Generates the answer on a thread of the library's own, which calls `on_event` with each event. The last one is [`Event::Finished`] or
+    /// an error; it comes exactly once, and then `on_event` is dropped. Where `on_event` returns false the answer is cancelled, and its end
+    /// is told too.
+    ///
+    /// While the library is suspended the stream pauses. When `on_event` is told the end the session is free again: the next question may be
+    /// asked from there.
+    ///
+    /// # Errors
+    /// [`Error::Busy`]; [`Error::InvalidState`] where there is nothing to answer. `on_event` is not called then.
+    pub fn start(&self, options: StreamOptions, on_event: impl FnMut(Result<Event>) -> bool + Send + 'static) -> Result<()> {
+        let claim = self.shared.slot.claim()?;
+        if !lock_chat(claim.slot(), |chat| Ok(chat.can_step()))? {
+            return Err(Error::InvalidState("there is nothing to answer: add the user's text first".into()));
+        }
+        let control = Control::new(options.cancel, options.timeout);
+        let (session, refused, shared) = (self.clone(), self.shared.clone(), self.shared.clone());
+        let held = Arc::new(Mutex::new(Some(claim)));
+        let release = {
+            let held = held.clone();
+            move || drop(lock(&held).take())
+        };
+        let next = move || {
+            let held = lock(&held);
+            match held.as_ref().map(|claim| session.next(claim, &control)) {
+                Some(Ok(event @ Event::Finished { .. })) => Next::Last(Ok(event)),
+                Some(Ok(event)) => Next::Event(Ok(event)),
+                Some(Err(error)) => Next::Last(Err(error)),
+                None => Next::Last(Err(Error::InvalidState("the stream has ended".into()))),
+            }
+        };
+        shared.streams.spawn(next, on_event, move || refused.cancel.store(true, Ordering::Relaxed), release)
+    }
+
+    /// A stream's next event: waits while the library is suspended, and ends the answer where its options say so.
+    fn next(&self, claim: &Claim<Conversation>, control: &Control) -> Result<Event> {
+        loop {
+            match control.check() {
+                Ok(()) => {}
+                Err(Error::Cancelled) => self.cancel(),
+                Err(error) => {
+                    self.abandon(claim)?;
+                    return Err(error);
+                }
+            }
+            match self.step_of(claim) {
+                Err(Error::Suspended) => {
+                    engine::wait_for_resume(|| control.check().is_err() || self.shared.cancel.load(Ordering::Relaxed));
+                }
+                // Where the process ends nobody is to be called any more: what a callback would use may be gone.
+                _ if engine::is_ending() => loop {
+                    std::thread::park();
+                },
+                event => return event,
+            }
+        }
+    }
+
+    /// Ends the answer that is being generated, or the question that waits for one, from any thread: its next step is [`Event::Finished`]
+    /// with [`FinishReason::Cancelled`](crate::generate::FinishReason::Cancelled). Where there is neither it does nothing: whatever is added
+    /// afterwards is not touched. Nothing but an atomic store: a signal handler may do it.
     pub fn cancel(&self) {
         self.shared.cancel.store(true, Ordering::Relaxed);
     }
 
+    /// Cancels the answer that is being generated and waits until its stream, where there is one, has told its end and dropped its callback.
+    /// Inside a callback it does not wait.
+    pub fn close(&self) {
+        self.cancel();
+        self.shared.streams.wait();
+    }
+
+    /// A session of its own whose conversation has been the same until now, computed keys and values included.
+    ///
+    /// # Errors
+    /// [`Error::InvalidState`] while an answer is being generated; [`Error::OutOfMemory`] where there is no room for a copy.
+    pub fn fork(&self) -> Result<Session> {
+        let claim = self.shared.slot.claim()?;
+        let (session, slot) = (self.clone(), claim.slot().clone());
+        let (fork, stats) = engine::turn(move || {
+            session.at(&slot, |chat, loaded| {
+                let fork = chat.fork(loaded)?;
+                let stats = fork.stats();
+                Ok((Conversation(Some(fork)), stats))
+            })
+        })?;
+        Ok(Session::with(self.model.clone(), fork, stats))
+    }
+
+    /// Forgets all but the first `messages` of the conversation; the picture stays. [`Stats::messages`] tells how many there are.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where there are fewer; [`Error::InvalidState`] while an answer is being generated.
+    pub fn rewind(&self, messages: usize) -> Result<()> {
+        self.change(move |chat| chat.rewind(messages))
+    }
+
     /// Forgets the conversation and a cancellation that is pending; the options stay.
     pub fn reset(&self) -> Result<()> {
-        let shared = Arc::clone(&self.shared);
-        self.on_engine(move |chat| {
+        self.change(|chat| {
             chat.reset();
-            shared.cancel.store(false, Ordering::Relaxed);
             Ok(())
         })
     }
 
     /// The conversation so far.
     pub fn turns(&self) -> Result<Vec<Turn>> {
-        self.with(|chat| Ok(chat.turns().to_vec()))
+        let claim = self.shared.slot.claim()?;
+        lock_chat(claim.slot(), |chat| Ok(chat.turns().to_vec()))
     }
 
-    /// Counts and times of the latest turn.
-    pub fn stats(&self) -> Result<Stats> {
-        self.with(|chat| Ok(chat.stats()))
+    /// Counts and times of the latest turn, as of its latest step; also while an answer is being generated.
+    pub fn stats(&self) -> Stats {
+        *lock(&self.shared.stats)
     }
 
     /// Whether an answer is being generated.
     pub fn is_generating(&self) -> Result<bool> {
-        self.with(|chat| Ok(chat.is_generating()))
+        let claim = self.shared.slot.claim()?;
+        lock_chat(claim.slot(), |chat| Ok(chat.is_generating()))
     }
 
-    /// What makes, uses or drops arrays is done in the engine's turn.
-    fn on_engine<T: Send + 'static>(&self, f: impl FnOnce(&mut Chat) -> Result<T> + Send + 'static) -> Result<T> {
-        let mut chat = self.take()?;
-        let outcome = engine::run(Op::default(), move |_| {
-            let result = f(&mut chat);
-            Ok((chat, result))
-        });
-        match outcome {
-            Ok((chat, result)) => {
-                self.put_back(State::Ready(chat));
+    /// Changes the conversation, in the engine's turn, for it may drop arrays. What was cancelled before is not what comes now.
+    fn change(&self, f: impl FnOnce(&mut Chat) -> Result<()> + Send + 'static) -> Result<()> {
+        let claim = self.shared.slot.claim()?;
+        let (shared, slot) = (self.shared.clone(), claim.slot().clone());
+        engine::turn(move || {
+            lock_chat(&slot, |chat| {
+                f(chat)?;
+                shared.cancel.store(false, Ordering::Relaxed);
+                *lock(&shared.stats) = chat.stats();
+                Ok(())
+            })
+        })
+    }
+
+    /// Takes a turn back that is under way.
+    fn abandon(&self, claim: &Claim<Conversation>) -> Result<()> {
+        let (shared, slot) = (self.shared.clone(), claim.slot().clone());
+        engine::turn(move || {
+            lock_chat(&slot, |chat| {
+                chat.abandon();
+                *lock(&shared.stats) = chat.stats();
+                Ok(())
+            })
+        })
+    }
+
+    /// Calls `f` with the conversation and the model's weights. On the engine thread only.
+    fn at<T>(&self, slot: &Slot<Conversation>, f: impl FnOnce(&mut Chat, &ChatModel) -> Result<T>) -> Result<T> {
+        self.model.with(|loaded| {
+            lock_chat(slot, |chat| {
+                inject("chat")?;
+                let result = f(chat, loaded);
+                *lock(&self.shared.stats) = chat.stats();
                 result
-            }
-            Err(error) => {
-                self.put_back(State::Broken);
-                Err(error)
-            }
-        }
+            })
+        })
     }
+}
 
-    /// What touches no arrays is done here, without waiting for the engine.
-    fn with<T>(&self, f: impl FnOnce(&mut Chat) -> Result<T>) -> Result<T> {
-        let mut chat = self.take()?;
-        let result = f(&mut chat);
-        self.put_back(State::Ready(chat));
-        result
-    }
+/// Calls `f` with the chat. A turn in which it panicked before is taken back first.
+fn lock_chat<T>(slot: &Slot<Conversation>, f: impl FnOnce(&mut Chat) -> Result<T>) -> Result<T> {
+    let mend = |conversation: &mut Conversation| conversation.0.iter_mut().for_each(Chat::recover);
+    let mut conversation = slot.lock(mend);
+    let chat = conversation.0.as_mut().ok_or_else(|| Error::InvalidState("the session was freed".into()))?;
+    f(chat)
+}
 
-    fn take(&self) -> Result<Box<Chat>> {
-        let mut state = self.state();
-        match mem::replace(&mut *state, State::Busy) {
-            State::Ready(chat) => Ok(chat),
-            State::Busy => Err(Error::Busy),
-            State::Broken => {
-                *state = State::Broken;
-                Err(Error::InvalidState("the session was lost to an internal error; begin a new one".into()))
-            }
-        }
-    }
-
-    fn put_back(&self, state: State) {
-        *self.state() = state;
-    }
-
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        // Nothing panics while it is held: it only swaps values.
-        self.shared.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // Nothing panics while one of these is held but a step, which leaves the claim as it was.
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

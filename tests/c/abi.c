@@ -8,143 +8,10 @@
  *   abi exit-stepping MODEL MILLISECONDS     ends with exit(42) while another thread generates
  *   abi exit-leaving MODEL                   ends with exit(42) and frees nothing
  */
-#define _POSIX_C_SOURCE 200809L
+#include "check.h"
 
 #include <math.h>
 #include <pthread.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
-
-#include "moxin_vlm.h"
-
-static int failures;
-
-static void check(int holds, const char *what, int line)
-{
-    if (!holds) {
-        fprintf(stderr, "abi.c:%d: %s\n", line, what);
-        failures++;
-    }
-}
-
-/* Like assert, but cannot be compiled out and goes on. */
-#define CHECK(condition) check(condition, #condition, __LINE__)
-
-/* Checks the status of a call whose last argument is `&error`: that the error says the same, and has a message. */
-#define EXPECT(wanted, call) expect(wanted, call, &error, #call, __LINE__)
-
-static void expect(moxin_status wanted, moxin_status found, moxin_error **error, const char *call, int line)
-{
-    moxin_str message = moxin_error_message(*error);
-    if (found != wanted) {
-        fprintf(stderr, "abi.c:%d: %s: %s (%s), not %s\n", line, call, moxin_status_name((uint32_t)found), message.data,
-                moxin_status_name((uint32_t)wanted));
-        failures++;
-    }
-    check(moxin_error_status(*error) == found, "the error has the status of its call", line);
-    check((*error == NULL) == (found == MOXIN_STATUS_OK), "there is an error where the call failed", line);
-    check(strlen(message.data) == message.len, "a message ends with NUL", line);
-    check((message.len > 0) == (found != MOXIN_STATUS_OK), "an error has a message", line);
-    moxin_error_free(*error);
-    *error = NULL;
-}
-
-/* Stops at once where what follows cannot work. */
-#define NEED(call) need(call, &error, #call, __LINE__)
-
-static void need(moxin_status found, moxin_error **error, const char *call, int line)
-{
-    expect(MOXIN_STATUS_OK, found, error, call, line);
-    if (found != MOXIN_STATUS_OK) {
-        exit(1);
-    }
-}
-
-static void sleep_ms(long ms)
-{
-    struct timespec time = {ms / 1000, ms % 1000 * 1000000};
-    nanosleep(&time, NULL);
-}
-
-/* ---------------------------------------------------------------- an answer */
-
-enum { MAX_TOKENS = 64 };
-
-struct answer {
-    int32_t tokens[MAX_TOKENS];
-    int count;
-    char text[1024];
-    moxin_finish_reason finish;
-};
-
-static moxin_event empty_event(void)
-{
-    moxin_event event;
-    memset(&event, 0, sizeof event);
-    event.struct_size = sizeof event;
-    return event;
-}
-
-static struct answer finish_answer(moxin_session *session)
-{
-    struct answer answer;
-    moxin_error *error = NULL;
-    moxin_event event = empty_event();
-    memset(&answer, 0, sizeof answer);
-    do {
-        NEED(moxin_generate_step(session, &event, &error));
-        CHECK(strlen(event.text.data) == event.text.len);
-        CHECK((event.kind == MOXIN_EVENT_KIND_FINISHED) == (event.finish != MOXIN_FINISH_REASON_NONE));
-        CHECK((event.kind == MOXIN_EVENT_KIND_TEXT) == (event.token_id >= 0));
-        if (event.kind == MOXIN_EVENT_KIND_TEXT && answer.count < MAX_TOKENS) {
-            CHECK(event.logprob <= 0);
-            answer.tokens[answer.count++] = event.token_id;
-        }
-        strncat(answer.text, event.text.data, sizeof answer.text - strlen(answer.text) - 1);
-    } while (event.kind != MOXIN_EVENT_KIND_FINISHED);
-    answer.finish = event.finish;
-    return answer;
-}
-
-static struct answer ask(moxin_session *session, const char *question)
-{
-    moxin_error *error = NULL;
-    NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, question, MOXIN_STRLEN, &error));
-    return finish_answer(session);
-}
-
-static int same_answer(const struct answer *a, const struct answer *b)
-{
-    return a->count > 0 && a->count == b->count && memcmp(a->tokens, b->tokens, (size_t)a->count * sizeof a->tokens[0]) == 0 &&
-           strcmp(a->text, b->text) == 0 && a->finish == b->finish;
-}
-
-static moxin_model *load(const char *path)
-{
-    moxin_model *model = NULL;
-    moxin_error *error = NULL;
-    NEED(moxin_model_load(path, NULL, NULL, &model, &error));
-    return model;
-}
-
-static moxin_session *begin(const moxin_model *model)
-{
-    moxin_session *session = NULL;
-    moxin_error *error = NULL;
-    NEED(moxin_session_new(model, NULL, &session, &error));
-    return session;
-}
-
-static moxin_image *open_image(const char *path)
-{
-    moxin_image *image = NULL;
-    moxin_error *error = NULL;
-    NEED(moxin_image_from_file(path, NULL, &image, &error));
-    return image;
-}
 
 /* ---------------------------------------------------------------- the library itself, and NULL everywhere */
 
@@ -160,6 +27,14 @@ static void check_library(void)
     CHECK(moxin_backend_available(MOXIN_BACKEND_CPU));
     CHECK(!moxin_backend_available(99));
     CHECK(!(moxin_backend_available(MOXIN_BACKEND_METAL) && moxin_backend_available(MOXIN_BACKEND_CUDA)));
+}
+
+static bool no_events(void *user_data, const moxin_event *event)
+{
+    (void)user_data;
+    (void)event;
+    CHECK(!"a stream that did not start has no events");
+    return true;
 }
 
 static void check_null(const moxin_model *model, const moxin_image *image, const moxin_session *session, const char *path)
@@ -179,6 +54,12 @@ static void check_null(const moxin_model *model, const moxin_image *image, const
     info.struct_size = sizeof info;
     embedding_info.struct_size = sizeof embedding_info;
 
+    moxin_memory_estimate estimate = {0};
+    moxin_memory_stats memory = {0};
+    moxin_str value;
+    estimate.struct_size = sizeof estimate;
+    memory.struct_size = sizeof memory;
+
     moxin_error_free(NULL);
     moxin_model_free(NULL);
     moxin_image_free(NULL);
@@ -191,6 +72,7 @@ static void check_null(const moxin_model *model, const moxin_image *image, const
     moxin_model_params_init(NULL, sizeof(moxin_model_params));
     moxin_session_params_init(NULL, sizeof(moxin_session_params));
     CHECK(moxin_error_status(NULL) == MOXIN_STATUS_OK);
+    CHECK(moxin_error_cause(NULL) == NULL);
     CHECK(moxin_error_message(NULL).len == 0 && *moxin_error_message(NULL).data == '\0');
 
     EXPECT(null_argument, moxin_model_load(NULL, NULL, NULL, &no_model, &error));
@@ -221,6 +103,30 @@ static void check_null(const moxin_model *model, const moxin_image *image, const
     EXPECT(null_argument, moxin_session_reset(NULL, &error));
     EXPECT(null_argument, moxin_session_stats(NULL, &stats, &error));
     EXPECT(null_argument, moxin_session_stats(session, NULL, &error));
+    EXPECT(null_argument, moxin_session_add_embedding(NULL, NULL, &error));
+    EXPECT(null_argument, moxin_session_fork(NULL, &no_session, &error));
+    EXPECT(null_argument, moxin_session_fork(session, NULL, &error));
+    EXPECT(null_argument, moxin_session_rewind(NULL, 0, &error));
+    EXPECT(null_argument, moxin_session_prefill(NULL, NULL, &error));
+    EXPECT(null_argument, moxin_generate_start(NULL, NULL, no_events, NULL, NULL, &error));
+    EXPECT(null_argument, moxin_generate_start(session, NULL, NULL, NULL, NULL, &error));
+    EXPECT(null_argument, moxin_embedding_info_get(NULL, NULL, &error));
+    EXPECT(null_argument, moxin_model_inspect(NULL, &info, &error));
+    EXPECT(null_argument, moxin_model_inspect(path, NULL, &error));
+    EXPECT(null_argument, moxin_model_estimate(NULL, NULL, NULL, &estimate, &error));
+    EXPECT(null_argument, moxin_model_estimate(path, NULL, NULL, NULL, &error));
+    EXPECT(null_argument, moxin_model_metadata(NULL, "model_type", &value, &error));
+    EXPECT(null_argument, moxin_model_metadata(model, NULL, &value, &error));
+    EXPECT(null_argument, moxin_model_metadata(model, "model_type", NULL, &error));
+    EXPECT(null_argument, moxin_model_unload(NULL, &error));
+    EXPECT(null_argument, moxin_memory_stats_get(NULL, &error));
+#ifndef __APPLE__
+    EXPECT(MOXIN_STATUS_BACKEND_UNAVAILABLE, moxin_set_metallib_path("mlx.metallib", &error));
+#endif
+    EXPECT(null_argument, moxin_set_metallib_path(NULL, &error));
+    EXPECT(MOXIN_STATUS_OK, moxin_set_log(NULL, MOXIN_LOG_LEVEL_TRACE, NULL, NULL, &error));
+    NEED(moxin_model_estimate(path, NULL, NULL, &estimate, &error));
+    NEED(moxin_memory_stats_get(&memory, &error));
     CHECK(no_model == NULL && no_image == NULL && no_session == NULL && no_embedding == NULL);
 
     /* The place for the error may be NULL too, where the call fails and where it does not. */
@@ -241,7 +147,11 @@ static void check_arguments(const moxin_model *model, moxin_session *session, co
     moxin_image *no_image = NULL;
     moxin_session *no_session = NULL;
     moxin_model_params model_params;
+    moxin_image_params image_params;
     moxin_session_params params;
+    moxin_memory_estimate estimate = {0};
+    moxin_model_info info = {0};
+    moxin_str value;
     const char *stops[2] = {"", NULL};
 
     EXPECT(invalid, moxin_model_load(not_utf8, NULL, NULL, &no_model, &error));
@@ -268,6 +178,7 @@ static void check_arguments(const moxin_model *model, moxin_session *session, co
     EXPECT(invalid, moxin_image_from_pixels("xyz", 1, UINT32_MAX, SIZE_MAX / 2, MOXIN_PIXEL_FORMAT_RGB8, &no_image, &error));
     EXPECT(invalid, moxin_image_from_pixels("xyz", UINT32_MAX, 1, SIZE_MAX / 4, MOXIN_PIXEL_FORMAT_RGB8, &no_image, &error));
 
+    info.struct_size = sizeof info;
     moxin_model_params_init(&model_params, sizeof model_params);
     model_params.backend = 99;
     EXPECT(invalid, moxin_model_load(path, &model_params, NULL, &no_model, &error));
@@ -277,6 +188,20 @@ static void check_arguments(const moxin_model *model, moxin_session *session, co
     model_params.memory_limit = 0;
     model_params.backend = moxin_backend_available(MOXIN_BACKEND_METAL) ? MOXIN_BACKEND_CUDA : MOXIN_BACKEND_METAL;
     EXPECT(MOXIN_STATUS_BACKEND_UNAVAILABLE, moxin_model_load(path, &model_params, NULL, &no_model, &error));
+    model_params.backend = MOXIN_BACKEND_CPU;
+    model_params.dtype = 99;
+    EXPECT(invalid, moxin_model_load(path, &model_params, NULL, &no_model, &error));
+    estimate.struct_size = sizeof estimate;
+    EXPECT(invalid, moxin_model_estimate(path, &model_params, NULL, &estimate, &error));
+    EXPECT(invalid, moxin_model_inspect(not_utf8, &info, &error));
+    EXPECT(MOXIN_STATUS_NOT_FOUND, moxin_model_inspect("no/such/folder", &info, &error));
+    EXPECT(MOXIN_STATUS_NOT_FOUND, moxin_model_estimate("no/such/folder", NULL, NULL, &estimate, &error));
+    EXPECT(invalid, moxin_model_metadata(model, not_utf8, &value, &error));
+    EXPECT(invalid, moxin_set_log(NULL, 99, NULL, NULL, &error));
+    EXPECT(invalid, moxin_session_rewind(session, SIZE_MAX, &error));
+    moxin_image_params_init(&image_params, sizeof image_params);
+    image_params.reserved = 1;
+    EXPECT(invalid, moxin_image_from_file(path, &image_params, &no_image, &error));
 
 #define REFUSED(field, value)                                                      \
     moxin_session_params_init(&params, sizeof params);                             \
@@ -294,6 +219,8 @@ static void check_arguments(const moxin_model *model, moxin_session *session, co
     REFUSED(max_context, UINT32_MAX);
     REFUSED(prefill_chunk, 0);
     REFUSED(prefill_chunk, UINT32_MAX);
+    REFUSED(logprobs, 21);
+    REFUSED(logprobs, UINT32_MAX);
     REFUSED(stop_count, SIZE_MAX);
 #undef REFUSED
     moxin_session_params_init(&params, sizeof params);
@@ -403,7 +330,7 @@ static size_t size_in(const void *memory)
         EXPECT(ok, call(&room.params));                                            \
     } while (0)
 
-static void check_sizes(const moxin_model *model, const moxin_embedding *embedding, const moxin_session *session)
+static void check_sizes(const moxin_model *model, const moxin_embedding *embedding, const moxin_session *session, const char *path)
 {
     const moxin_status not_found = MOXIN_STATUS_NOT_FOUND;
     moxin_error *error = NULL;
@@ -424,6 +351,15 @@ static void check_sizes(const moxin_model *model, const moxin_embedding *embeddi
 #undef CALL
 #define CALL(result) moxin_session_stats(session, result, &error)
     CHECK_RESULT(moxin_stats, CALL);
+#undef CALL
+#define CALL(result) moxin_memory_stats_get(result, &error)
+    CHECK_RESULT(moxin_memory_stats, CALL);
+#undef CALL
+#define CALL(result) moxin_model_inspect(path, result, &error)
+    CHECK_RESULT(moxin_model_info, CALL);
+#undef CALL
+#define CALL(result) moxin_model_estimate(path, NULL, NULL, result, &error)
+    CHECK_RESULT(moxin_memory_estimate, CALL);
 #undef CALL
 
     /* A folder that is not there tells accepted parameters from refused ones. */
@@ -902,18 +838,6 @@ static void check_frees(const char *path, const moxin_image *image)
             }
         }
     }
-
-    /* An embedding is for the model that made it, even where two models are of the same folder. */
-    moxin_model *model = load(path), *other = load(path);
-    moxin_embedding *embedding = NULL;
-    moxin_session *session = begin(other);
-    NEED(moxin_encode_image(model, image, NULL, &embedding, &error));
-    EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, moxin_session_add_embedding(session, embedding, &error));
-    moxin_model_free(model);
-    EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, moxin_session_add_embedding(session, embedding, &error));
-    moxin_embedding_free(embedding);
-    moxin_model_free(other);
-    moxin_session_free(session);
 }
 
 /* ---------------------------------------------------------------- threads */
@@ -956,8 +880,6 @@ static void *one_step(void *argument)
 static void check_busy(const moxin_model *model, const moxin_image *image)
 {
     moxin_error *error = NULL;
-    moxin_stats stats = {0};
-    stats.struct_size = sizeof stats;
     int busy = 0;
     /* The step takes tens of milliseconds at least; should this thread sleep through one, there are more. */
     for (int attempt = 0; attempt < 20 && !busy; attempt++) {
@@ -967,7 +889,7 @@ static void check_busy(const moxin_model *model, const moxin_image *image)
         NEED(moxin_session_add_text(shared.session, MOXIN_ROLE_USER, QUESTION, MOXIN_STRLEN, &error));
         pthread_create(&thread, NULL, one_step, &shared);
         while (!busy && !read_flag(&shared, &shared.ended)) {
-            busy = moxin_session_stats(shared.session, &stats, NULL) == MOXIN_STATUS_BUSY;
+            busy = moxin_session_rewind(shared.session, 1, NULL) == MOXIN_STATUS_BUSY;
         }
         if (busy && !read_flag(&shared, &shared.ended)) {
             moxin_status status = moxin_session_add_text(shared.session, MOXIN_ROLE_USER, "x", 1, NULL);
@@ -1072,13 +994,13 @@ static void exit_loading(char *path)
 
 static void *encode_thread(void *argument)
 {
-    static const unsigned char pixel[3] = {200, 100, 50};
-    moxin_image *image = NULL;
-    moxin_image_from_pixels(pixel, 1, 1, 3, MOXIN_PIXEL_FORMAT_RGB8, &image, NULL);
-    for (;;) {
+    for (uint32_t pixel = 0;; pixel++) { /* another picture each time: one that it knows is not encoded again */
+        moxin_image *image = NULL;
         moxin_embedding *embedding = NULL;
+        moxin_image_from_pixels(&pixel, 1, 1, 4, MOXIN_PIXEL_FORMAT_RGBA8, &image, NULL);
         moxin_encode_image(argument, image, NULL, &embedding, NULL);
         moxin_embedding_free(embedding);
+        moxin_image_free(image);
     }
     return NULL;
 }
@@ -1154,7 +1076,7 @@ int main(int argc, char **argv)
     NEED(moxin_encode_image(model, image, NULL, &embedding, &error));
     check_null(model, image, session, path);
     check_arguments(model, session, path);
-    check_sizes(model, embedding, session);
+    check_sizes(model, embedding, session, path);
     check_event_sizes(session);
     check_images(model, image, image_path, argv[4], (uint32_t)atol(argv[5]), (uint32_t)atol(argv[6]));
     check_operations(model, image, path);

@@ -1,19 +1,19 @@
 //! A Prismatic folder to a model.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use mlx_rs::Dtype;
 
-use super::{FusedMLPProjector, MistralDecoder, MoxinVLM, VLMConfig, load_projector};
+use super::{FusedMLPProjector, MemoryNeeds, MistralDecoder, MoxinVLM, VLMConfig, load_projector};
 use crate::{
     Error, Result,
     checkpoint::{Checkpoint, LoadContext, Weights},
-    device::{Backend, Device, available_memory},
+    device::{Backend, Device, require},
     nn::{ViTConfig, ViTEncoder, load_vit_encoder},
 };
 
 /// Where the encoders' tensors stand, in the order in which their features are concatenated.
-const ENCODERS: [&str; 2] = ["vision_backbone.featurizer", "vision_backbone.fused_featurizer"];
+pub(super) const ENCODERS: [&str; 2] = ["vision_backbone.featurizer", "vision_backbone.fused_featurizer"];
 
 /// Loads a model for the calling thread, on the best backend there is.
 ///
@@ -34,42 +34,68 @@ pub fn load_model(folder: impl AsRef<Path>) -> Result<MoxinVLM> {
 
 /// Loads a model for `device`. The progress callback is given the bytes loaded and their total; an error from it ends the loading.
 ///
-/// Refuses a model whose weights take more than `memory_limit` bytes, or than are available where no limit is given.
+/// Refuses a model that takes more than `memory_limit` bytes to load, or than are available.
 pub fn load_model_on(
     folder: &Path,
     device: &Device,
     memory_limit: Option<u64>,
     progress: &dyn Fn(u64, u64) -> Result<()>,
 ) -> Result<MoxinVLM> {
-    let config = VLMConfig::from_file(&folder.join("config.json"))?;
-    load_weights(folder, &config, Checkpoint::open(folder)?, device, memory_limit, progress)
+    Source::open(folder)?.load(device, memory_limit, progress)
 }
 
-/// [`load_model_on`], where the configuration and the weights' headers are read already.
-pub(crate) fn load_weights(
-    folder: &Path,
-    config: &VLMConfig,
-    checkpoint: Checkpoint,
-    device: &Device,
-    memory_limit: Option<u64>,
-    progress: &dyn Fn(u64, u64) -> Result<()>,
-) -> Result<MoxinVLM> {
-    let config_path = folder.join("config.json");
-    let (checkpoint, depths) = name_canonically(checkpoint)?;
-    let available = available_memory()?;
-    let limit = memory_limit.map_or(available, |limit| limit.min(available));
-    if checkpoint.total_bytes() > limit {
-        let what = format!("loading the weights of {}", folder.display());
-        return Err(Error::OutOfMemory { what, needed: checkpoint.total_bytes(), limit });
+/// A folder whose configuration and headers were read: all that is known of a model before its weights are.
+pub(crate) struct Source {
+    config_path: PathBuf,
+    pub config: VLMConfig,
+    /// Under the names that the modules use, without what the forward pass never reads.
+    pub checkpoint: Checkpoint,
+    /// Blocks of each encoder, the last one, which is not run, included.
+    depths: [usize; 2],
+    /// Numbers in all tensors of the folder, and their bytes.
+    pub parameters: u64,
+    pub bytes: u64,
+}
+
+impl Source {
+    pub fn open(folder: &Path) -> Result<Source> {
+        let config_path = folder.join("config.json");
+        let config = VLMConfig::from_file(&config_path)?;
+        let checkpoint = Checkpoint::open(folder)?;
+        let (parameters, bytes) = (checkpoint.parameter_count(), checkpoint.total_bytes());
+        let (checkpoint, depths) = name_canonically(checkpoint)?;
+        Ok(Source { config_path, config, checkpoint, depths, parameters, bytes })
     }
-    let context = LoadContext::new(&checkpoint, progress);
-    let weights = context.weights();
-    let encoders = (0..config.timm_model_ids.len())
-        .map(|i| load_encoder(&weights, config, i, depths[i], &config_path, device.dtype))
-        .collect::<Result<Vec<_>>>()?;
-    let projector = load_projector_for(&weights, &encoders, config, &config_path, device.dtype)?;
-    let decoder = MistralDecoder::load(&weights.at("language_model"), &config.text_config, device.dtype)?;
-    Ok(MoxinVLM { encoders, projector, decoder, dtype: device.dtype })
+
+    /// What the model takes, its activations being of `dtype`.
+    pub fn memory(&self, dtype: Dtype) -> MemoryNeeds {
+        MemoryNeeds::reckon(&self.checkpoint, &self.config, dtype)
+    }
+
+    /// Tokens that a picture takes.
+    pub fn image_tokens(&self) -> Result<usize> {
+        let context = LoadContext::new(&self.checkpoint, &|_, _| Ok(()));
+        let vit = ViTConfig { image_size: self.config.image_sizes[0], ..shapes_of(&context.weights().at(ENCODERS[0]))? };
+        Ok(vit.num_patches())
+    }
+
+    pub fn load(&self, device: &Device, memory_limit: Option<u64>, progress: &dyn Fn(u64, u64) -> Result<()>) -> Result<MoxinVLM> {
+        let (config, path, dtype) = (&self.config, &self.config_path, device.dtype);
+        let what = format!("loading the model in {}", path.parent().unwrap_or(path).display());
+        require(&what, self.memory(dtype).load, memory_limit.unwrap_or(u64::MAX))?;
+        let context = LoadContext::new(&self.checkpoint, progress);
+        let weights = context.weights();
+        let encoders = (0..config.timm_model_ids.len())
+            .map(|i| load_encoder(&weights, config, i, self.depths[i], path, dtype))
+            .collect::<Result<Vec<_>>>()?;
+        let projector = load_projector_for(&weights, &encoders, config, path, dtype)?;
+        let decoder = MistralDecoder::load(&weights.at("language_model"), &config.text_config, dtype)?;
+        let unused = context.unused();
+        if !unused.is_empty() {
+            log::warn!("{} tensors are not used, among them {}: does config.json describe these weights?", unused.len(), unused[0]);
+        }
+        Ok(MoxinVLM { encoders, projector, decoder, dtype })
+    }
 }
 
 /// Gives the weights the names that the modules use, without those that the forward pass never reads: progress and memory are

@@ -5,12 +5,14 @@
 
 mod config;
 mod load;
+mod memory;
 mod mistral;
 mod projector;
 
 pub use config::{MistralConfig, TokenIds, VLMConfig};
-pub(crate) use load::load_weights;
+pub(crate) use load::Source;
 pub use load::{load_model, load_model_on};
+pub use memory::MemoryNeeds;
 pub use mistral::{MistralDecoder, Rows};
 pub use projector::{FusedMLPProjector, load_projector};
 
@@ -52,7 +54,19 @@ impl MoxinVLM {
 
     /// Features of each encoder, `[1, patches, width]`, for processed pixels.
     pub fn encode(&self, pixels: &Pixels) -> Result<Vec<Array>> {
-        self.encoders.iter().enumerate().map(|(i, encoder)| Ok(encoder.forward(&self.encoder_input(pixels, i)?)?)).collect()
+        self.encode_by_blocks(pixels, &|_| Ok(()))
+    }
+
+    /// [`MoxinVLM::encode`] that tells `progress` the part that is done, 0 to 1, after every block; an error from it ends the work.
+    pub fn encode_by_blocks(&self, pixels: &Pixels, progress: &dyn Fn(f32) -> Result<()>) -> Result<Vec<Array>> {
+        let blocks: usize = self.encoders.iter().map(ViTEncoder::blocks).sum();
+        let mut done = 0;
+        let mut each = || {
+            done += 1;
+            progress(done as f32 / blocks as f32)
+        };
+        let encoders = self.encoders.iter().enumerate();
+        encoders.map(|(i, encoder)| encoder.forward_by_blocks(&self.encoder_input(pixels, i)?, &mut each)).collect()
     }
 
     /// Encoder features to image tokens in the decoder's space, `[1, patches, hidden]`.

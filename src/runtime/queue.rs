@@ -1,0 +1,248 @@
+//! Jobs for one thread, done in the order in which they come. Knows nothing of MLX.
+
+use std::{
+    any::Any,
+    collections::VecDeque,
+    mem,
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::{Duration, Instant},
+};
+
+use super::{
+    callback,
+    op::{Control, Op, Stage},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+};
+use crate::{Error, Result};
+
+/// How often a thread that waits for its turn looks whether it is still to wait.
+const GLANCE: Duration = Duration::from_millis(20);
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// What a job sends to the thread that waits for it.
+enum Message<R> {
+    Progress(Stage, f32),
+    Done(Result<R>),
+}
+
+/// Jobs that wait for one thread.
+#[derive(Default)]
+pub struct Queue {
+    line: Mutex<Line>,
+    changed: Condvar,
+    suspended: AtomicBool,
+    ending: AtomicBool,
+}
+
+#[derive(Default)]
+struct Line {
+    jobs: VecDeque<Job>,
+    /// Whether a job is being done.
+    working: bool,
+}
+
+/// A job's way to the thread that waits for it.
+pub struct Reporter<R> {
+    queue: Arc<Queue>,
+    control: Control,
+    sender: mpsc::Sender<Message<R>>,
+}
+
+impl<R> Reporter<R> {
+    /// Passes progress on; fails where the operation is to end.
+    pub fn report(&self, stage: Stage, fraction: f32) -> Result<()> {
+        // Where nobody waits any more, nobody misses it.
+        let _ = self.sender.send(Message::Progress(stage, fraction));
+        self.queue.check(&self.control)
+    }
+}
+
+impl Queue {
+    /// Does jobs, for ever, on the thread that calls.
+    pub fn work(&self) {
+        loop {
+            let job = self.next();
+            job();
+            self.line().working = false;
+            self.changed.notify_all();
+        }
+    }
+
+    fn next(&self) -> Job {
+        let mut line = self.line();
+        loop {
+            if let Some(job) = line.jobs.pop_front() {
+                line.working = true;
+                return job;
+            }
+            line = self.changed.wait(line).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+    }
+
+    fn push(&self, job: impl FnOnce() + Send + 'static) {
+        self.line().jobs.push_back(Box::new(job));
+        self.changed.notify_all();
+    }
+
+    /// Has `job` done in its turn, without waiting; not where the process ends. A panic in it is lost.
+    pub fn post(self: &Arc<Self>, job: impl FnOnce() + Send + 'static) {
+        let queue = self.clone();
+        self.push(move || match queue.is_ending() {
+            true => mem::forget(job),
+            false => drop(guarded(|| {
+                job();
+                Ok(())
+            })),
+        });
+    }
+
+    /// Has `job` done in its turn and waits for its result. Progress is reported on the calling thread. A panic in the job becomes
+    /// [`Error::Panic`]. An operation that was cancelled before this returns is cancelled, also where its job was done by then; one whose
+    /// turn has not come when it is cancelled or out of time returns without it.
+    pub fn run<R: Send + 'static>(self: &Arc<Self>, mut op: Op, job: impl FnOnce(&Reporter<R>) -> Result<R> + Send + 'static) -> Result<R> {
+        let control = Control::new(op.cancel.clone(), op.timeout);
+        self.check(&control)?;
+        let (sender, messages) = mpsc::channel();
+        let begun = Arc::new(AtomicBool::new(false));
+        let (reporter, begins) = (Reporter { queue: self.clone(), control: control.clone(), sender }, begun.clone());
+        self.push(move || {
+            if begins.swap(true, Ordering::AcqRel) {
+                return reporter.queue.discard(job);
+            }
+            let result = match reporter.queue.check(&reporter.control) {
+                Ok(()) => guarded(|| job(&reporter)),
+                Err(error) => {
+                    reporter.queue.discard(job);
+                    Err(error)
+                }
+            };
+            let _ = reporter.sender.send(Message::Done(result));
+        });
+        loop {
+            match messages.recv_timeout(GLANCE) {
+                Ok(Message::Done(Ok(unwanted))) if control.is_cancelled() => {
+                    self.dispose(unwanted);
+                    return Err(Error::Cancelled);
+                }
+                Ok(Message::Done(result)) => return result,
+                Ok(Message::Progress(stage, fraction)) => {
+                    if op.progress.as_mut().is_some_and(|progress| !callback::enter(|| progress(stage, fraction))) {
+                        control.refused.trigger();
+                    }
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    if let Err(error) = self.check(&control)
+                        && !begun.swap(true, Ordering::AcqRel)
+                    {
+                        return Err(error);
+                    }
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return Err(Error::Panic("the engine thread ended before its work was done".into()));
+                }
+            }
+        }
+    }
+
+    /// Has `job` done in its turn and waits for it, also while the queue is suspended: for what computes nothing.
+    pub fn turn<R: Send + 'static>(self: &Arc<Self>, job: impl FnOnce() -> Result<R> + Send + 'static) -> Result<R> {
+        let (sender, result) = mpsc::channel();
+        let queue = self.clone();
+        self.push(move || {
+            let done = match queue.is_ending() {
+                true => {
+                    mem::forget(job);
+                    Err(Error::Cancelled)
+                }
+                false => guarded(job),
+            };
+            let _ = sender.send(done);
+        });
+        result.recv().unwrap_or_else(|_| Err(Error::Panic("the engine thread ended before its work was done".into())))
+    }
+
+    /// Drops something on the thread that works, without waiting.
+    pub fn dispose(self: &Arc<Self>, thing: impl Send + 'static) {
+        self.post(move || drop(thing));
+    }
+
+    /// Drops something that may hold MLX arrays, unless the process ends: then MLX's objects may be gone, and the system takes the memory
+    /// back.
+    fn discard(&self, thing: impl Send) {
+        if self.is_ending() {
+            mem::forget(thing);
+        }
+    }
+
+    /// Fails where an operation is to end.
+    fn check(&self, control: &Control) -> Result<()> {
+        if self.is_ending() {
+            return Err(Error::Cancelled);
+        }
+        control.check()?;
+        if self.suspended.load(Ordering::SeqCst) { Err(Error::Suspended) } else { Ok(()) }
+    }
+
+    /// Refuses operations from now on, and waits at most `drain` for what is under way, which ends at the next occasion.
+    pub fn suspend(&self, drain: Duration) -> Result<()> {
+        self.suspended.store(true, Ordering::SeqCst);
+        let deadline = Instant::now() + drain.min(Duration::from_secs(u32::MAX.into()));
+        let mut line = self.line();
+        while line.working || !line.jobs.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::Timeout);
+            }
+            line = self.changed.wait_timeout(line, left).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+        }
+        Ok(())
+    }
+
+    /// Accepts operations again.
+    pub fn resume(&self) {
+        self.suspended.store(false, Ordering::SeqCst);
+        drop(self.line());
+        self.changed.notify_all();
+    }
+
+    /// Waits until the queue is resumed, or `enough` says so, which is asked now and then.
+    pub fn wait_for_resume(&self, enough: impl Fn() -> bool) {
+        let mut line = self.line();
+        while self.suspended.load(Ordering::SeqCst) && !enough() {
+            line = self.changed.wait_timeout(line, GLANCE).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+        }
+    }
+
+    /// The process is about to end: waits for the running job, which is asked to end; those behind it are cancelled. Whoever waits for one
+    /// gets an answer.
+    pub fn end(self: &Arc<Self>) {
+        self.ending.store(true, Ordering::SeqCst);
+        let _ = self.turn(|| Ok(()));
+    }
+
+    /// Whether the process is about to end.
+    pub fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::SeqCst)
+    }
+
+    fn line(&self) -> MutexGuard<'_, Line> {
+        // Nothing panics while it is held.
+        self.line.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// Calls `f`; a panic in it becomes an error.
+pub fn guarded<R>(f: impl FnOnce() -> Result<R>) -> Result<R> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| Err(Error::Panic(panic_text(panic.as_ref()))))
+}
+
+/// The text of a caught panic.
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a text".into())
+}

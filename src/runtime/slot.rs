@@ -1,0 +1,55 @@
+//! A value that one operation at a time may use.
+
+use super::sync::{
+    Arc, Mutex, MutexGuard,
+    atomic::{AtomicBool, Ordering},
+};
+use crate::{Error, Result};
+
+/// Holds a value; who comes second is told [`Error::Busy`] instead of being made to wait.
+#[derive(Default)]
+pub struct Slot<T> {
+    busy: AtomicBool,
+    value: Mutex<T>,
+}
+
+/// The right to use a slot's value, until it is dropped.
+pub struct Claim<T>(Arc<Slot<T>>);
+
+impl<T> Slot<T> {
+    /// A slot that nobody uses.
+    pub fn new(value: T) -> Arc<Slot<T>> {
+        Arc::new(Slot { busy: AtomicBool::new(false), value: Mutex::new(value) })
+    }
+
+    /// The right to use the value, where nobody else has it.
+    pub fn claim(self: &Arc<Self>) -> Result<Claim<T>> {
+        match self.busy.swap(true, Ordering::AcqRel) {
+            true => Err(Error::Busy),
+            false => Ok(Claim(self.clone())),
+        }
+    }
+
+    /// The value, for the thread that works for whoever has the claim. What a panic left behind is mended first.
+    pub fn lock(&self, mend: impl FnOnce(&mut T)) -> MutexGuard<'_, T> {
+        self.value.lock().unwrap_or_else(|poisoned| {
+            let mut value = poisoned.into_inner();
+            mend(&mut value);
+            self.value.clear_poison();
+            value
+        })
+    }
+}
+
+impl<T> Claim<T> {
+    /// What is claimed.
+    pub fn slot(&self) -> &Arc<Slot<T>> {
+        &self.0
+    }
+}
+
+impl<T> Drop for Claim<T> {
+    fn drop(&mut self) {
+        self.0.busy.store(false, Ordering::Release);
+    }
+}
