@@ -31,6 +31,7 @@ pub mod generate;
 pub mod image;
 pub mod models;
 pub mod nn;
+mod panic;
 pub mod runtime;
 pub mod text;
 

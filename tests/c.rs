@@ -166,15 +166,66 @@ fn the_abi_keeps_its_promises_to_careless_callers() {
 #[test]
 fn a_process_may_end_at_any_time() {
     let program = Program::build("tests/c/abi.c");
+    let app = Program::build("tests/c/app.c");
     let tiny = tiny();
     for i in 0..20 {
         program.run(&["exit-leaving".as_ref(), tiny.as_os_str()], 42);
         program.run(&["exit-stepping".as_ref(), tiny.as_os_str(), i.to_string().as_ref()], 42);
+        app.run(&["exit-streaming".as_ref(), tiny.as_os_str(), i.to_string().as_ref()], 42);
     }
     for _ in 0..5 {
         for mode in ["exit-loading", "exit-encoding", "exit-in-progress"] {
             program.run(&[mode.as_ref(), tiny.as_os_str()], 42);
         }
+    }
+}
+
+#[test]
+fn an_app_finds_what_the_header_promises() {
+    let program = Program::build("tests/c/app.c");
+    let (tiny, demo, other) = (tiny(), demo(), in_repository("tests/parity/naive_f32/model"));
+    program.run(&["check".as_ref(), tiny.as_os_str(), other.as_os_str(), demo.as_os_str()], 0);
+}
+
+/// A panic, an exception in MLX and a refusal for want of memory, at the boundary, on the engine's thread and within a conversation.
+#[test]
+fn failures_come_back_as_statuses_and_the_next_call_works() {
+    let program = Program::build("tests/c/app.c");
+    let (tiny, demo) = (tiny(), demo());
+    program.run(&["faults".as_ref(), tiny.as_os_str(), demo.as_os_str()], 0);
+}
+
+/// Every function that does not need what another has made.
+#[test]
+fn any_function_may_be_called_first() {
+    let program = Program::build("tests/c/app.c");
+    let tiny = tiny();
+    for name in [
+        "backend_available",
+        "build_info",
+        "cancel_new",
+        "image_from_pixels",
+        "memory_set_limits",
+        "memory_stats_get",
+        "memory_trim",
+        "model_estimate",
+        "model_inspect",
+        "model_load",
+        "resume",
+        "set_log",
+        "set_metallib_path",
+        "suspend",
+    ] {
+        program.run(&["first".as_ref(), name.as_ref(), tiny.as_os_str()], 0);
+    }
+}
+
+#[test]
+fn threads_come_upon_each_other() {
+    let program = Program::build("tests/c/stress.c");
+    let tiny = tiny();
+    for seed in ["1", "2"] {
+        program.run(&[tiny.as_os_str(), "150".as_ref(), seed.as_ref()], 0);
     }
 }
 

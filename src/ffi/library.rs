@@ -14,7 +14,8 @@ use super::{MOXIN_ABI_VERSION, MOXIN_STRLEN, c_string, guard, moxin_destroy_fn, 
 use crate::{
     Backend, Error, Result,
     device::{mlx_version, set_metallib_path},
-    runtime::{LogSink, guarded, resume, set_log, suspend},
+    panic::guarded,
+    runtime::{LogSink, resume, set_log, suspend},
 };
 
 /// What a model computes on: one of MOXIN_BACKEND_*.

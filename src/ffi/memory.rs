@@ -4,7 +4,8 @@ use super::{HANDLES, Versioned, guard, moxin_error, moxin_status, out, write_res
 use crate::{
     device::{available_memory, memory_limit, memory_stats, set_memory_limits},
     generate::image_cache_bytes,
-    runtime::{guarded, trim_memory},
+    panic::guarded,
+    runtime::trim_memory,
 };
 use std::sync::atomic::Ordering;
 

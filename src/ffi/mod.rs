@@ -32,7 +32,7 @@ pub use session::*;
 
 use crate::{
     Error, Result,
-    runtime::{guarded, inject},
+    panic::{guarded, inject},
 };
 
 /// Grows with every release that breaks what is in this header. Compare with moxin_abi_version before anything else.

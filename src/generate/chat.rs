@@ -15,6 +15,7 @@ use crate::{
     image::{Picture, PictureHash, Processor},
     models::moxin::{MemoryNeeds, MoxinVLM, Rows},
     nn::{KVCache, KeyValueCache},
+    panic::{guarded, inject},
     text::{Role, StreamDecoder, Tokenizer, Turn, pure_prompt},
 };
 
@@ -358,14 +359,6 @@ impl Chat {
         }
     }
 
-    /// Brings the conversation to where it was before the turn in which something went badly wrong.
-    pub fn recover(&mut self) {
-        let answered = self.answered();
-        self.turns.truncate(answered);
-        self.phase = Phase::Idle;
-        self.forget();
-    }
-
     /// Forgets the conversation; the options stay.
     pub fn reset(&mut self) {
         self.turns.clear();
@@ -432,9 +425,17 @@ impl Chat {
     }
 
     fn advance_or_take_back(&mut self, model: &ChatModel, turn: Turning, progress: &dyn Fn(f32) -> Result<()>) -> Result<Event> {
-        let event = self.advance(model, turn, progress);
+        let event = guarded(|| {
+            inject("chat")?;
+            self.advance(model, turn, progress)
+        });
         match &event {
             Ok(_) => {}
+            // What was computed is not to be trusted.
+            Err(Error::Panic(_)) => {
+                self.take_back(turn);
+                self.forget();
+            }
             // Only an encoding is left off in its middle. It begins anew.
             Err(Error::Suspended) => self.phase = Phase::Encode(turn),
             Err(_) => self.take_back(turn),
@@ -615,6 +616,7 @@ impl Chat {
     /// Undoes a turn that did not end well. The cache is cut back when the next turn begins.
     fn take_back(&mut self, turn: Turning) {
         self.turns.truncate(turn.kept_turns);
+        self.stats.messages = turn.kept_turns;
         self.phase = Phase::Idle;
         if turn.kept_turns == 0 {
             self.image = None;

@@ -8,13 +8,13 @@ use std::{
 };
 
 use super::{
-    fault::inject,
     op::Op,
     queue::{Queue, Reporter},
 };
 use crate::{
     Error, Result,
     device::{Backend, Device, at_exit},
+    panic::inject,
 };
 
 /// Runs `job` on the engine thread, in turn, and waits for its result: see [`Queue::run`].

@@ -6,7 +6,7 @@ use std::sync::{LazyLock, Mutex, mpsc};
 use log::{LevelFilter, Log, Metadata, Record};
 
 use super::{callback, sync::thread};
-use crate::{Error, Result};
+use crate::{Error, Result, panic::guarded};
 
 /// Where messages go: level, target (such as `moxin_vlm::runtime`), text. Called on a thread of its own, one message after the other; dropped
 /// there too, after its last.
@@ -52,7 +52,7 @@ fn deliver(messages: mpsc::Receiver<Message>) {
     let mut sink = None;
     for message in messages {
         // A panic in the program's function costs its message only.
-        let _ = super::guarded(|| {
+        let _ = guarded(|| {
             callback::enter(|| match message {
                 Message::Sink(new) => sink = new,
                 Message::Record(level, target, text) => {

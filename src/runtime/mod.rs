@@ -5,7 +5,6 @@
 
 mod callback;
 mod engine;
-mod fault;
 mod log;
 mod model;
 mod op;
@@ -20,6 +19,3 @@ pub use log::{LogSink, set_log};
 pub use model::{Embedding, LoadOptions, MemoryEstimate, Model, ModelInfo, trim_memory};
 pub use op::{Cancel, Op, Stage};
 pub use session::{Session, StreamOptions};
-
-pub(crate) use fault::inject;
-pub(crate) use queue::guarded;

@@ -1,10 +1,8 @@
 //! Jobs for one thread, done in the order in which they come. Knows nothing of MLX.
 
 use std::{
-    any::Any,
     collections::VecDeque,
     mem,
-    panic::{AssertUnwindSafe, catch_unwind},
     time::{Duration, Instant},
 };
 
@@ -17,7 +15,7 @@ use super::{
         mpsc,
     },
 };
-use crate::{Error, Result};
+use crate::{Error, Result, panic::guarded};
 
 /// How often a thread that waits for its turn looks whether it is still to wait.
 const GLANCE: Duration = Duration::from_millis(20);
@@ -234,15 +232,4 @@ impl Queue {
         // Nothing panics while it is held.
         self.line.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
-}
-
-/// Calls `f`; a panic in it becomes an error.
-pub fn guarded<R>(f: impl FnOnce() -> Result<R>) -> Result<R> {
-    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| Err(Error::Panic(panic_text(panic.as_ref()))))
-}
-
-/// The text of a caught panic.
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a text".into())
 }

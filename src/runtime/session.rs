@@ -10,7 +10,6 @@ use std::{
 
 use super::{
     Cancel, Embedding, Model, Op, Stage, engine,
-    fault::inject,
     op::Control,
     slot::{Claim, Slot},
     stream::{Next, Streams},
@@ -164,11 +163,12 @@ impl Session {
             match read {
                 Ok(true) => {}
                 Ok(false) => return Ok(()),
-                Err(Error::Suspended) => return Err(Error::Suspended),
-                Err(error) => {
+                // Other errors have taken the turn back, or have not touched it.
+                Err(error @ (Error::Cancelled | Error::Timeout)) => {
                     self.abandon(&claim)?;
                     return Err(error);
                 }
+                Err(error) => return Err(error),
             }
         }
     }
@@ -323,25 +323,24 @@ impl Session {
     /// Calls `f` with the conversation and the model's weights. On the engine thread only.
     fn at<T>(&self, slot: &Slot<Conversation>, f: impl FnOnce(&mut Chat, &ChatModel) -> Result<T>) -> Result<T> {
         self.model.with(|loaded| {
-            lock_chat(slot, |chat| {
-                inject("chat")?;
+            let (result, stats) = lock_chat(slot, |chat| {
                 let result = f(chat, loaded);
-                *lock(&self.shared.stats) = chat.stats();
-                result
-            })
+                Ok((result, chat.stats()))
+            })?;
+            *lock(&self.shared.stats) = stats;
+            result
         })
     }
 }
 
-/// Calls `f` with the chat. A turn in which it panicked before is taken back first.
+/// Calls `f` with the chat.
 fn lock_chat<T>(slot: &Slot<Conversation>, f: impl FnOnce(&mut Chat) -> Result<T>) -> Result<T> {
-    let mend = |conversation: &mut Conversation| conversation.0.iter_mut().for_each(Chat::recover);
-    let mut conversation = slot.lock(mend);
+    let mut conversation = slot.lock();
     let chat = conversation.0.as_mut().ok_or_else(|| Error::InvalidState("the session was freed".into()))?;
     f(chat)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // Nothing panics while one of these is held but a step, which leaves the claim as it was.
+    // What is behind these locks is replaced as a whole.
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

@@ -14,42 +14,42 @@
 
 static int failures; /* a check that fails counts here and goes on */
 
-static inline void check(int holds, const char *what, int line)
+static inline void check(int holds, const char *what, const char *file, int line)
 {
     if (!holds) {
-        fprintf(stderr, "abi.c:%d: %s\n", line, what);
+        fprintf(stderr, "%s:%d: %s\n", file, line, what);
         failures++;
     }
 }
 
 /* Like assert, but cannot be compiled out and goes on. */
-#define CHECK(condition) check(condition, #condition, __LINE__)
+#define CHECK(condition) check(condition, #condition, __FILE__, __LINE__)
 
 /* Checks the status of a call whose last argument is `&error`: that the error says the same, and has a message. */
-#define EXPECT(wanted, call) expect(wanted, call, &error, #call, __LINE__)
+#define EXPECT(wanted, call) expect(wanted, call, &error, #call, __FILE__, __LINE__)
 
-static inline void expect(moxin_status wanted, moxin_status found, moxin_error **error, const char *call, int line)
+static inline void expect(moxin_status wanted, moxin_status found, moxin_error **error, const char *call, const char *file, int line)
 {
     moxin_str message = moxin_error_message(*error);
     if (found != wanted) {
-        fprintf(stderr, "abi.c:%d: %s: %s (%s), not %s\n", line, call, moxin_status_name((uint32_t)found), message.data,
+        fprintf(stderr, "%s:%d: %s: %s (%s), not %s\n", file, line, call, moxin_status_name((uint32_t)found), message.data,
                 moxin_status_name((uint32_t)wanted));
         failures++;
     }
-    check(moxin_error_status(*error) == found, "the error has the status of its call", line);
-    check((*error == NULL) == (found == MOXIN_STATUS_OK), "there is an error where the call failed", line);
-    check(strlen(message.data) == message.len, "a message ends with NUL", line);
-    check((message.len > 0) == (found != MOXIN_STATUS_OK), "an error has a message", line);
+    check(moxin_error_status(*error) == found, "the error has the status of its call", file, line);
+    check((*error == NULL) == (found == MOXIN_STATUS_OK), "there is an error where the call failed", file, line);
+    check(strlen(message.data) == message.len, "a message ends with NUL", file, line);
+    check((message.len > 0) == (found != MOXIN_STATUS_OK), "an error has a message", file, line);
     moxin_error_free(*error);
     *error = NULL;
 }
 
 /* Stops at once where what follows cannot work. */
-#define NEED(call) need(call, &error, #call, __LINE__)
+#define NEED(call) need(call, &error, #call, __FILE__, __LINE__)
 
-static inline void need(moxin_status found, moxin_error **error, const char *call, int line)
+static inline void need(moxin_status found, moxin_error **error, const char *call, const char *file, int line)
 {
-    expect(MOXIN_STATUS_OK, found, error, call, line);
+    expect(MOXIN_STATUS_OK, found, error, call, file, line);
     if (found != MOXIN_STATUS_OK) {
         exit(1);
     }
