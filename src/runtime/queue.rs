@@ -64,11 +64,16 @@ impl Queue {
     /// Does jobs, for ever, on the thread that calls.
     pub fn work(&self) {
         loop {
-            let job = self.next();
-            job();
-            self.line().working = false;
-            self.changed.notify_all();
+            self.work_once();
         }
+    }
+
+    /// Waits for a job and does it.
+    pub fn work_once(&self) {
+        let job = self.next();
+        job();
+        self.line().working = false;
+        self.changed.notify_all();
     }
 
     fn next(&self) -> Job {
@@ -104,7 +109,10 @@ impl Queue {
     /// turn has not come when it is cancelled or out of time returns without it.
     pub fn run<R: Send + 'static>(self: &Arc<Self>, mut op: Op, job: impl FnOnce(&Reporter<R>) -> Result<R> + Send + 'static) -> Result<R> {
         let control = Control::new(op.cancel.clone(), op.timeout);
-        self.check(&control)?;
+        if let Err(error) = self.check(&control) {
+            self.discard(job);
+            return Err(error);
+        }
         let (sender, messages) = mpsc::channel();
         let begun = Arc::new(AtomicBool::new(false));
         let (reporter, begins) = (Reporter { queue: self.clone(), control: control.clone(), sender }, begun.clone());

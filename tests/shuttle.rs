@@ -1,0 +1,336 @@
+//! The engine's queue, a session's slot and its streams under orders of threads that a machine rarely shows: shuttle
+//! (<https://docs.rs/shuttle>) runs each test again and again with another one. The files are compiled here with shuttle's threads and locks
+//! in place of the standard library's. ThreadSanitizer would need a standard library of its own; loom has no channels.
+#![allow(dead_code)] // what the sessions use and these tests do not
+
+#[path = "../src/runtime/callback.rs"]
+mod callback;
+#[path = "../src/runtime/op.rs"]
+mod op;
+#[path = "../src/runtime/queue.rs"]
+mod queue;
+#[path = "../src/runtime/slot.rs"]
+mod slot;
+#[path = "../src/runtime/stream.rs"]
+mod stream;
+
+/// Shuttle's threads and locks. Time does not pass there; but who waits for a message may at any moment find that it has waited long enough.
+mod sync {
+    pub use shuttle::{
+        sync::{Arc, Condvar, Mutex, MutexGuard, atomic},
+        thread, thread_local,
+    };
+
+    pub mod mpsc {
+        use std::time::Duration;
+
+        use shuttle::rand::{Rng, thread_rng};
+        pub use shuttle::sync::mpsc::{RecvError, RecvTimeoutError, Sender};
+
+        pub struct Receiver<T>(shuttle::sync::mpsc::Receiver<T>);
+
+        pub fn channel<T>() -> (Sender<T>, Receiver<T>) {
+            let (sender, receiver) = shuttle::sync::mpsc::channel();
+            (sender, Receiver(receiver))
+        }
+
+        impl<T> Receiver<T> {
+            pub fn recv(&self) -> Result<T, RecvError> {
+                self.0.recv()
+            }
+
+            pub fn recv_timeout(&self, _: Duration) -> Result<T, RecvTimeoutError> {
+                if thread_rng().gen_ratio(1, 3) {
+                    super::thread::yield_now();
+                    return Err(RecvTimeoutError::Timeout);
+                }
+                self.0.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            }
+        }
+    }
+}
+
+/// As in the library.
+mod panic {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use moxin_vlm::{Error, Result};
+
+    pub fn guarded<R>(f: impl FnOnce() -> Result<R>) -> Result<R> {
+        catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| Err(Error::Panic("a panic".into())))
+    }
+}
+
+use std::time::Duration;
+
+use moxin_vlm::{Error, Result};
+use op::{Cancel, Op, Stage};
+use queue::Queue;
+use slot::Slot;
+use stream::{Next, Streams};
+use sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+};
+
+/// Orders that each test tries in each of two ways.
+const ORDERS: usize = 10_000;
+
+/// At random, and with few changes of thread at the worst moments
+/// (<https://www.microsoft.com/en-us/research/publication/a-randomized-scheduler-with-probabilistic-guarantees-of-finding-bugs/>).
+fn in_any_order(test: fn()) {
+    shuttle::check_random(test, ORDERS);
+    shuttle::check_pct(test, ORDERS, 3);
+}
+
+/// A queue with a thread that works for it.
+struct Engine {
+    queue: Arc<Queue>,
+    worker: thread::JoinHandle<()>,
+    over: Arc<AtomicBool>,
+}
+
+impl Engine {
+    fn start() -> Engine {
+        let (queue, over) = (Arc::new(Queue::default()), Arc::new(AtomicBool::new(false)));
+        let (works, is_over) = (queue.clone(), over.clone());
+        let worker = thread::spawn(move || {
+            while !is_over.load(Ordering::SeqCst) {
+                works.work_once();
+            }
+        });
+        Engine { queue, worker, over }
+    }
+
+    /// Has all done that is still in line, and ends the thread.
+    fn finish(self) {
+        let _ = self.queue.turn(|| Ok(()));
+        self.over.store(true, Ordering::SeqCst);
+        self.queue.post(|| ());
+        self.worker.join().unwrap();
+    }
+}
+
+/// Counts itself until it is dropped.
+struct Token(Arc<AtomicUsize>);
+
+impl Token {
+    fn new(alive: &Arc<AtomicUsize>) -> Token {
+        alive.fetch_add(1, Ordering::SeqCst);
+        Token(alive.clone())
+    }
+}
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Every operation is done once or not at all, and its caller told which; what it held is dropped.
+#[test]
+fn an_operation_is_done_or_cancelled() {
+    in_any_order(|| {
+        let engine = Engine::start();
+        let (alive, cancel) = (Arc::new(AtomicUsize::new(0)), Cancel::new());
+        let callers: Vec<_> = (0..2)
+            .map(|i| {
+                let (queue, cancel, token) = (engine.queue.clone(), cancel.clone(), Token::new(&alive));
+                thread::spawn(move || {
+                    let done = Arc::new(AtomicUsize::new(0));
+                    let counts = done.clone();
+                    let op = Op { cancel: (i == 0).then_some(cancel), ..Op::default() };
+                    let result = queue.run(op, move |reporter| {
+                        reporter.report(Stage::Load, 0.5)?;
+                        counts.fetch_add(1, Ordering::SeqCst);
+                        Ok(token)
+                    });
+                    match result {
+                        Ok(_) => assert_eq!(done.load(Ordering::SeqCst), 1),
+                        Err(Error::Cancelled) => assert_eq!(i, 0, "nobody cancelled this one"),
+                        Err(error) => panic!("{error}"),
+                    }
+                })
+            })
+            .collect();
+        cancel.trigger();
+        callers.into_iter().for_each(|caller| caller.join().unwrap());
+        engine.finish();
+        assert_eq!(alive.load(Ordering::SeqCst), 0);
+    });
+}
+
+/// Once `suspend` has returned nothing computes until `resume`, whatever was on its way.
+#[test]
+fn nothing_computes_while_suspended() {
+    in_any_order(|| {
+        let engine = Engine::start();
+        let computing = Arc::new(AtomicBool::new(false));
+        let callers: Vec<_> = (0..2)
+            .map(|_| {
+                let (queue, computing) = (engine.queue.clone(), computing.clone());
+                thread::spawn(move || {
+                    let result = queue.run(Op::default(), move |_| {
+                        computing.store(true, Ordering::SeqCst);
+                        thread::yield_now();
+                        computing.store(false, Ordering::SeqCst);
+                        Ok(())
+                    });
+                    assert!(matches!(result, Ok(()) | Err(Error::Suspended)), "{result:?}");
+                })
+            })
+            .collect();
+        engine.queue.suspend(Duration::from_secs(1)).unwrap();
+        for _ in 0..3 {
+            assert!(!computing.load(Ordering::SeqCst));
+            thread::yield_now();
+        }
+        assert_eq!(engine.queue.turn(|| Ok(7)).unwrap(), 7);
+        engine.queue.resume();
+        callers.into_iter().for_each(|caller| caller.join().unwrap());
+        assert_eq!(engine.queue.run(Op::default(), |_| Ok(7)).unwrap(), 7);
+        engine.finish();
+    });
+}
+
+/// When the process ends, whoever waits for something gets an answer, and nothing is computed or dropped afterwards.
+#[test]
+fn the_end_of_the_process_leaves_nobody_waiting() {
+    in_any_order(|| {
+        let engine = Engine::start();
+        let (alive, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let caller = {
+            let (queue, token, ended) = (engine.queue.clone(), Token::new(&alive), ended.clone());
+            thread::spawn(move || {
+                let result = queue.run(Op::default(), move |_| {
+                    assert!(!ended.load(Ordering::SeqCst));
+                    drop(token);
+                    Ok(())
+                });
+                assert!(matches!(result, Ok(()) | Err(Error::Cancelled)), "{result:?}");
+            })
+        };
+        let drops = {
+            let (queue, token) = (engine.queue.clone(), Token::new(&alive));
+            thread::spawn(move || queue.dispose(token))
+        };
+        engine.queue.end();
+        ended.store(true, Ordering::SeqCst);
+        let left = alive.load(Ordering::SeqCst);
+        caller.join().unwrap();
+        drops.join().unwrap();
+        engine.finish();
+        assert_eq!(alive.load(Ordering::SeqCst), left);
+    });
+}
+
+/// One operation at a time has a session; the other is told so, and the session is free when the first is done.
+#[test]
+fn a_slot_has_one_user() {
+    in_any_order(|| {
+        let slot = Slot::new(0);
+        let users: Vec<_> = (0..3)
+            .map(|_| {
+                let slot = slot.clone();
+                thread::spawn(move || match slot.claim() {
+                    Ok(claim) => {
+                        let before = *claim.slot().lock();
+                        thread::yield_now();
+                        *claim.slot().lock() = before + 1;
+                        1
+                    }
+                    Err(Error::Busy) => 0,
+                    Err(error) => panic!("{error}"),
+                })
+            })
+            .collect();
+        let served: i32 = users.into_iter().map(|user| user.join().unwrap()).sum();
+        let claim = slot.claim().unwrap();
+        assert_eq!(*claim.slot().lock(), served);
+        assert!(served >= 1);
+    });
+}
+
+/// What a stream's callback has seen.
+#[derive(Default)]
+struct Seen {
+    events: AtomicUsize,
+    last: AtomicUsize,
+    dropped: AtomicBool,
+}
+
+/// A stream of three events and a last one, which an atomic flag cancels, as a session's does.
+fn start(
+    streams: &Arc<Streams>,
+    slot: &Arc<Slot<u32>>,
+    cancel: &Arc<AtomicBool>,
+    in_callback: impl Fn() + Send + 'static,
+) -> Result<Arc<Seen>> {
+    struct Drops(Arc<Seen>);
+    impl Drop for Drops {
+        fn drop(&mut self) {
+            assert_eq!(self.0.last.load(Ordering::SeqCst), 1, "the end is told before the callback is dropped");
+            assert!(!self.0.dropped.swap(true, Ordering::SeqCst));
+        }
+    }
+    let claim = slot.claim()?;
+    let held = Arc::new(Mutex::new(Some(claim)));
+    let (seen, cancelled, refuses, releases, free) =
+        (Arc::new(Seen::default()), cancel.clone(), cancel.clone(), held.clone(), slot.clone());
+    let mut steps = 0;
+    let next = move || {
+        let held = held.lock().unwrap();
+        *held.as_ref().unwrap().slot().lock() += 1;
+        steps += 1;
+        if steps > 3 || cancelled.load(Ordering::SeqCst) { Next::Last(true) } else { Next::Event(false) }
+    };
+    let tells = Drops(seen.clone());
+    let on_event = move |is_last: bool| {
+        assert_eq!(tells.0.last.load(Ordering::SeqCst), 0, "nothing follows the end");
+        tells.0.events.fetch_add(1, Ordering::SeqCst);
+        // In the last event, and not before, the session is free.
+        assert_eq!(free.claim().is_ok(), is_last);
+        in_callback();
+        tells.0.last.fetch_add(is_last.into(), Ordering::SeqCst);
+        true
+    };
+    streams.spawn(next, on_event, move || refuses.store(true, Ordering::SeqCst), move || drop(releases.lock().unwrap().take()))?;
+    Ok(seen)
+}
+
+#[test]
+fn a_stream_ends_once_whoever_cancels_or_frees_it() {
+    in_any_order(|| {
+        let (streams, slot, cancel) = (Arc::new(Streams::default()), Slot::new(0), Arc::new(AtomicBool::new(false)));
+        let seen = start(&streams, &slot, &cancel, || ()).unwrap();
+        let cancels = {
+            let cancel = cancel.clone();
+            thread::spawn(move || cancel.store(true, Ordering::SeqCst))
+        };
+        // As a session is freed: when this returns all is over.
+        cancel.store(true, Ordering::SeqCst);
+        streams.wait();
+        assert_eq!(seen.last.load(Ordering::SeqCst), 1);
+        assert!(seen.dropped.load(Ordering::SeqCst));
+        assert!(seen.events.load(Ordering::SeqCst) <= 4);
+        assert!(slot.claim().is_ok());
+        cancels.join().unwrap();
+    });
+}
+
+#[test]
+fn a_stream_that_is_freed_in_its_callback_does_not_wait_for_itself() {
+    in_any_order(|| {
+        let (streams, slot, cancel) = (Arc::new(Streams::default()), Slot::new(0), Arc::new(AtomicBool::new(false)));
+        let (inside, cancels) = (streams.clone(), cancel.clone());
+        let free = move || {
+            cancels.store(true, Ordering::SeqCst);
+            inside.wait();
+        };
+        let seen = start(&streams, &slot, &cancel, free).unwrap();
+        streams.wait();
+        assert!(seen.dropped.load(Ordering::SeqCst));
+        assert!(seen.events.load(Ordering::SeqCst) <= 2);
+    });
+}
