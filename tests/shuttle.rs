@@ -169,15 +169,18 @@ fn nothing_computes_while_suspended() {
         let computing = Arc::new(AtomicBool::new(false));
         let callers: Vec<_> = (0..2)
             .map(|_| {
-                let (queue, computing) = (engine.queue.clone(), computing.clone());
+                let (queue, computing, done) = (engine.queue.clone(), computing.clone(), Arc::new(AtomicUsize::new(0)));
                 thread::spawn(move || {
+                    let counts = done.clone();
                     let result = queue.run(Op::default(), move |_| {
                         computing.store(true, Ordering::SeqCst);
                         thread::yield_now();
+                        counts.fetch_add(1, Ordering::SeqCst);
                         computing.store(false, Ordering::SeqCst);
                         Ok(())
                     });
                     assert!(matches!(result, Ok(()) | Err(Error::Suspended)), "{result:?}");
+                    (result.is_ok(), done)
                 })
             })
             .collect();
@@ -188,9 +191,11 @@ fn nothing_computes_while_suspended() {
         }
         assert_eq!(engine.queue.turn(|| Ok(7)).unwrap(), 7);
         engine.queue.resume();
-        callers.into_iter().for_each(|caller| caller.join().unwrap());
+        let told: Vec<_> = callers.into_iter().map(|caller| caller.join().unwrap()).collect();
         assert_eq!(engine.queue.run(Op::default(), |_| Ok(7)).unwrap(), 7);
         engine.finish();
+        // Who was told that it is suspended may ask again: it is not done behind his back.
+        told.iter().for_each(|(ok, done)| assert_eq!(done.load(Ordering::SeqCst), usize::from(*ok)));
     });
 }
 
