@@ -97,6 +97,9 @@ fn main() -> Result<()> {
         }
         answers.push(answer);
     }
+    if !args.json && !answers.is_empty() {
+        print_memory(&args, &session.stats())?;
+    }
     if args.json {
         println!("{}", json!({ "model": args.model, "backend": model.info().backend.name(), "answers": answers }));
     }
@@ -112,9 +115,7 @@ fn load(args: &Args) -> Result<Model> {
         bar.set_position((fraction * 1000.0) as u64);
         true
     };
-    let backend = if args.cpu { Backend::Cpu } else { Backend::Auto };
-    let options = LoadOptions { backend, ..Default::default() };
-    let model = Model::load(&args.model, options, Op { progress: Some(&mut progress), ..Default::default() })?;
+    let model = Model::load(&args.model, load_options(args), Op { progress: Some(&mut progress), ..Default::default() })?;
     bar.finish_and_clear();
     if !args.json {
         let info = model.info();
@@ -169,9 +170,23 @@ fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
+fn load_options(args: &Args) -> LoadOptions {
+    LoadOptions { backend: if args.cpu { Backend::Cpu } else { Backend::Auto }, ..Default::default() }
+}
+
+/// What was taken at the most, and what is reckoned from the files' headers for a conversation of this length.
+fn print_memory(args: &Args, stats: &Stats) -> Result<()> {
+    let positions = stats.prompt_tokens + stats.generated_tokens;
+    let generation = GenerationOptions { max_context: Some(positions), ..Default::default() };
+    let estimate = Model::estimate(&args.model, &load_options(args), &generation)?;
+    let (peak, reckoned) = (stats.peak_bytes as f64 / 1e6, estimate.total as f64 / 1e6);
+    println!("\nMemory for a conversation of {positions} tokens: peak {peak:.1} MB, reckoned beforehand {reckoned:.1} MB");
+    Ok(())
+}
+
 fn print_stats(stats: &Stats) {
     println!(
-        "  image {:.0} ms; prefill {} tokens ({} kept) in {:.0} ms, {:.1} tokens/s; {} tokens in {:.0} ms, {:.1} tokens/s; peak {:.0} MB",
+        "  image {:.0} ms; prefill {} tokens ({} kept) in {:.0} ms, {:.1} tokens/s; {} tokens in {:.0} ms, {:.1} tokens/s",
         ms(stats.vision),
         stats.prompt_tokens,
         stats.reused_tokens,
@@ -179,8 +194,7 @@ fn print_stats(stats: &Stats) {
         stats.prefill_rate(),
         stats.generated_tokens,
         ms(stats.decode),
-        stats.decode_rate(),
-        stats.peak_bytes as f64 / 1e6
+        stats.decode_rate()
     );
 }
 

@@ -43,5 +43,7 @@ pub use models::moxin::{
     FusedMLPProjector, MistralConfig, MoxinVLM, VLMConfig, load_model, load_projector, normalize_dino, normalize_siglip,
 };
 pub use nn::{ConcatKeyValueCache, KVCache, KeyValueCache, ViTConfig, ViTEncoder, load_vit_encoder};
-pub use runtime::{Cancel, Embedding, LoadOptions, Model, ModelInfo, Op, Session, Stage};
+pub use runtime::{
+    Cancel, Embedding, LoadOptions, MemoryEstimate, Model, ModelInfo, Op, Session, Stage, StreamOptions, resume, suspend, trim_memory,
+};
 pub use text::{Role, Tokenizer, Turn, load_tokenizer};

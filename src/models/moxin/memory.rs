@@ -3,6 +3,8 @@
 //! On the CPU activations are float32 and matrices keep the dtype they are stored in. A bfloat16 matrix is widened for each product, and MLX
 //! makes all products of a layer ready before the first has run: so a layer in work takes the float32 copies of all its matrices. On a GPU
 //! everything is in the dtype of the activations and nothing is widened.
+//!
+//! How many arrays of which size are alive at once is MLX's affair; the numbers here were measured (`tests/memory.rs`).
 
 use mlx_rs::Dtype;
 
@@ -31,6 +33,8 @@ pub struct MemoryNeeds {
     position: u64,
     /// Scores of one position's attention to another.
     pair: u64,
+    /// One position's embedding.
+    embedding: u64,
 }
 
 impl MemoryNeeds {
@@ -43,16 +47,19 @@ impl MemoryNeeds {
         let layer = (0..text.num_hidden_layers).map(|i| sizes.widened(&format!("{language}.{i}."))).max().unwrap_or(0);
         let head_name = if text.tie_word_embeddings { "language_model.model.embed_tokens." } else { "language_model.lm_head." };
         let width = (text.hidden_size + text.num_key_value_heads * text.head_dim()) as u64;
+        // On the CPU each layer is done before the next is begun; where they are not, more of each remains.
+        let widths = if dtype == Dtype::Float32 { 6 } else { 14 };
         let weights = sizes.weights();
         MemoryNeeds {
             weights,
             load: weights + sizes.reading(),
-            vision: (0..config.timm_model_ids.len()).map(|i| sizes.encoder(config, i)).max().unwrap_or(0).max(sizes.projector()),
+            vision: sizes.vision(config),
             kv_per_token: 2 * (text.num_hidden_layers * text.num_key_value_heads * text.head_dim()) as u64 * item,
             layer,
             head: sizes.widened(head_name) + 3 * text.vocab_size as u64 * item,
-            position: (LAYER_WIDTHS * width + LAYER_INNER_WIDTHS * text.intermediate_size as u64) * item,
-            pair: SCORE_COPIES * text.num_attention_heads as u64 * item,
+            position: (widths * width + 3 * text.intermediate_size as u64) * item,
+            pair: text.num_attention_heads as u64 * item,
+            embedding: text.hidden_size as u64 * item,
         }
     }
 
@@ -61,11 +68,13 @@ impl MemoryNeeds {
         positions.next_multiple_of(KVCache::STEP as usize) as u64 * self.kv_per_token
     }
 
-    /// What one step takes beyond weights and cache, that reads `tokens` positions behind which there are `positions` in all.
-    pub fn step(&self, tokens: usize, positions: usize) -> u64 {
-        let tokens = tokens.min(positions) as u64;
-        let layer = self.layer + tokens * self.position + tokens * positions as u64 * self.pair;
-        layer.max(self.head)
+    /// What a step takes beyond weights and cache, of a prompt of so many positions that is read `chunk` at a time.
+    pub fn step(&self, chunk: usize, positions: usize) -> u64 {
+        let (chunk, positions) = (chunk.min(positions) as u64, positions as u64);
+        // The first chunk is computed with the embeddings of the whole prompt, twice; the last one has the most to attend to.
+        let first = chunk * chunk * self.pair + 2 * positions * self.embedding;
+        let last = chunk * positions * self.pair + chunk * self.embedding;
+        (self.layer + chunk * self.position + first.max(last)).max(self.head)
     }
 
     /// What a conversation takes beyond the weights when it has grown to so many positions.
@@ -78,16 +87,6 @@ impl MemoryNeeds {
         self.load.max(self.weights + self.vision.max(self.conversation(positions, chunk)))
     }
 }
-
-/// Arrays as wide as a token, keys and values included, that are alive at once in a decoder layer; measured.
-const LAYER_WIDTHS: u64 = 8;
-/// Arrays as wide as the inside of the MLP.
-const LAYER_INNER_WIDTHS: u64 = 4;
-/// Copies of the scores in attention.
-const SCORE_COPIES: u64 = 2;
-/// The same in a block of a vision encoder.
-const BLOCK_WIDTHS: u64 = 10;
-const BLOCK_INNER_WIDTHS: u64 = 5;
 
 /// What the headers of a checkpoint tell.
 struct Sizes<'a> {
@@ -124,20 +123,37 @@ impl Sizes<'_> {
         self.tensors(prefix).filter(wide).map(|tensor| elements(tensor) * 4).sum()
     }
 
+    /// What encoding a picture takes. On the CPU each part is done before the next is begun.
+    fn vision(&self, config: &VLMConfig) -> u64 {
+        let encoders = (0..config.timm_model_ids.len()).map(|i| self.encoder(config, i));
+        let pixels: u64 = config.image_sizes.iter().take(encoders.len()).map(|size| 12 * size.pow(2) as u64).sum();
+        let projector = self.projector(config);
+        let parts = encoders.max().unwrap_or(0).max(projector);
+        if self.dtype == Dtype::Float32 { parts } else { parts + pixels }
+    }
+
+    /// An encoder's block at work, with the pixels.
     fn encoder(&self, config: &VLMConfig, i: usize) -> u64 {
         let encoder = ENCODERS[i];
-        let shape = |name: &str| self.checkpoint.info(&format!("{encoder}.{name}")).map_or(&[][..], |tensor| &tensor.shape);
-        let width = shape("pos_embed").last().copied().unwrap_or(0) as u64;
-        let inner = shape("blocks.0.mlp.fc1.weight").first().copied().unwrap_or(0) as u64;
-        let rows = |name: &str| shape(name).get(1).copied().unwrap_or(0) as u64;
+        let rows = |name: &str| self.size(&format!("{encoder}.{name}"), 1);
+        let (width, inner) = (rows("blocks.0.mlp.fc1.weight"), self.size(&format!("{encoder}.blocks.0.mlp.fc1.weight"), 0));
         let tokens = rows("pos_embed") + rows("reg_token") + rows("cls_token");
         let heads = config.num_heads(i).unwrap_or(1) as u64;
-        let activations = tokens * (BLOCK_WIDTHS * width + BLOCK_INNER_WIDTHS * inner) + SCORE_COPIES * heads * tokens * tokens;
+        let pixels = 3 * config.image_sizes[i].pow(2) as u64;
+        let activations = tokens * (10 * width + 5 * inner) + heads * tokens * tokens + 2 * pixels;
         self.widened(&format!("{encoder}.blocks.0.")) + activations * item_size(self.dtype)
     }
 
-    fn projector(&self) -> u64 {
-        self.widened("projector.")
+    fn projector(&self, config: &VLMConfig) -> u64 {
+        let (inner, input) = (self.size("projector.fc1.weight", 0), self.size("projector.fc1.weight", 1));
+        let tokens = self.size(&format!("{}.pos_embed", ENCODERS[0]), 1);
+        let activations = tokens * (4 * inner + 2 * (input + config.text_config.hidden_size as u64));
+        self.widened("projector.") + activations * item_size(self.dtype)
+    }
+
+    /// One side of a tensor.
+    fn size(&self, name: &str, axis: usize) -> u64 {
+        self.checkpoint.info(name).and_then(|tensor| tensor.shape.get(axis)).map_or(0, |size| *size as u64)
     }
 }
 

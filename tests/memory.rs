@@ -1,0 +1,67 @@
+//! What a model takes, as reckoned from the headers alone, beside MLX's own count. A file of its own, and so a process of its own: the counters
+//! are the process's.
+
+use std::path::{Path, PathBuf};
+
+use mlx_rs::Dtype;
+use moxin_vlm::{
+    Event, GenerationOptions, LoadOptions, Model, Op, Picture, Role,
+    device::{memory_stats, reset_peak_memory},
+};
+
+fn in_repository(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// The highest count while `f` runs, above that before.
+fn peak<T>(f: impl FnOnce() -> T) -> (u64, T) {
+    reset_peak_memory().unwrap();
+    let before = memory_stats().unwrap().active;
+    let result = f();
+    (memory_stats().unwrap().peak - before, result)
+}
+
+/// Loads a model, encodes a picture, and fills a conversation's context; compares each part and the whole.
+fn compare(folder: &str, words: &str, dtype: Option<Dtype>, context: usize, chunk: usize) {
+    let folder = in_repository(folder);
+    let demo = Picture::open(in_repository("models/demo.png"), &Default::default()).unwrap();
+    let options = LoadOptions { dtype, ..Default::default() };
+    let generation = GenerationOptions { max_context: Some(context), prefill_chunk: chunk, max_tokens: 20, ..Default::default() };
+    let reckoned = Model::estimate(&folder, &options, &generation).unwrap();
+    let before = memory_stats().unwrap().active;
+
+    // Reading a tensor takes our own buffer, which MLX does not count.
+    let (load, model) = peak(|| Model::load(&folder, options, Op::default()).unwrap());
+    let weights = memory_stats().unwrap().active - before;
+    let (vision, embedding) = peak(|| model.encode_image(&demo, Op::default()).unwrap());
+    let session = model.session(generation).unwrap();
+    session.add_embedding(&embedding).unwrap();
+    session.add_text(Role::User, words).unwrap();
+    let (conversation, events) = peak(|| session.generate().collect::<moxin_vlm::Result<Vec<Event>>>().unwrap());
+    assert!(events.len() > 1);
+    let filled = session.stats().prompt_tokens;
+    assert!(filled + 40 > context, "{filled} of {context} positions");
+    let peak = load.max(weights + vision.max(conversation));
+
+    let close = |name: &str, reckoned: u64, measured: u64, tolerance: f64| {
+        let ratio = reckoned as f64 / measured as f64;
+        println!("{name:12} {reckoned:>10} reckoned, {measured:>10} measured: {ratio:.3}");
+        assert!((ratio - 1.0).abs() <= tolerance, "{name} of {} in {dtype:?}, {context} positions by {chunk}", folder.display());
+    };
+    close("weights", reckoned.weights, weights, 0.03);
+    close("load", reckoned.load_peak, load.max(weights), 0.10);
+    close("vision", reckoned.vision_peak, vision, 0.25);
+    close("conversation", reckoned.kv_total + reckoned.step_peak, conversation, 0.15);
+    close("total", reckoned.total, peak, 0.10);
+}
+
+/// One test: the counters would count others.
+#[test]
+fn what_is_reckoned_is_what_it_takes() {
+    for dtype in [None, Some(Dtype::Bfloat16)] {
+        for (context, chunk) in [(300, 256), (1000, 256), (1000, 64), (2000, 512)] {
+            println!("{dtype:?}, {context} positions by {chunk}");
+            compare("models/tiny", &"red ".repeat(context - 90), dtype, context, chunk);
+        }
+    }
+}
