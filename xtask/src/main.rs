@@ -4,6 +4,7 @@ mod cargo;
 mod demo;
 mod full_size;
 mod header;
+mod reference;
 mod score;
 mod setup;
 mod test;
@@ -23,8 +24,10 @@ enum Chore {
     Setup(setup::Options),
     /// Ask the small model about 500 pictures that it has never seen, and count the right answers
     Score(score::Options),
-    /// Copy the C header that the build writes to include/
+    /// Copy the C header that the build writes to include/, and write its reference
     Header,
+    /// Write docs/c-api.md, the reference of the C API, from the header
+    Reference,
     /// Run a random checkpoint of the real size: 17 GB on disk, about as much memory
     FullSize(full_size::Options),
     /// Write the Rust bindings of mlx-c; a step of `setup`, in a process of its own
@@ -38,7 +41,8 @@ fn main() -> ExitCode {
         Chore::Test => test::run(),
         Chore::Setup(options) => setup::run(options),
         Chore::Score(options) => score::run(options),
-        Chore::Header => header::run(),
+        Chore::Header => header::run().and_then(|()| reference::run()),
+        Chore::Reference => reference::run(),
         Chore::FullSize(options) => full_size::run(options),
         Chore::Bindings(options) => setup::bindings::run(options),
     };
