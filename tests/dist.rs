@@ -15,6 +15,7 @@ use std::{
 use moxin_vlm::{DecodeOptions, Event, GenerationOptions, LoadOptions, Model, Op, Picture, Role};
 
 const HEADER: &str = include_str!("../include/moxin_vlm.h");
+const CPP_HEADER: &str = include_str!("../include/moxin_vlm.hpp");
 const README: &str = include_str!("../README.md");
 const STRICT: [&str; 5] = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"];
 const QUESTIONS: [&str; 2] = ["What is written?", "Describe the picture."];
@@ -185,6 +186,8 @@ fn both_libraries_export_the_functions_of_the_header_and_nothing_else() {
     let mut declared: Vec<&str> = names.filter(|name| name.starts_with("moxin_")).collect();
     declared.sort();
     assert!(declared.contains(&"moxin_generate_step"));
+    let forgotten: Vec<_> = declared.iter().filter(|name| !CPP_HEADER.contains(*name)).collect();
+    assert!(forgotten.is_empty(), "moxin_vlm.hpp has no use of {forgotten:?}");
 
     let shared = format!("lib/{}moxin_vlm{}", env::consts::DLL_PREFIX, env::consts::DLL_SUFFIX);
     let apple = cfg!(target_vendor = "apple");
