@@ -2,6 +2,7 @@
 
 mod cargo;
 mod demo;
+mod dist;
 mod full_size;
 mod header;
 mod score;
@@ -25,11 +26,16 @@ enum Chore {
     Score(score::Options),
     /// Copy the C header that the build writes to include/
     Header,
+    /// Package the library for C and C++ programs: a folder that can be moved anywhere, and an archive of it
+    Dist(dist::Options),
     /// Run a random checkpoint of the real size: 17 GB on disk, about as much memory
     FullSize(full_size::Options),
     /// Write the Rust bindings of mlx-c; a step of `setup`, in a process of its own
     #[command(hide = true)]
     Bindings(setup::bindings::Options),
+    /// Print where a CMake is, after getting one where the system has none; the tests build programs with it
+    #[command(hide = true)]
+    Cmake,
 }
 
 fn main() -> ExitCode {
@@ -39,8 +45,10 @@ fn main() -> ExitCode {
         Chore::Setup(options) => setup::run(options),
         Chore::Score(options) => score::run(options),
         Chore::Header => header::run(),
+        Chore::Dist(options) => dist::run(options),
         Chore::FullSize(options) => full_size::run(options),
         Chore::Bindings(options) => setup::bindings::run(options),
+        Chore::Cmake => setup::cmake::run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
