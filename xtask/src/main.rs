@@ -5,6 +5,7 @@ mod demo;
 mod dist;
 mod full_size;
 mod header;
+mod measure;
 mod score;
 mod setup;
 mod test;
@@ -28,6 +29,10 @@ enum Chore {
     Header,
     /// Package the library for C and C++ programs: a folder that can be moved anywhere, and an archive of it
     Dist(dist::Options),
+    /// Begin, answer and free 10,000 conversations through the C ABI, and plot the memory that it takes
+    Soak(measure::SoakOptions),
+    /// Measure what a call of the C ABI costs beside a step of the small model
+    CallCost(measure::CallCostOptions),
     /// Run a random checkpoint of the real size: 17 GB on disk, about as much memory
     FullSize(full_size::Options),
     /// Write the Rust bindings of mlx-c; a step of `setup`, in a process of its own
@@ -46,6 +51,8 @@ fn main() -> ExitCode {
         Chore::Score(options) => score::run(options),
         Chore::Header => header::run(),
         Chore::Dist(options) => dist::run(options),
+        Chore::Soak(options) => measure::soak(options),
+        Chore::CallCost(options) => measure::call_cost(options),
         Chore::FullSize(options) => full_size::run(options),
         Chore::Bindings(options) => setup::bindings::run(options),
         Chore::Cmake => setup::cmake::run(),

@@ -58,7 +58,12 @@ pub fn soak(options: SoakOptions) -> Result<()> {
     let resident = |part: &[Sample]| median(part.iter().map(|sample| sample.resident));
     let (first, last) = (resident(&settled[..quarter]), resident(&settled[settled.len() - quarter..]));
     let growth = last / first - 1.0;
-    println!("Resident memory, the last quarter beside the first after warm-up: {:.2} and {:.2} MB, {:+.2} %", last / 1e6, first / 1e6, growth * 100.0);
+    println!(
+        "Resident memory, the last quarter beside the first after warm-up: {:.2} and {:.2} MB, {:+.2} %",
+        last / 1e6,
+        first / 1e6,
+        growth * 100.0
+    );
     ensure!(growth < 0.01, "resident memory grows");
     // The model, while it lives.
     ensure!(settled.iter().all(|sample| sample.handles == 1.0), "handles grow");
@@ -77,10 +82,9 @@ fn draw(path: &Path, samples: &[Sample]) -> Result<()> {
         .y_label_area_size(56)
         .build_cartesian_2d(0.0..last, 0.0..most * 1.15)?;
     chart.configure_mesh().x_desc("cycles").y_desc("MB").light_line_style(WHITE).draw()?;
-    let lines: [(&str, RGBColor, fn(&Sample) -> f64); 2] =
-        [("resident", RGBColor(31, 119, 180), |sample| sample.resident), ("in use by MLX", RGBColor(214, 120, 40), |sample| sample.active)];
-    for (name, colour, value) in lines {
-        let points = samples.iter().map(|sample| (sample.cycle, value(sample) / 1e6));
+    let resident = samples.iter().map(|sample| (sample.cycle, sample.resident / 1e6)).collect::<Vec<_>>();
+    let active = samples.iter().map(|sample| (sample.cycle, sample.active / 1e6)).collect();
+    for (name, colour, points) in [("resident", RGBColor(31, 119, 180), resident), ("in use by MLX", RGBColor(214, 120, 40), active)] {
         let series = chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?;
         series.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
     }
@@ -115,14 +119,15 @@ fn run(name: &str, arguments: &[&str], mut line: impl FnMut(&[f64]) -> Result<()
     setup::ensure()?;
     cargo::run(cargo::cargo().args(["build", "--release", "--lib"]))?;
     let root = setup::repository();
-    let libraries = cargo::target_folder()?.join("release");
+    let libraries = cargo::target_folder(&cargo::metadata(&["--no-deps"])?)?.join("release");
     let program = libraries.join(name);
     let mut compile = Command::new(std::env::var_os("CC").unwrap_or("cc".into()));
     compile.args(["-std=c99", "-O1", "-I"]).arg(root.join("include")).arg(root.join("tests/c").join(name).with_extension("c"));
     compile.arg("-o").arg(&program).arg("-L").arg(&libraries).arg(format!("-Wl,-rpath,{}", libraries.display()));
     cargo::run(compile.args(["-lmoxin_vlm", "-pthread"]))?;
     // Two threads of OpenBLAS cost more waiting for each other on a small model than they save.
-    let mut child = Command::new(&program).args(arguments).current_dir(root).env("OPENBLAS_NUM_THREADS", "1").stdout(Stdio::piped()).spawn()?;
+    let mut child =
+        Command::new(&program).args(arguments).current_dir(root).env("OPENBLAS_NUM_THREADS", "1").stdout(Stdio::piped()).spawn()?;
     for text in BufReader::new(child.stdout.take().context("no output")?).lines() {
         let numbers: Result<Vec<f64>, _> = text?.split_whitespace().map(str::parse).collect();
         line(&numbers.context("the program printed something else than numbers")?)?;

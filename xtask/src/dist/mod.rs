@@ -24,7 +24,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::cargo::cargo;
+use crate::cargo::{self, cargo};
 use crate::setup::{self, step::Steps};
 
 /// How the folders begin that a prefix is made in.
@@ -60,10 +60,10 @@ impl Release {
 
 pub fn run(options: Options) -> Result<()> {
     let mlx = setup::ensure()?;
-    let metadata = metadata()?;
+    let metadata = cargo::metadata(&["--filter-platform", &target()?])?;
     let output = match options.output {
         Some(output) => output,
-        None => Path::new(metadata["target_directory"].as_str().context("cargo's target folder")?).join("dist"),
+        None => cargo::target_folder(&metadata)?.join("dist"),
     };
     fs::create_dir_all(&output).with_context(|| format!("cannot create {}", output.display()))?;
     let output = output.canonicalize()?;
@@ -128,17 +128,6 @@ fn remove_parts(output: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn metadata() -> Result<Value> {
-    let target = target()?;
-    let mut command = cargo();
-    command.args(["metadata", "--quiet", "--format-version=1", "--filter-platform", &target]);
-    let output = command.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
-    if !output.status.success() {
-        bail!("`cargo metadata` fails, see above");
-    }
-    serde_json::from_slice(&output.stdout).context("what `cargo metadata` printed")
 }
 
 fn version(metadata: &Value) -> Result<String> {
