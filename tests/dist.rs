@@ -114,9 +114,9 @@ fn programs_build_with_cmake() {
     configure_and_build(&cmake, &readme);
     let answer = succeed(own_environment(&mut Command::new(readme.join("build/ask"))).current_dir(in_repository("")));
     assert_eq!(answer, "The word FISH.\n");
-    fs::write(readme.join("CMakeLists.txt"), readme_block("```cmake\n").replace("moxin_vlm 0.1", "moxin_vlm 0.2")).unwrap();
+    fs::write(readme.join("CMakeLists.txt"), readme_block("```cmake\n").replace("moxin_vlm 0.2", "moxin_vlm 0.3")).unwrap();
     let output = configure(&cmake, &readme).output().unwrap();
-    assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("0.1.0"), "{output:?}");
+    assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains(env!("CARGO_PKG_VERSION")), "{output:?}");
 }
 
 #[test]

@@ -84,7 +84,8 @@ impl Session {
         self.change(move |chat| chat.add_text(role, &text))
     }
 
-    /// Sets the picture that the conversation is about. It is encoded by the next step.
+    /// Sets the picture that the conversation is about. It is encoded by the next step. Where the first answer is cancelled or fails, it is
+    /// taken back with the question; added again it is not encoded again.
     ///
     /// # Errors
     /// [`Error::InvalidState`] for a second picture, and after the first answer.
