@@ -68,6 +68,20 @@ fn the_library_exports_what_the_header_declares() {
     assert_eq!(exported, declared);
 }
 
+/// With each function of the header the C tests do something, and NULL comes to each that takes a pointer.
+#[test]
+fn every_function_is_called_by_a_c_test() {
+    let tests = ["abi.c", "app.c", "check.h"].map(|name| fs::read_to_string(in_repository("tests/c").join(name)).unwrap()).concat();
+    let header = without_comments(HEADER);
+    for name in declared_functions(&header) {
+        let open = format!("{name}(");
+        assert!(tests.contains(&open), "no C test calls {name}");
+        let declaration = header.split(&open).nth(1).and_then(|rest| rest.split(')').next()).unwrap();
+        let mut calls = tests.split(&open).skip(1).map(|rest| rest.split(';').next().unwrap_or(rest));
+        assert!(!declaration.contains('*') || calls.any(|call| call.contains("NULL")), "no C test gives NULL to {name}");
+    }
+}
+
 fn without_comments(code: &str) -> String {
     let (first, rest) = code.split_once("/*").unwrap_or((code, ""));
     let rest = rest.split("/*").map(|part| part.split_once("*/").map_or("", |(_, code)| code));
