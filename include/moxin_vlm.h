@@ -550,6 +550,10 @@ typedef struct moxin_model_info {
      * 0.
      */
     uint32_t reserved;
+    /**
+     * The architecture, as config.json names it, such as "prismatic"; NUL-terminated, cut where it is longer.
+     */
+    char model_type[32];
 } moxin_model_info;
 
 /**

@@ -1,6 +1,7 @@
 /*
  * What moxin_generate_step costs beyond the work itself: its time on the caller's clock beside the time that the library measured inside. Run
- * by `cargo xtask call-cost`. Prints for each answer: steps, nanoseconds outside, nanoseconds inside.
+ * by `cargo xtask call-cost`. Prints for each answer: steps, nanoseconds outside, nanoseconds inside; then the nanoseconds of a call that
+ * needs no turn on the library's thread.
  *
  *   call_cost MODEL IMAGE ANSWERS
  */
@@ -41,6 +42,15 @@ int main(int argc, char **argv)
         printf("%d %.0f %.0f\n", texts - 1, outside, stats.decode_ms * 1e6);
         moxin_session_free(session);
     }
+    moxin_session *session = begin(model);
+    moxin_stats stats = {0};
+    stats.struct_size = sizeof stats;
+    const double before = now_ns();
+    for (int i = 0; i < 100000; i++) {
+        NEED(moxin_session_stats(session, &stats, &error));
+    }
+    printf("%.1f\n", (now_ns() - before) / 100000);
+    moxin_session_free(session);
     moxin_image_free(image);
     moxin_model_free(model);
     return failures > 0;

@@ -94,10 +94,13 @@ fn draw(path: &Path, samples: &[Sample]) -> Result<()> {
 
 /// What a step costs beyond the work itself: the way into the library, to the engine's thread and back.
 pub fn call_cost(options: CallCostOptions) -> Result<()> {
-    let mut rows = Vec::new();
+    let (mut rows, mut plain) = (Vec::new(), 0.0);
     run("call_cost", &[MODEL, "models/demo.png", &options.answers.to_string()], |numbers| {
-        let [steps, outside, inside] = numbers else { bail!("the program said {numbers:?}") };
-        rows.push((*steps, *outside, *inside));
+        match numbers {
+            [steps, outside, inside] => rows.push((*steps, *outside, *inside)),
+            [nanoseconds] => plain = *nanoseconds,
+            _ => bail!("the program said {numbers:?}"),
+        }
         Ok(())
     })?;
     let step = median(rows.iter().map(|(steps, _, inside)| inside / steps / 1e3));
@@ -105,6 +108,7 @@ pub fn call_cost(options: CallCostOptions) -> Result<()> {
     println!("{} answers of {} tokens; medians over answers:", rows.len(), rows.first().map_or(0.0, |row| row.0));
     println!("  a step of the small model, inside   {step:>8.1} µs");
     println!("  its call from C, beyond that        {cost:>8.1} µs, {:.2} %", cost / step * 100.0);
+    println!("  a call that needs no turn           {:>8.3} µs", plain / 1e3);
     Ok(())
 }
 
