@@ -1,5 +1,6 @@
 //! Measurements of the C ABI: what a call costs, and that memory stays flat. Each runs a C program from tests/c against the release library.
 
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -39,6 +40,8 @@ struct Sample {
 /// Begins, answers and frees conversations, and fails where memory or handles grow.
 pub fn soak(options: SoakOptions) -> Result<()> {
     let cycles = options.cycles.to_string();
+    let plot = setup::repository().join(&options.plot);
+    fs::create_dir_all(plot.parent().context("a plot goes into a folder")?)?;
     let mut samples = Vec::new();
     run("soak", &[MODEL, &cycles], |numbers| {
         let [cycle, resident, active, handles] = numbers else { bail!("the program said {numbers:?}") };
@@ -51,7 +54,7 @@ pub fn soak(options: SoakOptions) -> Result<()> {
     ensure!(samples.len() >= 10, "at least 1000 cycles are needed to see anything");
     // The first tenth warms up: caches fill, the allocator finds its size.
     let settled = &samples[samples.len() / 10..];
-    draw(&setup::repository().join(&options.plot), &samples)?;
+    draw(&plot, &samples)?;
     println!("Drawn in {}", options.plot.display());
 
     let quarter = settled.len().div_ceil(4);
