@@ -15,4 +15,10 @@ fn main() {
     if let Some(libdir) = env::var_os("DEP_MLX_LIBDIR") {
         println!("cargo::rustc-link-arg=-Wl,-rpath,{}", libdir.to_string_lossy());
     }
+
+    // rustc exports the C functions of every crate, and mlx-rs has one, `default_mlx_error_handler`. Apple's linker knows no such option;
+    // what `cargo xtask dist` makes is linked with an export list of its own, there too.
+    if env::var("CARGO_CFG_TARGET_OS").is_ok_and(|system| system == "linux") {
+        println!("cargo::rustc-cdylib-link-arg=-Wl,--exclude-libs,ALL");
+    }
 }

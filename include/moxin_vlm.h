@@ -4,11 +4,16 @@
  * Generated from src/ffi by cbindgen; change it there and run `cargo xtask header`.
  *
  * Results   Functions that can fail return a moxin_status. Outputs are written only on success. Where there is a last parameter
- *           `error`, it may be NULL; else on failure it receives an error that the caller frees with moxin_error_free.
+ *           `error`, it may be NULL; else on failure it receives an error that the caller frees with moxin_error_free. What a
+ *           function fails with stands at it; besides, any can return NULL_ARGUMENT, INVALID_ARGUMENT and PANIC.
  * Ownership Every handle has one _free function, which accepts NULL. Handles may be freed in any order: a session keeps what it
- *           needs of its model.
- * Threads   Every function may be called from any thread. A second operation on a session that is at work returns
- *           MOXIN_STATUS_BUSY. A handle must not be freed while another thread is in a call with it, moxin_session_cancel included.
+ *           needs of its model, an embedding needs nothing, a fork does not need the session it was made from.
+ * Threads   Every function may be called from any thread. All computing is done on one thread of the library, on which sessions
+ *           take turns, a chunk of a prompt or a token each. A second operation on a session that is at work returns
+ *           MOXIN_STATUS_BUSY. A call that has begun keeps what it uses alive: a handle may be freed meanwhile, but not used again.
+ * Callbacks Progress is told on the thread that called; a stream's events on a thread of the stream; the log on one of its own.
+ *           Inside a callback every function may be called, _free included, which does not wait there for anything. A callback
+ *           must return: no exception and no longjmp may leave it.
  * Structs   Parameter structs are set up by their _init function, which also writes struct_size; NULL stands for the defaults.
  *           Structs that receive results have struct_size set by the caller: `moxin_event event = { sizeof event };`
  * Text      UTF-8. What comes in is a pointer and a length, or MOXIN_STRLEN for text that ends with NUL. What goes out is also
@@ -30,7 +35,7 @@
 /**
  * Grows with every release that breaks what is in this header. Compare with moxin_abi_version before anything else.
  */
-#define MOXIN_ABI_VERSION 1
+#define MOXIN_ABI_VERSION 2
 
 
 
@@ -545,6 +550,10 @@ typedef struct moxin_model_info {
      * 0.
      */
     uint32_t reserved;
+    /**
+     * The architecture, as config.json names it, such as "prismatic"; NUL-terminated, cut where it is longer.
+     */
+    char model_type[32];
 } moxin_model_info;
 
 /**
@@ -977,7 +986,7 @@ enum moxin_status moxin_set_metallib_path(const char *path,
  *
  * log is called on a thread of the library that does nothing else, one message after the other; it may take its time, and may call any
  * function of this header. destroy(user_data) is called exactly once: on that thread after the last message, or before this call returns
- * where it fails. destroy may be NULL.
+ * where it fails. destroy may be NULL. When the process ends, neither is called any more.
  *
  * Fails with INVALID_ARGUMENT for an unknown level, and with INVALID_STATE in a Rust program that has a logger of its own.
  */
@@ -1194,6 +1203,9 @@ enum moxin_status moxin_session_add_text(const struct moxin_session *session,
 
 /**
  * Sets the picture that the conversation is about; it is encoded by the next step. The image may be freed at once.
+ *
+ * Where the first answer is cancelled or fails, the picture is taken back with the question. Added again it is not encoded again: its tokens
+ * are in the model's cache.
  *
  * Fails with INVALID_STATE for a second picture, which Moxin takes none of, and after the first answer; with BUSY.
  */

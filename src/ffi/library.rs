@@ -108,7 +108,7 @@ pub unsafe extern "C" fn moxin_set_metallib_path(path: *const c_char, error: *mu
 ///
 /// log is called on a thread of the library that does nothing else, one message after the other; it may take its time, and may call any
 /// function of this header. destroy(user_data) is called exactly once: on that thread after the last message, or before this call returns
-/// where it fails. destroy may be NULL.
+/// where it fails. destroy may be NULL. When the process ends, neither is called any more.
 ///
 /// Fails with INVALID_ARGUMENT for an unknown level, and with INVALID_STATE in a Rust program that has a logger of its own.
 #[unsafe(no_mangle)]

@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// Grows with every release that breaks what is in this header. Compare with moxin_abi_version before anything else.
-pub const MOXIN_ABI_VERSION: u32 = 1;
+pub const MOXIN_ABI_VERSION: u32 = 2;
 
 /// Stands for the length of a text that ends with NUL.
 pub const MOXIN_STRLEN: usize = usize::MAX;

@@ -88,6 +88,8 @@ pub struct moxin_model_info {
     pub dtype: moxin_dtype,
     /// 0.
     pub reserved: u32,
+    /// The architecture, as config.json names it, such as "prismatic"; NUL-terminated, cut where it is longer.
+    pub model_type: [c_char; 32],
 }
 
 /// What a model in a folder will take, in bytes.
@@ -159,6 +161,7 @@ unsafe impl Versioned for moxin_model_info {
             backend: MOXIN_BACKEND_AUTO,
             dtype: MOXIN_DTYPE_AUTO,
             reserved: 0,
+            model_type: [0; 32],
         }
     }
 }
@@ -435,7 +438,11 @@ unsafe fn load_options(params: *const moxin_model_params) -> Result<LoadOptions>
 }
 
 fn info_for_c(info: &ModelInfo) -> moxin_model_info {
+    let mut model_type = [0; 32];
+    // The last one stays 0.
+    model_type[..31].iter_mut().zip(info.model_type.bytes()).for_each(|(place, byte)| *place = byte as c_char);
     moxin_model_info {
+        model_type,
         parameter_count: info.parameters,
         weight_bytes: info.weight_bytes,
         fingerprint: info.fingerprint,

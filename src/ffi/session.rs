@@ -167,6 +167,9 @@ pub unsafe extern "C" fn moxin_session_add_text(
 
 /// Sets the picture that the conversation is about; it is encoded by the next step. The image may be freed at once.
 ///
+/// Where the first answer is cancelled or fails, the picture is taken back with the question. Added again it is not encoded again: its tokens
+/// are in the model's cache.
+///
 /// Fails with INVALID_STATE for a second picture, which Moxin takes none of, and after the first answer; with BUSY.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_add_image(

@@ -59,7 +59,7 @@ pub fn suspend(drain: Duration) -> Result<()> {
 
 /// Ends what [`suspend`] began.
 pub fn resume() {
-    if let Ok(engine) = engine() {
+    if let Some(engine) = started() {
         engine.resume();
         log::info!("resumed");
     }
@@ -74,7 +74,7 @@ pub fn wait_for_resume(enough: impl Fn() -> bool) {
 
 /// Whether the process is about to end.
 pub fn is_ending() -> bool {
-    engine().is_ok_and(|engine| engine.is_ending())
+    started().is_some_and(|engine| engine.is_ending())
 }
 
 /// Calls `f` with operations going to a backend's device. On the engine thread only: devices belong to their thread.
@@ -94,8 +94,14 @@ pub fn on_device<T>(backend: Backend, f: impl FnOnce(&Device) -> Result<T>) -> R
     device.run(|| f(&device))
 }
 
+static ENGINE: OnceLock<Result<Arc<Queue>, String>> = OnceLock::new();
+
+/// The engine, where something has needed it already.
+fn started() -> Option<&'static Arc<Queue>> {
+    ENGINE.get()?.as_ref().ok()
+}
+
 fn engine() -> Result<&'static Arc<Queue>> {
-    static ENGINE: OnceLock<Result<Arc<Queue>, String>> = OnceLock::new();
     let engine = ENGINE.get_or_init(|| start().map_err(|error| error.to_string()));
     engine.as_ref().map_err(|why| Error::InvalidState(format!("the engine thread could not be started: {why}")))
 }
@@ -120,7 +126,7 @@ extern "C" fn stop() {
     if ENGINE_THREAD.get() {
         return;
     }
-    if let Ok(engine) = engine() {
+    if let Some(engine) = started() {
         engine.end();
     }
 }

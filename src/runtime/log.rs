@@ -5,7 +5,7 @@ use std::sync::{LazyLock, Mutex, mpsc};
 
 use log::{LevelFilter, Log, Metadata, Record};
 
-use super::{callback, sync::thread};
+use super::{callback, engine, sync::thread};
 use crate::{Error, Result, panic::guarded};
 
 /// Where messages go: level, target (such as `moxin_vlm::runtime`), text. Called on a thread of its own, one message after the other; dropped
@@ -51,6 +51,10 @@ fn send(message: Message) -> Result<()> {
 fn deliver(messages: mpsc::Receiver<Message>) {
     let mut sink = None;
     for message in messages {
+        // Where the process ends the program's function is not to be called any more: what it would use may be gone.
+        while engine::is_ending() {
+            thread::park();
+        }
         // A panic in the program's function costs its message only.
         let _ = guarded(|| {
             callback::enter(|| match message {

@@ -84,7 +84,8 @@ impl Session {
         self.change(move |chat| chat.add_text(role, &text))
     }
 
-    /// Sets the picture that the conversation is about. It is encoded by the next step.
+    /// Sets the picture that the conversation is about. It is encoded by the next step. Where the first answer is cancelled or fails, it is
+    /// taken back with the question; added again it is not encoded again.
     ///
     /// # Errors
     /// [`Error::InvalidState`] for a second picture, and after the first answer.
@@ -182,6 +183,30 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::Busy`]; [`Error::InvalidState`] where there is nothing to answer. `on_event` is not called then.
+    ///
+    /// # Example
+    /// ```
+    /// use std::sync::mpsc::channel;
+    ///
+    /// use moxin_vlm::{Event, GenerationOptions, LoadOptions, Model, Op, Picture, Role, StreamOptions};
+    ///
+    /// # fn main() -> moxin_vlm::Result<()> {
+    /// let model = Model::load("models/tiny", LoadOptions::default(), Op::default())?;
+    /// let session = model.session(GenerationOptions::default())?;
+    /// session.add_image(Picture::open("models/demo.png", &Default::default())?)?;
+    /// session.prefill(Op::default())?; // the picture is read while the user is still typing
+    /// session.add_text(Role::User, "How many shapes are there?")?;
+    /// let (sender, events) = channel();
+    /// session.start(StreamOptions::default(), move |event| sender.send(event).is_ok())?;
+    /// let mut answer = String::new();
+    /// for event in events {
+    ///     if let Event::Text { text, .. } | Event::Finished { text, .. } = event? {
+    ///         answer += &text;
+    ///     }
+    /// }
+    /// assert_eq!(answer, "Three.");
+    /// # Ok(()) }
+    /// ```
     pub fn start(&self, options: StreamOptions, on_event: impl FnMut(Result<Event>) -> bool + Send + 'static) -> Result<()> {
         let claim = self.shared.slot.claim()?;
         if !lock_chat(claim.slot(), |chat| Ok(chat.can_step()))? {

@@ -134,6 +134,9 @@ static void check_null(const moxin_model *model, const moxin_image *image, const
     CHECK(moxin_generate_step(NULL, NULL, NULL) == null_argument);
     CHECK(moxin_image_size(image, NULL, NULL, NULL) == MOXIN_STATUS_OK);
     CHECK(moxin_session_reset(session, NULL) == MOXIN_STATUS_OK);
+    CHECK(moxin_suspend(10000, NULL) == MOXIN_STATUS_OK);
+    moxin_resume();
+    CHECK(moxin_memory_set_limits(UINT64_MAX, UINT64_MAX, NULL) == MOXIN_STATUS_OK);
 }
 
 /* ---------------------------------------------------------------- arguments out of range */

@@ -80,6 +80,7 @@ static void check_model_facts(const moxin_model *model, const char *path)
     CHECK(inspected.fingerprint == 0 && loaded.fingerprint != 0);
     inspected.fingerprint = loaded.fingerprint;
     CHECK(memcmp(&loaded, &inspected, sizeof loaded) == 0);
+    CHECK(strcmp(loaded.model_type, "prismatic") == 0);
     CHECK(loaded.backend != MOXIN_BACKEND_AUTO && loaded.dtype != MOXIN_DTYPE_AUTO);
 
     NEED(moxin_model_metadata(model, "model_type", &value, &error));

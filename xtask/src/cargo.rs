@@ -1,9 +1,11 @@
 //! Cargo, as the chores call it.
 
 use std::env;
-use std::process::Command;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use crate::setup::repository;
 
@@ -13,6 +15,22 @@ pub fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
     command.current_dir(repository());
     command
+}
+
+/// What cargo knows of the packages: `cargo metadata`.
+pub fn metadata(arguments: &[&str]) -> Result<Value> {
+    let mut command = cargo();
+    command.args(["metadata", "--quiet", "--format-version=1"]).args(arguments);
+    let output = command.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!("`cargo metadata` fails, see above");
+    }
+    serde_json::from_slice(&output.stdout).context("what `cargo metadata` printed")
+}
+
+/// Where cargo puts what it builds.
+pub fn target_folder(metadata: &Value) -> Result<PathBuf> {
+    metadata["target_directory"].as_str().map(PathBuf::from).context("cargo's target folder")
 }
 
 /// Runs a program whose output goes to the user.

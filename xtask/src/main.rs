@@ -2,8 +2,10 @@
 
 mod cargo;
 mod demo;
+mod dist;
 mod full_size;
 mod header;
+mod measure;
 mod reference;
 mod score;
 mod setup;
@@ -28,11 +30,20 @@ enum Chore {
     Header,
     /// Write docs/c-api.md, the reference of the C API, from the header
     Reference,
+    /// Package the library for C and C++ programs: a folder that can be moved anywhere, and an archive of it
+    Dist(dist::Options),
+    /// Begin, answer and free 10,000 conversations through the C ABI, and plot the memory that it takes
+    Soak(measure::SoakOptions),
+    /// Measure what a call of the C ABI costs beside a step of the small model
+    CallCost(measure::CallCostOptions),
     /// Run a random checkpoint of the real size: 17 GB on disk, about as much memory
     FullSize(full_size::Options),
     /// Write the Rust bindings of mlx-c; a step of `setup`, in a process of its own
     #[command(hide = true)]
     Bindings(setup::bindings::Options),
+    /// Print where a CMake is, after getting one where the system has none; the tests build programs with it
+    #[command(hide = true)]
+    Cmake,
 }
 
 fn main() -> ExitCode {
@@ -43,8 +54,12 @@ fn main() -> ExitCode {
         Chore::Score(options) => score::run(options),
         Chore::Header => header::run().and_then(|()| reference::run()),
         Chore::Reference => reference::run(),
+        Chore::Dist(options) => dist::run(options),
+        Chore::Soak(options) => measure::soak(options),
+        Chore::CallCost(options) => measure::call_cost(options),
         Chore::FullSize(options) => full_size::run(options),
         Chore::Bindings(options) => setup::bindings::run(options),
+        Chore::Cmake => setup::cmake::run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -50,11 +50,12 @@ const STEPS: [Step; 5] = [
 
 const LICENCES: Step = Step::new("licences", &["deny", "check", "licenses", "bans", "sources"]);
 
-/// Tests that passed, and those that were left out.
+/// Tests that passed, and those that were left out: as marked in their source, or for the reasons that they gave themselves.
 #[derive(Default, PartialEq, Debug)]
 struct Count {
     passed: usize,
     ignored: usize,
+    skipped: Vec<String>,
 }
 
 pub fn run() -> Result<()> {
@@ -76,8 +77,12 @@ pub fn run() -> Result<()> {
             None => println!("{name:20} SKIPPED: cargo-deny is not here; get it with: cargo install --locked cargo-deny"),
         }
     }
-    let Count { passed, ignored } = count;
-    println!("\nAll is well: {passed} tests passed, {ignored} ignored, in {}.", seconds(start.elapsed()));
+    let Count { passed, ignored, skipped } = count;
+    for reason in &skipped {
+        println!("SKIPPED in a test: {reason}");
+    }
+    let parts = format!("{passed} tests passed, {ignored} ignored, {} SKIPPED in part", skipped.len());
+    println!("\nAll is well: {parts}, in {}.", seconds(start.elapsed()));
     Ok(())
 }
 
@@ -100,8 +105,15 @@ fn run_step(step: &Step, count: &mut Count) -> Result<Duration> {
 }
 
 impl Count {
-    /// Reads the closing line of one test program: `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
+    /// Reads the closing line of one test program, `test result: ok. 3 passed; 0 failed; 1 ignored; …`, and `SKIPPED: …` from a test that
+    /// lacks a tool.
     fn add(&mut self, line: &str) {
+        if let Some(reason) = line.strip_prefix("SKIPPED: ") {
+            if !self.skipped.iter().any(|known| known == reason) {
+                self.skipped.push(reason.to_owned());
+            }
+            return;
+        }
         let Some(result) = line.strip_prefix("test result: ok. ") else { return };
         for part in result.split("; ") {
             match part.split_once(' ').and_then(|(number, what)| Some((number.parse::<usize>().ok()?, what))) {
@@ -127,7 +139,9 @@ mod tests {
         count.add("running 3 tests");
         count.add("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s");
         count.add("test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.50s");
-        assert_eq!(count, Count { passed: 15, ignored: 1 });
+        count.add("SKIPPED: no CMake");
+        count.add("SKIPPED: no CMake");
+        assert_eq!(count, Count { passed: 15, ignored: 1, skipped: vec!["no CMake".to_owned()] });
     }
 
     #[test]

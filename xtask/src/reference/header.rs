@@ -155,14 +155,14 @@ impl<'a> Lines<'a> {
     }
 
     /// The members of a struct or enum, to its end.
-    fn members(&mut self, of: &str, read: fn(&str) -> Option<(&str, &str)>) -> Result<Vec<Member>> {
+    fn members(&mut self, of: &str, read: fn(&str) -> Option<(&str, String)>) -> Result<Vec<Member>> {
         let mut members = Vec::new();
         loop {
             match self.next()?.trim_start() {
                 "/**" => {
                     let comment = self.comment()?;
                     let (name, code) = read(self.next()?.trim_start()).with_context(|| self.unknown())?;
-                    members.push(Member { name: name.into(), comment, code: code.into() });
+                    members.push(Member { name: name.into(), comment, code });
                 }
                 line => {
                     ensure!(line == format!("}} {of};"), self.unknown());
@@ -174,15 +174,17 @@ impl<'a> Lines<'a> {
 }
 
 /// `NAME = 1,`
-fn enumerator(line: &str) -> Option<(&str, &str)> {
-    line.strip_suffix(',')?.split_once(" = ").filter(|(name, _)| is_name(name))
+fn enumerator(line: &str) -> Option<(&str, String)> {
+    let (name, value) = line.strip_suffix(',')?.split_once(" = ")?;
+    is_name(name).then(|| (name, value.into()))
 }
 
-/// `const char *name;`
-fn field(line: &str) -> Option<(&str, &str)> {
+/// `const char *name;` or `char name[32];`
+fn field(line: &str) -> Option<(&str, String)> {
     let line = line.strip_suffix(';')?;
-    let (code, name) = line.split_at(line.rfind([' ', '*'])? + 1);
-    (is_name(name) && !code.contains(['(', ','])).then_some((name, code.trim_end()))
+    let (line, size) = line.split_at(line.find('[').unwrap_or(line.len()));
+    let (of, name) = line.split_at(line.rfind([' ', '*'])? + 1);
+    (is_name(name) && !of.contains(['(', ','])).then(|| (name, format!("{}{size}", of.trim_end())))
 }
 
 /// A declaration of one statement: its name and shape.
@@ -261,10 +263,12 @@ mod tests {
     #[test]
     fn members_of_structs_and_enums() {
         let code = "/**\n * S.\n */\ntypedef struct moxin_s {\n    /**\n     * One.\n     */\n    size_t one;\n    /**\n     * Two.\n     */\n    \
-                    const char *const *two;\n} moxin_s;\n\
+                    const char *const *two;\n    /**\n     * Three.\n     */\n    char three[32];\n} moxin_s;\n\
                     /**\n * E.\n */\ntypedef enum moxin_e {\n    /**\n     * First.\n     */\n    MOXIN_E_FIRST = 0,\n} moxin_e;\n";
+        let fields =
+            vec![member("one", "One.", "size_t"), member("two", "Two.", "const char *const *"), member("three", "Three.", "char[32]")];
         let expected = [
-            item("moxin_s", "S.", Shape::Struct(vec![member("one", "One.", "size_t"), member("two", "Two.", "const char *const *")])),
+            item("moxin_s", "S.", Shape::Struct(fields)),
             item("moxin_e", "E.", Shape::Enum(vec![member("MOXIN_E_FIRST", "First.", "0")])),
         ];
         assert_eq!(items(code).unwrap(), expected);
@@ -290,7 +294,7 @@ mod tests {
             ("/**\n * Not ours.\n */\nint another(void);\n", 11),
             ("/**\n * Variable.\n */\nextern int moxin_variable;\n", 11),
             ("/**\n * S.\n */\ntypedef struct moxin_s {\n    int without_a_comment;\n} moxin_s;\n", 12),
-            ("/**\n * S.\n */\ntypedef struct moxin_s {\n    /**\n     * Array.\n     */\n    int a[3];\n} moxin_s;\n", 15),
+            ("/**\n * S.\n */\ntypedef struct moxin_s {\n    /**\n     * Bits.\n     */\n    int a : 3;\n} moxin_s;\n", 15),
             ("/**\n * S.\n */\ntypedef struct moxin_s {\n    /**\n     * Function.\n     */\n    int (*f)(int, int);\n} moxin_s;\n", 15),
             ("/**\n * S.\n */\ntypedef struct moxin_s {\n} moxin_t;\n", 12),
         ] {

@@ -11,8 +11,9 @@
 
 pub mod bindings;
 mod cargo_config;
+pub mod cmake;
 mod native;
-mod step;
+pub mod step;
 mod wheels;
 
 use std::env::{
@@ -82,12 +83,12 @@ pub fn run(options: Options) -> Result<()> {
     }
 }
 
-/// Gets MLX where it is not there yet; silent otherwise. Other chores call this first.
-pub fn ensure() -> Result<()> {
-    if is_needed(OS, ARCH)? {
-        prepare(None)?;
+/// Gets MLX where it is not there yet; silent otherwise. Other chores call this first. Returns its folder, where MLX needs a set-up.
+pub fn ensure() -> Result<Option<PathBuf>> {
+    if !is_needed(OS, ARCH)? {
+        return Ok(None);
     }
-    Ok(())
+    Ok(Some(prepare(None)?.path))
 }
 
 /// Whether this kind of machine needs the set-up; an error where MLX cannot be had at all.
@@ -243,7 +244,7 @@ fn build(part: &Path, home: &Home) -> Result<()> {
     let mlx_c = native::mlx_c_sources(repository())?;
 
     steps.say(&format!("fetching MLX {MLX_VERSION} ({}) and what builds it", home.backend.name()));
-    wheels::download(&steps, home.backend, &downloads)?;
+    wheels::download(&steps, &wheels::requirements(home.backend).concat(), &downloads)?;
     steps.say("unpacking");
     wheels::unpack(&steps, &downloads, &made.path, &tools)?;
     steps.say("writing the Rust bindings of mlx-c");

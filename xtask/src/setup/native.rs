@@ -190,7 +190,7 @@ pub fn check(steps: &Steps, folder: &Path, backend: Backend) -> Result<String> {
 }
 
 /// Python's zipfile leaves out the permission to run.
-fn executable(file: PathBuf) -> Result<PathBuf> {
+pub fn executable(file: PathBuf) -> Result<PathBuf> {
     #[cfg(unix)]
     fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     Ok(file)

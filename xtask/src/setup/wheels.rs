@@ -53,10 +53,15 @@ pub fn check_python() -> Result<()> {
     bail!("`python3 -m pip --version` fails: {}", text.lines().last().unwrap_or("it says nothing"))
 }
 
-/// Fetches the pinned wheels into a folder. pip compares each with its hash.
-pub fn download(steps: &Steps, backend: Backend, folder: &Path) -> Result<()> {
+/// One tool's line.
+pub fn pinned(tool: &str) -> Option<&'static str> {
+    include_str!("wheels/tools.txt").lines().find(|line| line.strip_prefix(tool).is_some_and(|rest| rest.starts_with("==")))
+}
+
+/// Fetches pinned wheels into a folder. pip compares each with its hash.
+pub fn download(steps: &Steps, requirements: &str, folder: &Path) -> Result<()> {
     let list = folder.join("requirements.txt");
-    fs::write(&list, requirements(backend).concat())?;
+    fs::write(&list, requirements)?;
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "--disable-pip-version-check", "--no-input", "download"])
         .args(["--require-hashes", "--no-deps", "--only-binary=:all:", "--retries=2"])
