@@ -188,7 +188,7 @@ impl<'a> Page<'a> {
         let short = [STATUS, "MOXIN_EVENT_KIND_"].map(|prefix| format!("{prefix}{word}"));
         Ok(match short.iter().find(|name| self.names.contains(name.as_str())) {
             Some(name) => link(word, name),
-            None if word.contains('_') => format!("`{word}`"),
+            None if word.contains(['_', '*']) => format!("`{word}`"),
             None => word.into(),
         })
     }
@@ -352,7 +352,7 @@ enum moxin_status moxin_image_show(struct moxin_error **error);
             assert_eq!(linked("see moxin_error_free."), "see [`moxin_error_free`](#moxin_error_free).");
             assert_eq!(linked("BUSY, MOXIN_STATUS_BUSY"), "[`BUSY`](#moxin-status-busy), [`MOXIN_STATUS_BUSY`](#moxin-status-busy)");
             assert_eq!(linked("one of MOXIN_ROLE_*."), "one of [`MOXIN_ROLE_*`](#moxin_role).");
-            assert_eq!(linked("*out_error, a->struct_size, 2 * two"), "`*out_error`, `a->struct_size`, 2 * two");
+            assert_eq!(linked("*out_error, *x, a->struct_size, 2 * two"), "`*out_error`, `*x`, `a->struct_size`, 2 * two");
             assert_eq!(linked("`moxin_error x;` is <code>"), "`moxin_error x;` is &lt;code>");
             assert_eq!(page.cell("a|b\nc\n\nd").unwrap(), "a\\|b c<br>d");
             assert_eq!(page.type_link("const struct moxin_error *"), "[`const struct moxin_error *`](#moxin_error)");
