@@ -184,7 +184,7 @@ fn field(line: &str) -> Option<(&str, String)> {
     let line = line.strip_suffix(';')?;
     let (line, size) = line.split_at(line.find('[').unwrap_or(line.len()));
     let (of, name) = line.split_at(line.rfind([' ', '*'])? + 1);
-    (is_name(name) && !of.contains(['(', ','])).then(|| (name, format!("{}{size}", of.trim_end())))
+    (is_name(name) && of.chars().all(|c| is_name_character(c) || " *".contains(c))).then(|| (name, format!("{}{size}", of.trim_end())))
 }
 
 /// A declaration of one statement: its name and shape.
