@@ -10,7 +10,8 @@
  *           needs of its model, an embedding needs nothing, a fork does not need the session it was made from.
  * Threads   Every function may be called from any thread. All computing is done on one thread of the library, on which sessions
  *           take turns, a chunk of a prompt or a token each. A second operation on a session that is at work returns
- *           MOXIN_STATUS_BUSY. A call that has begun keeps what it uses alive: a handle may be freed meanwhile, but not used again.
+ *           MOXIN_STATUS_BUSY. A handle must not be freed while another thread may call with it, moxin_session_cancel included;
+ *           inside a callback it may, for the call that it belongs to keeps alive what it uses.
  * Callbacks Progress is told on the thread that called; a stream's events on a thread of the stream; the log on one of its own.
  *           Inside a callback every function may be called, _free included, which does not wait there for anything. A callback
  *           must return: no exception and no longjmp may leave it.
@@ -585,7 +586,7 @@ typedef struct moxin_session_params {
      */
     float repetition_penalty;
     /**
-     * How many of the latest tokens count as come up before.
+     * How many of the latest tokens count as come up before. 0, the default: all of the conversation.
      */
     uint32_t repetition_window;
     /**
@@ -901,7 +902,7 @@ void moxin_image_params_init(struct moxin_image_params *params, size_t struct_si
 /**
  * Reads a picture from a file: PNG, JPEG, WebP, GIF (its first frame), BMP or TIFF, told by its content.
  *
- * path: UTF-8, NUL-terminated. params, error: may be NULL. *out receives an image that the caller frees with moxin_image_free.
+ * path: UTF-8, NUL-terminated. params, error: may be NULL. *out_image receives an image that the caller frees with moxin_image_free.
  *
  * Fails with NOT_FOUND, IO, UNSUPPORTED_IMAGE, and with INVALID_ARGUMENT for a path that is not UTF-8.
  */
@@ -912,6 +913,8 @@ enum moxin_status moxin_image_from_file(const char *path,
 
 /**
  * As moxin_image_from_file, from the bytes of a file in memory. They are not needed any more when the call returns.
+ *
+ * Fails with UNSUPPORTED_IMAGE.
  */
 enum moxin_status moxin_image_from_bytes(const void *data,
                                          size_t len,
@@ -1134,7 +1137,7 @@ enum moxin_status moxin_embedding_info_get(const struct moxin_embedding *embeddi
 /**
  * Copies the numbers of an embedding, token after token. values has room for capacity floats; token_count * hidden_size are needed.
  *
- * Fails with INVALID_ARGUMENT, naming the number needed, where the room is too small.
+ * Fails with INVALID_ARGUMENT, naming the number needed, where the room is too small; with SUSPENDED, BACKEND.
  */
 enum moxin_status moxin_embedding_copy(const struct moxin_embedding *embedding,
                                        float *values,
@@ -1183,8 +1186,8 @@ enum moxin_status moxin_session_new(const struct moxin_model *model,
  * A session of its own whose conversation has been the same until now: to ask two things about one picture without reading it twice.
  * *out_session receives a session that the caller frees with moxin_session_free.
  *
- * Fails with INVALID_STATE while an answer is being generated, with BUSY, and with OUT_OF_MEMORY where there is no room for a copy of what
- * was computed.
+ * Fails with INVALID_STATE while an answer is being generated or where the model was unloaded, with BUSY, and with OUT_OF_MEMORY where there
+ * is no room for a copy of what was computed.
  */
 enum moxin_status moxin_session_fork(const struct moxin_session *session,
                                      struct moxin_session **out_session,

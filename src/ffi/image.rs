@@ -57,7 +57,7 @@ pub unsafe extern "C" fn moxin_image_params_init(params: *mut moxin_image_params
 
 /// Reads a picture from a file: PNG, JPEG, WebP, GIF (its first frame), BMP or TIFF, told by its content.
 ///
-/// path: UTF-8, NUL-terminated. params, error: may be NULL. *out receives an image that the caller frees with moxin_image_free.
+/// path: UTF-8, NUL-terminated. params, error: may be NULL. *out_image receives an image that the caller frees with moxin_image_free.
 ///
 /// Fails with NOT_FOUND, IO, UNSUPPORTED_IMAGE, and with INVALID_ARGUMENT for a path that is not UTF-8.
 #[unsafe(no_mangle)]
@@ -79,6 +79,8 @@ pub unsafe extern "C" fn moxin_image_from_file(
 }
 
 /// As moxin_image_from_file, from the bytes of a file in memory. They are not needed any more when the call returns.
+///
+/// Fails with UNSUPPORTED_IMAGE.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_image_from_bytes(
     data: *const c_void,

@@ -389,7 +389,7 @@ pub unsafe extern "C" fn moxin_embedding_info_get(
 
 /// Copies the numbers of an embedding, token after token. values has room for capacity floats; token_count * hidden_size are needed.
 ///
-/// Fails with INVALID_ARGUMENT, naming the number needed, where the room is too small.
+/// Fails with INVALID_ARGUMENT, naming the number needed, where the room is too small; with SUSPENDED, BACKEND.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_embedding_copy(
     embedding: *const moxin_embedding,

@@ -51,7 +51,7 @@ pub struct moxin_session_params {
     pub min_p: f32,
     /// Above 1: makes tokens that came up before less likely. Default: 1.
     pub repetition_penalty: f32,
-    /// How many of the latest tokens count as come up before.
+    /// How many of the latest tokens count as come up before. 0, the default: all of the conversation.
     pub repetition_window: u32,
     /// The same seed draws the same tokens. Default: 0.
     pub seed: u64,
@@ -126,8 +126,8 @@ pub unsafe extern "C" fn moxin_session_new(
 /// A session of its own whose conversation has been the same until now: to ask two things about one picture without reading it twice.
 /// *out_session receives a session that the caller frees with moxin_session_free.
 ///
-/// Fails with INVALID_STATE while an answer is being generated, with BUSY, and with OUT_OF_MEMORY where there is no room for a copy of what
-/// was computed.
+/// Fails with INVALID_STATE while an answer is being generated or where the model was unloaded, with BUSY, and with OUT_OF_MEMORY where there
+/// is no room for a copy of what was computed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_fork(
     session: *const moxin_session,
