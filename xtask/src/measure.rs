@@ -84,7 +84,15 @@ fn draw(path: &Path, samples: &[Sample]) -> Result<()> {
         .x_label_area_size(40)
         .y_label_area_size(56)
         .build_cartesian_2d(0.0..last, 0.0..most * 1.15)?;
-    chart.configure_mesh().x_desc("cycles").y_desc("MB").light_line_style(WHITE).draw()?;
+    let whole = |value: &f64| format!("{value:.0}");
+    chart
+        .configure_mesh()
+        .x_desc("cycles")
+        .y_desc("MB")
+        .x_label_formatter(&whole)
+        .y_label_formatter(&whole)
+        .light_line_style(WHITE)
+        .draw()?;
     let resident = samples.iter().map(|sample| (sample.cycle, sample.resident / 1e6)).collect::<Vec<_>>();
     let active = samples.iter().map(|sample| (sample.cycle, sample.active / 1e6)).collect();
     for (name, colour, points) in [("resident", RGBColor(31, 119, 180), resident), ("in use by MLX", RGBColor(214, 120, 40), active)] {
