@@ -45,7 +45,10 @@ const STEPS: [Step; 5] = [
     },
     Step::new("tests of the chores", &["test", "--profile", "chores", "--package", "xtask"]),
     // The models of the tests are small: two threads of OpenBLAS cost more waiting for each other than they save.
-    Step { environment: Some(("OPENBLAS_NUM_THREADS", "1")), ..Step::new("tests", &["test", "--package", "moxin-vlm"]) },
+    Step {
+        environment: Some(("OPENBLAS_NUM_THREADS", "1")),
+        ..Step::new("tests", &["test", "--package", "moxin-vlm", "--package", "moxin-vlm-fuzz"])
+    },
 ];
 
 const LICENCES: Step = Step::new("licences", &["deny", "check", "licenses", "bans", "sources"]);
