@@ -1,10 +1,13 @@
 //! What is fuzzed: each target takes any bytes, which the library must take or refuse with an [`Error`] that fits. A panic, a hang, or memory
 //! without bounds is a finding. `cargo xtask fuzz` runs them under libFuzzer, tests/replay.rs over the corpus and on random changes to it.
 
+mod c_abi;
+
 use std::fs::{self, File};
 use std::panic;
 use std::path::{Path, PathBuf};
 
+pub use c_abi::c_abi;
 use moxin_vlm::checkpoint::{Checkpoint, LoadContext};
 use moxin_vlm::text::StreamDecoder;
 use moxin_vlm::{DecodeOptions, Error, Picture, PixelFormat, Processor, Result, VLMConfig, load_tokenizer};
@@ -15,7 +18,8 @@ use tempfile::TempDir;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
+    ("c_abi", c_abi),
     ("config", config),
     ("image", image),
     ("index", index),

@@ -51,7 +51,34 @@ const STEPS: [Step; 5] = [
     },
 ];
 
-const LICENCES: Step = Step::new("licences", &["deny", "check", "licenses", "bans", "sources"]);
+/// A step that needs a program which not everyone has.
+struct Extra {
+    step: Step,
+    /// Fails where the program is not there.
+    program: &'static [&'static str],
+    /// How to get it.
+    get: &'static str,
+}
+
+const EXTRAS: [Extra; 2] = [
+    Extra {
+        // Of the ignored tests those that take seconds; tests/sanitize.rs says more.
+        step: Step::new("valgrind", &["test", "--package", "moxin-vlm", "--test", "sanitize", "--", "--ignored", "--skip", "whole"]),
+        program: &["valgrind", "--version"],
+        get: "apt-get install valgrind",
+    },
+    Extra {
+        step: Step::new("licences", &["deny", "check", "licenses", "bans", "sources"]),
+        program: &["cargo", "deny", "--version"],
+        get: "cargo install --locked cargo-deny",
+    },
+];
+
+impl Extra {
+    fn is_possible(&self) -> bool {
+        Command::new(self.program[0]).args(&self.program[1..]).output().is_ok_and(|output| output.status.success())
+    }
+}
 
 /// Tests that passed, and those that were left out: as marked in their source, or for the reasons that they gave themselves.
 #[derive(Default, PartialEq, Debug)]
@@ -64,21 +91,21 @@ struct Count {
 pub fn run() -> Result<()> {
     let start = Instant::now();
     setup::ensure()?;
-    let mut times = vec![("set-up", Some(start.elapsed()))];
+    let mut lines = vec![("set-up", seconds(start.elapsed()))];
     let mut count = Count::default();
     for step in &STEPS {
-        times.push((step.name, Some(run_step(step, &mut count)?)));
+        lines.push((step.name, seconds(run_step(step, &mut count)?)));
     }
-    let has_deny = cargo::cargo().args(["deny", "--version"]).output().is_ok_and(|output| output.status.success());
-    let licences = if has_deny { Some(run_step(&LICENCES, &mut count)?) } else { None };
-    times.push((LICENCES.name, licences));
+    for Extra { step, get, .. } in EXTRAS.iter().filter(|extra| !extra.is_possible()) {
+        lines.push((step.name, format!("SKIPPED; it needs: {get}")));
+    }
+    for Extra { step, .. } in EXTRAS.iter().filter(|extra| extra.is_possible()) {
+        lines.push((step.name, seconds(run_step(step, &mut count)?)));
+    }
 
     println!();
-    for (name, time) in times {
-        match time {
-            Some(time) => println!("{name:20} {:>7}", seconds(time)),
-            None => println!("{name:20} SKIPPED: cargo-deny is not here; get it with: cargo install --locked cargo-deny"),
-        }
+    for (name, outcome) in lines {
+        println!("{name:20} {outcome:>7}");
     }
     let Count { passed, ignored, skipped } = count;
     for reason in &skipped {
