@@ -2,7 +2,6 @@
  * Uses the C ABI as a careless caller would and checks what comes back. Run by tests/c.rs.
  *
  *   abi check MODEL IMAGE RGB WIDTH HEIGHT   everything below; RGB is a file with the picture's pixels, three bytes each
- *   abi calls MODEL IMAGE RGB WIDTH HEIGHT   the quick part of it: every call with arguments of all kinds
  *   abi exit-loading MODEL                   ends with exit(42) while another thread loads a model
  *   abi exit-encoding MODEL                  ends with exit(42) while another thread encodes pictures
  *   abi exit-in-progress MODEL               ends with exit(42) inside a progress callback
@@ -1062,7 +1061,7 @@ int main(int argc, char **argv)
         exit_in_progress(argv[2]);
     } else if (strcmp(mode, "exit-leaving") == 0 && argc == 3) {
         exit_leaving(argv[2]);
-    } else if ((strcmp(mode, "check") != 0 && strcmp(mode, "calls") != 0) || argc != 7) {
+    } else if (strcmp(mode, "check") != 0 || argc != 7) {
         fprintf(stderr, "see the top of abi.c for the arguments\n");
         return 2;
     }
@@ -1079,17 +1078,15 @@ int main(int argc, char **argv)
     check_arguments(model, session, path);
     check_sizes(model, embedding, session, path);
     check_event_sizes(session);
+    check_images(model, image, image_path, argv[4], (uint32_t)atol(argv[5]), (uint32_t)atol(argv[6]));
+    check_operations(model, image, path);
+    check_states(model, image, embedding);
+    check_cancel(model, embedding);
+    check_parameters(model, embedding);
     check_text_lifetime(model, embedding);
-    if (strcmp(mode, "check") == 0) {
-        check_images(model, image, image_path, argv[4], (uint32_t)atol(argv[5]), (uint32_t)atol(argv[6]));
-        check_operations(model, image, path);
-        check_states(model, image, embedding);
-        check_cancel(model, embedding);
-        check_parameters(model, embedding);
-        check_frees(path, image);
-        check_busy(model, image);
-        check_threads(model, embedding);
-    }
+    check_frees(path, image);
+    check_busy(model, image);
+    check_threads(model, embedding);
     moxin_session_free(session);
     moxin_embedding_free(embedding);
     moxin_image_free(image);

@@ -1,6 +1,7 @@
 /*
- * Faults on purpose, which the tools that run over abi.c must see. Run by tests/sanitize.rs.
+ * Faults on purpose, which whatever watches over the C programs must see. Run by tests/c.rs.
  *
+ *   faulty nothing    none
  *   faulty leak       a picture that is never freed
  *   faulty past-end   pixels that are fewer than the call says
  *   faulty freed      a picture used after it was freed
@@ -63,5 +64,9 @@ int main(int argc, char **argv)
     if (strcmp(fault, "freed") == 0) {
         return freed();
     }
-    return strcmp(fault, "overflow") == 0 ? overflow(argc) : 2;
+    if (strcmp(fault, "overflow") == 0) {
+        return overflow(argc);
+    }
+    moxin_image_free(picture(1000));
+    return strcmp(fault, "nothing") == 0 ? 0 : 2;
 }
