@@ -7,8 +7,8 @@ use std::mem::{offset_of, replace};
 use std::path::Path;
 use std::ptr::{null, null_mut};
 use std::slice;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use moxin_vlm::ffi::*;
 
 /// Calls for one input at most, and how many of them may take long.
 const CALLS: usize = 48;
-const LONG_CALLS: usize = 3;
+const LONG_CALLS: usize = 2;
 const SLOTS: usize = 3;
 
 /// Calls of the C ABI, as `bytes` say.
@@ -150,8 +150,8 @@ struct Caller {
     sessions: [*mut moxin_session; SLOTS],
     cancels: [*mut moxin_cancel; SLOTS],
     /// Each with whether it began.
-    streams: Vec<(Box<Told>, bool)>,
-    logs: Vec<Box<Told>>,
+    streams: Vec<(Arc<Told>, bool)>,
+    logs: Vec<Arc<Told>>,
     long_calls: usize,
 }
 
@@ -408,8 +408,8 @@ impl Caller {
     unsafe fn generate_start(&mut self, slot: usize, place: *mut *mut moxin_error, input: &mut Unstructured) -> Result<moxin_status> {
         let (op, wants_events) = (self.op(input)?, input.ratio(7, 8)?);
         let callback: moxin_event_fn = if wants_events { Some(on_event) } else { None };
-        let told = Box::new(Told::default());
-        let user_data = (&raw const *told).cast_mut().cast();
+        let told = Arc::new(Told::default());
+        let user_data = Arc::as_ptr(&told).cast_mut().cast();
         // SAFETY: the user data lives until the stream has ended: see `leave`.
         let status = unsafe { moxin_generate_start(self.sessions[slot], pointer(&op), callback, user_data, Some(destroy), place) };
         self.streams.push((told, status == moxin_status::Ok));
@@ -420,8 +420,8 @@ impl Caller {
     /// As for the calls themselves.
     unsafe fn set_log(&mut self, place: *mut *mut moxin_error, input: &mut Unstructured) -> Result<moxin_status> {
         let callback: moxin_log_fn = if input.ratio(3, 4)? { Some(on_log) } else { None };
-        let told = Box::new(Told::default());
-        let user_data = (&raw const *told).cast_mut().cast();
+        let told = Arc::new(Told::default());
+        let user_data = Arc::as_ptr(&told).cast_mut().cast();
         // SAFETY: the user data lives until the log was destroyed: see `leave`.
         let status = unsafe { moxin_set_log(callback, number(input)? as u32, user_data, Some(destroy), place) };
         self.logs.push(told);

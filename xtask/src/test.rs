@@ -12,23 +12,23 @@ use crate::{cargo, setup};
 struct Step {
     name: &'static str,
     arguments: &'static [&'static str],
-    environment: Option<(&'static str, &'static str)>,
+    environment: &'static [(&'static str, &'static str)],
 }
 
 impl Step {
     const fn new(name: &'static str, arguments: &'static [&'static str]) -> Step {
-        Step { name, arguments, environment: None }
+        Step { name, arguments, environment: &[] }
     }
 
     fn command(&self) -> Command {
         let mut command = cargo::cargo();
-        command.args(self.arguments).envs(self.environment);
+        command.args(self.arguments).envs(self.environment.iter().copied());
         command
     }
 
     /// How a person runs it again.
     fn line(&self) -> String {
-        let environment = self.environment.map(|(name, value)| format!("{name}='{value}' ")).unwrap_or_default();
+        let environment: String = self.environment.iter().map(|(name, value)| format!("{name}='{value}' ")).collect();
         format!("{environment}cargo {}", self.arguments.join(" "))
     }
 }
@@ -36,18 +36,22 @@ impl Step {
 /// Quick ones first. So that each dependency is checked once and built once, every step on the library takes in the development
 /// dependencies (with the examples): without them some crates would have fewer features, which makes them other crates. The chores' own
 /// tests keep to the chores' profile, in which their dependencies are built already.
-const STEPS: [Step; 5] = [
+const STEPS: [Step; 6] = [
     Step::new("format", &["fmt", "--all", "--check"]),
     Step::new("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
     Step {
-        environment: Some(("RUSTDOCFLAGS", "-D warnings")),
+        environment: &[("RUSTDOCFLAGS", "-D warnings")],
         ..Step::new("documentation", &["doc", "--package", "moxin-vlm", "--no-deps", "--lib", "--examples"])
     },
     Step::new("tests of the chores", &["test", "--profile", "chores", "--package", "xtask"]),
     // The models of the tests are small: two threads of OpenBLAS cost more waiting for each other than they save.
     Step {
-        environment: Some(("OPENBLAS_NUM_THREADS", "1")),
+        environment: &[("OPENBLAS_NUM_THREADS", "1")],
         ..Step::new("tests", &["test", "--package", "moxin-vlm", "--package", "moxin-vlm-fuzz"])
+    },
+    Step {
+        environment: &[("OPENBLAS_NUM_THREADS", "1"), ("MOXIN_WATCH", "sanitizers")],
+        ..Step::new("sanitizers", &["test", "--package", "moxin-vlm", "--package", "moxin-vlm-fuzz", "--test", "c"])
     },
 ];
 
@@ -62,8 +66,26 @@ struct Extra {
 
 const EXTRAS: [Extra; 2] = [
     Extra {
-        // Of the ignored tests those that take seconds; tests/sanitize.rs says more.
-        step: Step::new("valgrind", &["test", "--package", "moxin-vlm", "--test", "sanitize", "--", "--ignored", "--skip", "whole"]),
+        // What takes seconds; without names, all C programs run, for half an hour.
+        step: Step {
+            environment: &[("MOXIN_WATCH", "valgrind")],
+            ..Step::new(
+                "valgrind",
+                &[
+                    "test",
+                    "--package",
+                    "moxin-vlm",
+                    "--package",
+                    "moxin-vlm-fuzz",
+                    "--test",
+                    "c",
+                    "--",
+                    "describe_answers",
+                    "describe_says",
+                    "what_watches",
+                ],
+            )
+        },
         program: &["valgrind", "--version"],
         get: "apt-get install valgrind",
     },
