@@ -66,7 +66,7 @@ struct Extra {
 
 const EXTRAS: [Extra; 2] = [
     Extra {
-        // What takes seconds; without names, all C programs run, for half an hour.
+        // What takes seconds; without names, all C programs run, which takes many minutes.
         step: Step {
             environment: &[("MOXIN_WATCH", "valgrind")],
             ..Step::new(
