@@ -112,7 +112,10 @@ impl Queue {
     pub fn run<R: Send + 'static>(self: &Arc<Self>, mut op: Op, job: impl FnOnce(&Reporter<R>) -> Result<R> + Send + 'static) -> Result<R> {
         let control = Control::new(op.cancel.clone(), op.timeout);
         if let Err(error) = self.check(&control) {
-            self.discard(job);
+            // Not on the thread that works: it cannot be known whether MLX is still there.
+            if self.is_ending() {
+                mem::forget(job);
+            }
             return Err(error);
         }
         let (sender, messages) = mpsc::channel();
