@@ -87,7 +87,7 @@ fn programs_build_with_cmake() {
     let Some(cmake) = cmake() else { return };
     let folder = scratch("cmake");
     let mut project = "cmake_minimum_required(VERSION 3.16)\nproject(examples LANGUAGES C CXX)\nset(CMAKE_CXX_STANDARD 17)\n\
-                       find_package(moxin_vlm 0.1 REQUIRED)\nfind_package(moxin_vlm REQUIRED)\n"
+                       find_package(moxin_vlm 0.2 REQUIRED)\nfind_package(moxin_vlm REQUIRED)\n"
         .to_owned();
     let kinds = [("shared", "moxin_vlm::moxin_vlm"), ("static", "moxin_vlm::static")];
     for (kind, target) in kinds {
