@@ -1,4 +1,8 @@
 //! The C ABI: its header, what the library exports, and C programs that use it.
+//!
+//! With `MOXIN_WATCH=sanitizers` the programs are compiled with AddressSanitizer, which looks for leaks too, and UndefinedBehaviorSanitizer.
+//! With `MOXIN_WATCH=valgrind` Valgrind runs them, which also sees what the library itself reads and writes, and takes 50 times as long. Neither
+//! is told to overlook anything.
 #![cfg(unix)]
 
 use std::{
@@ -244,6 +248,43 @@ fn threads_come_upon_each_other() {
     }
 }
 
+/// A leak, memory too short, memory freed, and arithmetic that is not defined are seen by what watches over the programs.
+#[test]
+fn what_watches_sees_faults() {
+    let program = Program::build("tests/c/faulty.c");
+    let seen: &[&str] = match watch() {
+        Watch::Nothing => &[],
+        Watch::Sanitizers => &["leak", "past-end", "freed", "overflow"],
+        // Arithmetic it does not watch.
+        Watch::Valgrind => &["leak", "past-end", "freed"],
+    };
+    program.run(&["nothing".as_ref()], 0);
+    seen.iter().for_each(|fault| drop(program.run(&[fault.as_ref()], SEEN)));
+}
+
+/// What looks on while a program runs.
+#[derive(Clone, Copy, PartialEq)]
+enum Watch {
+    Nothing,
+    Sanitizers,
+    Valgrind,
+}
+
+fn watch() -> Watch {
+    match env::var("MOXIN_WATCH").as_deref() {
+        Err(_) => Watch::Nothing,
+        Ok("sanitizers") => Watch::Sanitizers,
+        Ok("valgrind") => Watch::Valgrind,
+        Ok(other) => panic!("MOXIN_WATCH is {other}; sanitizers or valgrind is expected"),
+    }
+}
+
+/// The exit status of a program in which a fault was seen.
+const SEEN: i32 = 99;
+
+/// The exit status of those that end in the middle of things, where much is not yet freed.
+const IN_THE_MIDDLE: i32 = 42;
+
 /// A C program built against the library that cargo built for these tests.
 struct Program {
     path: PathBuf,
@@ -256,7 +297,10 @@ impl Program {
         let path = folder.path().join("program");
         let libraries = library_folder();
         let mut command = compiler("CC", "cc");
-        command.args(C99).arg("-I").arg(in_repository("include")).arg(in_repository(source)).arg("-o").arg(&path);
+        command.args(C99).arg("-g").arg("-I").arg(in_repository("include")).arg(in_repository(source)).arg("-o").arg(&path);
+        if watch() == Watch::Sanitizers {
+            command.args(["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]);
+        }
         command.arg("-L").arg(&libraries).arg(format!("-Wl,-rpath,{}", libraries.display())).args(["-lmoxin_vlm", "-lm", "-pthread"]);
         succeed(&mut command);
         Program { path, _folder: folder }
@@ -264,11 +308,33 @@ impl Program {
 
     /// Runs it; it must end by itself, with this exit status.
     fn run(&self, arguments: &[&OsStr], status: i32) -> Output {
-        let mut command = Command::new(&self.path);
-        let output = command.args(arguments).env(LIBRARY_PATH, library_path()).output().unwrap();
+        let mut command = self.command(status != IN_THE_MIDDLE);
+        let output =
+            command.args(arguments).env(LIBRARY_PATH, library_path()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let errors = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(status), "{arguments:?}: {}\n{errors}", output.status);
         output
+    }
+
+    /// The program, and what watches it: over leaks too, unless it leaves things behind on purpose.
+    fn command(&self, leaks: bool) -> Command {
+        if watch() == Watch::Valgrind {
+            let mut command = Command::new("valgrind");
+            let leaks = if leaks { "--leak-check=full" } else { "--leak-check=no" };
+            command.args(["--quiet", leaks, "--show-leak-kinds=definite", "--errors-for-leak-kinds=definite", "--num-callers=30"]);
+            // Threads take turns; without this one that spins would hold up the others.
+            command.args(["--fair-sched=yes", &format!("--error-exitcode={SEEN}")]).arg(&self.path);
+            // One thread, and no instructions that Valgrind does not know.
+            command.env("OPENBLAS_NUM_THREADS", "1").env("OPENBLAS_CORETYPE", "Haswell");
+            return command;
+        }
+        let mut command = Command::new(&self.path);
+        // Apple's compiler does not look for leaks.
+        let leaks = u8::from(leaks && cfg!(target_os = "linux"));
+        command.env("ASAN_OPTIONS", format!("exitcode={SEEN}:detect_leaks={leaks}:detect_stack_use_after_return=1:strict_string_checks=1"));
+        command.env("LSAN_OPTIONS", format!("exitcode={SEEN}"));
+        command.env("UBSAN_OPTIONS", format!("exitcode={SEEN}:print_stacktrace=1"));
+        command
     }
 
     /// What `describe --json` prints.

@@ -215,13 +215,15 @@ fn decode(bytes: &[u8], options: &DecodeOptions) -> std::result::Result<Picture,
         return Err("JPEG that is cut off: its end is missing".into());
     }
     // A damaged orientation is no reason to refuse the picture.
-    let orientation = match options.apply_orientation {
-        true => decoder.orientation().unwrap_or(Orientation::NoTransforms),
-        false => Orientation::NoTransforms,
+    let orientation = match format {
+        _ if !options.apply_orientation => None,
+        // The decoder would ask for as much memory as the file says that its EXIF data takes, up to 4 GB.
+        ImageFormat::WebP => webp_exif(bytes).and_then(Orientation::from_exif_chunk),
+        _ => decoder.orientation().ok(),
     };
     let image = DynamicImage::from_decoder(decoder).map_err(undecodable)?;
     let mut image = DynamicImage::ImageRgb8(to_rgb8(image));
-    image.apply_orientation(orientation);
+    image.apply_orientation(orientation.unwrap_or(Orientation::NoTransforms));
     Ok(Picture { width: image.width(), height: image.height(), rgb: Arc::new(image.into_bytes()) })
 }
 
@@ -261,6 +263,21 @@ fn jpeg_is_complete(bytes: &[u8]) -> bool {
         rest = segment.get(usize::from(u16::from_be_bytes([high, low]))..).unwrap_or_default();
     }
     false
+}
+
+/// The EXIF data of a WebP: a chunk of the file, after the one that says what is in it. A chunk is four letters, a size, and the content, to
+/// an even length.
+fn webp_exif(bytes: &[u8]) -> Option<&[u8]> {
+    let mut rest = bytes.strip_prefix(b"RIFF")?.get(8..)?;
+    loop {
+        let (name, after) = rest.split_at_checked(4)?;
+        let (size, after) = after.split_first_chunk()?;
+        let size = u32::from_le_bytes(*size) as usize;
+        if name == b"EXIF" {
+            return after.get(..size);
+        }
+        rest = after.get(size.checked_next_multiple_of(2)?..)?;
+    }
 }
 
 /// What bytes that are no supported picture seem to be.

@@ -35,6 +35,8 @@ pub struct Queue {
     changed: Condvar,
     suspended: AtomicBool,
     ending: AtomicBool,
+    /// Set by the last job that may touch what MLX made.
+    ended: AtomicBool,
 }
 
 #[derive(Default)]
@@ -96,7 +98,7 @@ impl Queue {
     pub fn post(self: &Arc<Self>, job: impl FnOnce() + Send + 'static) {
         let queue = self.clone();
         self.push(move || match queue.is_ending() {
-            true => mem::forget(job),
+            true => queue.discard(job),
             false => drop(guarded(|| {
                 job();
                 Ok(())
@@ -110,7 +112,10 @@ impl Queue {
     pub fn run<R: Send + 'static>(self: &Arc<Self>, mut op: Op, job: impl FnOnce(&Reporter<R>) -> Result<R> + Send + 'static) -> Result<R> {
         let control = Control::new(op.cancel.clone(), op.timeout);
         if let Err(error) = self.check(&control) {
-            self.discard(job);
+            // Not on the thread that works: it cannot be known whether MLX is still there.
+            if self.is_ending() {
+                mem::forget(job);
+            }
             return Err(error);
         }
         let (sender, messages) = mpsc::channel();
@@ -162,7 +167,7 @@ impl Queue {
         self.push(move || {
             let done = match queue.is_ending() {
                 true => {
-                    mem::forget(job);
+                    queue.discard(job);
                     Err(Error::Cancelled)
                 }
                 false => guarded(job),
@@ -177,10 +182,10 @@ impl Queue {
         self.post(move || drop(thing));
     }
 
-    /// Drops something that may hold MLX arrays, unless the process ends: then MLX's objects may be gone, and the system takes the memory
-    /// back.
+    /// Drops something that may hold MLX arrays, on the thread that works; not once [`end`](Self::end) is over: then MLX's objects may be
+    /// gone, and the system takes the memory back.
     fn discard(&self, thing: impl Send) {
-        if self.is_ending() {
+        if self.ended.load(Ordering::SeqCst) {
             mem::forget(thing);
         }
     }
@@ -228,7 +233,13 @@ impl Queue {
     /// gets an answer.
     pub fn end(self: &Arc<Self>) {
         self.ending.store(true, Ordering::SeqCst);
-        let _ = self.turn(|| Ok(()));
+        let (sender, ended) = mpsc::channel();
+        let queue = self.clone();
+        self.push(move || {
+            queue.ended.store(true, Ordering::SeqCst);
+            let _ = sender.send(());
+        });
+        let _ = ended.recv();
     }
 
     /// Whether the process is about to end.

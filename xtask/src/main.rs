@@ -4,6 +4,7 @@ mod cargo;
 mod demo;
 mod dist;
 mod full_size;
+mod fuzz;
 mod header;
 mod measure;
 mod reference;
@@ -38,6 +39,8 @@ enum Chore {
     CallCost(measure::CallCostOptions),
     /// Run a random checkpoint of the real size: 17 GB on disk, about as much memory
     FullSize(full_size::Options),
+    /// Fuzz whatever reads bytes from elsewhere, under libFuzzer and AddressSanitizer
+    Fuzz(fuzz::Options),
     /// Write the Rust bindings of mlx-c; a step of `setup`, in a process of its own
     #[command(hide = true)]
     Bindings(setup::bindings::Options),
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Chore::Soak(options) => measure::soak(options),
         Chore::CallCost(options) => measure::call_cost(options),
         Chore::FullSize(options) => full_size::run(options),
+        Chore::Fuzz(options) => fuzz::run(options),
         Chore::Bindings(options) => setup::bindings::run(options),
         Chore::Cmake => setup::cmake::run(),
     };

@@ -12,23 +12,23 @@ use crate::{cargo, setup};
 struct Step {
     name: &'static str,
     arguments: &'static [&'static str],
-    environment: Option<(&'static str, &'static str)>,
+    environment: &'static [(&'static str, &'static str)],
 }
 
 impl Step {
     const fn new(name: &'static str, arguments: &'static [&'static str]) -> Step {
-        Step { name, arguments, environment: None }
+        Step { name, arguments, environment: &[] }
     }
 
     fn command(&self) -> Command {
         let mut command = cargo::cargo();
-        command.args(self.arguments).envs(self.environment);
+        command.args(self.arguments).envs(self.environment.iter().copied());
         command
     }
 
     /// How a person runs it again.
     fn line(&self) -> String {
-        let environment = self.environment.map(|(name, value)| format!("{name}='{value}' ")).unwrap_or_default();
+        let environment: String = self.environment.iter().map(|(name, value)| format!("{name}='{value}' ")).collect();
         format!("{environment}cargo {}", self.arguments.join(" "))
     }
 }
@@ -36,19 +36,71 @@ impl Step {
 /// Quick ones first. So that each dependency is checked once and built once, every step on the library takes in the development
 /// dependencies (with the examples): without them some crates would have fewer features, which makes them other crates. The chores' own
 /// tests keep to the chores' profile, in which their dependencies are built already.
-const STEPS: [Step; 5] = [
+const STEPS: [Step; 6] = [
     Step::new("format", &["fmt", "--all", "--check"]),
     Step::new("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
     Step {
-        environment: Some(("RUSTDOCFLAGS", "-D warnings")),
+        environment: &[("RUSTDOCFLAGS", "-D warnings")],
         ..Step::new("documentation", &["doc", "--package", "moxin-vlm", "--no-deps", "--lib", "--examples"])
     },
     Step::new("tests of the chores", &["test", "--profile", "chores", "--package", "xtask"]),
     // The models of the tests are small: two threads of OpenBLAS cost more waiting for each other than they save.
-    Step { environment: Some(("OPENBLAS_NUM_THREADS", "1")), ..Step::new("tests", &["test", "--package", "moxin-vlm"]) },
+    Step {
+        environment: &[("OPENBLAS_NUM_THREADS", "1")],
+        ..Step::new("tests", &["test", "--package", "moxin-vlm", "--package", "moxin-vlm-fuzz"])
+    },
+    Step {
+        environment: &[("OPENBLAS_NUM_THREADS", "1"), ("MOXIN_WATCH", "sanitizers")],
+        ..Step::new("sanitizers", &["test", "--package", "moxin-vlm", "--package", "moxin-vlm-fuzz", "--test", "c"])
+    },
 ];
 
-const LICENCES: Step = Step::new("licences", &["deny", "check", "licenses", "bans", "sources"]);
+/// A step that needs a program which not everyone has.
+struct Extra {
+    step: Step,
+    /// Fails where the program is not there.
+    program: &'static [&'static str],
+    /// How to get it.
+    get: &'static str,
+}
+
+const EXTRAS: [Extra; 2] = [
+    Extra {
+        // What takes seconds; without names, all C programs run, which takes many minutes.
+        step: Step {
+            environment: &[("MOXIN_WATCH", "valgrind")],
+            ..Step::new(
+                "valgrind",
+                &[
+                    "test",
+                    "--package",
+                    "moxin-vlm",
+                    "--package",
+                    "moxin-vlm-fuzz",
+                    "--test",
+                    "c",
+                    "--",
+                    "describe_answers",
+                    "describe_says",
+                    "what_watches",
+                ],
+            )
+        },
+        program: &["valgrind", "--version"],
+        get: "apt-get install valgrind",
+    },
+    Extra {
+        step: Step::new("licences", &["deny", "check", "licenses", "bans", "sources"]),
+        program: &["cargo", "deny", "--version"],
+        get: "cargo install --locked cargo-deny",
+    },
+];
+
+impl Extra {
+    fn is_possible(&self) -> bool {
+        Command::new(self.program[0]).args(&self.program[1..]).output().is_ok_and(|output| output.status.success())
+    }
+}
 
 /// Tests that passed, and those that were left out: as marked in their source, or for the reasons that they gave themselves.
 #[derive(Default, PartialEq, Debug)]
@@ -61,21 +113,21 @@ struct Count {
 pub fn run() -> Result<()> {
     let start = Instant::now();
     setup::ensure()?;
-    let mut times = vec![("set-up", Some(start.elapsed()))];
+    let mut lines = vec![("set-up", seconds(start.elapsed()))];
     let mut count = Count::default();
     for step in &STEPS {
-        times.push((step.name, Some(run_step(step, &mut count)?)));
+        lines.push((step.name, seconds(run_step(step, &mut count)?)));
     }
-    let has_deny = cargo::cargo().args(["deny", "--version"]).output().is_ok_and(|output| output.status.success());
-    let licences = if has_deny { Some(run_step(&LICENCES, &mut count)?) } else { None };
-    times.push((LICENCES.name, licences));
+    for Extra { step, get, .. } in EXTRAS.iter().filter(|extra| !extra.is_possible()) {
+        lines.push((step.name, format!("SKIPPED; it needs: {get}")));
+    }
+    for Extra { step, .. } in EXTRAS.iter().filter(|extra| extra.is_possible()) {
+        lines.push((step.name, seconds(run_step(step, &mut count)?)));
+    }
 
     println!();
-    for (name, time) in times {
-        match time {
-            Some(time) => println!("{name:20} {:>7}", seconds(time)),
-            None => println!("{name:20} SKIPPED: cargo-deny is not here; get it with: cargo install --locked cargo-deny"),
-        }
+    for (name, outcome) in lines {
+        println!("{name:20} {outcome:>7}");
     }
     let Count { passed, ignored, skipped } = count;
     for reason in &skipped {
