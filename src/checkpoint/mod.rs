@@ -20,7 +20,7 @@ use serde::Deserialize;
 pub use self::json::read_json;
 pub use self::quantization::{Quantization, QuantizationConfig};
 pub use self::safetensors::TensorInfo;
-pub use self::save::{Content, SavedTensor, save_folder};
+pub use self::save::{Content, NewFolder, SavedTensor, write_folder};
 pub use self::weights::{LoadContext, Plan, Weights};
 use crate::{Error, Result};
 

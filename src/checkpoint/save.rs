@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use mlx_rs::Array;
 use safetensors::tensor::Dtype;
@@ -79,62 +79,86 @@ impl Content<'_> {
     }
 }
 
-/// Writes a model folder: the tensors in files of at most 5 GB with an index, `config`, and the other files of `source` that belong to a
-/// model. Nothing is at `folder` before everything is written. `progress` is told the bytes written and their total; an error from it ends the
-/// work, and leaves nothing.
-///
-/// # Errors
-/// [`Error::InvalidArgument`] where `folder` is there already, unless `overwrite`; it is then replaced as a whole. [`Error::Io`].
-pub fn save_folder(
+/// A model folder that is being written, beside its place. Dropped before it is published it leaves nothing.
+pub struct NewFolder {
+    place: PathBuf,
+    replaces: bool,
+    part: TempDir,
+}
+
+impl NewFolder {
+    /// Makes room beside `folder`, for a model that comes from `source`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where `folder` is there already, unless `overwrite`, or is `source`; [`Error::NotFound`] and [`Error::Io`].
+    pub fn beside(folder: &Path, overwrite: bool, source: &Path) -> Result<NewFolder> {
+        let io = |error| Error::io(folder, "the place for the model", error);
+        let replaces = folder.try_exists().map_err(io)?;
+        if replaces && !overwrite {
+            return Err(Error::InvalidArgument(format!(
+                "{} is there already; allow overwriting, or save to another folder",
+                folder.display()
+            )));
+        }
+        if replaces && is_same(folder, source) {
+            return Err(Error::InvalidArgument(format!("{} is the folder that the model comes from; save to another", folder.display())));
+        }
+        let place = std::path::absolute(folder).map_err(io)?;
+        let parent = place.parent().ok_or_else(|| Error::InvalidArgument(format!("{} is no place for a folder", folder.display())))?;
+        let part = TempDir::with_prefix_in(".moxin-vlm-part-", parent).map_err(io)?;
+        // A temporary folder is for its owner alone; the model is for whoever may read its parent.
+        fs::metadata(parent).and_then(|parent| fs::set_permissions(part.path(), parent.permissions())).map_err(io)?;
+        Ok(NewFolder { place, replaces, part })
+    }
+
+    /// Where it is until it is published.
+    pub fn path(&self) -> &Path {
+        self.part.path()
+    }
+
+    /// Puts it in its place. One that was there goes when the new one is there.
+    pub fn publish(self) -> Result<()> {
+        let place = self.place.clone();
+        self.rename().map_err(|error| Error::io(&place, "the place for the model", error))
+    }
+
+    fn rename(self) -> io::Result<()> {
+        let NewFolder { place, replaces, part } = self;
+        if replaces {
+            let old = TempDir::with_prefix_in(".moxin-vlm-old-", place.parent().unwrap_or(&place))?;
+            let aside = old.path().join("model");
+            fs::rename(&place, &aside)?;
+            if let Err(error) = fs::rename(part.path(), &place) {
+                fs::rename(&aside, &place)?;
+                return Err(error);
+            }
+        } else {
+            fs::rename(part.path(), &place)?;
+        }
+        let _ = part.keep(); // it is elsewhere now
+        Ok(())
+    }
+}
+
+/// Writes what makes a model folder: the tensors in files of at most 5 GB with an index, `config`, and the other files of `source` that belong
+/// to a model. `progress` is told the bytes written and their total; an error from it ends the work.
+pub fn write_folder(
     folder: &Path,
-    overwrite: bool,
     tensors: &[SavedTensor],
     config: &Value,
     source: &Path,
     progress: &dyn Fn(u64, u64) -> Result<()>,
 ) -> Result<()> {
-    let io = |path: &Path| {
-        let path = path.to_owned();
-        move |error| Error::io(&path, "the place for the model", error)
-    };
-    let exists = folder.try_exists().map_err(io(folder))?;
-    if exists && !overwrite {
-        return Err(Error::InvalidArgument(format!("{} is there already; allow overwriting, or save to another folder", folder.display())));
-    }
-    if exists && is_same(folder, source) {
-        return Err(Error::InvalidArgument(format!("{} is the folder that the model comes from; save to another", folder.display())));
-    }
-    let place = std::path::absolute(folder).map_err(io(folder))?;
-    let parent = place.parent().ok_or_else(|| Error::InvalidArgument(format!("{} is no place for a folder", folder.display())))?;
-    let part = TempDir::with_prefix_in(".moxin-vlm-part-", parent).map_err(io(parent))?;
-
-    write_tensors(part.path(), tensors, progress)?;
-    write_json(&part.path().join("config.json"), config)?;
-    for entry in fs::read_dir(source).map_err(io(source))? {
-        let entry = entry.map_err(io(source))?;
+    write_tensors(folder, tensors, progress)?;
+    write_json(&folder.join("config.json"), config)?;
+    let io = |error| Error::io(source, "the folder that the model comes from", error);
+    for entry in fs::read_dir(source).map_err(io)? {
+        let entry = entry.map_err(io)?;
         let path = entry.path();
         if belongs_to_a_model(&entry.file_name().to_string_lossy()) && path.is_file() {
-            fs::copy(&path, part.path().join(entry.file_name())).map_err(io(&path))?;
+            fs::copy(&path, folder.join(entry.file_name())).map_err(|error| Error::io(&path, "a file of the model", error))?;
         }
     }
-    // A folder made for this process alone; the model is for whoever may read its parent.
-    fs::set_permissions(part.path(), fs::metadata(parent).map_err(io(parent))?.permissions()).map_err(io(part.path()))?;
-    publish(part, &place, exists).map_err(io(&place))
-}
-
-/// Puts the new folder in its place; one that was there goes when the new one is there.
-fn publish(part: TempDir, place: &Path, exists: bool) -> io::Result<()> {
-    if exists {
-        let old = TempDir::with_prefix_in(".moxin-vlm-old-", place.parent().unwrap_or(place))?;
-        fs::rename(place, old.path().join("model"))?;
-        if let Err(error) = fs::rename(part.path(), place) {
-            fs::rename(old.path().join("model"), place)?;
-            return Err(error);
-        }
-    } else {
-        fs::rename(part.path(), place)?;
-    }
-    let _ = part.keep(); // it is elsewhere now
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use super::{Op, Session, Stage, engine};
 use crate::{
     Error, Result,
-    checkpoint::{Quantization, read_json},
+    checkpoint::{NewFolder, Quantization, read_json},
     device::{Backend, Device, available_memory, clear_cache},
     generate::{ChatModel, GenerationOptions, ImageCache},
     image::{Picture, PictureHash, Processor},
@@ -254,12 +254,12 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for a scheme that MLX does not have; [`Error::InvalidState`] where nothing is left to quantize;
-    /// [`Error::Cancelled`] and others. An error leaves the model as it was: what was replaced is read again from the folder it came from. Where
+    /// [`Error::Cancelled`], unless it comes too late, and others. An error leaves the model as it was: what was replaced is read again from the folder it came from. Where
     /// a file there has changed since, the old matrices are kept until all are done, and [`Error::OutOfMemory`] says so where they do not fit.
     pub fn quantize(&self, options: QuantizeOptions, op: Op) -> Result<()> {
         options.check()?;
         let model = self.clone();
-        engine::run(op, move |reporter| {
+        engine::run_to_its_end(op, move |reporter| {
             let inner = &*model.0;
             let mut loaded = lock(&inner.loaded);
             let chat = loaded.as_mut().ok_or_else(unloaded)?;
@@ -293,15 +293,17 @@ impl Model {
     /// # Errors
     /// [`Error::InvalidArgument`] where the folder exists, unless `overwrite`; [`Error::Io`]. Nothing is there before all is.
     pub fn save(&self, folder: impl AsRef<Path>, overwrite: bool, op: Op) -> Result<()> {
-        let (model, folder) = (self.clone(), folder.as_ref().to_owned());
+        let folder = NewFolder::beside(folder.as_ref(), overwrite, &self.0.source.folder)?;
+        let (model, path) = (self.clone(), folder.path().to_owned());
         engine::run(op, move |reporter| {
             let inner = &*model.0;
             let mut loaded = lock(&inner.loaded);
             let chat = loaded.as_mut().ok_or_else(unloaded)?;
-            inner.source.save(&mut chat.vlm, &folder, overwrite, &|done, total| {
+            inner.source.save(&mut chat.vlm, &path, &|done, total| {
                 reporter.report(Stage::Save, if total == 0 { 1.0 } else { (done as f64 / total as f64) as f32 })
             })
-        })
+        })?;
+        folder.publish()
     }
 
     /// Gives the weights back, though clones and sessions of the model remain. What would compute with them fails then with

@@ -6,6 +6,7 @@ use crate::{
     checkpoint::Quantization,
     device::require,
     nn::{Matrix, QuantizedMatrix},
+    panic::inject,
 };
 
 /// What is quantized. The default is what MLX's community does: the language model with its embedding and output head, in 4 bits and groups
@@ -114,7 +115,9 @@ impl Source {
         for i in 0..count {
             let (path, matrix) = &mut planned[i];
             let old = keep.then(|| matrix.clone());
-            let done = progress(i as f32 / count as f32).and_then(|()| quantize_matrix(path, matrix, options));
+            let done = inject(&format!("quantize{i}"))
+                .and_then(|()| progress(i as f32 / count as f32))
+                .and_then(|()| quantize_matrix(path, matrix, options));
             if let Err(error) = done {
                 for (j, (path, matrix)) in planned.iter_mut().take(i).enumerate() {
                     **matrix = match kept.get_mut(j).and_then(Option::take) {
@@ -126,7 +129,9 @@ impl Source {
             }
             kept.push(old);
         }
-        Ok(progress(1.0))
+        // Whether somebody still wants to hear of it does not matter any more.
+        let _ = progress(1.0);
+        Ok(Ok(()))
     }
 }
 

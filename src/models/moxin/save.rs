@@ -6,13 +6,13 @@ use std::path::Path;
 use super::{MoxinVLM, Source, load::canonical_name};
 use crate::{
     Result,
-    checkpoint::{Content, Quantization, QuantizationConfig, SavedTensor, save_folder},
+    checkpoint::{Content, Quantization, QuantizationConfig, SavedTensor, write_folder},
     nn::{Matrix, QuantizedMatrix},
 };
 
 impl Source {
-    /// Writes a model that was loaded from here. Matrices that have been quantized since are written so, all else is copied.
-    pub fn save(&self, vlm: &mut MoxinVLM, folder: &Path, overwrite: bool, progress: &dyn Fn(u64, u64) -> Result<()>) -> Result<()> {
+    /// Writes a model that was loaded from here to a new folder. Matrices that have been quantized since are written so, all else is copied.
+    pub fn save(&self, vlm: &mut MoxinVLM, folder: &Path, progress: &dyn Fn(u64, u64) -> Result<()>) -> Result<()> {
         let matrices = vlm.matrices();
         let quantized: BTreeMap<&str, &QuantizedMatrix> = matrices
             .iter()
@@ -40,6 +40,7 @@ impl Source {
                 _ => tensors.push(SavedTensor { name: name.to_owned(), content: Content::Stored(info) }),
             }
         }
+        tensors.sort_by(|a, b| a.name.cmp(&b.name));
         let mut config = self.config_json.clone();
         if let (Some(quantization), Some(config)) = (config_of(&schemes), config.as_object_mut()) {
             // MLX's community writes it twice: for its own libraries, and for transformers.
@@ -47,7 +48,7 @@ impl Source {
                 config.insert(field.into(), quantization.to_json());
             }
         }
-        save_folder(folder, overwrite, &tensors, &config, &self.folder, progress)
+        write_folder(folder, &tensors, &config, &self.folder, progress)
     }
 }
 
