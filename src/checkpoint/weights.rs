@@ -116,15 +116,22 @@ impl<'a> Weights<'a> {
         self.load_as(name, shape, &[Dtype::BF16, Dtype::F16, Dtype::F32])
     }
 
-    /// [`Weights::load`] for a tensor of other types.
-    pub fn load_as(&self, name: &str, shape: &[usize], dtypes: &[Dtype]) -> Result<Array> {
+    /// [`Weights::load`] for the bits of a quantized matrix, 32 to a word.
+    pub fn load_packed(&self, name: &str, shape: &[usize]) -> Result<Array> {
+        self.load_as(name, shape, &[Dtype::U32])
+    }
+
+    fn load_as(&self, name: &str, shape: &[usize], dtypes: &[Dtype]) -> Result<Array> {
         let tensor = self.find(name)?;
         if tensor.shape != shape {
             let what = format!("{} has shape {:?}, expected {shape:?}", self.describe(name, tensor), tensor.shape);
             return Err(Error::corrupt(tensor.file(), what));
         }
         if !dtypes.contains(&tensor.dtype) {
-            let expected = dtypes.iter().map(Dtype::to_string).collect::<Vec<_>>().join(" or ");
+            let expected = match dtypes {
+                [Dtype::U32] => "packed bits: U32",
+                _ => "floats: BF16, F16 or F32",
+            };
             let what = format!("{} is stored as {}, expected {expected}", self.describe(name, tensor), tensor.dtype);
             return Err(Error::unsupported(tensor.file(), what));
         }

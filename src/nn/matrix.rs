@@ -1,7 +1,6 @@
 //! The weights of linear layers and embeddings: as they are, or quantized.
 
 use mlx_rs::{Array, Dtype, error::Exception, ops};
-use safetensors::tensor::Dtype as StoredDtype;
 
 use crate::{
     Result,
@@ -116,7 +115,7 @@ impl QuantizedMatrix {
         let quantization = weights.stored_quantization()?;
         let Quantization { group_size, bits } = quantization;
         let groups = columns.div_ceil(group_size);
-        let weight = weights.load_as("weight", &[rows, columns * bits / 32], &[StoredDtype::U32])?;
+        let weight = weights.load_packed("weight", &[rows, columns * bits / 32])?;
         let load = |name: &str| match dtype {
             Dtype::Float32 => weights.load(name, &[rows, groups]),
             _ => load_vector(weights, name, &[rows, groups], dtype),

@@ -6,7 +6,7 @@ use crate::{
     checkpoint::Quantization,
     device::require,
     nn::{Matrix, QuantizedMatrix},
-    panic::inject,
+    panic::{guarded, inject},
 };
 
 /// What is quantized. The default is what MLX's community does: the language model with its embedding and output head, in 4 bits and groups
@@ -115,9 +115,11 @@ impl Source {
         for i in 0..count {
             let (path, matrix) = &mut planned[i];
             let old = keep.then(|| matrix.clone());
-            let done = inject(&format!("quantize{i}"))
-                .and_then(|()| progress(i as f32 / count as f32))
-                .and_then(|()| quantize_matrix(path, matrix, options));
+            let done = guarded(|| {
+                inject(&format!("quantize{i}"))?;
+                progress(i as f32 / count as f32)?;
+                quantize_matrix(path, matrix, options)
+            });
             if let Err(error) = done {
                 for (j, (path, matrix)) in planned.iter_mut().take(i).enumerate() {
                     **matrix = match kept.get_mut(j).and_then(Option::take) {
