@@ -12,11 +12,12 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use moxin_vlm::{
-    Backend, Event, FinishReason, GenerationOptions, LoadOptions, Model, Op, Picture, Role, SamplingParams, Session, Stage, Stats,
+    Backend, Event, FinishReason, GenerationOptions, LoadOptions, Model, Op, Picture, Quantization, QuantizeOptions, Role, SamplingParams,
+    Session, Stage, Stats,
 };
 use serde_json::{Value, json};
 
@@ -50,9 +51,12 @@ struct Args {
     /// A text that ends an answer. May be given several times.
     #[arg(long)]
     stop: Vec<String>,
-    /// Quantize the decoder to so many bits.
+    /// Quantize the language model while it is read, to 2, 3, 4, 5, 6 or 8 bits.
     #[arg(long, value_name = "BITS")]
-    quantize: Option<u32>,
+    quantize: Option<usize>,
+    /// Neighbours that share a scale when quantizing: 32, 64 or 128.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    group_size: usize,
     /// Compute on the processor even where there is a GPU.
     #[arg(long)]
     cpu: bool,
@@ -66,9 +70,6 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    if let Some(bits) = args.quantize {
-        bail!("--quantize {bits}: this version does not quantize yet; leave the flag out to run the weights as they are stored");
-    }
     let picture = args.image.as_ref().map(|path| Picture::open(path, &Default::default())).transpose()?;
     if args.show_image
         && let Some(picture) = &picture
@@ -171,7 +172,11 @@ fn ms(time: Duration) -> f64 {
 }
 
 fn load_options(args: &Args) -> LoadOptions {
-    LoadOptions { backend: if args.cpu { Backend::Cpu } else { Backend::Auto }, ..Default::default() }
+    let backend = if args.cpu { Backend::Cpu } else { Backend::Auto };
+    let quantize = args
+        .quantize
+        .map(|bits| QuantizeOptions { quantization: Quantization { group_size: args.group_size, bits }, ..Default::default() });
+    LoadOptions { backend, quantize, ..Default::default() }
 }
 
 /// What was taken at the most, and what is reckoned from the files' headers for a conversation of this length.

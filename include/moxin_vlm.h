@@ -497,6 +497,15 @@ typedef struct moxin_model_params {
      * The type of activations. Default: MOXIN_DTYPE_AUTO.
      */
     moxin_dtype dtype;
+    /**
+     * Bits that the language model is quantized to while it is read, so that all of it is never in memory as it is stored: 2, 3, 4, 5, 6 or
+     * 8. Default: 0, it stays as it is stored.
+     */
+    uint32_t quant_bits;
+    /**
+     * Neighbours that share a scale: 32, 64 or 128. Default: 64.
+     */
+    uint32_t quant_group_size;
 } moxin_model_params;
 
 /**
@@ -547,6 +556,14 @@ typedef struct moxin_model_info {
      * The type of activations; never MOXIN_DTYPE_AUTO.
      */
     moxin_dtype dtype;
+    /**
+     * Bits a number in the scheme that most quantized matrices have; 0 where none is quantized.
+     */
+    uint32_t quant_bits;
+    /**
+     * Neighbours that share a scale in that scheme; 0 where none is quantized.
+     */
+    uint32_t quant_group_size;
     /**
      * 0.
      */
@@ -660,6 +677,68 @@ typedef struct moxin_memory_estimate {
      */
     uint64_t available;
 } moxin_memory_estimate;
+
+/**
+ * The scheme of some modules.
+ */
+typedef struct moxin_module_quant {
+    /**
+     * The path of a module in the checkpoint, such as "language_model.lm_head", or the beginning of several up to a dot, such as
+     * "language_model.model.layers.0"; UTF-8, NUL-terminated.
+     */
+    const char *path;
+    /**
+     * 2, 3, 4, 5, 6 or 8. 0: it is not quantized.
+     */
+    uint32_t bits;
+    /**
+     * 32, 64 or 128.
+     */
+    uint32_t group_size;
+} moxin_module_quant;
+
+/**
+ * What of a model is quantized, and how. By default, as MLX's community does: the language model with its embedding and output head, in 4 bits
+ * and groups of 64.
+ */
+typedef struct moxin_quant_params {
+    /**
+     * sizeof(moxin_quant_params)
+     */
+    size_t struct_size;
+    /**
+     * 2, 3, 4, 5, 6 or 8. Default: 4.
+     */
+    uint32_t bits;
+    /**
+     * Neighbours in a row that share a scale and a bias: 32, 64 or 128. Default: 64.
+     */
+    uint32_t group_size;
+    /**
+     * Not 0: the token embedding too. Default: 1.
+     */
+    uint32_t embedding;
+    /**
+     * Not 0: the output head too. Default: 1.
+     */
+    uint32_t head;
+    /**
+     * Not 0: vision encoders and projector too, where the group size divides their widths. Default: 0.
+     */
+    uint32_t vision;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+    /**
+     * Exceptions; of several that fit a module the longest path counts. May be NULL where module_count is 0.
+     */
+    const struct moxin_module_quant *modules;
+    /**
+     * Their number.
+     */
+    size_t module_count;
+} moxin_quant_params;
 
 /**
  * The size of an embedding.
@@ -796,6 +875,16 @@ typedef uint32_t moxin_role;
  * Reading the prompt.
  */
 #define MOXIN_STAGE_PREFILL 2
+
+/**
+ * Quantizing matrices.
+ */
+#define MOXIN_STAGE_QUANTIZE 3
+
+/**
+ * Writing weights.
+ */
+#define MOXIN_STAGE_SAVE 4
 
 /**
  * Instructions before the conversation.
@@ -1099,6 +1188,43 @@ enum moxin_status moxin_model_metadata(const struct moxin_model *model,
                                        const char *key,
                                        struct moxin_str *out_value,
                                        struct moxin_error **error);
+
+/**
+ * Sets up parameters with the defaults; struct_size is sizeof(moxin_quant_params), and nothing is written past it.
+ */
+void moxin_quant_params_init(struct moxin_quant_params *params, size_t struct_size);
+
+/**
+ * Quantizes a model in memory, a matrix at a time, so that it never takes more than the model and one matrix. Matrices that are quantized
+ * already stay as they are. Conversations go on; what they have computed stays.
+ *
+ * params, op, error: may be NULL. Progress has the stage MOXIN_STAGE_QUANTIZE.
+ *
+ * Fails with INVALID_ARGUMENT for a scheme that MLX does not have, with INVALID_STATE where nothing is left to quantize or the model was
+ * unloaded, with CANCELLED, TIMEOUT, OUT_OF_MEMORY, SUSPENDED, BACKEND. A failure leaves the model as it was: what was replaced is read again
+ * from its folder, or, where that has changed since, was kept until the end.
+ */
+enum moxin_status moxin_model_quantize(const struct moxin_model *model,
+                                       const struct moxin_quant_params *params,
+                                       const struct moxin_op *op,
+                                       struct moxin_error **error);
+
+/**
+ * Writes a model as it is now to a folder that moxin_model_load reads, in the form of MLX's community: the names of the folder that it comes
+ * from, ".scales" and ".biases" beside what is quantized, "quantization" in config.json, files of at most 5 GB. Tokenizer and processor files
+ * are copied, and so is what is not quantized, number for number. Nothing is at the place before all is written.
+ *
+ * directory: UTF-8, NUL-terminated; it is replaced as a whole where it exists and overwrite is true. op, error: may be NULL. Progress has the
+ * stage MOXIN_STAGE_SAVE.
+ *
+ * Fails with INVALID_ARGUMENT where the folder exists and overwrite is false, or is the one that the model comes from; with IO, INVALID_STATE
+ * where the model was unloaded, CANCELLED, TIMEOUT, SUSPENDED. Whatever fails leaves nothing behind, and what was there.
+ */
+enum moxin_status moxin_model_save(const struct moxin_model *model,
+                                   const char *directory,
+                                   bool overwrite,
+                                   const struct moxin_op *op,
+                                   struct moxin_error **error);
 
 /**
  * Gives the memory of the weights back, though the handle and sessions remain. What would compute with them fails then with INVALID_STATE,

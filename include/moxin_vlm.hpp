@@ -222,6 +222,22 @@ struct ModelOptions : moxin_model_params {
     ModelOptions() : moxin_model_params() { moxin_model_params_init(this, sizeof(moxin_model_params)); }
 };
 
+/// What of a model is quantized, and how: the fields of moxin_quant_params, of which `modules` is a std::vector here and `module_count` is not
+/// looked at.
+struct QuantOptions : moxin_quant_params {
+    QuantOptions() : moxin_quant_params() { moxin_quant_params_init(this, sizeof(moxin_quant_params)); }
+
+    struct Module {
+        std::string path;
+        /// 0: it is not quantized.
+        std::uint32_t bits;
+        std::uint32_t group_size;
+    };
+
+    /// Exceptions.
+    std::vector<Module> modules;
+};
+
 /// How a session generates: the fields of moxin_session_params, of which `stop` is a std::vector here and `stop_count` is not looked at.
 struct SessionOptions : moxin_session_params {
     SessionOptions() : moxin_session_params() { moxin_session_params_init(this, sizeof(moxin_session_params)); }
@@ -363,6 +379,28 @@ public:
         Embedding made;
         running.run([&] { made.handle_.reset(detail::make<moxin_embedding>(moxin_encode_image, get(), image.get(), running.get())); });
         return made;
+    }
+
+    /// Quantizes the model in memory. Progress has MOXIN_STAGE_QUANTIZE.
+    void quantize(const QuantOptions &options = {}, Op op = {})
+    {
+        std::vector<moxin_module_quant> modules;
+        for (const QuantOptions::Module &module : options.modules) {
+            modules.push_back({module.path.c_str(), module.bits, module.group_size});
+        }
+        moxin_quant_params params = options;
+        params.modules = modules.data();
+        params.module_count = modules.size();
+        detail::RunningOp running(std::move(op));
+        running.run([&] { detail::call(moxin_model_quantize, get(), &params, running.get()); });
+    }
+
+    /// Writes the model as it is now to a folder that can be loaded. Progress has MOXIN_STAGE_SAVE.
+    void save(std::string_view directory, bool overwrite = false, Op op = {}) const
+    {
+        std::string folder(directory);
+        detail::RunningOp running(std::move(op));
+        running.run([&] { detail::call(moxin_model_save, get(), folder.c_str(), overwrite, running.get()); });
     }
 
     /// Frees the weights, though sessions still hold the model; their calls then throw.

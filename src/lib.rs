@@ -35,12 +35,13 @@ mod panic;
 pub mod runtime;
 pub mod text;
 
+pub use checkpoint::Quantization;
 pub use device::Backend;
 pub use error::{Error, Result};
 pub use generate::{Event, FinishReason, Generate, GenerationOptions, SamplingParams, Stats, sample};
 pub use image::{DecodeOptions, Picture, PixelFormat, Processor};
 pub use models::moxin::{
-    FusedMLPProjector, MistralConfig, MoxinVLM, VLMConfig, load_model, load_projector, normalize_dino, normalize_siglip,
+    FusedMLPProjector, MistralConfig, MoxinVLM, QuantizeOptions, VLMConfig, load_model, load_projector, normalize_dino, normalize_siglip,
 };
 pub use nn::{ConcatKeyValueCache, KVCache, KeyValueCache, ViTConfig, ViTEncoder, load_vit_encoder};
 pub use runtime::{

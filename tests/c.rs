@@ -9,7 +9,7 @@ use std::{
     env,
     ffi::{OsStr, OsString},
     fs,
-    os::unix::ffi::OsStrExt,
+    os::unix::{ffi::OsStrExt, process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{Command, Output},
     sync::OnceLock,
@@ -212,6 +212,35 @@ fn failures_come_back_as_statuses_and_the_next_call_works() {
     let program = Program::build("tests/c/app.c");
     let (tiny, demo) = (tiny(), demo());
     program.run(&["faults".as_ref(), tiny.as_os_str(), demo.as_os_str()], 0);
+}
+
+#[test]
+fn a_model_is_quantized_saved_and_loaded_back() {
+    let program = Program::build("tests/c/app.c");
+    let (tiny, demo, place) = (tiny(), demo(), TempDir::new().unwrap());
+    program.run(&["quantize".as_ref(), tiny.as_os_str(), demo.as_os_str(), place.path().as_os_str()], 0);
+    let left: Vec<_> = fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+}
+
+/// Killed in the middle, saving has left no model, and its source as it was.
+#[test]
+fn a_kill_leaves_no_half_model() {
+    let program = Program::build("tests/c/app.c");
+    let place = TempDir::new().unwrap();
+    let (source, target) = (place.path().join("source"), place.path().join("target"));
+    copy_tiny(&source);
+    let mut command = program.command(false);
+    let status = command.args(["kill-saving".as_ref(), source.as_os_str(), target.as_os_str()]).env(LIBRARY_PATH, library_path()).status();
+    assert_eq!(status.unwrap().signal(), Some(9));
+    assert!(!target.exists());
+    for entry in fs::read_dir(tiny()).unwrap() {
+        let path = entry.unwrap().path();
+        assert!(fs::read(&path).unwrap() == fs::read(source.join(path.file_name().unwrap())).unwrap(), "{path:?}");
+    }
+    // And the place is free for the next try.
+    let model = Model::load(&source, LoadOptions::default(), Op::default()).unwrap();
+    model.save(&target, false, Op::default()).unwrap();
 }
 
 /// Every function that does not need what another has made.

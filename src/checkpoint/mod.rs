@@ -5,7 +5,9 @@
 //! shrinks ends the process, a read that comes up short is an error like any other.
 
 mod json;
+mod quantization;
 mod safetensors;
+mod save;
 mod weights;
 
 use std::collections::{BTreeMap, HashMap};
@@ -16,12 +18,14 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 pub use self::json::read_json;
+pub use self::quantization::{Quantization, QuantizationConfig};
 pub use self::safetensors::TensorInfo;
-pub use self::weights::{LoadContext, Weights};
+pub use self::save::{Content, NewFolder, SavedTensor, write_folder};
+pub use self::weights::{LoadContext, Plan, Weights};
 use crate::{Error, Result};
 
 /// The weights of a model folder: what tensors there are and where they lie. The files stay open, their data unread.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Checkpoint {
     path: PathBuf,
     tensors: BTreeMap<String, TensorInfo>,
@@ -77,15 +81,21 @@ impl Checkpoint {
         self.tensors.values().map(|t| t.shape.iter().product::<usize>() as u64).sum()
     }
 
-    /// Tells checkpoints apart: a hash of all tensors' names, dtypes and shapes and of samples of their numbers. Reads at most 8 KiB a tensor.
-    pub fn fingerprint(&self) -> Result<u64> {
+    /// Tells checkpoints apart: a hash of the names, dtypes and shapes of the tensors that are meant and of samples of their numbers. Reads at
+    /// most 8 KiB a tensor.
+    pub fn fingerprint(&self, is_meant: impl Fn(&str) -> bool) -> Result<u64> {
         let mut hasher = blake3::Hasher::new();
-        for (name, tensor) in &self.tensors {
+        for (name, tensor) in self.tensors.iter().filter(|(name, _)| is_meant(name)) {
             tensor.sample(name, &mut hasher)?;
         }
         let mut first = [0; 8];
         hasher.finalize_xof().fill(&mut first);
         Ok(u64::from_be_bytes(first))
+    }
+
+    /// Whether the files are as they were when they were opened, as far as their sizes and times tell.
+    pub fn is_unchanged(&self) -> bool {
+        self.tensors.values().all(TensorInfo::is_unchanged)
     }
 
     /// Gives tensors the names that the model code uses: `new_name` gets a name as stored and returns the name to use, or `None` to leave

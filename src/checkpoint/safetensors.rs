@@ -8,6 +8,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use safetensors::tensor::{Dtype, TensorInfo as Entry};
 use serde::Deserialize;
@@ -44,12 +45,25 @@ pub struct TensorInfo {
 struct OpenFile {
     path: PathBuf,
     file: File,
+    /// Its size and the time of its last change when it was opened.
+    state: Option<(u64, SystemTime)>,
+}
+
+/// The size of a file and the time of its last change.
+fn state(file: &File) -> Option<(u64, SystemTime)> {
+    let metadata = file.metadata().ok()?;
+    Some((metadata.len(), metadata.modified().ok()?))
 }
 
 impl TensorInfo {
     /// The file that holds the tensor.
     pub fn file(&self) -> &Path {
         &self.file.path
+    }
+
+    /// Whether the file is as it was when it was opened.
+    pub(super) fn is_unchanged(&self) -> bool {
+        self.file.state.is_some() && self.file.state == state(&self.file.file)
     }
 
     /// Reads the tensor's bytes: elements in C order, little-endian.
@@ -98,7 +112,7 @@ pub(super) fn open(path: &Path, what: &str) -> Result<BTreeMap<String, TensorInf
     check_layout(&entries, file_bytes - data_start).map_err(|e| Error::corrupt(path, e))?;
     check_mlx_limits(&entries).map_err(|e| Error::unsupported(path, e))?;
 
-    let file = Arc::new(OpenFile { path: path.into(), file });
+    let file = Arc::new(OpenFile { path: path.into(), state: state(&file), file });
     let tensor = |(name, entry): (String, Entry)| {
         let (start, end) = entry.data_offsets;
         let info = TensorInfo {

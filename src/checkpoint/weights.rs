@@ -8,7 +8,7 @@ use mlx_rs::Array;
 use mlx_rs::error::ConversionError;
 use safetensors::tensor::{Dtype, TensorView};
 
-use super::{Checkpoint, TensorInfo};
+use super::{Checkpoint, Quantization, QuantizationConfig, TensorInfo};
 use crate::{Error, Result};
 
 /// How many existing names the report of a missing tensor lists.
@@ -20,7 +20,12 @@ pub struct LoadContext<'a> {
     total_bytes: u64,
     progress: &'a dyn Fn(u64, u64) -> Result<()>,
     state: RefCell<State>,
+    stored: QuantizationConfig,
+    apply: Plan<'a>,
 }
+
+/// Which scheme the module with a path, and with rows of so many numbers, is to be quantized in.
+pub type Plan<'a> = &'a dyn Fn(&str, usize) -> Option<Quantization>;
 
 #[derive(Default)]
 struct State {
@@ -32,7 +37,13 @@ impl<'a> LoadContext<'a> {
     /// Begins to load `checkpoint`. After each tensor `progress` is told the bytes loaded so far and those of the whole checkpoint; an
     /// error that it returns, such as [`Error::Cancelled`], ends the loading and comes out of [`Weights::load`].
     pub fn new(checkpoint: &'a Checkpoint, progress: &'a dyn Fn(u64, u64) -> Result<()>) -> Self {
-        Self { checkpoint, total_bytes: checkpoint.total_bytes(), progress, state: RefCell::default() }
+        let (stored, apply): (_, Plan) = (QuantizationConfig::default(), &|_, _| None);
+        Self { checkpoint, total_bytes: checkpoint.total_bytes(), progress, state: RefCell::default(), stored, apply }
+    }
+
+    /// Matrices that are quantized are so as `stored` says; of the others those are quantized while loading that `apply` gives a scheme.
+    pub fn with_quantization(self, stored: &QuantizationConfig, apply: Plan<'a>) -> Self {
+        Self { stored: stored.clone(), apply, ..self }
     }
 
     /// All weights, to be narrowed with [`Weights::at`].
@@ -102,13 +113,26 @@ impl<'a> Weights<'a> {
     /// Fails with [`Error::CorruptModel`] when the tensor is missing or its shape is not `shape`, [`Error::UnsupportedModel`] when it is
     /// not BF16, F16 or F32, and with whatever the progress callback returns.
     pub fn load(&self, name: &str, shape: &[usize]) -> Result<Array> {
+        self.load_as(name, shape, &[Dtype::BF16, Dtype::F16, Dtype::F32])
+    }
+
+    /// [`Weights::load`] for the bits of a quantized matrix, 32 to a word.
+    pub fn load_packed(&self, name: &str, shape: &[usize]) -> Result<Array> {
+        self.load_as(name, shape, &[Dtype::U32])
+    }
+
+    fn load_as(&self, name: &str, shape: &[usize], dtypes: &[Dtype]) -> Result<Array> {
         let tensor = self.find(name)?;
         if tensor.shape != shape {
             let what = format!("{} has shape {:?}, expected {shape:?}", self.describe(name, tensor), tensor.shape);
             return Err(Error::corrupt(tensor.file(), what));
         }
-        if !matches!(tensor.dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32) {
-            let what = format!("{} is stored as {}, expected floats: BF16, F16 or F32", self.describe(name, tensor), tensor.dtype);
+        if !dtypes.contains(&tensor.dtype) {
+            let expected = match dtypes {
+                [Dtype::U32] => "packed bits: U32",
+                _ => "floats: BF16, F16 or F32",
+            };
+            let what = format!("{} is stored as {}, expected {expected}", self.describe(name, tensor), tensor.dtype);
             return Err(Error::unsupported(tensor.file(), what));
         }
         let data = tensor.read()?;
@@ -118,6 +142,21 @@ impl<'a> Weights<'a> {
             .map_err(|e| Error::corrupt(tensor.file(), format!("{}: {e}", self.describe(name, tensor))))?;
         self.context.loaded(self.path(name), tensor.bytes)?;
         Ok(array)
+    }
+
+    /// The scheme of the matrix below this path, which is stored quantized.
+    pub fn stored_quantization(&self) -> Result<Quantization> {
+        let tensor = self.find("weight")?;
+        let stored = tensor.stored_name.strip_suffix(".weight").unwrap_or(&tensor.stored_name);
+        self.context.stored.of(&[stored, &self.prefix]).ok_or_else(|| {
+            let what = format!("{} has scales, but config.json has no `quantization` for it", self.describe("weight", tensor));
+            Error::corrupt(tensor.file(), what)
+        })
+    }
+
+    /// The scheme that the matrix below this path, with rows of so many numbers, is to be quantized in as it is loaded.
+    pub fn quantization_to_apply(&self, columns: usize) -> Option<Quantization> {
+        (self.context.apply)(&self.prefix, columns)
     }
 
     fn find(&self, name: &str) -> Result<&'a TensorInfo> {

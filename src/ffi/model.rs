@@ -19,6 +19,8 @@ use super::{
 };
 use crate::{
     Error, Result,
+    checkpoint::Quantization,
+    models::moxin::QuantizeOptions,
     runtime::{Embedding, LoadOptions, Model, ModelInfo},
 };
 
@@ -58,6 +60,49 @@ pub struct moxin_model_params {
     pub backend: moxin_backend,
     /// The type of activations. Default: MOXIN_DTYPE_AUTO.
     pub dtype: moxin_dtype,
+    /// Bits that the language model is quantized to while it is read, so that all of it is never in memory as it is stored: 2, 3, 4, 5, 6 or
+    /// 8. Default: 0, it stays as it is stored.
+    pub quant_bits: u32,
+    /// Neighbours that share a scale: 32, 64 or 128. Default: 64.
+    pub quant_group_size: u32,
+}
+
+/// The scheme of some modules.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct moxin_module_quant {
+    /// The path of a module in the checkpoint, such as "language_model.lm_head", or the beginning of several up to a dot, such as
+    /// "language_model.model.layers.0"; UTF-8, NUL-terminated.
+    pub path: *const c_char,
+    /// 2, 3, 4, 5, 6 or 8. 0: it is not quantized.
+    pub bits: u32,
+    /// 32, 64 or 128.
+    pub group_size: u32,
+}
+
+/// What of a model is quantized, and how. By default, as MLX's community does: the language model with its embedding and output head, in 4 bits
+/// and groups of 64.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct moxin_quant_params {
+    /// sizeof(moxin_quant_params)
+    pub struct_size: usize,
+    /// 2, 3, 4, 5, 6 or 8. Default: 4.
+    pub bits: u32,
+    /// Neighbours in a row that share a scale and a bias: 32, 64 or 128. Default: 64.
+    pub group_size: u32,
+    /// Not 0: the token embedding too. Default: 1.
+    pub embedding: u32,
+    /// Not 0: the output head too. Default: 1.
+    pub head: u32,
+    /// Not 0: vision encoders and projector too, where the group size divides their widths. Default: 0.
+    pub vision: u32,
+    /// Must be 0.
+    pub reserved: u32,
+    /// Exceptions; of several that fit a module the longest path counts. May be NULL where module_count is 0.
+    pub modules: *const moxin_module_quant,
+    /// Their number.
+    pub module_count: usize,
 }
 
 /// What a model is.
@@ -86,6 +131,10 @@ pub struct moxin_model_info {
     pub backend: moxin_backend,
     /// The type of activations; never MOXIN_DTYPE_AUTO.
     pub dtype: moxin_dtype,
+    /// Bits a number in the scheme that most quantized matrices have; 0 where none is quantized.
+    pub quant_bits: u32,
+    /// Neighbours that share a scale in that scheme; 0 where none is quantized.
+    pub quant_group_size: u32,
     /// 0.
     pub reserved: u32,
     /// The architecture, as config.json names it, such as "prismatic"; NUL-terminated, cut where it is longer.
@@ -141,6 +190,26 @@ unsafe impl Versioned for moxin_model_params {
             image_cache_bytes: LoadOptions::default().image_cache,
             backend: MOXIN_BACKEND_AUTO,
             dtype: MOXIN_DTYPE_AUTO,
+            quant_bits: 0,
+            quant_group_size: 64,
+        }
+    }
+}
+
+// SAFETY: repr(C), begins with its size, otherwise numbers and pointers that are checked before use.
+unsafe impl Versioned for moxin_quant_params {
+    fn defaults() -> Self {
+        let QuantizeOptions { quantization, embedding, head, vision, .. } = QuantizeOptions::default();
+        moxin_quant_params {
+            struct_size: size_of::<Self>(),
+            bits: quantization.bits as u32,
+            group_size: quantization.group_size as u32,
+            embedding: embedding.into(),
+            head: head.into(),
+            vision: vision.into(),
+            reserved: 0,
+            modules: ptr::null(),
+            module_count: 0,
         }
     }
 }
@@ -160,6 +229,8 @@ unsafe impl Versioned for moxin_model_info {
             tokens_per_image: 0,
             backend: MOXIN_BACKEND_AUTO,
             dtype: MOXIN_DTYPE_AUTO,
+            quant_bits: 0,
+            quant_group_size: 0,
             reserved: 0,
             model_type: [0; 32],
         }
@@ -293,7 +364,7 @@ pub unsafe extern "C" fn moxin_model_info_get(
     guard(error, || {
         let place = out(out_info, "out_info")?;
         // SAFETY: NULL or a handle of this library that was not freed; checked place, and the caller's struct with its size.
-        unsafe { write_result(place, info_for_c(hold(model, "model")?.model.info()), "out_info") }
+        unsafe { write_result(place, info_for_c(&hold(model, "model")?.model.info()), "out_info") }
     })
 }
 
@@ -319,6 +390,60 @@ pub unsafe extern "C" fn moxin_model_metadata(
         // SAFETY: checked by `out`. The text stays where it is as long as the model: nothing is taken out of the map.
         unsafe { place.write(view(shown)) };
         Ok(())
+    })
+}
+
+/// Sets up parameters with the defaults; struct_size is sizeof(moxin_quant_params), and nothing is written past it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn moxin_quant_params_init(params: *mut moxin_quant_params, struct_size: usize) {
+    // SAFETY: NULL, or the caller's struct of that size.
+    unsafe { init_params(params, struct_size) };
+}
+
+/// Quantizes a model in memory, a matrix at a time, so that it never takes more than the model and one matrix. Matrices that are quantized
+/// already stay as they are. Conversations go on; what they have computed stays.
+///
+/// params, op, error: may be NULL. Progress has the stage MOXIN_STAGE_QUANTIZE.
+///
+/// Fails with INVALID_ARGUMENT for a scheme that MLX does not have, with INVALID_STATE where nothing is left to quantize or the model was
+/// unloaded, with CANCELLED, TIMEOUT, OUT_OF_MEMORY, SUSPENDED, BACKEND. A failure leaves the model as it was: what was replaced is read again
+/// from its folder, or, where that has changed since, was kept until the end.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn moxin_model_quantize(
+    model: *const moxin_model,
+    params: *const moxin_quant_params,
+    op: *const moxin_op,
+    error: *mut *mut moxin_error,
+) -> moxin_status {
+    // SAFETY: NULL or a handle of this library that was not freed, and the caller's initialized structs with pointers valid during the call.
+    guard(error, || unsafe {
+        let (model, options) = (hold(model, "model")?, quantize_options(params)?);
+        with_op(op, |op| model.model.quantize(options, op))
+    })
+}
+
+/// Writes a model as it is now to a folder that moxin_model_load reads, in the form of MLX's community: the names of the folder that it comes
+/// from, ".scales" and ".biases" beside what is quantized, "quantization" in config.json, files of at most 5 GB. Tokenizer and processor files
+/// are copied, and so is what is not quantized, number for number. Nothing is at the place before all is written.
+///
+/// directory: UTF-8, NUL-terminated; it is replaced as a whole where it exists and overwrite is true. op, error: may be NULL. Progress has the
+/// stage MOXIN_STAGE_SAVE.
+///
+/// Fails with INVALID_ARGUMENT where the folder exists and overwrite is false, or is the one that the model comes from; with IO, INVALID_STATE
+/// where the model was unloaded, CANCELLED, TIMEOUT, SUSPENDED. Whatever fails leaves nothing behind, and what was there.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn moxin_model_save(
+    model: *const moxin_model,
+    directory: *const c_char,
+    overwrite: bool,
+    op: *const moxin_op,
+    error: *mut *mut moxin_error,
+) -> moxin_status {
+    // SAFETY: NULL or a handle of this library that was not freed, the caller's text, and its initialized struct with pointers valid during
+    // the call.
+    guard(error, || unsafe {
+        let (model, directory) = (hold(model, "model")?, text(directory, MOXIN_STRLEN, "directory")?);
+        with_op(op, |op| model.model.save(Path::new(directory), overwrite, op))
     })
 }
 
@@ -429,11 +554,45 @@ unsafe fn load_options(params: *const moxin_model_params) -> Result<LoadOptions>
         MOXIN_DTYPE_F32 => Some(Dtype::Float32),
         other => return Err(Error::InvalidArgument(format!("params.dtype is {other}; 0 to {MOXIN_DTYPE_F32} is expected"))),
     };
+    let quantization = Quantization { group_size: params.quant_group_size as usize, bits: params.quant_bits as usize };
     Ok(LoadOptions {
         backend: backend_from(params.backend)?,
         dtype,
+        quantize: (params.quant_bits > 0).then(|| QuantizeOptions { quantization, ..QuantizeOptions::default() }),
         memory_limit: (params.memory_limit > 0).then_some(params.memory_limit),
         image_cache: params.image_cache_bytes,
+    })
+}
+
+/// # Safety
+/// As for [`read_params`]; `modules` has `module_count` entries whose paths end with NUL.
+unsafe fn quantize_options(params: *const moxin_quant_params) -> Result<QuantizeOptions> {
+    // SAFETY: as promised by the caller.
+    let params = unsafe { read_params(params, "params")? };
+    if params.reserved != 0 || params.module_count > 4096 {
+        let what =
+            format!("params.reserved is {} and params.module_count {}; 0 and 0 to 4096 are expected", params.reserved, params.module_count);
+        return Err(Error::InvalidArgument(what));
+    }
+    let scheme = |bits: u32, group_size: u32| Quantization { group_size: group_size as usize, bits: bits as usize };
+    let mut modules = Vec::new();
+    for i in 0..params.module_count {
+        if params.modules.is_null() {
+            return Err(Error::NullArgument("params.modules"));
+        }
+        // SAFETY: the caller's array of that many entries, and their texts.
+        let (path, module) = unsafe {
+            let module = params.modules.add(i).read();
+            (text(module.path, MOXIN_STRLEN, "params.modules.path")?, module)
+        };
+        modules.push((path.to_owned(), (module.bits > 0).then(|| scheme(module.bits, module.group_size))));
+    }
+    Ok(QuantizeOptions {
+        quantization: scheme(params.bits, params.group_size),
+        embedding: params.embedding != 0,
+        head: params.head != 0,
+        vision: params.vision != 0,
+        modules,
     })
 }
 
@@ -443,6 +602,8 @@ fn info_for_c(info: &ModelInfo) -> moxin_model_info {
     model_type[..31].iter_mut().zip(info.model_type.bytes()).for_each(|(place, byte)| *place = byte as c_char);
     moxin_model_info {
         model_type,
+        quant_bits: info.quantization.map_or(0, |quantization| quantization.bits as u32),
+        quant_group_size: info.quantization.map_or(0, |quantization| quantization.group_size as u32),
         parameter_count: info.parameters,
         weight_bytes: info.weight_bytes,
         fingerprint: info.fingerprint,

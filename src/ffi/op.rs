@@ -19,6 +19,10 @@ pub const MOXIN_STAGE_LOAD: moxin_stage = 0;
 pub const MOXIN_STAGE_ENCODE: moxin_stage = 1;
 /// Reading the prompt.
 pub const MOXIN_STAGE_PREFILL: moxin_stage = 2;
+/// Quantizing matrices.
+pub const MOXIN_STAGE_QUANTIZE: moxin_stage = 3;
+/// Writing weights.
+pub const MOXIN_STAGE_SAVE: moxin_stage = 4;
 
 /// Told the stage of an operation and the part of it that is done, 0 to 1, on the thread that called the operation. Returning false cancels
 /// the operation.
@@ -85,6 +89,8 @@ pub(super) unsafe fn with_op<T>(op: *const moxin_op, f: impl FnOnce(Op) -> Resul
             Stage::Load => MOXIN_STAGE_LOAD,
             Stage::Encode => MOXIN_STAGE_ENCODE,
             Stage::Prefill => MOXIN_STAGE_PREFILL,
+            Stage::Quantize => MOXIN_STAGE_QUANTIZE,
+            Stage::Save => MOXIN_STAGE_SAVE,
         };
         // SAFETY: the caller's function, with the caller's data, during the caller's call.
         op.progress.is_none_or(|callback| unsafe { callback(op.user_data, stage, fraction) })

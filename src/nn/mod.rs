@@ -7,6 +7,7 @@ mod activation;
 mod attention;
 mod kv_cache;
 mod linear;
+mod matrix;
 mod norm;
 mod vit;
 
@@ -14,7 +15,8 @@ pub use activation::{Activation, silu};
 pub use attention::{Mask, attention, causal_mask};
 pub use kv_cache::{ConcatKeyValueCache, KVCache, KeyValueCache};
 pub use linear::{Embedding, Linear};
+pub use matrix::{Matrix, QuantizedMatrix};
 pub use norm::{LayerNorm, RmsNorm};
 pub use vit::{ViTConfig, ViTEncoder, load_vit_encoder};
 
-pub(crate) use linear::load_vector;
+pub(crate) use matrix::load_vector;

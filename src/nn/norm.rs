@@ -2,7 +2,7 @@
 
 use mlx_rs::{Array, Dtype, error::Exception, fast};
 
-use super::linear::load_vector;
+use super::matrix::load_vector;
 use crate::{Result, checkpoint::Weights};
 
 /// Root mean square normalization (<https://arxiv.org/abs/1910.07467>).

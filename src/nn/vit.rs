@@ -7,7 +7,7 @@ use mlx_rs::{
     ops::{broadcast_to, concatenate, indexing::TryIndexOp},
 };
 
-use super::{Activation, LayerNorm, Linear, Mask, attention, load_vector};
+use super::{Activation, LayerNorm, Linear, Mask, Matrix, attention, load_vector};
 use crate::{Result, checkpoint::Weights};
 
 /// The size of a vision transformer.
@@ -132,6 +132,20 @@ impl ViTEncoder {
         }
         let prefix = self.prefix.as_ref().map_or(0, |prefix| prefix.dim(1));
         Ok(x.try_index((.., prefix.., ..))?)
+    }
+
+    /// The matrices of the blocks, by the paths of their modules.
+    pub(crate) fn matrices<'a>(&'a mut self, path: &str, all: &mut Vec<(String, &'a mut Matrix)>) {
+        for (i, block) in self.blocks.iter_mut().enumerate() {
+            let path = format!("{path}.blocks.{i}");
+            let linears = [
+                ("attn.qkv", &mut block.attn.qkv),
+                ("attn.proj", &mut block.attn.proj),
+                ("mlp.fc1", &mut block.mlp.fc1),
+                ("mlp.fc2", &mut block.mlp.fc2),
+            ];
+            all.extend(linears.map(|(name, linear)| (format!("{path}.{name}"), &mut linear.weight)));
+        }
     }
 
     /// Blocks that run.

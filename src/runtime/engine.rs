@@ -25,6 +25,11 @@ pub fn run<R: Send + 'static>(op: Op, job: impl FnOnce(&Reporter<R>) -> Result<R
     })
 }
 
+/// As [`run`], for a job that changes something: a cancellation that comes when it is done comes too late.
+pub fn run_to_its_end(op: Op, job: impl FnOnce(&Reporter<()>) -> Result<()> + Send + 'static) -> Result<()> {
+    engine()?.run_to_its_end(op, job)
+}
+
 /// Runs `job` on the engine thread, in turn, also while the library is suspended: for what only looks at arrays or drops them.
 pub fn turn<R: Send + 'static>(job: impl FnOnce() -> Result<R> + Send + 'static) -> Result<R> {
     engine()?.turn(job)

@@ -2,6 +2,7 @@
 
 use std::{
     cell::RefCell,
+    collections::BTreeMap,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, Weak},
     time::Instant,
@@ -13,11 +14,12 @@ use serde::Deserialize;
 use super::{Op, Session, Stage, engine};
 use crate::{
     Error, Result,
-    checkpoint::read_json,
+    checkpoint::{NewFolder, Quantization, read_json},
     device::{Backend, Device, available_memory, clear_cache},
     generate::{ChatModel, GenerationOptions, ImageCache},
     image::{Picture, PictureHash, Processor},
-    models::moxin::{Source, TokenIds, VLMConfig},
+    models::moxin::{MoxinVLM, QuantizeOptions, Source, TokenIds, VLMConfig, most_common},
+    nn::Matrix,
     text::load_tokenizer,
 };
 
@@ -30,13 +32,15 @@ pub struct LoadOptions {
     pub dtype: Option<Dtype>,
     /// Bytes that loading it may take. `None`: what is available.
     pub memory_limit: Option<u64>,
+    /// Matrices are quantized as they are read: the dense ones are never all in memory. `None`: they stay as they are stored.
+    pub quantize: Option<QuantizeOptions>,
     /// Bytes for the tokens of pictures seen before. They take 4 MiB a picture in the largest case, Moxin-7B in float32.
     pub image_cache: u64,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        LoadOptions { backend: Backend::Auto, dtype: None, memory_limit: None, image_cache: 64 << 20 }
+        LoadOptions { backend: Backend::Auto, dtype: None, memory_limit: None, quantize: None, image_cache: 64 << 20 }
     }
 }
 
@@ -46,6 +50,14 @@ impl LoadOptions {
             Some(dtype) => device.clone().with_dtype(dtype),
             None => Ok(device.clone()),
         }
+    }
+
+    fn scheme(&self, path: &str, columns: usize) -> Option<Quantization> {
+        self.quantize.as_ref()?.scheme(path, columns)
+    }
+
+    fn check(&self) -> Result<()> {
+        self.quantize.as_ref().map_or(Ok(()), QuantizeOptions::check)
     }
 }
 
@@ -75,6 +87,8 @@ pub struct ModelInfo {
     pub backend: Backend,
     /// The dtype of activations.
     pub dtype: Dtype,
+    /// The scheme that most matrices have which are quantized.
+    pub quantization: Option<Quantization>,
 }
 
 /// What a model in a folder will take, in bytes, known from its headers alone.
@@ -103,9 +117,10 @@ pub struct MemoryEstimate {
 pub struct Model(Arc<Inner>);
 
 struct Inner {
-    info: ModelInfo,
-    /// config.json, for [`Model::metadata`].
-    config: serde_json::Value,
+    info: Mutex<ModelInfo>,
+    backend: Backend,
+    /// The folder that it comes from, its files open.
+    source: Source,
     /// Used on the engine thread only.
     loaded: Mutex<Option<ChatModel>>,
 }
@@ -154,6 +169,7 @@ impl Model {
     /// [`Error::NotFound`], [`Error::CorruptModel`] and [`Error::UnsupportedModel`] name the file and the field or tensor;
     /// [`Error::OutOfMemory`] where the weights take more than is allowed, before any is read.
     pub fn load(folder: impl AsRef<Path>, options: LoadOptions, op: Op) -> Result<Model> {
+        options.check()?;
         let folder = folder.as_ref().to_owned();
         let model = engine::run(op, move |reporter| {
             engine::on_device(options.backend, |device| {
@@ -178,10 +194,11 @@ impl Model {
     /// What the model in a folder will take, without loading it, loaded with `options` and talked to with `generation`.
     pub fn estimate(folder: impl AsRef<Path>, options: &LoadOptions, generation: &GenerationOptions) -> Result<MemoryEstimate> {
         generation.validate()?;
+        options.check()?;
         let source = Source::open(folder.as_ref())?;
-        let options = options.clone();
-        let dtype = engine::turn(move || engine::on_device(options.backend, |device| Ok(options.device(device)?.dtype)))?;
-        let needs = source.memory(dtype);
+        let for_device = options.clone();
+        let dtype = engine::turn(move || engine::on_device(for_device.backend, |device| Ok(for_device.device(device)?.dtype)))?;
+        let needs = source.memory(dtype, &|path, columns| options.scheme(path, columns));
         let positions = generation.context(source.config.text_config.max_position_embeddings);
         Ok(MemoryEstimate {
             weights: needs.weights,
@@ -196,14 +213,14 @@ impl Model {
     }
 
     /// What the model is.
-    pub fn info(&self) -> &ModelInfo {
-        &self.0.info
+    pub fn info(&self) -> ModelInfo {
+        lock(&self.0.info).clone()
     }
 
     /// A field of config.json by its path, such as `text_config.num_hidden_layers` or `image_sizes.0`: texts as they are, all else as JSON.
     pub fn metadata(&self, path: &str) -> Option<String> {
         let pointer = format!("/{}", path.replace('.', "/"));
-        match self.0.config.pointer(&pointer)? {
+        match self.0.source.config_json.pointer(&pointer)? {
             serde_json::Value::String(text) => Some(text.clone()),
             value => Some(value.to_string()),
         }
@@ -213,7 +230,7 @@ impl Model {
     /// this model, also when it was loaded anew.
     pub fn encode_image(&self, picture: &Picture, op: Op) -> Result<Embedding> {
         let (model, picture) = (self.clone(), picture.clone());
-        let fingerprint = self.0.info.fingerprint;
+        let fingerprint = self.info().fingerprint;
         engine::run(op, move |reporter| {
             reporter.report(Stage::Encode, 0.0)?;
             let encoded = model.with(|loaded| loaded.encode_image(&picture, &|part| reporter.report(Stage::Encode, 0.99 * part)))?;
@@ -232,6 +249,63 @@ impl Model {
         Session::new(self.clone(), options)
     }
 
+    /// Quantizes the matrices that `options` name and that are not yet quantized, one after the other: it never takes more than the model and
+    /// a matrix. Conversations go on; what they have computed stays.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a scheme that MLX does not have; [`Error::InvalidState`] where nothing is left to quantize;
+    /// [`Error::Cancelled`], unless it comes too late, and others. An error leaves the model as it was: what was replaced is read again from the folder it came from. Where
+    /// a file there has changed since, the old matrices are kept until all are done, and [`Error::OutOfMemory`] says so where they do not fit.
+    pub fn quantize(&self, options: QuantizeOptions, op: Op) -> Result<()> {
+        options.check()?;
+        let model = self.clone();
+        engine::run_to_its_end(op, move |reporter| {
+            let inner = &*model.0;
+            let mut loaded = lock(&inner.loaded);
+            let chat = loaded.as_mut().ok_or_else(unloaded)?;
+            let dtype = chat.vlm.dtype;
+            let progress = |part| reporter.report(Stage::Quantize, part);
+            let outcome = match engine::on_device(inner.backend, |_| inner.source.quantize(&mut chat.vlm, &options, &progress)) {
+                Ok(outcome) => outcome,
+                Err(error) => {
+                    *loaded = None;
+                    return Err(error);
+                }
+            };
+            let schemes = schemes(&mut chat.vlm);
+            chat.memory = inner.source.memory(dtype, &|path, _| schemes.get(path).copied());
+            // Pictures encoded before are as they were only where their encoders are.
+            if options.vision || !options.modules.is_empty() {
+                chat.images.borrow_mut().clear();
+            }
+            let mut info = lock(&inner.info);
+            info.quantization = most_common(schemes.values().copied());
+            info.fingerprint = fingerprint(&inner.source, &chat.processor, &schemes)?;
+            clear_cache()?;
+            outcome
+        })
+    }
+
+    /// Writes the model as it is now to a folder that [`Model::load`] reads, in the form of MLX's community: the names of the folder it comes
+    /// from, `.scales` and `.biases` beside what is quantized, `quantization` in `config.json`; tokenizer and processor files are copied. What
+    /// is not quantized, or not used, is copied from the folder it comes from, number for number.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where the folder exists, unless `overwrite`; [`Error::Io`]. Nothing is there before all is.
+    pub fn save(&self, folder: impl AsRef<Path>, overwrite: bool, op: Op) -> Result<()> {
+        let folder = NewFolder::beside(folder.as_ref(), overwrite, &self.0.source.folder)?;
+        let (model, path) = (self.clone(), folder.path().to_owned());
+        engine::run(op, move |reporter| {
+            let inner = &*model.0;
+            let mut loaded = lock(&inner.loaded);
+            let chat = loaded.as_mut().ok_or_else(unloaded)?;
+            inner.source.save(&mut chat.vlm, &path, &|done, total| {
+                reporter.report(Stage::Save, if total == 0 { 1.0 } else { (done as f64 / total as f64) as f32 })
+            })
+        })?;
+        folder.publish()
+    }
+
     /// Gives the weights back, though clones and sessions of the model remain. What would compute with them fails then with
     /// [`Error::InvalidState`].
     pub fn unload(&self) -> Result<()> {
@@ -244,7 +318,7 @@ impl Model {
 
     /// The array behind an embedding, where it is this model's. On the engine thread only.
     pub(super) fn tokens_of(&self, embedding: &Embedding) -> Result<Array> {
-        let info = &self.0.info;
+        let info = self.info();
         if embedding.model != info.fingerprint {
             return Err(Error::InvalidArgument("the embedding was made by another model; encode the image with this one".into()));
         }
@@ -262,8 +336,8 @@ impl Model {
     /// Calls `f` with the weights, its operations going to the model's device. On the engine thread only.
     pub(super) fn with<T>(&self, f: impl FnOnce(&ChatModel) -> Result<T>) -> Result<T> {
         let loaded = lock(&self.0.loaded);
-        let loaded = loaded.as_ref().ok_or_else(|| Error::InvalidState("the model was unloaded; load it again".into()))?;
-        engine::on_device(self.0.info.backend, |_| f(loaded))
+        let loaded = loaded.as_ref().ok_or_else(unloaded)?;
+        engine::on_device(self.0.backend, |_| f(loaded))
     }
 }
 
@@ -338,13 +412,31 @@ fn load(folder: &Path, options: &LoadOptions, device: &Device, progress: &dyn Fn
     let processor = Processor::from_file(&processor_path)?;
     check_processor(&processor, &source.config).map_err(|what| Error::corrupt(&processor_path, what))?;
     let eos = eos_ids(folder, &source.config)?;
-    let config = read_json(&folder.join("config.json"), "the model's configuration")?;
-    let info = ModelInfo { fingerprint: fingerprint(&source, &processor)?, ..describe(&source, &device)? };
-    let vlm = source.load(&device, options.memory_limit, progress)?;
+    let mut vlm = source.load(&device, options.memory_limit, &|path, columns| options.scheme(path, columns), progress)?;
+    let schemes = schemes(&mut vlm);
+    let info = ModelInfo {
+        fingerprint: fingerprint(&source, &processor, &schemes)?,
+        quantization: most_common(schemes.values().copied()),
+        ..describe(&source, &device)?
+    };
     log::info!("{} on {} in {:?}: {} bytes", folder.display(), device.backend.name(), clock.elapsed(), info.weight_bytes);
     let images = RefCell::new(ImageCache::new(options.image_cache));
-    let model = ChatModel { vlm, processor, tokenizer, eos, memory: source.memory(device.dtype), images };
-    Ok(Inner { info, config, loaded: Mutex::new(Some(model)) })
+    let memory = source.memory(device.dtype, &|path, _| schemes.get(path).copied());
+    let model = ChatModel { vlm, processor, tokenizer, eos, memory, images };
+    Ok(Inner { info: Mutex::new(info), backend: device.backend, source, loaded: Mutex::new(Some(model)) })
+}
+
+fn unloaded() -> Error {
+    Error::InvalidState("the model was unloaded; load it again".into())
+}
+
+/// The quantized matrices by their modules' paths.
+fn schemes(vlm: &mut MoxinVLM) -> BTreeMap<String, Quantization> {
+    let scheme = |(path, matrix): (String, &mut Matrix)| match matrix {
+        Matrix::Quantized(matrix) => Some((path, matrix.quantization)),
+        Matrix::Dense(_) => None,
+    };
+    vlm.matrices().into_iter().filter_map(scheme).collect()
 }
 
 /// All but the fingerprint.
@@ -362,15 +454,18 @@ fn describe(source: &Source, device: &Device) -> Result<ModelInfo> {
         fingerprint: 0,
         backend: device.backend,
         dtype: device.dtype,
+        quantization: source.stored.default,
     })
 }
 
-/// What makes the embeddings of a model unlike another's: its weights, and how pictures come to be pixels.
-fn fingerprint(source: &Source, processor: &Processor) -> Result<u64> {
-    let settings = blake3::hash(format!("{processor:?} {:?}", source.config).as_bytes());
+/// What makes the embeddings of a model unlike another's: how pictures come to be pixels, and all weights but the language model's.
+fn fingerprint(source: &Source, processor: &Processor, schemes: &BTreeMap<String, Quantization>) -> Result<u64> {
+    let is_vision = |name: &str| !name.starts_with("language_model.");
+    let schemes: Vec<_> = schemes.iter().filter(|(path, _)| is_vision(path)).collect();
+    let settings = blake3::hash(format!("{processor:?} {:?} {schemes:?}", source.config).as_bytes());
     let mut first = [0; 8];
     first.copy_from_slice(&settings.as_bytes()[..8]);
-    Ok(source.checkpoint.fingerprint()? ^ u64::from_be_bytes(first))
+    Ok(source.checkpoint.fingerprint(is_vision)? ^ u64::from_be_bytes(first))
 }
 
 fn check_processor(processor: &Processor, config: &VLMConfig) -> Result<(), String> {

@@ -39,6 +39,10 @@ pub enum Stage {
     Encode,
     /// Reading the prompt.
     Prefill,
+    /// Quantizing matrices.
+    Quantize,
+    /// Writing weights.
+    Save,
 }
 
 /// Options of one long operation. The default has none of them.

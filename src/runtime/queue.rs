@@ -109,7 +109,25 @@ impl Queue {
     /// Has `job` done in its turn and waits for its result. Progress is reported on the calling thread. A panic in the job becomes
     /// [`Error::Panic`]. An operation that was cancelled before this returns is cancelled, also where its job was done by then; one whose
     /// turn has not come when it is cancelled or out of time returns without it.
-    pub fn run<R: Send + 'static>(self: &Arc<Self>, mut op: Op, job: impl FnOnce(&Reporter<R>) -> Result<R> + Send + 'static) -> Result<R> {
+    pub fn run<R: Send + 'static>(self: &Arc<Self>, op: Op, job: impl FnOnce(&Reporter<R>) -> Result<R> + Send + 'static) -> Result<R> {
+        self.run_job(op, job, false)
+    }
+
+    /// As [`Queue::run`], for a job that changes something: a cancellation that comes when it is done comes too late.
+    pub fn run_to_its_end<R: Send + 'static>(
+        self: &Arc<Self>,
+        op: Op,
+        job: impl FnOnce(&Reporter<R>) -> Result<R> + Send + 'static,
+    ) -> Result<R> {
+        self.run_job(op, job, true)
+    }
+
+    fn run_job<R: Send + 'static>(
+        self: &Arc<Self>,
+        mut op: Op,
+        job: impl FnOnce(&Reporter<R>) -> Result<R> + Send + 'static,
+        done_is_done: bool,
+    ) -> Result<R> {
         let control = Control::new(op.cancel.clone(), op.timeout);
         if let Err(error) = self.check(&control) {
             // Not on the thread that works: it cannot be known whether MLX is still there.
@@ -136,7 +154,7 @@ impl Queue {
         });
         loop {
             match messages.recv_timeout(GLANCE) {
-                Ok(Message::Done(Ok(unwanted))) if control.is_cancelled() => {
+                Ok(Message::Done(Ok(unwanted))) if !done_is_done && control.is_cancelled() => {
                     self.dispose(unwanted);
                     return Err(Error::Cancelled);
                 }

@@ -119,6 +119,10 @@ static void check_null(const moxin_model *model, const moxin_image *image, const
     EXPECT(null_argument, moxin_model_metadata(model, NULL, &value, &error));
     EXPECT(null_argument, moxin_model_metadata(model, "model_type", NULL, &error));
     EXPECT(null_argument, moxin_model_unload(NULL, &error));
+    EXPECT(null_argument, moxin_model_quantize(NULL, NULL, NULL, &error));
+    EXPECT(null_argument, moxin_model_save(NULL, "x", false, NULL, &error));
+    EXPECT(null_argument, moxin_model_save(model, NULL, false, NULL, &error));
+    moxin_quant_params_init(NULL, sizeof(moxin_quant_params));
     EXPECT(null_argument, moxin_memory_stats_get(NULL, &error));
 #ifndef __APPLE__
     EXPECT(MOXIN_STATUS_BACKEND_UNAVAILABLE, moxin_set_metallib_path("mlx.metallib", &error));
@@ -151,6 +155,8 @@ static void check_arguments(const moxin_model *model, moxin_session *session, co
     moxin_session *no_session = NULL;
     moxin_model_params model_params;
     moxin_image_params image_params;
+    moxin_quant_params quant;
+    moxin_module_quant module = {0};
     moxin_session_params params;
     moxin_memory_estimate estimate = {0};
     moxin_model_info info = {0};
@@ -202,6 +208,43 @@ static void check_arguments(const moxin_model *model, moxin_session *session, co
     EXPECT(invalid, moxin_model_metadata(model, not_utf8, &value, &error));
     EXPECT(invalid, moxin_set_log(NULL, 99, NULL, NULL, &error));
     EXPECT(invalid, moxin_session_rewind(session, SIZE_MAX, &error));
+    model_params.dtype = MOXIN_DTYPE_AUTO;
+    model_params.quant_bits = 7;
+    EXPECT(invalid, moxin_model_load(path, &model_params, NULL, &no_model, &error));
+    EXPECT(invalid, moxin_model_estimate(path, &model_params, NULL, &estimate, &error));
+    model_params.quant_bits = 4;
+    model_params.quant_group_size = 0;
+    EXPECT(invalid, moxin_model_load(path, &model_params, NULL, &no_model, &error));
+    model_params.quant_group_size = UINT32_MAX;
+    EXPECT(invalid, moxin_model_load(path, &model_params, NULL, &no_model, &error));
+    model_params.quant_bits = 0;
+    model_params.quant_group_size = 64;
+#define REFUSED_QUANT(field, value)                                                \
+    moxin_quant_params_init(&quant, sizeof quant);                                 \
+    quant.field = value;                                                           \
+    EXPECT(invalid, moxin_model_quantize(model, &quant, NULL, &error))
+    REFUSED_QUANT(bits, 0);
+    REFUSED_QUANT(bits, 7);
+    REFUSED_QUANT(bits, UINT32_MAX);
+    REFUSED_QUANT(group_size, 16);
+    REFUSED_QUANT(group_size, 0);
+    REFUSED_QUANT(reserved, 1);
+    REFUSED_QUANT(module_count, SIZE_MAX);
+#undef REFUSED_QUANT
+    moxin_quant_params_init(&quant, sizeof quant);
+    CHECK(quant.bits == 4 && quant.group_size == 64 && quant.embedding == 1 && quant.head == 1 && quant.vision == 0);
+    quant.module_count = 1;
+    EXPECT(MOXIN_STATUS_NULL_ARGUMENT, moxin_model_quantize(model, &quant, NULL, &error));
+    quant.modules = &module;
+    EXPECT(MOXIN_STATUS_NULL_ARGUMENT, moxin_model_quantize(model, &quant, NULL, &error));
+    module.path = not_utf8;
+    EXPECT(invalid, moxin_model_quantize(model, &quant, NULL, &error));
+    module.path = "language_model";
+    module.bits = 9;
+    EXPECT(invalid, moxin_model_quantize(model, &quant, NULL, &error));
+    EXPECT(invalid, moxin_model_save(model, not_utf8, false, NULL, &error));
+    EXPECT(invalid, moxin_model_save(model, path, true, NULL, &error));
+    EXPECT(MOXIN_STATUS_NOT_FOUND, moxin_model_save(model, "no/such/folder/here", false, NULL, &error));
     moxin_image_params_init(&image_params, sizeof image_params);
     image_params.reserved = 1;
     EXPECT(invalid, moxin_image_from_file(path, &image_params, &no_image, &error));
@@ -345,6 +388,7 @@ static void check_sizes(const moxin_model *model, const moxin_embedding *embeddi
     CHECK_INIT(moxin_image_params_init, moxin_image_params);
     CHECK_INIT(moxin_model_params_init, moxin_model_params);
     CHECK_INIT(moxin_session_params_init, moxin_session_params);
+    CHECK_INIT(moxin_quant_params_init, moxin_quant_params);
 
 #define CALL(result) moxin_model_info_get(model, result, &error)
     CHECK_RESULT(moxin_model_info, CALL);
@@ -387,6 +431,16 @@ static void check_sizes(const moxin_model *model, const moxin_embedding *embeddi
 #undef CALL
 #undef INIT
     moxin_session_free(new_session);
+
+    /* A model that is not there any more tells accepted parameters from refused ones. */
+    moxin_model *gone = load(path);
+    NEED(moxin_model_unload(gone, &error));
+#define INIT(room) moxin_quant_params_init(&room.params, sizeof room)
+#define CALL(params) moxin_model_quantize(gone, params, NULL, &error)
+    CHECK_PARAMS(moxin_quant_params, CALL, MOXIN_STATUS_INVALID_STATE);
+#undef CALL
+#undef INIT
+    moxin_model_free(gone);
 
     event.struct_size = 0;
     EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, moxin_generate_step(session, &event, &error));

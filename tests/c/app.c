@@ -2,6 +2,8 @@
  * Uses the C ABI as an app does, and checks what comes of it. Run by tests/c.rs.
  *
  *   app check MODEL OTHER IMAGE     everything below; OTHER is a model of another kind than MODEL
+ *   app quantize MODEL IMAGE PLACE  quantizing, saving to PLACE, and loading back
+ *   app kill-saving MODEL FOLDER    ends with SIGKILL while a model is saved to FOLDER
  *   app faults MODEL IMAGE          failures on purpose, which only a debug build of the library knows
  *   app first NAME MODEL            calls one function first of all
  *   app exit-streaming MODEL MS     ends with exit(42) while answers are streamed
@@ -9,6 +11,9 @@
 #include "check.h"
 
 #include <pthread.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 static const char *const QUESTION = "Describe the picture.";
 static const char *const COUNT = "How many shapes are there?";
@@ -839,6 +844,120 @@ static void check_dtypes(const char *path, const moxin_image *image)
     CHECK(same_answer(&answers[0], &answers[1]) && same_answer(&answers[0], &answers[2]));
 }
 
+/* ---------------------------------------------------------------- quantizing and saving */
+
+static struct answer answer_of(const moxin_model *model, const moxin_image *image)
+{
+    moxin_session *session = looking(model, image);
+    struct answer answer = ask(session, QUESTION);
+    moxin_session_free(session);
+    return answer;
+}
+
+static int exists(const char *path)
+{
+    return access(path, F_OK) == 0;
+}
+
+static void check_quantize(const char *path, const moxin_image *image, const char *place)
+{
+    moxin_error *error = NULL;
+    moxin_model *model = load(path), *loaded = NULL;
+    moxin_model_info info = {0};
+    moxin_memory_estimate dense = {0}, small = {0};
+    moxin_model_params params;
+    moxin_quant_params quant;
+    moxin_module_quant modules[2] = {{"language_model.lm_head", 8, 64}, {"language_model.model.layers.0", 0, 0}};
+    char folder[4096];
+    struct seen seen = {0, 0, 0, 1, 0};
+    moxin_op op = {0};
+    op.struct_size = sizeof op;
+    op.progress = see;
+    op.user_data = &seen;
+    info.struct_size = sizeof info;
+    dense.struct_size = small.struct_size = sizeof dense;
+    snprintf(folder, sizeof folder, "%s/saved", place);
+
+    NEED(moxin_model_info_get(model, &info, &error));
+    CHECK(info.quant_bits == 0 && info.quant_group_size == 0);
+    moxin_session *before = looking(model, image);
+    ask(before, QUESTION);
+    moxin_quant_params_init(&quant, sizeof quant);
+    quant.modules = modules;
+    quant.module_count = 2;
+    NEED(moxin_model_quantize(model, &quant, &op, &error));
+    CHECK(seen.rising && seen.encode == 0 && seen.prefill == 0);
+    EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_model_quantize(model, &quant, NULL, &error));
+    NEED(moxin_model_info_get(model, &info, &error));
+    CHECK(info.quant_bits == 4 && info.quant_group_size == 64);
+    CHECK(ask(before, COUNT).count > 0); /* a conversation goes on */
+    moxin_session_free(before);
+
+    NEED(moxin_model_save(model, folder, false, &op, &error));
+    CHECK(seen.latest == 1);
+    EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, moxin_model_save(model, folder, false, NULL, &error));
+    NEED(moxin_model_save(model, folder, true, NULL, &error));
+    NEED(moxin_model_load(folder, NULL, NULL, &loaded, &error));
+    struct answer here = answer_of(model, image), there = answer_of(loaded, image);
+    CHECK(same_answer(&here, &there));
+    NEED(moxin_model_info_get(loaded, &info, &error));
+    CHECK(info.quant_bits == 4 && info.quant_group_size == 64);
+    moxin_model_free(loaded);
+    moxin_model_free(model);
+
+    /* Quantized while it is read. */
+    moxin_model_params_init(&params, sizeof params);
+    CHECK(params.quant_bits == 0 && params.quant_group_size == 64);
+    NEED(moxin_model_estimate(path, &params, NULL, &dense, &error));
+    params.quant_bits = 8;
+    NEED(moxin_model_estimate(path, &params, NULL, &small, &error));
+    CHECK(small.weights < dense.weights);
+    NEED(moxin_model_load(path, &params, NULL, &model, &error));
+    NEED(moxin_model_info_get(model, &info, &error));
+    CHECK(info.quant_bits == 8);
+    CHECK(strcmp(answer_of(model, image).text, here.text) == 0); /* this model is that sure */
+    moxin_model_free(model);
+
+    /* A disk that is full: an error, and nothing is left. */
+    struct rlimit limit, tight;
+    getrlimit(RLIMIT_FSIZE, &limit);
+    tight = limit;
+    tight.rlim_cur = 1 << 20;
+    signal(SIGXFSZ, SIG_IGN);
+    model = load(path);
+    snprintf(folder, sizeof folder, "%s/full", place);
+    setrlimit(RLIMIT_FSIZE, &tight);
+    EXPECT(MOXIN_STATUS_IO, moxin_model_save(model, folder, false, NULL, &error));
+    setrlimit(RLIMIT_FSIZE, &limit);
+    CHECK(!exists(folder));
+    NEED(moxin_model_save(model, folder, false, NULL, &error));
+    NEED(moxin_model_load(folder, NULL, NULL, &loaded, &error));
+    here = answer_of(model, image);
+    there = answer_of(loaded, image);
+    CHECK(same_answer(&here, &there));
+    moxin_model_free(loaded);
+    moxin_model_free(model);
+}
+
+static bool kill_in_progress(void *user_data, moxin_stage stage, float fraction)
+{
+    (void)user_data;
+    if (stage == MOXIN_STAGE_SAVE && fraction > 0.5f) {
+        raise(SIGKILL);
+    }
+    return true;
+}
+
+static void kill_saving(const char *path, const char *folder)
+{
+    moxin_op op = {0};
+    moxin_model *model = load(path);
+    op.struct_size = sizeof op;
+    op.progress = kill_in_progress;
+    moxin_model_save(model, folder, false, &op, NULL);
+    exit(1);
+}
+
 /* ---------------------------------------------------------------- failures on purpose */
 
 static void expect_fault(const char *fault, moxin_status wanted, const char *text, moxin_status found, moxin_error **error, int line)
@@ -917,6 +1036,17 @@ static void check_faults(const char *path, const moxin_image *image)
         model = NULL;
         embedding = NULL;
     }
+    /* In the middle of quantizing: what was replaced is brought back. */
+    for (size_t i = 0; i < sizeof faults / sizeof faults[0]; i++) {
+        char fault[32];
+        snprintf(fault, sizeof fault, "%s@quantize9", faults[i].what);
+        FAULT(faults[i].status, faults[i].text, moxin_model_quantize(good, NULL, NULL, &error));
+        session = looking(good, image);
+        struct answer restored = ask(session, QUESTION);
+        CHECK(same_answer(&first, &restored));
+        moxin_session_free(session);
+    }
+    NEED(moxin_model_quantize(good, NULL, NULL, &error));
     moxin_model_free(good);
 }
 
@@ -1005,6 +1135,16 @@ int main(int argc, char **argv)
     }
     if (strcmp(mode, "exit-streaming") == 0 && argc == 4) {
         exit_streaming(argv[2], atol(argv[3]));
+    }
+    if (strcmp(mode, "kill-saving") == 0 && argc == 4) {
+        kill_saving(argv[2], argv[3]);
+    }
+    if (strcmp(mode, "quantize") == 0 && argc == 5) {
+        moxin_image *image = open_image(argv[3]);
+        check_quantize(argv[2], image, argv[4]);
+        moxin_image_free(image);
+        CHECK(handles() == 0);
+        return failures > 0;
     }
     if (strcmp(mode, "faults") == 0 && argc == 4) {
         moxin_image *image = open_image(argv[3]);

@@ -310,6 +310,20 @@ void library(const std::string &folder, const moxin::Image &image)
     moxin::suspend(std::chrono::milliseconds(1000));
     CHECK(status_of([&] { session.step(); }) == MOXIN_STATUS_SUSPENDED);
     moxin::resume();
+    moxin::QuantOptions four_bits;
+    four_bits.modules.push_back({"language_model.lm_head", 8, 64});
+    int told = 0;
+    moxin::Op op;
+    op.progress = [&](moxin_stage stage, float) { return told += stage == MOXIN_STAGE_QUANTIZE, true; };
+    model.quantize(four_bits, op);
+    CHECK(model.info().quant_bits == 4 && told > 1);
+    bool refused = false;
+    try {
+        model.save(folder, true); // where it comes from
+    } catch (const moxin::Error &error) {
+        refused = error.status() == MOXIN_STATUS_INVALID_ARGUMENT;
+    }
+    CHECK(refused);
     model.unload();
     CHECK(status_of([&] { session.step(); }) == MOXIN_STATUS_INVALID_STATE);
 }

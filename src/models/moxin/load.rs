@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use mlx_rs::Dtype;
+use serde_json::Value;
 
 use super::{FusedMLPProjector, MemoryNeeds, MistralDecoder, MoxinVLM, VLMConfig, load_projector};
 use crate::{
     Error, Result,
-    checkpoint::{Checkpoint, LoadContext, Weights},
+    checkpoint::{Checkpoint, LoadContext, Plan, QuantizationConfig, Weights, read_json},
     device::{Backend, Device, require},
-    nn::{ViTConfig, ViTEncoder, load_vit_encoder},
+    nn::{Matrix, ViTConfig, ViTEncoder, load_vit_encoder},
 };
 
 /// Where the encoders' tensors stand, in the order in which their features are concatenated.
@@ -41,15 +42,22 @@ pub fn load_model_on(
     memory_limit: Option<u64>,
     progress: &dyn Fn(u64, u64) -> Result<()>,
 ) -> Result<MoxinVLM> {
-    Source::open(folder)?.load(device, memory_limit, progress)
+    Source::open(folder)?.load(device, memory_limit, &|_, _| None, progress)
 }
 
 /// A folder whose configuration and headers were read: all that is known of a model before its weights are.
 pub(crate) struct Source {
+    pub folder: PathBuf,
     config_path: PathBuf,
     pub config: VLMConfig,
+    /// config.json as it stands.
+    pub config_json: Value,
+    /// How the matrices are quantized that are.
+    pub stored: QuantizationConfig,
     /// Under the names that the modules use, without what the forward pass never reads.
     pub checkpoint: Checkpoint,
+    /// All of it, under its own names.
+    pub stored_checkpoint: Checkpoint,
     /// Blocks of each encoder, the last one, which is not run, included.
     depths: [usize; 2],
     /// Numbers in all tensors of the folder, and their bytes.
@@ -61,15 +69,25 @@ impl Source {
     pub fn open(folder: &Path) -> Result<Source> {
         let config_path = folder.join("config.json");
         let config = VLMConfig::from_file(&config_path)?;
+        let config_json = read_json(&config_path, "the model's configuration")?;
+        let stored = QuantizationConfig::from_config(&config_path, &config_json)?;
         let checkpoint = Checkpoint::open(folder)?;
         let (parameters, bytes) = (checkpoint.parameter_count(), checkpoint.total_bytes());
+        let stored_checkpoint = checkpoint.clone();
         let (checkpoint, depths) = name_canonically(checkpoint)?;
-        Ok(Source { config_path, config, checkpoint, depths, parameters, bytes })
+        let folder = folder.to_owned();
+        Ok(Source { folder, config_path, config, config_json, stored, checkpoint, stored_checkpoint, depths, parameters, bytes })
     }
 
-    /// What the model takes, its activations being of `dtype`.
-    pub fn memory(&self, dtype: Dtype) -> MemoryNeeds {
-        MemoryNeeds::reckon(&self.checkpoint, &self.config, dtype)
+    /// What the model takes, its activations being of `dtype`, and its matrices quantized as `plan` says.
+    pub fn memory(&self, dtype: Dtype, plan: Plan) -> MemoryNeeds {
+        MemoryNeeds::reckon(&self.checkpoint, &self.config, dtype, plan)
+    }
+
+    /// The matrix of a module as the folder has it.
+    pub fn matrix(&self, path: &str, rows: usize, columns: usize, dtype: Dtype) -> Result<Matrix> {
+        let context = LoadContext::new(&self.checkpoint, &|_, _| Ok(())).with_quantization(&self.stored, &|_, _| None);
+        Matrix::load(&context.weights().at(path), rows, columns, dtype)
     }
 
     /// Tokens that a picture takes.
@@ -79,11 +97,17 @@ impl Source {
         Ok(vit.num_patches())
     }
 
-    pub fn load(&self, device: &Device, memory_limit: Option<u64>, progress: &dyn Fn(u64, u64) -> Result<()>) -> Result<MoxinVLM> {
+    pub fn load(
+        &self,
+        device: &Device,
+        memory_limit: Option<u64>,
+        plan: Plan,
+        progress: &dyn Fn(u64, u64) -> Result<()>,
+    ) -> Result<MoxinVLM> {
         let (config, path, dtype) = (&self.config, &self.config_path, device.dtype);
         let what = format!("loading the model in {}", path.parent().unwrap_or(path).display());
-        require(&what, self.memory(dtype).load, memory_limit.unwrap_or(u64::MAX))?;
-        let context = LoadContext::new(&self.checkpoint, progress);
+        require(&what, self.memory(dtype, plan).load, memory_limit.unwrap_or(u64::MAX))?;
+        let context = LoadContext::new(&self.checkpoint, progress).with_quantization(&self.stored, plan);
         let weights = context.weights();
         let encoders = (0..config.timm_model_ids.len())
             .map(|i| load_encoder(&weights, config, i, self.depths[i], path, dtype))
@@ -112,7 +136,7 @@ fn name_canonically(checkpoint: Checkpoint) -> Result<(Checkpoint, [usize; 2])> 
 
 /// Resolves the spellings of the format: timm's own (`gamma`), the native training checkpoints' (`dino_featurizer`, `projector.projector.0`,
 /// `llm_backbone.llm`), and newer transformers' (`model.` in front).
-fn canonical_name(name: &str) -> String {
+pub(super) fn canonical_name(name: &str) -> String {
     let parts = ["vision_backbone.", "projector.", "language_model."];
     let name = name.strip_prefix("model.").filter(|rest| parts.iter().any(|part| rest.starts_with(part))).unwrap_or(name);
     let mut name = name

@@ -8,9 +8,11 @@
 
 use mlx_rs::Dtype;
 
+use safetensors::tensor::Dtype as StoredDtype;
+
 use super::{VLMConfig, load::ENCODERS};
 use crate::{
-    checkpoint::{Checkpoint, TensorInfo},
+    checkpoint::{Checkpoint, Plan, Quantization, TensorInfo},
     nn::KVCache,
 };
 
@@ -39,10 +41,10 @@ pub struct MemoryNeeds {
 
 impl MemoryNeeds {
     /// For weights under the names that the modules use, which were checked to fit the configuration.
-    pub(super) fn reckon(checkpoint: &Checkpoint, config: &VLMConfig, dtype: Dtype) -> MemoryNeeds {
+    pub(super) fn reckon(checkpoint: &Checkpoint, config: &VLMConfig, dtype: Dtype, plan: Plan) -> MemoryNeeds {
         let text = &config.text_config;
         let item = item_size(dtype);
-        let sizes = Sizes { checkpoint, dtype };
+        let sizes = Sizes { checkpoint, dtype, plan };
         let language = "language_model.model.layers";
         let layer = (0..text.num_hidden_layers).map(|i| sizes.widened(&format!("{language}.{i}."))).max().unwrap_or(0);
         let head_name = if text.tie_word_embeddings { "language_model.model.embed_tokens." } else { "language_model.lm_head." };
@@ -93,34 +95,65 @@ struct Sizes<'a> {
     checkpoint: &'a Checkpoint,
     /// Of the activations.
     dtype: Dtype,
+    plan: Plan<'a>,
 }
 
 impl Sizes<'_> {
-    fn tensors<'s>(&'s self, prefix: &'s str) -> impl Iterator<Item = &'s TensorInfo> {
+    fn tensors<'s>(&'s self, prefix: &'s str) -> impl Iterator<Item = (&'s str, &'s TensorInfo)> {
         let names = self.checkpoint.tensor_names().filter(move |name| name.starts_with(prefix));
-        names.filter_map(|name| self.checkpoint.info(name))
+        names.filter_map(|name| Some((name, self.checkpoint.info(name)?)))
     }
 
-    /// Bytes of a tensor once it is loaded: on the CPU matrices stay as they are stored.
-    fn held(&self, tensor: &TensorInfo) -> u64 {
-        if self.dtype == Dtype::Float32 && is_matrix(tensor) { tensor.bytes } else { elements(tensor) * item_size(self.dtype) }
+    /// Whether a tensor stays as it is stored: on the CPU what matrices are made of, and quantized ones everywhere.
+    fn stays(&self, tensor: &TensorInfo) -> bool {
+        tensor.dtype == StoredDtype::U32 || self.dtype == Dtype::Float32 && (is_matrix(tensor) || is_scale(tensor))
+    }
+
+    /// The scheme that a matrix is quantized in while it is loaded.
+    fn planned(&self, name: &str, tensor: &TensorInfo) -> Option<Quantization> {
+        let path = name.strip_suffix(".weight").filter(|_| tensor.shape.len() == 2 && tensor.dtype != StoredDtype::U32)?;
+        (self.plan)(path, tensor.shape[1])
+    }
+
+    /// Bytes of a number of a tensor once it is loaded, not quantized.
+    fn item(&self, tensor: &TensorInfo) -> u64 {
+        if self.stays(tensor) { tensor.dtype.bitsize() as u64 / 8 } else { item_size(self.dtype) }
+    }
+
+    /// Bytes of a tensor once it is loaded.
+    fn held(&self, name: &str, tensor: &TensorInfo) -> u64 {
+        match self.planned(name, tensor) {
+            Some(quantization) => quantization.bytes(elements(tensor), self.item(tensor)),
+            None => elements(tensor) * self.item(tensor),
+        }
     }
 
     fn weights(&self) -> u64 {
-        self.tensors("").map(|tensor| self.held(tensor)).sum()
+        self.tensors("").map(|(name, tensor)| self.held(name, tensor)).sum()
     }
 
-    /// What reading the largest tensor takes beyond its place: its bytes as they are in the file and, where the dtype changes, the array
-    /// that is made of them first.
+    /// What reading the largest tensor takes beyond its place: its bytes as they are in the file and, where it does not stay so, the array
+    /// that is made of them first. Quantizing it makes arrays as large as it is on the way.
     fn reading(&self) -> u64 {
-        let extra = |tensor: &TensorInfo| if self.held(tensor) == tensor.bytes { tensor.bytes } else { 2 * tensor.bytes };
+        let extra = |(name, tensor): (&str, &TensorInfo)| match self.planned(name, tensor) {
+            Some(_) => QUANTIZING_COPIES * elements(tensor) * self.item(tensor),
+            None if self.stays(tensor) => tensor.bytes,
+            None => 2 * tensor.bytes,
+        };
         self.tensors("").map(extra).max().unwrap_or(0)
     }
 
-    /// Float32 copies of the matrices below a path, where they are stored in another dtype.
+    /// Float32 copies of what is stored in another dtype below a path: matrices, or the scales of those that are quantized.
     fn widened(&self, prefix: &str) -> u64 {
-        let wide = |tensor: &&TensorInfo| self.dtype == Dtype::Float32 && is_matrix(tensor) && tensor.bytes < elements(tensor) * 4;
-        self.tensors(prefix).filter(wide).map(|tensor| elements(tensor) * 4).sum()
+        let wide = |(name, tensor): (&str, &TensorInfo)| {
+            let numbers = match self.planned(name, tensor) {
+                Some(quantization) => 2 * elements(tensor) / quantization.group_size as u64,
+                None => elements(tensor),
+            };
+            let widens = (is_matrix(tensor) || is_scale(tensor)) && tensor.dtype != StoredDtype::U32 && self.item(tensor) < 4;
+            if self.dtype == Dtype::Float32 && widens { 4 * numbers } else { 0 }
+        };
+        self.tensors(prefix).map(wide).sum()
     }
 
     /// What encoding a picture takes. On the CPU each part is done before the next is begun.
@@ -165,6 +198,14 @@ fn elements(tensor: &TensorInfo) -> u64 {
 fn is_matrix(tensor: &TensorInfo) -> bool {
     tensor.stored_name.ends_with(".weight") && tensor.shape.len() >= 2
 }
+
+/// Scales and biases of a quantized matrix.
+fn is_scale(tensor: &TensorInfo) -> bool {
+    tensor.stored_name.ends_with(".scales") || tensor.stored_name.ends_with(".biases")
+}
+
+/// Arrays of its size that quantizing a matrix takes at once; measured.
+const QUANTIZING_COPIES: u64 = 6;
 
 fn item_size(dtype: Dtype) -> u64 {
     if dtype == Dtype::Float32 { 4 } else { 2 }

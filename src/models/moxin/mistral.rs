@@ -7,7 +7,7 @@ use super::MistralConfig;
 use crate::{
     Error, Result,
     checkpoint::Weights,
-    nn::{Embedding, KeyValueCache, Linear, Mask, RmsNorm, attention, causal_mask, silu},
+    nn::{Embedding, KeyValueCache, Linear, Mask, Matrix, RmsNorm, attention, causal_mask, silu},
 };
 
 /// Which rows the output head runs on.
@@ -27,7 +27,8 @@ pub struct MistralDecoder {
     embed_tokens: Embedding,
     blocks: Vec<Block>,
     norm: RmsNorm,
-    lm_head: Linear,
+    /// `None`: the embedding is the head.
+    lm_head: Option<Linear>,
     dtype: Dtype,
 }
 
@@ -38,12 +39,31 @@ impl MistralDecoder {
         let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
         let embed_tokens = Embedding::load(&model.at("embed_tokens"), vocabulary, hidden, dtype)?;
         let lm_head = match config.tie_word_embeddings {
-            true => Linear::tied(&embed_tokens),
-            false => Linear::load(&weights.at("lm_head"), vocabulary, hidden, dtype)?,
+            true => None,
+            false => Some(Linear::load(&weights.at("lm_head"), vocabulary, hidden, dtype)?),
         };
         let blocks = (0..config.num_hidden_layers).map(|i| Block::load(&model.at("layers").at(i), config, dtype)).collect::<Result<_>>()?;
         let norm = RmsNorm::load(&model.at("norm"), hidden, config.rms_norm_eps, dtype)?;
         Ok(MistralDecoder { config: config.clone(), embed_tokens, blocks, norm, lm_head, dtype })
+    }
+
+    /// The matrices, by the paths of their modules.
+    pub(super) fn matrices<'a>(&'a mut self, path: &str, all: &mut Vec<(String, &'a mut Matrix)>) {
+        all.push((format!("{path}.model.embed_tokens"), &mut self.embed_tokens.weight));
+        for (i, block) in self.blocks.iter_mut().enumerate() {
+            let path = format!("{path}.model.layers.{i}");
+            let linears = [
+                ("self_attn.q_proj", &mut block.self_attn.q_proj),
+                ("self_attn.k_proj", &mut block.self_attn.k_proj),
+                ("self_attn.v_proj", &mut block.self_attn.v_proj),
+                ("self_attn.o_proj", &mut block.self_attn.o_proj),
+                ("mlp.gate_proj", &mut block.mlp.gate_proj),
+                ("mlp.up_proj", &mut block.mlp.up_proj),
+                ("mlp.down_proj", &mut block.mlp.down_proj),
+            ];
+            all.extend(linears.map(|(name, linear)| (format!("{path}.{name}"), &mut linear.weight)));
+        }
+        all.extend(self.lm_head.as_mut().map(|head| (format!("{path}.lm_head"), &mut head.weight)));
     }
 
     /// Decoder layers, and so the length of a cache.
@@ -72,7 +92,11 @@ impl MistralDecoder {
             Rows::All => hidden,
             Rows::Last => hidden.try_index((.., -1.., ..))?,
         };
-        self.lm_head.forward(&self.norm.forward(&hidden)?)
+        let hidden = self.norm.forward(&hidden)?;
+        match &self.lm_head {
+            Some(head) => head.forward(&hidden),
+            None => self.embed_tokens.as_head(&hidden),
+        }
     }
 
     /// Fills the cache with embeddings `[batch, tokens, hidden]` of which no logits are wanted.

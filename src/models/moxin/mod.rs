@@ -8,6 +8,8 @@ mod load;
 mod memory;
 mod mistral;
 mod projector;
+mod quantize;
+mod save;
 
 pub use config::{MistralConfig, TokenIds, VLMConfig};
 pub(crate) use load::Source;
@@ -15,6 +17,8 @@ pub use load::{load_model, load_model_on};
 pub use memory::MemoryNeeds;
 pub use mistral::{MistralDecoder, Rows};
 pub use projector::{FusedMLPProjector, load_projector};
+pub use quantize::QuantizeOptions;
+pub(crate) use save::most_common;
 
 use mlx_rs::{
     Array, Dtype,

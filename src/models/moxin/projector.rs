@@ -5,7 +5,7 @@ use mlx_rs::{Array, Dtype, error::Exception};
 use crate::{
     Result,
     checkpoint::Weights,
-    nn::{Activation, Linear},
+    nn::{Activation, Linear, Matrix},
 };
 
 /// Linear layers with exact GELUs between them: three in a model with two encoders, two in one with a single encoder
@@ -30,6 +30,11 @@ pub fn load_projector(weights: &Weights, vision_width: usize, hidden_size: usize
 }
 
 impl FusedMLPProjector {
+    /// The matrices, by the paths of their modules.
+    pub(super) fn matrices<'a>(&'a mut self, path: &str, all: &mut Vec<(String, &'a mut Matrix)>) {
+        all.extend(self.layers.iter_mut().enumerate().map(|(i, layer)| (format!("{path}.fc{}", i + 1), &mut layer.weight)));
+    }
+
     /// `[batch, patches, vision width]` to `[batch, patches, hidden]`.
     pub fn forward(&self, features: &Array) -> Result<Array, Exception> {
         let mut x = features.clone();

@@ -1,0 +1,115 @@
+//! How matrices are stored in few bits, and what `config.json` says of it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::{Error, Result};
+
+/// How a matrix is quantized: MLX's affine scheme, in which `group_size` neighbours of a row share a scale and a bias, and a number is
+/// `scale · q + bias` with q of so many bits (<https://ml-explore.github.io/mlx/build/html/python/_autosummary/mlx.core.quantize.html>).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Quantization {
+    /// 32, 64 or 128.
+    pub group_size: usize,
+    /// 2, 3, 4, 5, 6 or 8.
+    pub bits: usize,
+}
+
+impl Quantization {
+    /// Says what is wrong where MLX has no such scheme.
+    pub fn check(self) -> Result<(), String> {
+        if ![2, 3, 4, 5, 6, 8].contains(&self.bits) {
+            return Err(format!("{} bits; 2, 3, 4, 5, 6 or 8 is expected", self.bits));
+        }
+        if ![32, 64, 128].contains(&self.group_size) {
+            return Err(format!("a group size of {}; 32, 64 or 128 is expected", self.group_size));
+        }
+        Ok(())
+    }
+
+    /// Whether rows of so many numbers can be quantized so.
+    pub fn divides(self, columns: usize) -> bool {
+        columns > 0 && columns.is_multiple_of(self.group_size)
+    }
+
+    /// Bytes of a quantized matrix whose scales and biases have `item` bytes each.
+    pub fn bytes(self, elements: u64, item: u64) -> u64 {
+        elements * self.bits as u64 / 8 + 2 * item * (elements / self.group_size as u64)
+    }
+
+    fn to_json(self) -> Value {
+        json!({ "group_size": self.group_size, "bits": self.bits, "mode": "affine" })
+    }
+}
+
+/// The `quantization` of a `config.json`, as the MLX community writes it: one scheme for all modules that have scales, and exceptions by the
+/// module's path, `false` where it is not quantized.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct QuantizationConfig {
+    /// The scheme of modules that are not named.
+    pub default: Option<Quantization>,
+    /// Those that are.
+    pub modules: BTreeMap<String, Option<Quantization>>,
+}
+
+#[derive(Deserialize)]
+struct Scheme {
+    group_size: usize,
+    bits: usize,
+    mode: Option<String>,
+}
+
+impl QuantizationConfig {
+    /// Takes what a `config.json` says under `quantization`, or under `quantization_config` where that has the same form; that of other
+    /// libraries, which has a `quant_method`, is refused.
+    pub fn from_config(path: &Path, config: &Value) -> Result<QuantizationConfig> {
+        let field =
+            ["quantization", "quantization_config"].into_iter().find(|field| config.get(field).is_some_and(|value| !value.is_null()));
+        let Some(field) = field else { return Ok(QuantizationConfig::default()) };
+        let unsupported = |what: String| Error::unsupported(path, format!("field `{field}`: {what}"));
+        let Value::Object(map) = &config[field] else { return Err(unsupported("an object is expected".into())) };
+        if let Some(method) = map.get("quant_method") {
+            return Err(unsupported(format!("quant_method is {method}; only MLX's own quantization is supported")));
+        }
+        let scheme = |value: &Value| -> Result<Quantization, String> {
+            let scheme = Scheme::deserialize(value).map_err(|error| error.to_string())?;
+            match scheme.mode.as_deref() {
+                None | Some("affine") => {}
+                Some(other) => return Err(format!("mode is {other:?}; \"affine\" is expected")),
+            }
+            let quantization = Quantization { group_size: scheme.group_size, bits: scheme.bits };
+            quantization.check().map(|()| quantization)
+        };
+        let default = Some(scheme(&config[field]).map_err(unsupported)?);
+        let mut modules = BTreeMap::new();
+        for (name, value) in map {
+            let exception = match value {
+                Value::Bool(false) => None,
+                Value::Object(_) => Some(scheme(value).map_err(|what| unsupported(format!("`{name}`: {what}")))?),
+                _ => continue,
+            };
+            modules.insert(name.clone(), exception);
+        }
+        Ok(QuantizationConfig { default, modules })
+    }
+
+    /// The scheme of the module called `path`, by any of its names.
+    pub fn of(&self, paths: &[&str]) -> Option<Quantization> {
+        paths.iter().find_map(|path| self.modules.get(*path)).copied().unwrap_or(self.default)
+    }
+
+    /// As it stands in a `config.json`.
+    pub fn to_json(&self) -> Value {
+        let mut map = match self.default.map(Quantization::to_json) {
+            Some(Value::Object(map)) => map,
+            _ => Map::new(),
+        };
+        for (name, exception) in &self.modules {
+            map.insert(name.clone(), exception.map_or(Value::Bool(false), Quantization::to_json));
+        }
+        Value::Object(map)
+    }
+}

@@ -1,0 +1,185 @@
+//! Which matrices of a model are quantized, and how.
+
+use super::{MoxinVLM, Source, load::ENCODERS};
+use crate::{
+    Error, Result,
+    checkpoint::Quantization,
+    device::require,
+    nn::{Matrix, QuantizedMatrix},
+    panic::{guarded, inject},
+};
+
+/// What is quantized. The default is what MLX's community does: the language model with its embedding and output head, in 4 bits and groups
+/// of 64; vision encoders and projector stay as they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QuantizeOptions {
+    /// The scheme of all that is not named in `modules`.
+    pub quantization: Quantization,
+    /// Also the token embedding.
+    pub embedding: bool,
+    /// Also the output head.
+    pub head: bool,
+    /// Also the vision encoders and the projector, where the group size divides their widths. SigLIP's MLP is 4304 wide, which none divides.
+    pub vision: bool,
+    /// Exceptions: a module's path, or the beginning of several up to a dot, and its scheme, or `None` where it stays as it is. Of several that
+    /// fit the longest counts. Paths are those of the checkpoint, such as `language_model.model.layers.0`.
+    pub modules: Vec<(String, Option<Quantization>)>,
+}
+
+impl Default for QuantizeOptions {
+    fn default() -> Self {
+        QuantizeOptions {
+            quantization: Quantization { group_size: 64, bits: 4 },
+            embedding: true,
+            head: true,
+            vision: false,
+            modules: Vec::new(),
+        }
+    }
+}
+
+impl QuantizeOptions {
+    /// Fails where a scheme is none.
+    pub fn check(&self) -> Result<()> {
+        let named = self.modules.iter().filter_map(|(_, scheme)| *scheme);
+        named.chain([self.quantization]).try_for_each(Quantization::check).map_err(Error::InvalidArgument)
+    }
+
+    /// The scheme of a module with rows of so many numbers.
+    pub fn scheme(&self, path: &str, columns: usize) -> Option<Quantization> {
+        let fits = |name: &str| path.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        let named = self.modules.iter().filter(|(name, _)| fits(name)).max_by_key(|(name, _)| name.len());
+        let scheme = match named {
+            Some((_, scheme)) => *scheme,
+            None => self.is_meant(path).then_some(self.quantization),
+        };
+        scheme.filter(|scheme| scheme.divides(columns))
+    }
+
+    fn is_meant(&self, path: &str) -> bool {
+        match path.strip_prefix("language_model.") {
+            Some("model.embed_tokens") => self.embedding,
+            Some("lm_head") => self.head,
+            Some(_) => true,
+            None => self.vision,
+        }
+    }
+}
+
+impl MoxinVLM {
+    /// Quantizes the language model, embedding and output head included, as MLX's community does: see [`QuantizeOptions`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a scheme that MLX does not have.
+    pub fn quantize(&mut self, group_size: usize, bits: usize) -> Result<()> {
+        let options = QuantizeOptions { quantization: Quantization { group_size, bits }, ..QuantizeOptions::default() };
+        options.check()?;
+        for (path, matrix) in self.matrices() {
+            quantize_matrix(&path, matrix, &options)?;
+        }
+        Ok(())
+    }
+
+    /// Every matrix that can be quantized, by the path of its module.
+    pub(crate) fn matrices(&mut self) -> Vec<(String, &mut Matrix)> {
+        let mut all = Vec::new();
+        for (encoder, path) in self.encoders.iter_mut().zip(ENCODERS) {
+            encoder.matrices(path, &mut all);
+        }
+        self.projector.matrices("projector", &mut all);
+        self.decoder.matrices("language_model", &mut all);
+        all
+    }
+}
+
+impl Source {
+    /// Quantizes a model that was loaded from here, a matrix at a time. `progress` is told the part that is done; an error from it, or another,
+    /// is inside the result, and the model is as it was. An error outside: it could not be brought back.
+    pub fn quantize(&self, vlm: &mut MoxinVLM, options: &QuantizeOptions, progress: &dyn Fn(f32) -> Result<()>) -> Result<Result<()>> {
+        let dtype = vlm.dtype;
+        let mut planned: Vec<_> = vlm.matrices().into_iter().filter(|(path, matrix)| wants(path, matrix, options)).collect();
+        if planned.is_empty() {
+            return Ok(Err(Error::InvalidState("there is nothing left to quantize with these options".into())));
+        }
+        // What is replaced can be read again where the files are as they were; else it has to stay.
+        let keep = !self.checkpoint.is_unchanged();
+        if keep {
+            let needed = planned.iter().map(|(_, matrix)| matrix.bytes()).sum();
+            let what = format!("{} has changed since it was loaded; keeping the old matrices while quantizing", self.folder.display());
+            if let Err(error) = require(&what, needed, u64::MAX) {
+                return Ok(Err(error));
+            }
+        }
+        let mut kept = Vec::new();
+        let count = planned.len();
+        for i in 0..count {
+            let (path, matrix) = &mut planned[i];
+            let old = keep.then(|| matrix.clone());
+            let done = guarded(|| {
+                inject(&format!("quantize{i}"))?;
+                progress(i as f32 / count as f32)?;
+                quantize_matrix(path, matrix, options)
+            });
+            if let Err(error) = done {
+                for (j, (path, matrix)) in planned.iter_mut().take(i).enumerate() {
+                    **matrix = match kept.get_mut(j).and_then(Option::take) {
+                        Some(old) => old,
+                        None => self.matrix(path, matrix.row_count(), matrix.columns(), dtype)?,
+                    };
+                }
+                return Ok(Err(error));
+            }
+            kept.push(old);
+        }
+        // Whether somebody still wants to hear of it does not matter any more.
+        let _ = progress(1.0);
+        Ok(Ok(()))
+    }
+}
+
+fn wants(path: &str, matrix: &Matrix, options: &QuantizeOptions) -> bool {
+    matches!(matrix, Matrix::Dense(_)) && options.scheme(path, matrix.columns()).is_some()
+}
+
+/// Quantizes a matrix where the options say so.
+fn quantize_matrix(path: &str, matrix: &mut Matrix, options: &QuantizeOptions) -> Result<()> {
+    if let (Some(scheme), Matrix::Dense(dense)) = (options.scheme(path, matrix.columns()), &*matrix) {
+        *matrix = Matrix::Quantized(QuantizedMatrix::quantize(dense, scheme)?);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_name_counts() {
+        let eight = Quantization { group_size: 64, bits: 8 };
+        let modules = vec![
+            ("language_model.model.layers.1".to_owned(), Some(eight)),
+            ("language_model.model.layers.1.mlp".to_owned(), None),
+            ("projector.fc1".to_owned(), Some(eight)),
+        ];
+        let options = QuantizeOptions { modules, ..QuantizeOptions::default() };
+        let four = Some(options.quantization);
+        for (path, columns, scheme) in [
+            ("language_model.model.layers.0.mlp.up_proj", 128, four),
+            ("language_model.model.layers.10.mlp.up_proj", 128, four),
+            ("language_model.model.layers.1.self_attn.q_proj", 128, Some(eight)),
+            ("language_model.model.layers.1.mlp.up_proj", 128, None),
+            ("language_model.lm_head", 128, four),
+            ("language_model.lm_head", 96, None),
+            ("vision_backbone.featurizer.blocks.0.mlp.fc1", 128, None),
+            ("projector.fc1", 128, Some(eight)),
+            ("projector.fc2", 128, None),
+        ] {
+            assert_eq!(options.scheme(path, columns), scheme, "{path}");
+        }
+        let bare = QuantizeOptions { embedding: false, head: false, vision: true, ..QuantizeOptions::default() };
+        assert_eq!(bare.scheme("language_model.model.embed_tokens", 128), None);
+        assert_eq!(bare.scheme("language_model.lm_head", 128), None);
+        assert_eq!(bare.scheme("vision_backbone.fused_featurizer.blocks.0.mlp.fc2", 4304), None);
+        assert_eq!(bare.scheme("vision_backbone.fused_featurizer.blocks.0.mlp.fc1", 1152), four);
+    }
+}
