@@ -4,21 +4,16 @@
 //!
 //! Fails below 90 %.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+mod heldout;
 
-use anyhow::{Context, Result, bail};
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use moxin_vlm::{DecodeOptions, Embedding, Event, GenerationOptions, LoadOptions, Model, Op, Picture, PixelFormat, Role, Session};
-use serde::Deserialize;
+use moxin_vlm::{LoadOptions, Model, Op};
 
-/// Edge of each picture on the sheet, in pixels.
-const CELL: u32 = 168;
+use heldout::{ask, begin};
 
 /// The share of right answers that is expected.
 const EXPECTED: f64 = 0.9;
@@ -43,21 +38,6 @@ struct Arguments {
     wrong: bool,
 }
 
-/// A line of heldout.jsonl.
-#[derive(Deserialize)]
-struct Cell {
-    row: u32,
-    column: u32,
-    conversations: Vec<Vec<Turn>>,
-}
-
-#[derive(Deserialize)]
-struct Turn {
-    kind: String,
-    question: String,
-    answer: String,
-}
-
 #[derive(Clone, Copy, Default)]
 struct Score {
     right: usize,
@@ -72,17 +52,15 @@ impl Score {
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
-    let sheet = Picture::open(arguments.heldout.join("heldout.png"), &DecodeOptions::default())?;
-    let mut cells = read_cells(&arguments.heldout.join("heldout.jsonl"))?;
-    cells.truncate(arguments.limit.unwrap_or(usize::MAX));
+    let all_seen = heldout::read(&arguments.heldout, arguments.limit)?;
     let model = Model::load(&arguments.model, LoadOptions::default(), Op::default())?;
 
     let style = ProgressStyle::with_template("{bar:40} {pos} of {len} pictures, {eta} left{msg}")?;
-    let bar = ProgressBar::new(cells.len() as u64).with_style(style);
+    let bar = ProgressBar::new(all_seen.len() as u64).with_style(style);
     let mut scores = BTreeMap::<&str, Score>::new();
-    for cell in bar.wrap_iter(cells.iter()) {
-        let picture = model.encode_image(&crop(&sheet, cell)?, Op::default())?;
-        for conversation in &cell.conversations {
+    for seen in bar.wrap_iter(all_seen.iter()) {
+        let picture = model.encode_image(&seen.picture, Op::default())?;
+        for conversation in &seen.conversations {
             let session = begin(&model, &picture)?;
             for turn in conversation {
                 let answer = ask(&session, &turn.question)?;
@@ -90,7 +68,7 @@ fn main() -> Result<ExitCode> {
                 score.asked += 1;
                 score.right += usize::from(answer == turn.answer);
                 if arguments.wrong && answer != turn.answer {
-                    let Cell { row, column, .. } = cell;
+                    let (row, column) = (seen.row, seen.column);
                     bar.suspend(|| println!("row {row}, column {column}: {} {answer:?}, expected {:?}", turn.question, turn.answer));
                 }
             }
@@ -109,41 +87,6 @@ fn main() -> Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn read_cells(path: &Path) -> Result<Vec<Cell>> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let cell = |(i, line)| serde_json::from_str(line).with_context(|| format!("{}, line {}", path.display(), i + 1));
-    text.lines().enumerate().map(cell).collect()
-}
-
-/// One picture of the sheet.
-fn crop(sheet: &Picture, cell: &Cell) -> Result<Picture> {
-    let (left, top) = (cell.column * CELL, cell.row * CELL);
-    if left + CELL > sheet.width() || top + CELL > sheet.height() {
-        bail!("the sheet has no picture in row {}, column {}", cell.row, cell.column);
-    }
-    let stride = 3 * sheet.width() as usize;
-    let first = top as usize * stride + 3 * left as usize;
-    Ok(Picture::from_pixels(&sheet.rgb()[first..], CELL, CELL, stride, PixelFormat::Rgb8)?)
-}
-
-fn begin(model: &Model, picture: &Embedding) -> Result<Session> {
-    let session = model.session(GenerationOptions { max_tokens: 64, ..GenerationOptions::default() })?;
-    session.add_embedding(picture)?;
-    Ok(session)
-}
-
-fn ask(session: &Session, question: &str) -> Result<String> {
-    session.add_text(Role::User, question)?;
-    let mut answer = String::new();
-    for event in session.generate() {
-        match event? {
-            Event::Text { text, .. } | Event::Finished { text, .. } => answer.push_str(&text),
-            Event::Prefill { .. } => {}
-        }
-    }
-    Ok(answer.trim().into())
 }
 
 fn print_table(scores: &BTreeMap<&str, Score>, all: Score) {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use mlx_rs::Dtype;
 use moxin_vlm::{
-    Event, GenerationOptions, LoadOptions, Model, Op, Picture, Role,
+    Event, GenerationOptions, LoadOptions, Model, Op, Picture, Quantization, QuantizeOptions, Role,
     device::{memory_stats, reset_peak_memory},
 };
 
@@ -22,10 +22,10 @@ fn peak<T>(f: impl FnOnce() -> T) -> (u64, T) {
 }
 
 /// Loads a model, encodes a picture, and fills a conversation's context; compares each part and the whole.
-fn compare(folder: &str, words: &str, dtype: Option<Dtype>, context: usize, chunk: usize) {
+fn compare(folder: &str, words: &str, dtype: Option<Dtype>, quantize: Option<QuantizeOptions>, context: usize, chunk: usize) {
     let folder = in_repository(folder);
     let demo = Picture::open(in_repository("models/demo.png"), &Default::default()).unwrap();
-    let options = LoadOptions { dtype, ..Default::default() };
+    let options = LoadOptions { dtype, quantize, ..Default::default() };
     let generation = GenerationOptions { max_context: Some(context), prefill_chunk: chunk, max_tokens: 20, ..Default::default() };
     let reckoned = Model::estimate(&folder, &options, &generation).unwrap();
     let before = memory_stats().unwrap().active;
@@ -48,7 +48,7 @@ fn compare(folder: &str, words: &str, dtype: Option<Dtype>, context: usize, chun
         println!("{name:12} {reckoned:>10} reckoned, {measured:>10} measured: {ratio:.3}");
         assert!((ratio - 1.0).abs() <= tolerance, "{name} of {} in {dtype:?}, {context} positions by {chunk}", folder.display());
     };
-    close("weights", reckoned.weights, weights, 0.03);
+    close("weights", reckoned.weights, weights, 0.06);
     close("load", reckoned.load_peak, load.max(weights), 0.10);
     close("vision", reckoned.vision_peak, vision, 0.25);
     close("conversation", reckoned.kv_total + reckoned.step_peak, conversation, 0.15);
@@ -61,7 +61,12 @@ fn what_is_reckoned_is_what_it_takes() {
     for dtype in [None, Some(Dtype::Bfloat16)] {
         for (context, chunk) in [(300, 256), (1000, 256), (1000, 64), (2000, 512)] {
             println!("{dtype:?}, {context} positions by {chunk}");
-            compare("models/tiny", &"red ".repeat(context - 90), dtype, context, chunk);
+            compare("models/tiny", &"red ".repeat(context - 90), dtype, None, context, chunk);
         }
+    }
+    for bits in [8, 4] {
+        println!("quantized to {bits} bits");
+        let quantize = QuantizeOptions { quantization: Quantization { group_size: 64, bits }, ..Default::default() };
+        compare("models/tiny", &"red ".repeat(910), None, Some(quantize), 1000, 256);
     }
 }

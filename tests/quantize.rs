@@ -62,6 +62,7 @@ fn what_is_saved_and_loaded_answers_bit_for_bit() {
         let loaded = load(&folder, None);
         assert_eq!(answer(&loaded), in_memory, "{bits} bits, groups of {group_size}");
         assert_eq!(loaded.info().quantization, Some(options.quantization));
+        assert_eq!(loaded.info().parameters, model.info().parameters);
         assert_eq!(loaded.info().fingerprint, model.info().fingerprint, "the vision part is the same");
         // Quantized while it is read, it is the same again.
         assert_eq!(answer(&load(&tiny(), Some(options))), in_memory);

@@ -7,6 +7,7 @@ mod full_size;
 mod fuzz;
 mod header;
 mod measure;
+mod quality;
 mod reference;
 mod score;
 mod setup;
@@ -33,6 +34,8 @@ enum Chore {
     Reference,
     /// Package the library for C and C++ programs: a folder that can be moved anywhere, and an archive of it
     Dist(dist::Options),
+    /// Measure what quantization costs in quality, and write docs/quantization.md
+    Quality(quality::Options),
     /// Begin, answer and free 10,000 conversations through the C ABI, and plot the memory that it takes
     Soak(measure::SoakOptions),
     /// Measure what a call of the C ABI costs beside a step of the small model
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Chore::Header => header::run().and_then(|()| reference::run()),
         Chore::Reference => reference::run(),
         Chore::Dist(options) => dist::run(options),
+        Chore::Quality(options) => quality::run(options),
         Chore::Soak(options) => measure::soak(options),
         Chore::CallCost(options) => measure::call_cost(options),
         Chore::FullSize(options) => full_size::run(options),

@@ -72,7 +72,7 @@ impl Source {
         let config_json = read_json(&config_path, "the model's configuration")?;
         let stored = QuantizationConfig::from_config(&config_path, &config_json)?;
         let checkpoint = Checkpoint::open(folder)?;
-        let (parameters, bytes) = (checkpoint.parameter_count(), checkpoint.total_bytes());
+        let (parameters, bytes) = (parameters(&checkpoint, &stored), checkpoint.total_bytes());
         let stored_checkpoint = checkpoint.clone();
         let (checkpoint, depths) = name_canonically(checkpoint)?;
         let folder = folder.to_owned();
@@ -120,6 +120,24 @@ impl Source {
         }
         Ok(MoxinVLM { encoders, projector, decoder, dtype })
     }
+}
+
+/// Numbers in all tensors, those of quantized matrices unpacked.
+fn parameters(checkpoint: &Checkpoint, stored: &QuantizationConfig) -> u64 {
+    let count = |name: &str| {
+        let tensor = checkpoint.info(name)?;
+        let module = name.strip_suffix(".scales").or_else(|| name.strip_suffix(".biases"));
+        if module.is_some_and(|module| checkpoint.info(&format!("{module}.scales")).is_some()) {
+            return None;
+        }
+        let elements = tensor.shape.iter().product::<usize>() as u64;
+        let module = name.strip_suffix(".weight").filter(|_| tensor.dtype == safetensors::Dtype::U32);
+        Some(match module.and_then(|module| stored.of(&[module])) {
+            Some(quantization) => elements * 32 / quantization.bits as u64,
+            None => elements,
+        })
+    };
+    checkpoint.tensor_names().filter_map(count).sum()
 }
 
 /// Gives the weights the names that the modules use, without those that the forward pass never reads: progress and memory are

@@ -133,12 +133,11 @@ impl Sizes<'_> {
     }
 
     /// What reading the largest tensor takes beyond its place: its bytes as they are in the file and, where it does not stay so, the array
-    /// that is made of them first. Quantizing it makes arrays as large as it is on the way.
+    /// that is made of them first.
     fn reading(&self) -> u64 {
         let extra = |(name, tensor): (&str, &TensorInfo)| match self.planned(name, tensor) {
-            Some(_) => QUANTIZING_COPIES * elements(tensor) * self.item(tensor),
             None if self.stays(tensor) => tensor.bytes,
-            None => 2 * tensor.bytes,
+            _ => 2 * tensor.bytes,
         };
         self.tensors("").map(extra).max().unwrap_or(0)
     }
@@ -203,9 +202,6 @@ fn is_matrix(tensor: &TensorInfo) -> bool {
 fn is_scale(tensor: &TensorInfo) -> bool {
     tensor.stored_name.ends_with(".scales") || tensor.stored_name.ends_with(".biases")
 }
-
-/// Arrays of its size that quantizing a matrix takes at once; measured.
-const QUANTIZING_COPIES: u64 = 6;
 
 fn item_size(dtype: Dtype) -> u64 {
     if dtype == Dtype::Float32 { 4 } else { 2 }

@@ -1,0 +1,180 @@
+//! What quantization costs in quality: for every number of bits and every group size, how many answers about pictures that it never saw the
+//! small model gets exactly right, its perplexity on the right answers, how often its likeliest token is the unquantized model's, and the
+//! error of a random matrix of Moxin-7B's size. Prints JSON. `cargo xtask quality` makes docs/quantization.md of it.
+//!
+//!     cargo run --release --example quality -- [--limit N]
+
+#[allow(dead_code)] // some is for the score alone
+mod heldout;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use mlx_rs::{Array, Dtype, ops, random};
+use moxin_vlm::{
+    Backend, LoadOptions, Model, MoxinVLM, Op, Processor, Quantization, QuantizeOptions, Tokenizer, Turn, device::Device, load_model,
+    load_tokenizer, models::moxin::Rows, nn::QuantizedMatrix, text::pure_prompt,
+};
+use serde_json::{Value, json};
+
+use heldout::{Seen, ask, begin};
+
+/// Measure what quantization costs in quality
+#[derive(Parser)]
+struct Arguments {
+    /// Folder of the model
+    #[arg(long, default_value = "models/tiny")]
+    model: PathBuf,
+    /// Folder with heldout.png and heldout.jsonl
+    #[arg(long, default_value = "models/tiny-training")]
+    heldout: PathBuf,
+    /// Pictures
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    limit: usize,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let seen = heldout::read(&arguments.heldout, Some(arguments.limit))?;
+    let schemes = [8, 6, 5, 4, 3, 2].into_iter().flat_map(|bits| [32, 64, 128].map(|group_size| Quantization { group_size, bits }));
+    let schemes: Vec<_> = std::iter::once(None).chain(schemes.map(Some)).collect();
+    let style = ProgressStyle::with_template("{bar:40} {pos} of {len} schemes, {eta} left")?;
+    let bar = ProgressBar::new(schemes.len() as u64).with_style(style);
+    let forced = Forced::new(&arguments, &seen)?;
+    let mut rows = Vec::new();
+    let mut reference = Vec::new();
+    for scheme in bar.wrap_iter(schemes.into_iter()) {
+        let (right, asked) = score(&arguments, &seen, scheme)?;
+        let guesses = forced.guesses(scheme)?;
+        if scheme.is_none() {
+            reference = guesses.likeliest.clone();
+        }
+        let same = guesses.likeliest.iter().zip(&reference).filter(|(a, b)| a == b).count();
+        rows.push(json!({
+            "bits": scheme.map(|scheme| scheme.bits), "group_size": scheme.map(|scheme| scheme.group_size),
+            "right": right, "asked": asked, "perplexity": guesses.perplexity,
+            "same_token": same as f64 / reference.len().max(1) as f64, "tokens": reference.len(),
+            "weights": weights(&arguments, scheme)?, "matrix": scheme.map(matrix_error).transpose()?,
+        }));
+    }
+    println!("{:#}", json!({ "model": arguments.model, "pictures": seen.len(), "rows": rows }));
+    Ok(())
+}
+
+fn options(scheme: Option<Quantization>) -> LoadOptions {
+    let quantize = scheme.map(|quantization| QuantizeOptions { quantization, ..QuantizeOptions::default() });
+    LoadOptions { quantize, ..LoadOptions::default() }
+}
+
+/// Bytes of the weights.
+fn weights(arguments: &Arguments, scheme: Option<Quantization>) -> Result<u64> {
+    Ok(Model::estimate(&arguments.model, &options(scheme), &Default::default())?.weights)
+}
+
+/// Answers that are exactly right, and questions asked.
+fn score(arguments: &Arguments, seen: &[Seen], scheme: Option<Quantization>) -> Result<(usize, usize)> {
+    let model = Model::load(&arguments.model, options(scheme), Op::default())?;
+    let (mut right, mut asked) = (0, 0);
+    for seen in seen {
+        let picture = model.encode_image(&seen.picture, Op::default())?;
+        for conversation in &seen.conversations {
+            let session = begin(&model, &picture)?;
+            for turn in conversation {
+                asked += 1;
+                right += usize::from(ask(&session, &turn.question)? == turn.answer);
+            }
+        }
+    }
+    Ok((right, asked))
+}
+
+/// The right answers, put into the model's mouth.
+struct Forced {
+    device: Device,
+    dense: MoxinVLM,
+    /// Token ids of question and answer, where the answer begins, and the picture's tokens.
+    texts: Vec<(Vec<u32>, usize, Array)>,
+}
+
+/// What a model would have said at each token of the right answers.
+struct Guesses {
+    likeliest: Vec<usize>,
+    perplexity: f64,
+}
+
+impl Forced {
+    fn new(arguments: &Arguments, seen: &[Seen]) -> Result<Forced> {
+        let device = Device::new(Backend::Cpu)?;
+        let tokenizer = load_tokenizer(&arguments.model)?;
+        let processor = Processor::from_file(&arguments.model.join("preprocessor_config.json"))?;
+        let (dense, texts) = device.run(|| -> Result<_> {
+            let dense = load_model(&arguments.model)?;
+            let mut texts = Vec::new();
+            for seen in seen {
+                let picture = dense.project(&dense.encode(&processor.process(&seen.picture)?)?)?;
+                picture.eval()?;
+                for turn in seen.conversations.iter().filter_map(|turns| turns.first()) {
+                    let (ids, answer) = forced_ids(&tokenizer, &turn.question, &turn.answer)?;
+                    texts.push((ids, answer, picture.clone()));
+                }
+            }
+            Ok((dense, texts))
+        })?;
+        Ok(Forced { device, dense, texts })
+    }
+
+    fn guesses(&self, scheme: Option<Quantization>) -> Result<Guesses> {
+        self.device.run(|| {
+            let mut model = self.dense.clone();
+            if let Some(Quantization { group_size, bits }) = scheme {
+                model.quantize(group_size, bits)?;
+            }
+            let (mut likeliest, mut loss) = (Vec::new(), 0.0);
+            for (ids, answer, picture) in &self.texts {
+                let embeds = model.embed(ids, Some(picture))?;
+                let logits = model.decoder.forward(&embeds, &mut model.new_cache(), Rows::All)?.to_vec_cast::<f32>()?;
+                let vocabulary = model.decoder.config.vocab_size;
+                for (i, id) in ids.iter().enumerate().skip(*answer) {
+                    // A token is told from the position before it; behind the first one stands the picture.
+                    let row = i - 1 + model.image_tokens();
+                    let row = &logits[row * vocabulary..(row + 1) * vocabulary];
+                    let most = row.iter().copied().fold(f32::MIN, f32::max);
+                    let sum: f64 = row.iter().map(|logit| f64::from(logit - most).exp()).sum();
+                    loss += sum.ln() - f64::from(row[*id as usize] - most);
+                    likeliest.push(row.iter().position(|logit| *logit == most).context("a number among the logits is none")?);
+                }
+            }
+            let perplexity = (loss / likeliest.len().max(1) as f64).exp();
+            Ok(Guesses { likeliest, perplexity })
+        })
+    }
+}
+
+/// Ids of a question with its answer, and the number of those before the answer.
+fn forced_ids(tokenizer: &Tokenizer, question: &str, answer: &str) -> Result<(Vec<u32>, usize)> {
+    let asked = tokenizer.encode(&pure_prompt(&[Turn::user(question)])?, true)?;
+    let answered = tokenizer.encode(&pure_prompt(&[Turn::user(question), Turn::assistant(answer)])?, true)?;
+    let common = asked.iter().zip(&answered).take_while(|(a, b)| a == b).count();
+    Ok((answered, common))
+}
+
+/// Errors of a random matrix of the size of Moxin-7B's MLP: of its numbers, and of its product with a random vector, each relative.
+fn matrix_error(scheme: Quantization) -> Result<Value> {
+    let device = Device::new(Backend::Cpu)?;
+    device.run(|| {
+        let key = random::key(7)?;
+        let weight = random::normal::<f32>(&[4096, 14336], None, 0.02, &key)?.as_dtype(Dtype::Bfloat16)?;
+        let x = random::normal::<f32>(&[1, 14336], None, None, &random::key(8)?)?;
+        let quantized = QuantizedMatrix::quantize(&weight, scheme)?;
+        let Quantization { group_size, bits } = scheme;
+        let back = ops::dequantize(&quantized.weight, &quantized.scales, &quantized.biases, group_size as i32, bits as i32)?;
+        let (weight, back) = (weight.as_dtype(Dtype::Float32)?, back.as_dtype(Dtype::Float32)?);
+        let norm = |array: &Array| -> Result<f64> { Ok(f64::from(array.square()?.sum(None)?.sqrt()?.try_item_cast::<f32>()?)) };
+        let numbers = norm(&weight.subtract(&back)?)? / norm(&weight)?;
+        let exact = x.matmul(weight.transpose()?)?;
+        let product = norm(&exact.subtract(x.matmul(back.transpose()?)?)?)? / norm(&exact)?;
+        Ok(json!({ "numbers": numbers, "product": product }))
+    })
+}
