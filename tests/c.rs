@@ -5,6 +5,8 @@
 //! is told to overlook anything.
 #![cfg(unix)]
 
+mod programs;
+
 use std::{
     env,
     ffi::{OsStr, OsString},
@@ -19,6 +21,8 @@ use image::{ExtendedColorType, ImageEncoder, codecs::jpeg::JpegEncoder};
 use moxin_vlm::{DecodeOptions, Event, GenerationOptions, LoadOptions, Model, Op, Picture, Role};
 use serde::Deserialize;
 use tempfile::TempDir;
+
+use programs::{compiler, succeed};
 
 const HEADER: &str = include_str!("../include/moxin_vlm.h");
 const C99: [&str; 5] = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror"];
@@ -441,21 +445,6 @@ fn library_path() -> OsString {
     let others = env::var_os(LIBRARY_PATH).unwrap_or_default();
     let others = env::split_paths(&others).filter(|path| !path.as_os_str().is_empty());
     env::join_paths([library_folder()].into_iter().chain(others)).unwrap()
-}
-
-/// `$CC` or `$CXX`, which may have flags, or the system's.
-fn compiler(variable: &str, usual: &str) -> Command {
-    let choice = env::var(variable).unwrap_or_else(|_| usual.into());
-    let mut words = choice.split_whitespace();
-    let mut command = Command::new(words.next().unwrap_or(usual));
-    command.args(words);
-    command
-}
-
-fn succeed(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(output.status.success(), "{command:?}\n{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
 }
 
 /// The demo picture as a JPEG that says it is to be turned by a quarter.

@@ -2,6 +2,8 @@
 //! in every way that the README names, by the tools that users have, and all must give the answers that the Rust API gives.
 #![cfg(unix)]
 
+mod programs;
+
 use std::{
     env, fs,
     io::{self, BufRead, BufReader, Read, Write},
@@ -13,6 +15,8 @@ use std::{
 };
 
 use moxin_vlm::{DecodeOptions, Event, GenerationOptions, LoadOptions, Model, Op, Picture, Role};
+
+use programs::{compiler, succeed};
 
 const HEADER: &str = include_str!("../include/moxin_vlm.h");
 const CPP_HEADER: &str = include_str!("../include/moxin_vlm.hpp");
@@ -479,19 +483,4 @@ fn skipped(why: &str) {
 /// A program shall find the libraries by itself; cargo tells tests where to look.
 fn own_environment(command: &mut Command) -> &mut Command {
     command.env_remove("LD_LIBRARY_PATH").env_remove("DYLD_FALLBACK_LIBRARY_PATH")
-}
-
-/// `$CC` or `$CXX`, which may have flags, or the system's.
-fn compiler(variable: &str, usual: &str) -> Command {
-    let choice = env::var(variable).unwrap_or_else(|_| usual.into());
-    let mut words = choice.split_whitespace();
-    let mut command = Command::new(words.next().unwrap_or(usual));
-    command.args(words);
-    command
-}
-
-fn succeed(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(output.status.success(), "{command:?}\n{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
 }
