@@ -73,7 +73,7 @@ impl Matrix {
     pub fn rows(&self, numbers: &Array, dtype: Dtype) -> Result<Array, Exception> {
         match self {
             Matrix::Dense(weight) => weight.take_axis(numbers, 0)?.as_dtype(dtype),
-            Matrix::Quantized(matrix) => matrix.rows(numbers)?.as_dtype(dtype),
+            Matrix::Quantized(matrix) => matrix.rows(numbers, dtype),
         }
     }
 
@@ -128,10 +128,12 @@ impl QuantizedMatrix {
         ops::quantized_matmul(x, &self.weight, &self.scales, &self.biases, true, group_size as i32, bits as i32)
     }
 
-    fn rows(&self, numbers: &Array) -> Result<Array, Exception> {
+    /// Computed in `dtype`, as [`QuantizedMatrix::apply`] computes in that of x: in the scales' own it would round twice.
+    fn rows(&self, numbers: &Array, dtype: Dtype) -> Result<Array, Exception> {
         let Quantization { group_size, bits } = self.quantization;
         let take = |array: &Array| array.take_axis(numbers, 0);
-        ops::dequantize(take(&self.weight)?, take(&self.scales)?, &take(&self.biases)?, group_size as i32, bits as i32)
+        let (scales, biases) = (take(&self.scales)?.as_dtype(dtype)?, take(&self.biases)?.as_dtype(dtype)?);
+        ops::dequantize(take(&self.weight)?, scales, &biases, group_size as i32, bits as i32)
     }
 }
 

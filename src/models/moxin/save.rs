@@ -24,15 +24,16 @@ impl Source {
         let (mut tensors, mut schemes) = (Vec::new(), BTreeMap::new());
         for name in self.stored_checkpoint.tensor_names() {
             let Some(info) = self.stored_checkpoint.info(name) else { continue };
-            let module = name.strip_suffix(".weight");
             let canonical = canonical_name(name);
-            let matrix = canonical.strip_suffix(".weight").and_then(|path| quantized.get(path)).zip(module);
-            if let Some((matrix, module)) = matrix {
-                schemes.insert(module.to_owned(), matrix.quantization);
-            }
-            match matrix {
-                // What the folder has quantized already is copied below.
-                Some((matrix, module)) if info.dtype != safetensors::Dtype::U32 => {
+            let paths = name.strip_suffix(".weight").zip(canonical.strip_suffix(".weight"));
+            match paths.map(|(module, path)| (module, path, quantized.get(path))) {
+                // Quantized in the folder already, be it in a block that is never run: copied with its scheme.
+                Some((module, path, _)) if info.dtype == safetensors::Dtype::U32 => {
+                    schemes.extend(self.stored.of(&[module, path]).map(|scheme| (module.to_owned(), scheme)));
+                    tensors.push(SavedTensor { name: name.to_owned(), content: Content::Stored(info) });
+                }
+                Some((module, _, Some(matrix))) => {
+                    schemes.insert(module.to_owned(), matrix.quantization);
                     for (part, array) in [("weight", &matrix.weight), ("scales", &matrix.scales), ("biases", &matrix.biases)] {
                         tensors.push(SavedTensor { name: format!("{module}.{part}"), content: Content::Array(array.clone()) });
                     }

@@ -1,0 +1,151 @@
+//! Quantization against MLX's own Python package; `tests/quantize/README.md` says how its arrays and its folder were made.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use mlx_rs::{Array, Dtype};
+use moxin_vlm::{
+    Backend, Error, LoadOptions, Model, MoxinVLM, Op, Picture, Processor, Quantization,
+    device::Device,
+    load_tokenizer,
+    models::moxin::{Rows, load_model_on},
+    nn::{Matrix, QuantizedMatrix},
+    text::pure_prompt,
+    text::{Role, Turn},
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const TOLERANCE: f32 = 5e-4;
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/quantize")
+}
+
+fn arrays(file: &Path) -> HashMap<String, Array> {
+    Array::load_safetensors(file).unwrap()
+}
+
+/// Dtype, shape and bytes: what is the same in all three is the same.
+fn parts(array: &Array) -> (Dtype, Vec<i32>, Vec<u8>) {
+    let bytes = match array.dtype() {
+        Dtype::Uint32 => array.try_as_slice::<u32>().unwrap().iter().flat_map(|number| number.to_le_bytes()).collect(),
+        Dtype::Bfloat16 => array.try_as_slice::<half::bf16>().unwrap().iter().flat_map(|number| number.to_le_bytes()).collect(),
+        other => panic!("{other:?}"),
+    };
+    (array.dtype(), array.shape().to_vec(), bytes)
+}
+
+#[test]
+fn every_scheme_packs_and_unpacks_as_mlx_does() {
+    Device::new(Backend::Cpu).unwrap().run(|| {
+        let theirs = arrays(&fixtures().join("schemes.safetensors"));
+        let all_rows = Array::from_slice(&[0u32, 1, 2, 3, 4, 5, 6, 7], &[8]);
+        for bits in [2, 3, 4, 5, 6, 8] {
+            for group_size in [32, 64, 128] {
+                let ours = QuantizedMatrix::quantize(&theirs["matrix"], Quantization { group_size, bits }).unwrap();
+                let numbers = Matrix::Quantized(ours.clone()).rows(&all_rows, Dtype::Bfloat16).unwrap();
+                numbers.eval().unwrap();
+                for (name, ours) in
+                    [("weight", &ours.weight), ("scales", &ours.scales), ("biases", &ours.biases), ("dequantized", &numbers)]
+                {
+                    let name = format!("{bits}-{group_size}.{name}");
+                    assert!(parts(ours) == parts(&theirs[&name]), "{name}");
+                }
+            }
+        }
+    });
+}
+
+fn assert_close(name: &str, ours: &Array, theirs: &Array) {
+    let (ours, theirs) = (ours.to_vec_cast::<f32>().unwrap(), theirs.to_vec_cast::<f32>().unwrap());
+    assert_eq!(ours.len(), theirs.len(), "{name}");
+    let apart = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, |most: f32, apart| if apart <= most { most } else { apart });
+    assert!(apart <= TOLERANCE, "{name}: up to {apart} from PyTorch's numbers");
+}
+
+fn logits(vlm: &MoxinVLM, ids: &[u32], image: Option<&Array>) -> Array {
+    vlm.decoder.forward(&vlm.embed(ids, image).unwrap(), &mut vlm.new_cache(), Rows::All).unwrap()
+}
+
+#[test]
+fn a_folder_of_mlx_gives_the_logits_of_its_numbers() {
+    let folder = fixtures().join("mlx-4bit");
+    let device = Device::new(Backend::Cpu).unwrap();
+    device.run(|| {
+        let theirs = arrays(&fixtures().join("expected.safetensors"));
+        let turn = Turn { role: Role::User, text: "What is there in the picture?".into() };
+        let ids = load_tokenizer(&folder).unwrap().encode(&pure_prompt(&[turn]).unwrap(), true).unwrap();
+        assert_eq!(ids, theirs["ids"].to_vec_cast::<u32>().unwrap());
+        let picture = Picture::open(fixtures().with_file_name("parity").join("pictures/photo.png"), &Default::default()).unwrap();
+        let pixels = Processor::from_file(&folder.join("preprocessor_config.json")).unwrap().process(&picture).unwrap();
+
+        let vlm = load_model_on(&folder, &device, None, &|_, _| Ok(())).unwrap();
+        let image = vlm.project(&vlm.encode(&pixels).unwrap()).unwrap();
+        assert_close("the picture's tokens", &image, &theirs["projected"]);
+        assert_close("logits with the picture", &logits(&vlm, &ids, Some(&image)), &theirs["picture.logits"]);
+        assert_close("logits without it", &logits(&vlm, &ids, None), &theirs["text.logits"]);
+    });
+}
+
+fn load(folder: &Path) -> moxin_vlm::Result<Model> {
+    Model::load(folder, LoadOptions { backend: Backend::Cpu, ..Default::default() }, Op::default())
+}
+
+/// A copy of MLX's folder whose quantization is another.
+fn with_quantization(place: &Path, change: impl FnOnce(&mut Value)) -> PathBuf {
+    let folder = place.join("copy");
+    fs::create_dir_all(&folder).unwrap();
+    for entry in fs::read_dir(fixtures().join("mlx-4bit")).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
+    }
+    let path = folder.join("config.json");
+    let mut config = config(&folder);
+    change(&mut config["quantization"]);
+    fs::write(path, config.to_string()).unwrap();
+    folder
+}
+
+fn config(folder: &Path) -> Value {
+    serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap()
+}
+
+/// An exception to the scheme of most modules is what their shapes must fit.
+#[test]
+fn exceptions_by_path_count() {
+    let place = TempDir::new().unwrap();
+    assert_eq!(load(&fixtures().join("mlx-4bit")).unwrap().info().quantization, Some(Quantization { group_size: 64, bits: 4 }));
+    for module in ["language_model.lm_head", "language_model.model.embed_tokens"] {
+        let without = with_quantization(place.path(), |quantization| {
+            quantization.as_object_mut().unwrap().remove(module);
+        });
+        assert!(matches!(load(&without), Err(Error::CorruptModel { what, .. }) if what.contains(module)), "{module}");
+    }
+    // What is said not to be quantized has no scales; where it has some, one of the two is wrong.
+    let wrong = with_quantization(place.path(), |quantization| quantization["projector.fc1"] = json!(false));
+    assert!(matches!(load(&wrong), Err(Error::CorruptModel { what, .. }) if what.contains("projector.fc1")));
+}
+
+/// Saved by us, it is what MLX wrote: the same tensors, each in the scheme that it was written in, those of a block that never runs too.
+#[test]
+fn a_folder_of_mlx_is_saved_as_it_is() {
+    let (place, source) = (TempDir::new().unwrap(), fixtures().join("mlx-4bit"));
+    let folder = place.path().join("saved");
+    load(&source).unwrap().save(&folder, false, Op::default()).unwrap();
+    let tensors = |folder: &Path| {
+        let arrays = arrays(&folder.join("model.safetensors"));
+        let mut tensors: Vec<_> = arrays.iter().map(|(name, array)| (name.clone(), parts(array))).collect();
+        tensors.sort_by(|a, b| a.0.cmp(&b.0));
+        tensors
+    };
+    assert!(tensors(&folder) == tensors(&source));
+    let (before, after) = (&config(&source)["quantization"], &config(&folder)["quantization"]);
+    for scheme in ["group_size", "bits"] {
+        assert_eq!(after[scheme], before[scheme]);
+        for (module, exception) in before.as_object().unwrap().iter().filter(|(_, exception)| exception.is_object()) {
+            assert_eq!(after[module][scheme], exception[scheme], "{module}");
+        }
+    }
+}
