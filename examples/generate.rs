@@ -173,9 +173,8 @@ fn ms(time: Duration) -> f64 {
 
 fn load_options(args: &Args) -> LoadOptions {
     let backend = if args.cpu { Backend::Cpu } else { Backend::Auto };
-    let quantize = args
-        .quantize
-        .map(|bits| QuantizeOptions { quantization: Quantization { group_size: args.group_size, bits }, ..Default::default() });
+    let quantize =
+        args.quantize.map(|bits| QuantizeOptions { quantization: Quantization::affine(args.group_size, bits), ..Default::default() });
     LoadOptions { backend, quantize, ..Default::default() }
 }
 

@@ -12,10 +12,14 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use mlx_rs::{Array, Dtype, ops, random};
+use mlx_rs::{Array, Dtype, random};
 use moxin_vlm::{
-    Backend, LoadOptions, Model, MoxinVLM, Op, Processor, Quantization, QuantizeOptions, Tokenizer, Turn, device::Device, load_model,
-    load_tokenizer, models::moxin::Rows, nn::QuantizedMatrix, text::pure_prompt,
+    Backend, LoadOptions, Mode, Model, MoxinVLM, Op, Processor, Quantization, QuantizeOptions, Tokenizer, Turn,
+    device::Device,
+    load_model, load_tokenizer,
+    models::moxin::Rows,
+    nn::{Matrix, QuantizedMatrix},
+    text::pure_prompt,
 };
 use serde_json::{Value, json};
 
@@ -38,7 +42,8 @@ struct Arguments {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let seen = heldout::read(&arguments.heldout, Some(arguments.limit))?;
-    let schemes = [8, 6, 5, 4, 3, 2].into_iter().flat_map(|bits| [32, 64, 128].map(|group_size| Quantization { group_size, bits }));
+    let schemes = [8, 6, 5, 4, 3, 2].into_iter().flat_map(|bits| [32, 64, 128].map(|group_size| Quantization::affine(group_size, bits)));
+    let schemes = schemes.chain(Mode::ALL.into_iter().filter_map(Mode::scheme));
     let schemes: Vec<_> = std::iter::once(None).chain(schemes.map(Some)).collect();
     let style = ProgressStyle::with_template("{bar:40} {pos} of {len} schemes, {eta} left")?;
     let bar = ProgressBar::new(schemes.len() as u64).with_style(style);
@@ -54,6 +59,7 @@ fn main() -> Result<()> {
         let same = guesses.likeliest.iter().zip(&reference).filter(|(a, b)| a == b).count();
         rows.push(json!({
             "bits": scheme.map(|scheme| scheme.bits), "group_size": scheme.map(|scheme| scheme.group_size),
+            "mode": scheme.map(|scheme| scheme.mode.name().to_string_lossy()),
             "right": right, "asked": asked, "perplexity": guesses.perplexity,
             "same_token": same as f64 / reference.len().max(1) as f64, "tokens": reference.len(),
             "weights": weights(&arguments, scheme)?, "matrix": scheme.map(matrix_error).transpose()?,
@@ -128,8 +134,8 @@ impl Forced {
     fn guesses(&self, scheme: Option<Quantization>) -> Result<Guesses> {
         self.device.run(|| {
             let mut model = self.dense.clone();
-            if let Some(Quantization { group_size, bits }) = scheme {
-                model.quantize(group_size, bits)?;
+            if let Some(quantization) = scheme {
+                model.quantize_with(&QuantizeOptions { quantization, ..QuantizeOptions::default() })?;
             }
             let (mut likeliest, mut loss) = (Vec::new(), 0.0);
             for (ids, answer, picture) in &self.texts {
@@ -168,9 +174,9 @@ fn matrix_error(scheme: Quantization) -> Result<Value> {
         let weight = random::normal::<f32>(&[4096, 14336], None, 0.02, &key)?.as_dtype(Dtype::Bfloat16)?;
         let x = random::normal::<f32>(&[1, 14336], None, None, &random::key(8)?)?;
         let quantized = QuantizedMatrix::quantize(&weight, scheme)?;
-        let Quantization { group_size, bits } = scheme;
-        let back = ops::dequantize(&quantized.weight, &quantized.scales, &quantized.biases, group_size as i32, bits as i32)?;
-        let (weight, back) = (weight.as_dtype(Dtype::Float32)?, back.as_dtype(Dtype::Float32)?);
+        let rows = Array::from_iter(0..4096u32, &[4096]);
+        let back = Matrix::Quantized(quantized).rows(&rows, Dtype::Float32)?;
+        let weight = weight.as_dtype(Dtype::Float32)?;
         let norm = |array: &Array| -> Result<f64> { Ok(f64::from(array.square()?.sum(None)?.sqrt()?.try_item_cast::<f32>()?)) };
         let numbers = norm(&weight.subtract(&back)?)? / norm(&weight)?;
         let exact = x.matmul(weight.transpose()?)?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use moxin_vlm::{LoadOptions, Model, Op, Quantization, QuantizeOptions, Stage};
+use moxin_vlm::{LoadOptions, Mode, Model, Op, Quantization, QuantizeOptions, Stage};
 
 #[derive(Parser)]
 #[command(about = "Quantizes a model and saves it")]
@@ -22,6 +22,9 @@ struct Args {
     /// Neighbours that share a scale: 32, 64 or 128.
     #[arg(long, default_value_t = 64)]
     group_size: usize,
+    /// affine, or mxfp4, mxfp8 or nvfp4, which have their own bits and group size.
+    #[arg(long, default_value = "affine", value_parser = mode)]
+    mode: Mode,
     /// Other bits for some modules, such as language_model.lm_head=8; 0: as they are. May be given several times.
     #[arg(long, value_name = "PATH=BITS", value_parser = module)]
     module: Vec<(String, usize)>,
@@ -36,6 +39,10 @@ struct Args {
     overwrite: bool,
 }
 
+fn mode(text: &str) -> Result<Mode, String> {
+    Mode::from_name(text).ok_or_else(|| "affine, mxfp4, mxfp8 or nvfp4 is expected".into())
+}
+
 fn module(text: &str) -> Result<(String, usize), String> {
     let (path, bits) = text.split_once('=').ok_or("PATH=BITS is expected")?;
     Ok((path.to_owned(), bits.parse().map_err(|error| format!("{bits}: {error}"))?))
@@ -43,10 +50,10 @@ fn module(text: &str) -> Result<(String, usize), String> {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let scheme = |bits| Quantization { group_size: args.group_size, bits };
+    let scheme = |bits| Quantization::affine(args.group_size, bits);
     let modules = args.module.iter().map(|(path, bits)| (path.clone(), (*bits > 0).then(|| scheme(*bits))));
     let quantize = QuantizeOptions {
-        quantization: scheme(args.bits),
+        quantization: args.mode.scheme().unwrap_or(scheme(args.bits)),
         embedding: !args.keep_embedding,
         vision: args.vision,
         modules: modules.collect(),

@@ -473,6 +473,11 @@ typedef struct moxin_memory_stats {
 typedef uint32_t moxin_dtype;
 
 /**
+ * How quantized numbers are told: one of MOXIN_QUANT_MODE_*.
+ */
+typedef uint32_t moxin_quant_mode;
+
+/**
  * How a model is loaded.
  */
 typedef struct moxin_model_params {
@@ -506,6 +511,14 @@ typedef struct moxin_model_params {
      * Neighbours that share a scale: 32, 64 or 128. Default: 64.
      */
     uint32_t quant_group_size;
+    /**
+     * Another mode than MOXIN_QUANT_MODE_AFFINE, the default, has its own bits and group size: the two above are not looked at then.
+     */
+    moxin_quant_mode quant_mode;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
 } moxin_model_params;
 
 /**
@@ -565,9 +578,9 @@ typedef struct moxin_model_info {
      */
     uint32_t quant_group_size;
     /**
-     * 0.
+     * The mode of that scheme.
      */
-    uint32_t reserved;
+    moxin_quant_mode quant_mode;
     /**
      * The architecture, as config.json names it, such as "prismatic"; NUL-terminated, cut where it is longer.
      */
@@ -695,6 +708,14 @@ typedef struct moxin_module_quant {
      * 32, 64 or 128.
      */
     uint32_t group_size;
+    /**
+     * Another mode than MOXIN_QUANT_MODE_AFFINE has its own bits and group size; bits must not be 0 all the same.
+     */
+    moxin_quant_mode mode;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
 } moxin_module_quant;
 
 /**
@@ -727,9 +748,9 @@ typedef struct moxin_quant_params {
      */
     uint32_t vision;
     /**
-     * Must be 0.
+     * Another mode than MOXIN_QUANT_MODE_AFFINE, the default, has its own bits and group size: those above are not looked at then.
      */
-    uint32_t reserved;
+    moxin_quant_mode mode;
     /**
      * Exceptions; of several that fit a module the longest path counts. May be NULL where module_count is 0.
      */
@@ -860,6 +881,26 @@ typedef uint32_t moxin_role;
  * 32 bits.
  */
 #define MOXIN_DTYPE_F32 3
+
+/**
+ * A whole number of 2, 3, 4, 5, 6 or 8 bits, times a scale, plus a bias; 32, 64 or 128 neighbours share scale and bias.
+ */
+#define MOXIN_QUANT_MODE_AFFINE 0
+
+/**
+ * Floats of 4 bits; 32 share a power of two.
+ */
+#define MOXIN_QUANT_MODE_MXFP4 1
+
+/**
+ * Floats of 8 bits; 32 share a power of two.
+ */
+#define MOXIN_QUANT_MODE_MXFP8 2
+
+/**
+ * Floats of 4 bits; 16 share one of 8 bits.
+ */
+#define MOXIN_QUANT_MODE_NVFP4 3
 
 /**
  * Reading weights.

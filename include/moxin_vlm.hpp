@@ -232,6 +232,7 @@ struct QuantOptions : moxin_quant_params {
         /// 0: it is not quantized.
         std::uint32_t bits;
         std::uint32_t group_size;
+        moxin_quant_mode mode = MOXIN_QUANT_MODE_AFFINE;
     };
 
     /// Exceptions.
@@ -386,7 +387,7 @@ public:
     {
         std::vector<moxin_module_quant> modules;
         for (const QuantOptions::Module &module : options.modules) {
-            modules.push_back({module.path.c_str(), module.bits, module.group_size});
+            modules.push_back({module.path.c_str(), module.bits, module.group_size, module.mode, 0});
         }
         moxin_quant_params params = options;
         params.modules = modules.data();

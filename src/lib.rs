@@ -35,7 +35,7 @@ mod panic;
 pub mod runtime;
 pub mod text;
 
-pub use checkpoint::Quantization;
+pub use checkpoint::{Mode, Quantization};
 pub use device::Backend;
 pub use error::{Error, Result};
 pub use generate::{Event, FinishReason, Generate, GenerationOptions, SamplingParams, Stats, sample};

@@ -66,7 +66,7 @@ fn what_is_reckoned_is_what_it_takes() {
     }
     for bits in [8, 4] {
         println!("quantized to {bits} bits");
-        let quantize = QuantizeOptions { quantization: Quantization { group_size: 64, bits }, ..Default::default() };
+        let quantize = QuantizeOptions { quantization: Quantization::affine(64, bits), ..Default::default() };
         compare("models/tiny", &"red ".repeat(910), None, Some(quantize), 1000, 256);
     }
 }

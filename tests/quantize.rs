@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use moxin_vlm::{
-    Cancel, Embedding, Error, Event, GenerationOptions, KVCache, LoadOptions, Model, MoxinVLM, Op, Picture, Quantization, QuantizeOptions,
-    Role, Stage, load_model, load_tokenizer,
+    Cancel, Embedding, Error, Event, GenerationOptions, KVCache, LoadOptions, Mode, Model, MoxinVLM, Op, Picture, Quantization,
+    QuantizeOptions, Role, Stage, load_model, load_tokenizer,
 };
 use tempfile::TempDir;
 
@@ -18,12 +18,14 @@ fn load(folder: &Path, quantize: Option<QuantizeOptions>) -> Model {
 }
 
 fn scheme(bits: usize, group_size: usize) -> QuantizeOptions {
-    QuantizeOptions { quantization: Quantization { group_size, bits }, ..Default::default() }
+    QuantizeOptions { quantization: Quantization::affine(group_size, bits), ..Default::default() }
 }
 
 /// All schemes that MLX has.
 fn schemes() -> impl Iterator<Item = QuantizeOptions> {
-    [2, 3, 4, 5, 6, 8].into_iter().flat_map(|bits| [32, 64, 128].map(|group_size| scheme(bits, group_size)))
+    let affine = [2, 3, 4, 5, 6, 8].into_iter().flat_map(|bits| [32, 64, 128].map(|group_size| scheme(bits, group_size)));
+    let others = Mode::ALL.into_iter().filter_map(Mode::scheme).map(|quantization| QuantizeOptions { quantization, ..Default::default() });
+    affine.chain(others)
 }
 
 fn demo(model: &Model) -> Embedding {
@@ -52,15 +54,15 @@ fn what_is_saved_and_loaded_answers_bit_for_bit() {
     let dense = answer(&load(&tiny(), None));
     let (mut all, place) = (Vec::new(), TempDir::new().unwrap());
     for options in schemes() {
-        let Quantization { group_size, bits } = options.quantization;
+        let Quantization { group_size, bits, mode } = options.quantization;
         let model = load(&tiny(), None);
         model.quantize(options.clone(), Op::default()).unwrap();
         let in_memory = answer(&model);
         assert_eq!(model.info().quantization, Some(options.quantization));
-        let folder = place.path().join(format!("{bits}-{group_size}"));
+        let folder = place.path().join(format!("{mode:?}-{bits}-{group_size}"));
         save(&model, &folder).unwrap();
         let loaded = load(&folder, None);
-        assert_eq!(answer(&loaded), in_memory, "{bits} bits, groups of {group_size}");
+        assert_eq!(answer(&loaded), in_memory, "{mode:?}, {bits} bits, groups of {group_size}");
         assert_eq!(loaded.info().quantization, Some(options.quantization));
         assert_eq!(loaded.info().parameters, model.info().parameters);
         assert_eq!(loaded.info().fingerprint, model.info().fingerprint, "the vision part is the same");
@@ -101,7 +103,7 @@ fn the_low_level_model_quantizes_too() {
 
 #[test]
 fn modules_may_differ() {
-    let eight = Quantization { group_size: 32, bits: 8 };
+    let eight = Quantization::affine(32, 8);
     let modules = vec![
         ("language_model.lm_head".to_owned(), Some(eight)),
         ("language_model.model.layers.0".to_owned(), Some(eight)),
@@ -238,7 +240,9 @@ fn what_a_config_says_wrongly_is_named() {
         (serde_json::json!({"group_size": 48, "bits": 4}), "group size of 48"),
         (serde_json::json!({"group_size": 64, "bits": 8}), "has shape"),
         (serde_json::json!({"group_size": 32, "bits": 4}), "has shape"),
-        (serde_json::json!({"group_size": 64, "bits": 4, "mode": "mxfp4"}), "mxfp4"),
+        (serde_json::json!({"group_size": 64, "bits": 4, "mode": "mxfp4"}), "mxfp4 has 4 bits and groups of 32"),
+        (serde_json::json!({"group_size": 32, "bits": 4, "mode": "mxfp4"}), "has shape"),
+        (serde_json::json!({"group_size": 64, "bits": 4, "mode": "int4"}), "int4"),
         (serde_json::json!({"quant_method": "gptq", "bits": 4}), "gptq"),
         (serde_json::json!({"group_size": 64, "bits": 4, "language_model.lm_head": {"bits": 3, "group_size": 64}}), "lm_head"),
         (serde_json::json!(4), "an object"),

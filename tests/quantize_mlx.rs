@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use mlx_rs::{Array, Dtype};
 use moxin_vlm::{
-    Backend, Error, LoadOptions, Model, MoxinVLM, Op, Picture, Processor, Quantization,
+    Backend, Error, LoadOptions, Mode, Model, MoxinVLM, Op, Picture, Processor, Quantization,
     device::Device,
     load_tokenizer,
     models::moxin::{Rows, load_model_on},
@@ -30,6 +30,7 @@ fn arrays(file: &Path) -> HashMap<String, Array> {
 /// Dtype, shape and bytes: what is the same in all three is the same.
 fn parts(array: &Array) -> (Dtype, Vec<i32>, Vec<u8>) {
     let bytes = match array.dtype() {
+        Dtype::Uint8 => array.try_as_slice::<u8>().unwrap().to_vec(),
         Dtype::Uint32 => array.try_as_slice::<u32>().unwrap().iter().flat_map(|number| number.to_le_bytes()).collect(),
         Dtype::Bfloat16 => array.try_as_slice::<half::bf16>().unwrap().iter().flat_map(|number| number.to_le_bytes()).collect(),
         other => panic!("{other:?}"),
@@ -42,17 +43,14 @@ fn every_scheme_packs_and_unpacks_as_mlx_does() {
     Device::new(Backend::Cpu).unwrap().run(|| {
         let theirs = arrays(&fixtures().join("schemes.safetensors"));
         let all_rows = Array::from_slice(&[0u32, 1, 2, 3, 4, 5, 6, 7], &[8]);
-        for bits in [2, 3, 4, 5, 6, 8] {
-            for group_size in [32, 64, 128] {
-                let ours = QuantizedMatrix::quantize(&theirs["matrix"], Quantization { group_size, bits }).unwrap();
-                let numbers = Matrix::Quantized(ours.clone()).rows(&all_rows, Dtype::Bfloat16).unwrap();
-                numbers.eval().unwrap();
-                for (name, ours) in
-                    [("weight", &ours.weight), ("scales", &ours.scales), ("biases", &ours.biases), ("dequantized", &numbers)]
-                {
-                    let name = format!("{bits}-{group_size}.{name}");
-                    assert!(parts(ours) == parts(&theirs[&name]), "{name}");
-                }
+        let affine = [2, 3, 4, 5, 6, 8].into_iter().flat_map(|bits| [32, 64, 128].map(|group_size| Quantization::affine(group_size, bits)));
+        for scheme in affine.chain(Mode::ALL.into_iter().filter_map(Mode::scheme)) {
+            let ours = QuantizedMatrix::quantize(&theirs["matrix"], scheme).unwrap();
+            let numbers = Matrix::Quantized(ours.clone()).rows(&all_rows, Dtype::Bfloat16).unwrap();
+            numbers.eval().unwrap();
+            for (part, ours) in ours.parts().chain([("dequantized", &numbers)]) {
+                let name = format!("{}-{}-{}.{part}", scheme.mode.name().to_string_lossy(), scheme.bits, scheme.group_size);
+                assert!(parts(ours) == parts(&theirs[&name]), "{name}");
             }
         }
     });
@@ -116,7 +114,7 @@ fn config(folder: &Path) -> Value {
 #[test]
 fn exceptions_by_path_count() {
     let place = TempDir::new().unwrap();
-    assert_eq!(load(&fixtures().join("mlx-4bit")).unwrap().info().quantization, Some(Quantization { group_size: 64, bits: 4 }));
+    assert_eq!(load(&fixtures().join("mlx-4bit")).unwrap().info().quantization, Some(Quantization::affine(64, 4)));
     for module in ["language_model.lm_head", "language_model.model.embed_tokens"] {
         let without = with_quantization(place.path(), |quantization| {
             quantization.as_object_mut().unwrap().remove(module);

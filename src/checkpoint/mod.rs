@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 pub use self::json::read_json;
-pub use self::quantization::{Quantization, QuantizationConfig};
+pub use self::quantization::{Mode, Quantization, QuantizationConfig};
 pub use self::safetensors::TensorInfo;
 pub use self::save::{Content, NewFolder, SavedTensor, write_folder};
 pub use self::weights::{LoadContext, Plan, Weights};

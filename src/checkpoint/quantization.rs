@@ -1,6 +1,7 @@
 //! How matrices are stored in few bits, and what `config.json` says of it.
 
 use std::collections::BTreeMap;
+use std::ffi::CStr;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -8,19 +9,75 @@ use serde_json::{Map, Value, json};
 
 use crate::{Error, Result};
 
-/// How a matrix is quantized: MLX's affine scheme, in which `group_size` neighbours of a row share a scale and a bias, and a number is
-/// `scale · q + bias` with q of so many bits (<https://ml-explore.github.io/mlx/build/html/python/_autosummary/mlx.core.quantize.html>).
+/// How the numbers of a group are told (<https://ml-explore.github.io/mlx/build/html/python/_autosummary/mlx.core.quantize.html>).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub enum Mode {
+    /// `scale · q + bias`, q being a whole number of so many bits.
+    #[default]
+    Affine,
+    /// Floats of 4 bits (E2M1) times a power of two for each 32 of them (<https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf>).
+    Mxfp4,
+    /// Floats of 8 bits (E4M3) times a power of two for each 32 of them.
+    Mxfp8,
+    /// Floats of 4 bits (E2M1) times one of 8 bits (E4M3) for each 16 of them.
+    Nvfp4,
+}
+
+impl Mode {
+    /// All of them.
+    pub const ALL: [Mode; 4] = [Mode::Affine, Mode::Mxfp4, Mode::Mxfp8, Mode::Nvfp4];
+
+    /// As MLX and `config.json` call it.
+    pub fn name(self) -> &'static CStr {
+        match self {
+            Mode::Affine => c"affine",
+            Mode::Mxfp4 => c"mxfp4",
+            Mode::Mxfp8 => c"mxfp8",
+            Mode::Nvfp4 => c"nvfp4",
+        }
+    }
+
+    /// The one that is called so.
+    pub fn from_name(name: &str) -> Option<Mode> {
+        Mode::ALL.into_iter().find(|mode| mode.name().to_bytes() == name.as_bytes())
+    }
+
+    /// The scheme of a mode that has but one; affine ones differ in bits and group size.
+    pub fn scheme(self) -> Option<Quantization> {
+        let (group_size, bits) = match self {
+            Mode::Affine => return None,
+            Mode::Mxfp4 => (32, 4),
+            Mode::Mxfp8 => (32, 8),
+            Mode::Nvfp4 => (16, 4),
+        };
+        Some(Quantization { group_size, bits, mode: self })
+    }
+}
+
+/// How a matrix is quantized: `group_size` neighbours of a row share a scale, and each has so many bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Quantization {
-    /// 32, 64 or 128.
+    /// 32, 64 or 128; in the other modes their own.
     pub group_size: usize,
-    /// 2, 3, 4, 5, 6 or 8.
+    /// 2, 3, 4, 5, 6 or 8; in the other modes their own.
     pub bits: usize,
+    /// How the bits are to be read.
+    pub mode: Mode,
 }
 
 impl Quantization {
+    /// MLX's usual scheme.
+    pub const fn affine(group_size: usize, bits: usize) -> Quantization {
+        Quantization { group_size, bits, mode: Mode::Affine }
+    }
+
     /// Says what is wrong where MLX has no such scheme.
     pub fn check(self) -> Result<(), String> {
+        if let Some(only) = self.mode.scheme() {
+            let Quantization { group_size, bits, mode } = only;
+            let mode = mode.name().to_string_lossy();
+            return if self == only { Ok(()) } else { Err(format!("{mode} has {bits} bits and groups of {group_size}, and nothing else")) };
+        }
         if ![2, 3, 4, 5, 6, 8].contains(&self.bits) {
             return Err(format!("{} bits; 2, 3, 4, 5, 6 or 8 is expected", self.bits));
         }
@@ -35,13 +92,14 @@ impl Quantization {
         columns > 0 && columns.is_multiple_of(self.group_size)
     }
 
-    /// Bytes of a quantized matrix whose scales and biases have `item` bytes each.
+    /// Bytes of a quantized matrix whose scales and biases, in the affine mode, have `item` bytes each; in the others a scale has one byte.
     pub fn bytes(self, elements: u64, item: u64) -> u64 {
-        elements * self.bits as u64 / 8 + 2 * item * (elements / self.group_size as u64)
+        let group = if self.mode == Mode::Affine { 2 * item } else { 1 };
+        elements * self.bits as u64 / 8 + group * (elements / self.group_size as u64)
     }
 
     fn to_json(self) -> Value {
-        json!({ "group_size": self.group_size, "bits": self.bits, "mode": "affine" })
+        json!({ "group_size": self.group_size, "bits": self.bits, "mode": self.mode.name().to_string_lossy() })
     }
 }
 
@@ -76,11 +134,10 @@ impl QuantizationConfig {
         }
         let scheme = |value: &Value| -> Result<Quantization, String> {
             let scheme = Scheme::deserialize(value).map_err(|error| error.to_string())?;
-            match scheme.mode.as_deref() {
-                None | Some("affine") => {}
-                Some(other) => return Err(format!("mode is {other:?}; \"affine\" is expected")),
-            }
-            let quantization = Quantization { group_size: scheme.group_size, bits: scheme.bits };
+            let mode = scheme.mode.as_deref().map_or(Ok(Mode::Affine), |name| {
+                Mode::from_name(name).ok_or_else(|| format!("mode is {name:?}; affine, mxfp4, mxfp8 or nvfp4 is expected"))
+            })?;
+            let quantization = Quantization { group_size: scheme.group_size, bits: scheme.bits, mode };
             quantization.check().map(|()| quantization)
         };
         let default = Some(scheme(&config[field]).map_err(unsupported)?);

@@ -28,7 +28,7 @@ pub struct SavedTensor<'a> {
 pub enum Content<'a> {
     /// Those of a tensor in another checkpoint, as they are.
     Stored(&'a TensorInfo),
-    /// An evaluated array of uint32, bfloat16, float16 or float32.
+    /// An evaluated array of uint32, uint8, bfloat16, float16 or float32.
     Array(Array),
 }
 
@@ -38,6 +38,7 @@ impl Content<'_> {
             Content::Stored(tensor) => Ok(tensor.dtype),
             Content::Array(array) => match array.dtype() {
                 mlx_rs::Dtype::Uint32 => Ok(Dtype::U32),
+                mlx_rs::Dtype::Uint8 => Ok(Dtype::U8),
                 mlx_rs::Dtype::Bfloat16 => Ok(Dtype::BF16),
                 mlx_rs::Dtype::Float16 => Ok(Dtype::F16),
                 mlx_rs::Dtype::Float32 => Ok(Dtype::F32),
@@ -67,6 +68,7 @@ impl Content<'_> {
         };
         let bytes = match array.dtype() {
             mlx_rs::Dtype::Uint32 => array.try_as_slice::<u32>().map(|numbers| numbers.iter().flat_map(|n| n.to_le_bytes()).collect()),
+            mlx_rs::Dtype::Uint8 => array.try_as_slice::<u8>().map(<[u8]>::to_vec),
             mlx_rs::Dtype::Bfloat16 => {
                 array.try_as_slice::<half::bf16>().map(|numbers| numbers.iter().flat_map(|n| n.to_le_bytes()).collect())
             }

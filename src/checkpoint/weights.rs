@@ -121,6 +121,11 @@ impl<'a> Weights<'a> {
         self.load_as(name, shape, &[Dtype::U32])
     }
 
+    /// [`Weights::load`] for the scales of a quantized matrix in another mode than affine: a byte each.
+    pub fn load_byte_scales(&self, name: &str, shape: &[usize]) -> Result<Array> {
+        self.load_as(name, shape, &[Dtype::U8])
+    }
+
     fn load_as(&self, name: &str, shape: &[usize], dtypes: &[Dtype]) -> Result<Array> {
         let tensor = self.find(name)?;
         if tensor.shape != shape {
@@ -130,6 +135,7 @@ impl<'a> Weights<'a> {
         if !dtypes.contains(&tensor.dtype) {
             let expected = match dtypes {
                 [Dtype::U32] => "packed bits: U32",
+                [Dtype::U8] => "scales of a byte: U8",
                 _ => "floats: BF16, F16 or F32",
             };
             let what = format!("{} is stored as {}, expected {expected}", self.describe(name, tensor), tensor.dtype);

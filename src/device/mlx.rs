@@ -7,6 +7,8 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use mlx_rs::{Array, Stream, error::Exception};
+
 use crate::{Error, Result};
 
 /// Whether a device was asked for: then Metal's kernels may be loaded.
@@ -55,6 +57,96 @@ pub fn set_metallib_path(path: &Path) -> Result<()> {
         0 => Ok(()),
         _ => Err(Error::InvalidState(format!("MLX did not accept the metallib path {}", path.display()))),
     }
+}
+
+/// Quantizes `[rows, columns]` in one of MLX's modes without biases; gives the packed bits and the scales. mlx-rs has the affine mode only.
+pub fn quantize(matrix: &Array, group_size: usize, bits: usize, mode: &CStr) -> Result<(Array, Array), Exception> {
+    install_error_handler();
+    let stream = Stream::thread_local_or_default();
+    // SAFETY: the vector and the arrays in it are made here, and each is freed here or given to an Array that does it; all else outlives the
+    // call.
+    unsafe {
+        let none = Array::from_ptr(mlx_sys::mlx_array_new());
+        let mut parts = mlx_sys::mlx_vector_array_new();
+        let (group_size, bits) = (some(group_size), some(bits));
+        let mut status =
+            mlx_sys::mlx_quantize(&mut parts, matrix.as_ptr(), group_size, bits, mode.as_ptr(), none.as_ptr(), stream.as_ptr());
+        let (mut weight, mut scales) = (mlx_sys::mlx_array_new(), mlx_sys::mlx_array_new());
+        if status == 0 && mlx_sys::mlx_vector_array_size(parts) == 2 {
+            status = mlx_sys::mlx_vector_array_get(&mut weight, parts, 0) | mlx_sys::mlx_vector_array_get(&mut scales, parts, 1);
+        } else {
+            status = 1;
+        }
+        mlx_sys::mlx_vector_array_free(parts);
+        let arrays = (Array::from_ptr(weight), Array::from_ptr(scales));
+        if status == 0 { Ok(arrays) } else { Err(refused("quantize", mode)) }
+    }
+}
+
+/// `x · matrixᵀ` for a matrix in one of MLX's modes without biases.
+pub fn quantized_matmul(
+    x: &Array,
+    weight: &Array,
+    scales: &Array,
+    group_size: usize,
+    bits: usize,
+    mode: &CStr,
+) -> Result<Array, Exception> {
+    install_error_handler();
+    let stream = Stream::thread_local_or_default();
+    // SAFETY: the arrays made here are given to Arrays that free them; all else outlives the call.
+    unsafe {
+        let none = Array::from_ptr(mlx_sys::mlx_array_new());
+        let mut product = mlx_sys::mlx_array_new();
+        let status = mlx_sys::mlx_quantized_matmul(
+            &mut product,
+            x.as_ptr(),
+            weight.as_ptr(),
+            scales.as_ptr(),
+            none.as_ptr(),
+            true,
+            some(group_size),
+            some(bits),
+            mode.as_ptr(),
+            stream.as_ptr(),
+        );
+        let product = Array::from_ptr(product);
+        if status == 0 { Ok(product) } else { Err(refused("multiply", mode)) }
+    }
+}
+
+/// The numbers of a matrix in one of MLX's modes without biases, in bfloat16, which holds them exactly.
+pub fn dequantize(weight: &Array, scales: &Array, group_size: usize, bits: usize, mode: &CStr) -> Result<Array, Exception> {
+    install_error_handler();
+    let stream = Stream::thread_local_or_default();
+    // SAFETY: as in `quantized_matmul`.
+    unsafe {
+        let none = Array::from_ptr(mlx_sys::mlx_array_new());
+        let mut numbers = mlx_sys::mlx_array_new();
+        let bfloat16 = mlx_sys::mlx_optional_dtype { value: mlx_sys::mlx_dtype__MLX_BFLOAT16, has_value: true };
+        let status = mlx_sys::mlx_dequantize(
+            &mut numbers,
+            weight.as_ptr(),
+            scales.as_ptr(),
+            none.as_ptr(),
+            some(group_size),
+            some(bits),
+            mode.as_ptr(),
+            none.as_ptr(),
+            bfloat16,
+            stream.as_ptr(),
+        );
+        let numbers = Array::from_ptr(numbers);
+        if status == 0 { Ok(numbers) } else { Err(refused("unpack", mode)) }
+    }
+}
+
+fn some(value: usize) -> mlx_sys::mlx_optional_int {
+    mlx_sys::mlx_optional_int { value: value as i32, has_value: true }
+}
+
+fn refused(what: &str, mode: &CStr) -> Exception {
+    Exception::custom(format!("MLX could not {what} a matrix in {}; this backend may not have it", mode.to_string_lossy()))
 }
 
 /// The version of MLX, such as `0.32.2`.

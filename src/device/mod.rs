@@ -5,6 +5,7 @@ mod memory;
 mod mlx;
 
 pub use memory::{MemoryStats, available_memory, clear_cache, memory_limit, memory_stats, require, reset_peak_memory, set_memory_limits};
+pub(crate) use mlx::{dequantize, quantize, quantized_matmul};
 pub use mlx::{mlx_version, set_metallib_path};
 
 pub(crate) use exit::at_exit;

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    checkpoint::Quantization,
+    checkpoint::{Mode, Quantization},
     models::moxin::QuantizeOptions,
     runtime::{Embedding, LoadOptions, Model, ModelInfo},
 };
@@ -45,6 +45,17 @@ pub const MOXIN_DTYPE_BF16: moxin_dtype = 2;
 /// 32 bits.
 pub const MOXIN_DTYPE_F32: moxin_dtype = 3;
 
+/// How quantized numbers are told: one of MOXIN_QUANT_MODE_*.
+pub type moxin_quant_mode = u32;
+/// A whole number of 2, 3, 4, 5, 6 or 8 bits, times a scale, plus a bias; 32, 64 or 128 neighbours share scale and bias.
+pub const MOXIN_QUANT_MODE_AFFINE: moxin_quant_mode = 0;
+/// Floats of 4 bits; 32 share a power of two.
+pub const MOXIN_QUANT_MODE_MXFP4: moxin_quant_mode = 1;
+/// Floats of 8 bits; 32 share a power of two.
+pub const MOXIN_QUANT_MODE_MXFP8: moxin_quant_mode = 2;
+/// Floats of 4 bits; 16 share one of 8 bits.
+pub const MOXIN_QUANT_MODE_NVFP4: moxin_quant_mode = 3;
+
 /// How a model is loaded.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -65,6 +76,10 @@ pub struct moxin_model_params {
     pub quant_bits: u32,
     /// Neighbours that share a scale: 32, 64 or 128. Default: 64.
     pub quant_group_size: u32,
+    /// Another mode than MOXIN_QUANT_MODE_AFFINE, the default, has its own bits and group size: the two above are not looked at then.
+    pub quant_mode: moxin_quant_mode,
+    /// Must be 0.
+    pub reserved: u32,
 }
 
 /// The scheme of some modules.
@@ -78,6 +93,10 @@ pub struct moxin_module_quant {
     pub bits: u32,
     /// 32, 64 or 128.
     pub group_size: u32,
+    /// Another mode than MOXIN_QUANT_MODE_AFFINE has its own bits and group size; bits must not be 0 all the same.
+    pub mode: moxin_quant_mode,
+    /// Must be 0.
+    pub reserved: u32,
 }
 
 /// What of a model is quantized, and how. By default, as MLX's community does: the language model with its embedding and output head, in 4 bits
@@ -97,8 +116,8 @@ pub struct moxin_quant_params {
     pub head: u32,
     /// Not 0: vision encoders and projector too, where the group size divides their widths. Default: 0.
     pub vision: u32,
-    /// Must be 0.
-    pub reserved: u32,
+    /// Another mode than MOXIN_QUANT_MODE_AFFINE, the default, has its own bits and group size: those above are not looked at then.
+    pub mode: moxin_quant_mode,
     /// Exceptions; of several that fit a module the longest path counts. May be NULL where module_count is 0.
     pub modules: *const moxin_module_quant,
     /// Their number.
@@ -135,8 +154,8 @@ pub struct moxin_model_info {
     pub quant_bits: u32,
     /// Neighbours that share a scale in that scheme; 0 where none is quantized.
     pub quant_group_size: u32,
-    /// 0.
-    pub reserved: u32,
+    /// The mode of that scheme.
+    pub quant_mode: moxin_quant_mode,
     /// The architecture, as config.json names it, such as "prismatic"; NUL-terminated, cut where it is longer.
     pub model_type: [c_char; 32],
 }
@@ -192,6 +211,8 @@ unsafe impl Versioned for moxin_model_params {
             dtype: MOXIN_DTYPE_AUTO,
             quant_bits: 0,
             quant_group_size: 64,
+            quant_mode: MOXIN_QUANT_MODE_AFFINE,
+            reserved: 0,
         }
     }
 }
@@ -207,7 +228,7 @@ unsafe impl Versioned for moxin_quant_params {
             embedding: embedding.into(),
             head: head.into(),
             vision: vision.into(),
-            reserved: 0,
+            mode: MOXIN_QUANT_MODE_AFFINE,
             modules: ptr::null(),
             module_count: 0,
         }
@@ -231,7 +252,7 @@ unsafe impl Versioned for moxin_model_info {
             dtype: MOXIN_DTYPE_AUTO,
             quant_bits: 0,
             quant_group_size: 0,
-            reserved: 0,
+            quant_mode: MOXIN_QUANT_MODE_AFFINE,
             model_type: [0; 32],
         }
     }
@@ -554,11 +575,15 @@ unsafe fn load_options(params: *const moxin_model_params) -> Result<LoadOptions>
         MOXIN_DTYPE_F32 => Some(Dtype::Float32),
         other => return Err(Error::InvalidArgument(format!("params.dtype is {other}; 0 to {MOXIN_DTYPE_F32} is expected"))),
     };
-    let quantization = Quantization { group_size: params.quant_group_size as usize, bits: params.quant_bits as usize };
+    if params.reserved != 0 {
+        return Err(Error::InvalidArgument(format!("params.reserved is {}; 0 is expected", params.reserved)));
+    }
+    let quantizes = params.quant_bits > 0 || params.quant_mode != MOXIN_QUANT_MODE_AFFINE;
+    let quantization = scheme(params.quant_mode, params.quant_bits, params.quant_group_size)?;
     Ok(LoadOptions {
         backend: backend_from(params.backend)?,
         dtype,
-        quantize: (params.quant_bits > 0).then(|| QuantizeOptions { quantization, ..QuantizeOptions::default() }),
+        quantize: quantizes.then(|| QuantizeOptions { quantization, ..QuantizeOptions::default() }),
         memory_limit: (params.memory_limit > 0).then_some(params.memory_limit),
         image_cache: params.image_cache_bytes,
     })
@@ -569,12 +594,9 @@ unsafe fn load_options(params: *const moxin_model_params) -> Result<LoadOptions>
 unsafe fn quantize_options(params: *const moxin_quant_params) -> Result<QuantizeOptions> {
     // SAFETY: as promised by the caller.
     let params = unsafe { read_params(params, "params")? };
-    if params.reserved != 0 || params.module_count > 4096 {
-        let what =
-            format!("params.reserved is {} and params.module_count {}; 0 and 0 to 4096 are expected", params.reserved, params.module_count);
-        return Err(Error::InvalidArgument(what));
+    if params.module_count > 4096 {
+        return Err(Error::InvalidArgument(format!("params.module_count is {}; 0 to 4096 is expected", params.module_count)));
     }
-    let scheme = |bits: u32, group_size: u32| Quantization { group_size: group_size as usize, bits: bits as usize };
     let mut modules = Vec::new();
     for i in 0..params.module_count {
         if params.modules.is_null() {
@@ -585,15 +607,27 @@ unsafe fn quantize_options(params: *const moxin_quant_params) -> Result<Quantize
             let module = params.modules.add(i).read();
             (text(module.path, MOXIN_STRLEN, "params.modules.path")?, module)
         };
-        modules.push((path.to_owned(), (module.bits > 0).then(|| scheme(module.bits, module.group_size))));
+        if module.reserved != 0 {
+            return Err(Error::InvalidArgument(format!("params.modules[{i}].reserved is {}; 0 is expected", module.reserved)));
+        }
+        let scheme = scheme(module.mode, module.bits, module.group_size)?;
+        modules.push((path.to_owned(), (module.bits > 0).then_some(scheme)));
     }
     Ok(QuantizeOptions {
-        quantization: scheme(params.bits, params.group_size),
+        quantization: scheme(params.mode, params.bits, params.group_size)?,
         embedding: params.embedding != 0,
         head: params.head != 0,
         vision: params.vision != 0,
         modules,
     })
+}
+
+/// A scheme as C tells it; whether there is such an affine one is checked where it is used.
+fn scheme(mode: moxin_quant_mode, bits: u32, group_size: u32) -> Result<Quantization> {
+    let mode = *Mode::ALL
+        .get(mode as usize)
+        .ok_or_else(|| Error::InvalidArgument(format!("the quantization mode is {mode}; 0 to {MOXIN_QUANT_MODE_NVFP4} is expected")))?;
+    Ok(mode.scheme().unwrap_or(Quantization::affine(group_size as usize, bits as usize)))
 }
 
 fn info_for_c(info: &ModelInfo) -> moxin_model_info {
@@ -604,6 +638,7 @@ fn info_for_c(info: &ModelInfo) -> moxin_model_info {
         model_type,
         quant_bits: info.quantization.map_or(0, |quantization| quantization.bits as u32),
         quant_group_size: info.quantization.map_or(0, |quantization| quantization.group_size as u32),
+        quant_mode: info.quantization.map_or(MOXIN_QUANT_MODE_AFFINE, |quantization| quantization.mode as u32),
         parameter_count: info.parameters,
         weight_bytes: info.weight_bytes,
         fingerprint: info.fingerprint,

@@ -4,7 +4,8 @@ use mlx_rs::{Array, Dtype, error::Exception, ops};
 
 use crate::{
     Result,
-    checkpoint::{Quantization, Weights},
+    checkpoint::{Mode, Quantization, Weights},
+    device,
 };
 
 /// `[rows, columns]`
@@ -25,8 +26,8 @@ pub struct QuantizedMatrix {
     pub weight: Array,
     /// `[rows, columns / group size]`
     pub scales: Array,
-    /// `[rows, columns / group size]`
-    pub biases: Array,
+    /// `[rows, columns / group size]`; in the affine mode only.
+    pub biases: Option<Array>,
 }
 
 impl Matrix {
@@ -89,7 +90,7 @@ impl Matrix {
     pub fn bytes(&self) -> u64 {
         match self {
             Matrix::Dense(weight) => weight.nbytes() as u64,
-            Matrix::Quantized(matrix) => (matrix.weight.nbytes() + matrix.scales.nbytes() + matrix.biases.nbytes()) as u64,
+            Matrix::Quantized(matrix) => matrix.parts().map(|(_, array)| array.nbytes() as u64).sum(),
         }
     }
 
@@ -105,35 +106,65 @@ impl Matrix {
 impl QuantizedMatrix {
     /// Quantizes `[rows, columns]`; the group size divides the columns.
     pub fn quantize(dense: &Array, quantization: Quantization) -> Result<QuantizedMatrix> {
-        let Quantization { group_size, bits } = quantization;
-        let (weight, scales, biases) = ops::quantize(dense, group_size as i32, bits as i32)?;
-        mlx_rs::transforms::eval([&weight, &scales, &biases])?;
-        Ok(QuantizedMatrix { quantization, weight, scales, biases })
+        let Quantization { group_size, bits, mode } = quantization;
+        let (weight, scales, biases) = match mode {
+            Mode::Affine => {
+                let (weight, scales, biases) = ops::quantize(dense, group_size as i32, bits as i32)?;
+                (weight, scales, Some(biases))
+            }
+            _ => {
+                let (weight, scales) = device::quantize(dense, group_size, bits, mode.name())?;
+                (weight, scales, None)
+            }
+        };
+        let matrix = QuantizedMatrix { quantization, weight, scales, biases };
+        mlx_rs::transforms::eval(matrix.parts().map(|(_, array)| array))?;
+        Ok(matrix)
+    }
+
+    /// Its arrays, and what their tensors are called.
+    pub fn parts(&self) -> impl Iterator<Item = (&'static str, &Array)> {
+        let biases = self.biases.as_ref().map(|biases| ("biases", biases));
+        [("weight", &self.weight), ("scales", &self.scales)].into_iter().chain(biases)
     }
 
     fn load(weights: &Weights, rows: usize, columns: usize, dtype: Dtype) -> Result<QuantizedMatrix> {
         let quantization = weights.stored_quantization()?;
-        let Quantization { group_size, bits } = quantization;
+        let Quantization { group_size, bits, mode } = quantization;
         let groups = columns.div_ceil(group_size);
         let weight = weights.load_packed("weight", &[rows, columns * bits / 32])?;
         let load = |name: &str| match dtype {
             Dtype::Float32 => weights.load(name, &[rows, groups]),
             _ => load_vector(weights, name, &[rows, groups], dtype),
         };
-        Ok(QuantizedMatrix { quantization, weight, scales: load("scales")?, biases: load("biases")? })
+        let (scales, biases) = match mode {
+            Mode::Affine => (load("scales")?, Some(load("biases")?)),
+            _ => (weights.load_byte_scales("scales", &[rows, groups])?, None),
+        };
+        Ok(QuantizedMatrix { quantization, weight, scales, biases })
     }
 
     fn apply(&self, x: &Array) -> Result<Array, Exception> {
-        let Quantization { group_size, bits } = self.quantization;
-        ops::quantized_matmul(x, &self.weight, &self.scales, &self.biases, true, group_size as i32, bits as i32)
+        let Quantization { group_size, bits, mode } = self.quantization;
+        match &self.biases {
+            Some(biases) => ops::quantized_matmul(x, &self.weight, &self.scales, biases, true, group_size as i32, bits as i32),
+            None => device::quantized_matmul(x, &self.weight, &self.scales, group_size, bits, mode.name()),
+        }
     }
 
-    /// Computed in `dtype`, as [`QuantizedMatrix::apply`] computes in that of x: in the scales' own it would round twice.
+    /// The rows with these numbers. In the affine mode they are computed in `dtype`, as a product with them is; in the others no rounding
+    /// happens in any dtype.
     fn rows(&self, numbers: &Array, dtype: Dtype) -> Result<Array, Exception> {
-        let Quantization { group_size, bits } = self.quantization;
+        let Quantization { group_size, bits, mode } = self.quantization;
         let take = |array: &Array| array.take_axis(numbers, 0);
-        let (scales, biases) = (take(&self.scales)?.as_dtype(dtype)?, take(&self.biases)?.as_dtype(dtype)?);
-        ops::dequantize(take(&self.weight)?, scales, &biases, group_size as i32, bits as i32)
+        let (weight, scales) = (take(&self.weight)?, take(&self.scales)?);
+        match &self.biases {
+            Some(biases) => {
+                let (scales, biases) = (scales.as_dtype(dtype)?, take(biases)?.as_dtype(dtype)?);
+                ops::dequantize(weight, scales, &biases, group_size as i32, bits as i32)
+            }
+            None => device::dequantize(&weight, &scales, group_size, bits, mode.name())?.as_dtype(dtype),
+        }
     }
 }
 

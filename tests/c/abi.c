@@ -219,6 +219,12 @@ static void check_arguments(const moxin_model *model, moxin_session *session, co
     EXPECT(invalid, moxin_model_load(path, &model_params, NULL, &no_model, &error));
     model_params.quant_bits = 0;
     model_params.quant_group_size = 64;
+    model_params.quant_mode = 4;
+    EXPECT(invalid, moxin_model_load(path, &model_params, NULL, &no_model, &error));
+    model_params.quant_mode = MOXIN_QUANT_MODE_AFFINE;
+    model_params.reserved = 1;
+    EXPECT(invalid, moxin_model_load(path, &model_params, NULL, &no_model, &error));
+    model_params.reserved = 0;
 #define REFUSED_QUANT(field, value)                                                \
     moxin_quant_params_init(&quant, sizeof quant);                                 \
     quant.field = value;                                                           \
@@ -228,7 +234,8 @@ static void check_arguments(const moxin_model *model, moxin_session *session, co
     REFUSED_QUANT(bits, UINT32_MAX);
     REFUSED_QUANT(group_size, 16);
     REFUSED_QUANT(group_size, 0);
-    REFUSED_QUANT(reserved, 1);
+    REFUSED_QUANT(mode, 4);
+    REFUSED_QUANT(mode, UINT32_MAX);
     REFUSED_QUANT(module_count, SIZE_MAX);
 #undef REFUSED_QUANT
     moxin_quant_params_init(&quant, sizeof quant);
@@ -240,6 +247,12 @@ static void check_arguments(const moxin_model *model, moxin_session *session, co
     module.path = not_utf8;
     EXPECT(invalid, moxin_model_quantize(model, &quant, NULL, &error));
     module.path = "language_model";
+    module.reserved = 1;
+    EXPECT(invalid, moxin_model_quantize(model, &quant, NULL, &error));
+    module.reserved = 0;
+    module.mode = 4;
+    EXPECT(invalid, moxin_model_quantize(model, &quant, NULL, &error));
+    module.mode = MOXIN_QUANT_MODE_AFFINE;
     module.bits = 9;
     EXPECT(invalid, moxin_model_quantize(model, &quant, NULL, &error));
     EXPECT(invalid, moxin_model_save(model, not_utf8, false, NULL, &error));

@@ -867,7 +867,7 @@ static void check_quantize(const char *path, const moxin_image *image, const cha
     moxin_memory_estimate dense = {0}, small = {0};
     moxin_model_params params;
     moxin_quant_params quant;
-    moxin_module_quant modules[2] = {{"language_model.lm_head", 8, 64}, {"language_model.model.layers.0", 0, 0}};
+    moxin_module_quant modules[2] = {{"language_model.lm_head", 8, 64, 0, 0}, {"language_model.model.layers.0", 0, 0, 0, 0}};
     char folder[4096];
     struct seen seen = {0, 0, 0, 1, 0};
     moxin_op op = {0};
@@ -916,6 +916,22 @@ static void check_quantize(const char *path, const moxin_image *image, const cha
     NEED(moxin_model_info_get(model, &info, &error));
     CHECK(info.quant_bits == 8);
     CHECK(strcmp(answer_of(model, image).text, here.text) == 0); /* this model is that sure */
+    moxin_model_free(model);
+
+    /* Another mode, for a model that is read and for one in memory: the same. */
+    moxin_model_params_init(&params, sizeof params);
+    params.quant_mode = MOXIN_QUANT_MODE_MXFP8;
+    NEED(moxin_model_load(path, &params, NULL, &model, &error));
+    NEED(moxin_model_info_get(model, &info, &error));
+    CHECK(info.quant_mode == MOXIN_QUANT_MODE_MXFP8 && info.quant_bits == 8 && info.quant_group_size == 32);
+    loaded = load(path);
+    moxin_quant_params_init(&quant, sizeof quant);
+    quant.mode = MOXIN_QUANT_MODE_MXFP8;
+    NEED(moxin_model_quantize(loaded, &quant, NULL, &error));
+    here = answer_of(model, image);
+    there = answer_of(loaded, image);
+    CHECK(same_answer(&here, &there));
+    moxin_model_free(loaded);
     moxin_model_free(model);
 
     /* A disk that is full: an error, and nothing is left. */

@@ -311,7 +311,7 @@ void library(const std::string &folder, const moxin::Image &image)
     CHECK(status_of([&] { session.step(); }) == MOXIN_STATUS_SUSPENDED);
     moxin::resume();
     moxin::QuantOptions four_bits;
-    four_bits.modules.push_back({"language_model.lm_head", 8, 64});
+    four_bits.modules.push_back({"language_model.lm_head", 8, 64, MOXIN_QUANT_MODE_AFFINE});
     int told = 0;
     moxin::Op op;
     op.progress = [&](moxin_stage stage, float) { return told += stage == MOXIN_STAGE_QUANTIZE, true; };

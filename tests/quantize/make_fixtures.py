@@ -22,7 +22,8 @@ sys.path.insert(0, str(PARITY))
 from make_checkpoints import SIGLIP, make_tokenizer, save_checkpoint, write_json  # noqa: E402
 from reference import load_model, load_picture, load_preprocessor, load_tokenizer, prompt_text  # noqa: E402
 
-SCHEMES = [(bits, group_size) for bits in (2, 3, 4, 5, 6, 8) for group_size in (32, 64, 128)]
+SCHEMES = [("affine", bits, group_size) for bits in (2, 3, 4, 5, 6, 8) for group_size in (32, 64, 128)]
+SCHEMES += [("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16)]
 
 # Widths that 64 divides, but for SigLIP's MLP: 96 here, 4304 in the model that is published.
 RECIPE = {
@@ -53,11 +54,12 @@ def make_schemes(path):
     rows[7, 100] = 500
     matrix = mx.array(rows.astype(numpy.float32)).astype(mx.bfloat16)
     arrays = {"matrix": matrix}
-    for bits, group_size in SCHEMES:
-        packed = mx.quantize(matrix, group_size, bits)
-        parts = zip(["weight", "scales", "biases"], packed)
-        arrays |= {f"{bits}-{group_size}.{part}": array for part, array in parts}
-        arrays[f"{bits}-{group_size}.dequantized"] = mx.dequantize(*packed, group_size, bits)
+    for mode, bits, group_size in SCHEMES:
+        packed = mx.quantize(matrix, group_size, bits, mode=mode)  # biases in the affine mode only
+        parts = dict(zip(["weight", "scales", "biases"], packed))
+        arrays |= {f"{mode}-{bits}-{group_size}.{part}": array for part, array in parts.items()}
+        numbers = mx.dequantize(*packed, group_size=group_size, bits=bits, mode=mode)
+        arrays[f"{mode}-{bits}-{group_size}.dequantized"] = numbers
     mx.save_safetensors(str(path), arrays, {"format": "mlx"})
 
 

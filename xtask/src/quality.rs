@@ -53,7 +53,7 @@ fn page(report: &Value) -> Result<String> {
     let mut text = format!(
         "# Quantization\n\n\
         MLX's affine scheme: `group_size` neighbours in a row share a scale and a bias, and a number is `scale · q + bias`, q having 2 to 8\n\
-        bits. By default the language model is quantized with its embedding and output head, in 4 bits and groups of 64; vision encoders and\n\
+        bits; or its modes mxfp4, mxfp8 and nvfp4, floats of 4 or 8 bits of which 32 or 16 share a scale. By default the language model is quantized with its embedding and output head, in 4 bits and groups of 64; vision encoders and\n\
         projector stay as they are. Where a group size does not divide a matrix's rows, that matrix stays as it is: with groups of 128 most of\n\
         the small model's do.\n\n\
         ```sh\n\
@@ -75,7 +75,10 @@ fn page(report: &Value) -> Result<String> {
     for row in all {
         let (right, size) = (number(row, "right")?, number(row, "weights")? / 1e6);
         let scheme = match row["bits"].as_u64() {
-            Some(bits) => format!("{bits} | {}", row["group_size"]),
+            Some(bits) => match row["mode"].as_str() {
+                None | Some("affine") => format!("{bits} | {}", row["group_size"]),
+                Some(mode) => format!("{bits}, {mode} | {}", row["group_size"]),
+            },
             None => "as stored | ".into(),
         };
         let errors = match &row["matrix"] {
@@ -122,7 +125,7 @@ fn plot(report: &Value) -> Result<()> {
         .draw()?;
     for (group_size, colour) in [(32, RGBColor(31, 119, 180)), (64, RGBColor(214, 120, 40)), (128, RGBColor(60, 150, 80))] {
         let mut points = Vec::new();
-        for row in rows(report)?.iter().filter(|row| row["group_size"] == group_size) {
+        for row in rows(report)?.iter().filter(|row| row["group_size"] == group_size && row["mode"] == "affine") {
             points.push((number(row, "bits")?, number(row, "right")? / number(row, "asked")? * 100.0));
         }
         chart.draw_series(points.iter().map(|point| Circle::new(*point, 3, colour.filled())))?;

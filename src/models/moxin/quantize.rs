@@ -28,13 +28,7 @@ pub struct QuantizeOptions {
 
 impl Default for QuantizeOptions {
     fn default() -> Self {
-        QuantizeOptions {
-            quantization: Quantization { group_size: 64, bits: 4 },
-            embedding: true,
-            head: true,
-            vision: false,
-            modules: Vec::new(),
-        }
+        QuantizeOptions { quantization: Quantization::affine(64, 4), embedding: true, head: true, vision: false, modules: Vec::new() }
     }
 }
 
@@ -72,12 +66,17 @@ impl MoxinVLM {
     /// # Errors
     /// [`Error::InvalidArgument`] for a scheme that MLX does not have.
     pub fn quantize(&mut self, group_size: usize, bits: usize) -> Result<()> {
-        let options = QuantizeOptions { quantization: Quantization { group_size, bits }, ..QuantizeOptions::default() };
+        self.quantize_with(&QuantizeOptions { quantization: Quantization::affine(group_size, bits), ..QuantizeOptions::default() })
+    }
+
+    /// Quantizes what the options say, a matrix after the other; those quantized before stay as they are.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a scheme that MLX does not have; [`Error::Backend`], after which some matrices are quantized and some
+    /// not. [`Model::quantize`](crate::Model::quantize) leaves a model as it was.
+    pub fn quantize_with(&mut self, options: &QuantizeOptions) -> Result<()> {
         options.check()?;
-        for (path, matrix) in self.matrices() {
-            quantize_matrix(&path, matrix, &options)?;
-        }
-        Ok(())
+        self.matrices().into_iter().try_for_each(|(path, matrix)| quantize_matrix(&path, matrix, options))
     }
 
     /// Every matrix that can be quantized, by the path of its module.
@@ -155,7 +154,7 @@ mod tests {
 
     #[test]
     fn the_longest_name_counts() {
-        let eight = Quantization { group_size: 64, bits: 8 };
+        let eight = Quantization::affine(64, 8);
         let modules = vec![
             ("language_model.model.layers.1".to_owned(), Some(eight)),
             ("language_model.model.layers.1.mlp".to_owned(), None),

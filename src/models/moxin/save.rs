@@ -34,7 +34,7 @@ impl Source {
                 }
                 Some((module, _, Some(matrix))) => {
                     schemes.insert(module.to_owned(), matrix.quantization);
-                    for (part, array) in [("weight", &matrix.weight), ("scales", &matrix.scales), ("biases", &matrix.biases)] {
+                    for (part, array) in matrix.parts() {
                         tensors.push(SavedTensor { name: format!("{module}.{part}"), content: Content::Array(array.clone()) });
                     }
                 }
