@@ -45,8 +45,8 @@ def equal(a, b):
 def scheme_of(config, module):
     """As mlx-lm reads it: a module's own scheme, or else that of all."""
     scheme = config["quantization"].get(module, config["quantization"])
-    require(scheme is not False and scheme.get("mode", "affine") == "affine", f"{module} has scales; config.json says {scheme}")
-    return scheme["group_size"], scheme["bits"]
+    require(scheme is not False, f"{module} has scales; config.json says {scheme}")
+    return scheme["group_size"], scheme["bits"], scheme.get("mode", "affine")
 
 
 def check(folder, source):
@@ -60,11 +60,14 @@ def check(folder, source):
     count = Counter()
     for module in modules:
         how = scheme_of(config, module)
-        ours = [saved.pop(f"{module}.{part}") for part in ("weight", "scales", "biases")]
-        theirs = mx.quantize(original.pop(f"{module}.weight"), *how)
-        for part, a, b in zip(("weight", "scales", "biases"), ours, theirs):
-            require(equal(a, b), f"{module}.{part}, {how[1]} bits in groups of {how[0]}")
-        require(equal(mx.dequantize(*ours, *how), mx.dequantize(*theirs, *how)), f"{module}, dequantized")
+        group_size, bits, mode = how
+        theirs = mx.quantize(original.pop(f"{module}.weight"), group_size, bits, mode=mode)
+        parts = ("weight", "scales", "biases")[: len(theirs)]  # biases in the affine mode only
+        ours = [saved.pop(f"{module}.{part}") for part in parts]
+        for part, a, b in zip(parts, ours, theirs):
+            require(equal(a, b), f"{module}.{part}, {mode}, {bits} bits in groups of {group_size}")
+        numbers = [mx.dequantize(*arrays, group_size=group_size, bits=bits, mode=mode) for arrays in (ours, theirs)]
+        require(equal(*numbers), f"{module}, dequantized")
         count[how] += 1
     require(saved.keys() == original.keys(), f"names: {sorted(saved.keys() ^ original.keys())}")
     for name, tensor in saved.items():
@@ -74,8 +77,8 @@ def check(folder, source):
             module = name.removesuffix(".scales")
             before, now = scheme_of(read_json(source / "config.json"), module), scheme_of(config, module)
             require(before == now, f"{module}: config.json said {before} and says {now}")
-    for (group_size, bits), modules in sorted(count.items()):
-        print(f"{modules:4} modules in {bits} bits and groups of {group_size}: as mx.quantize has them, bit for bit")
+    for (group_size, bits, mode), modules in sorted(count.items()):
+        print(f"{modules:4} modules in {bits} bits and groups of {group_size}, {mode}: as mx.quantize has them, bit for bit")
     print(f"{len(saved):4} tensors as in {source.name}, bit for bit; format={formats[0]}")
 
 
