@@ -53,9 +53,9 @@ fn page(report: &Value) -> Result<String> {
     let mut text = format!(
         "# Quantization\n\n\
         MLX's affine scheme: `group_size` neighbours in a row share a scale and a bias, and a number is `scale · q + bias`, q having 2 to 8\n\
-        bits; or its modes mxfp4, mxfp8 and nvfp4, floats of 4 or 8 bits of which 32 or 16 share a scale. By default the language model is quantized with its embedding and output head, in 4 bits and groups of 64; vision encoders and\n\
-        projector stay as they are. Where a group size does not divide a matrix's rows, that matrix stays as it is: with groups of 128 most of\n\
-        the small model's do.\n\n\
+        bits; or its modes mxfp4, mxfp8 and nvfp4: floats of 4 or 8 bits, of which 32 or 16 share a scale. By default the language model is\n\
+        quantized with its embedding and output head, affine, in 4 bits and groups of 64; vision encoders and projector stay as they are. Where\n\
+        a group size does not divide a matrix's rows, that matrix stays as it is: with groups of 128 most of the small model's do.\n\n\
         ```sh\n\
         cargo run --release --example save_quantized -- --model models/tiny --output tiny-4bit --bits 4\n\
         cargo run --release --example generate -- --model tiny-4bit --image models/demo.png\n\
@@ -65,8 +65,7 @@ fn page(report: &Value) -> Result<String> {
         Made by `cargo xtask quality --limit {}` on {}. The small model of this repository: answers that are exactly right, of {asked};\n\
         perplexity on the {tokens} tokens of right answers, and how often its likeliest token there is that of the unquantized model; size of\n\
         all its weights, the vision part included. Of a random matrix as large as those of Moxin-7B's MLP (4096 × 14336, normal, bfloat16): the\n\
-        relative error of its numbers, and of its product with a random vector. A model of 3.5 million numbers suffers more than one of seven\n\
-        thousand million.\n\n\
+        relative error of its numbers, and of its product with a random vector.\n\n\
         | bits | group | right | per cent | perplexity | same token | size | error of numbers | of a product |\n\
         |---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
         report["pictures"],
