@@ -19,3 +19,8 @@ pub use log::{LogSink, set_log};
 pub use model::{Embedding, LoadOptions, MemoryEstimate, Model, ModelInfo, trim_memory};
 pub use op::{Cancel, Op, Stage};
 pub use session::{Session, StreamOptions};
+
+/// Locks what is only read or replaced as a whole, or mended by who changes it: a panic while it was held has left it sound.
+fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}

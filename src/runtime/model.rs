@@ -4,14 +4,14 @@ use std::{
     cell::RefCell,
     collections::BTreeMap,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, Weak},
+    sync::{Arc, Mutex, Weak},
     time::Instant,
 };
 
 use mlx_rs::{Array, Dtype};
 use serde::Deserialize;
 
-use super::{Op, Session, Stage, engine};
+use super::{Op, Session, Stage, engine, lock};
 use crate::{
     Error, Result,
     checkpoint::{NewFolder, Quantization, read_json},
@@ -121,6 +121,8 @@ struct Inner {
     backend: Backend,
     /// The folder that it comes from, its files open.
     source: Source,
+    /// A hash of all its weights but the language model's, for the fingerprint.
+    vision_hash: u64,
     /// Used on the engine thread only.
     loaded: Mutex<Option<ChatModel>>,
 }
@@ -280,8 +282,9 @@ impl Model {
             }
             let mut info = lock(&inner.info);
             info.quantization = most_common(schemes.values().copied());
-            info.fingerprint = fingerprint(&inner.source, &chat.processor, &schemes)?;
-            clear_cache()?;
+            info.fingerprint = fingerprint(inner.vision_hash, &inner.source.config, &chat.processor, &schemes);
+            // What was done stays done, where free buffers cannot be given back too.
+            let _ = clear_cache();
             outcome
         })
     }
@@ -391,15 +394,10 @@ pub fn trim_memory() {
                 loaded.images.borrow_mut().clear();
             }
         }
-        // A counter that cannot be reset is no reason to fail: nobody waits for this.
+        // Nobody waits for this, and the buffers go back another time.
         let _ = clear_cache();
         drop(models);
     });
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic while the lock was held left the value as it was: what is behind these locks is only read or replaced as a whole.
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 fn load(folder: &Path, options: &LoadOptions, device: &Device, progress: &dyn Fn(u64, u64) -> Result<()>) -> Result<Inner> {
@@ -414,8 +412,9 @@ fn load(folder: &Path, options: &LoadOptions, device: &Device, progress: &dyn Fn
     let eos = eos_ids(folder, &source.config)?;
     let mut vlm = source.load(&device, options.memory_limit, &|path, columns| options.scheme(path, columns), progress)?;
     let schemes = schemes(&mut vlm);
+    let vision_hash = source.checkpoint.fingerprint(is_vision)?;
     let info = ModelInfo {
-        fingerprint: fingerprint(&source, &processor, &schemes)?,
+        fingerprint: fingerprint(vision_hash, &source.config, &processor, &schemes),
         quantization: most_common(schemes.values().copied()),
         ..describe(&source, &device)?
     };
@@ -423,7 +422,7 @@ fn load(folder: &Path, options: &LoadOptions, device: &Device, progress: &dyn Fn
     let images = RefCell::new(ImageCache::new(options.image_cache));
     let memory = source.memory(device.dtype, &|path, _| schemes.get(path).copied());
     let model = ChatModel { vlm, processor, tokenizer, eos, memory, images };
-    Ok(Inner { info: Mutex::new(info), backend: device.backend, source, loaded: Mutex::new(Some(model)) })
+    Ok(Inner { info: Mutex::new(info), backend: device.backend, source, vision_hash, loaded: Mutex::new(Some(model)) })
 }
 
 fn unloaded() -> Error {
@@ -458,14 +457,19 @@ fn describe(source: &Source, device: &Device) -> Result<ModelInfo> {
     })
 }
 
-/// What makes the embeddings of a model unlike another's: how pictures come to be pixels, and all weights but the language model's.
-fn fingerprint(source: &Source, processor: &Processor, schemes: &BTreeMap<String, Quantization>) -> Result<u64> {
-    let is_vision = |name: &str| !name.starts_with("language_model.");
+/// Whether a tensor or module has a part in what a picture's tokens are.
+fn is_vision(name: &str) -> bool {
+    !name.starts_with("language_model.")
+}
+
+/// What makes the embeddings of a model unlike another's: how pictures come to be pixels, all weights but the language model's, and how those
+/// are quantized.
+fn fingerprint(vision_hash: u64, config: &VLMConfig, processor: &Processor, schemes: &BTreeMap<String, Quantization>) -> u64 {
     let schemes: Vec<_> = schemes.iter().filter(|(path, _)| is_vision(path)).collect();
-    let settings = blake3::hash(format!("{processor:?} {:?} {schemes:?}", source.config).as_bytes());
+    let settings = blake3::hash(format!("{processor:?} {config:?} {schemes:?}").as_bytes());
     let mut first = [0; 8];
     first.copy_from_slice(&settings.as_bytes()[..8]);
-    Ok(source.checkpoint.fingerprint(is_vision)? ^ u64::from_be_bytes(first))
+    vision_hash ^ u64::from_be_bytes(first)
 }
 
 fn check_processor(processor: &Processor, config: &VLMConfig) -> Result<(), String> {

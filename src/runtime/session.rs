@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Cancel, Embedding, Model, Op, Stage, engine,
+    Cancel, Embedding, Model, Op, Stage, engine, lock,
     op::Control,
     slot::{Claim, Slot},
     stream::{Next, Streams},
@@ -363,9 +363,4 @@ fn lock_chat<T>(slot: &Slot<Conversation>, f: impl FnOnce(&mut Chat) -> Result<T
     let mut conversation = slot.lock();
     let chat = conversation.0.as_mut().ok_or_else(|| Error::InvalidState("the session was freed".into()))?;
     f(chat)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // What is behind these locks is replaced as a whole.
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

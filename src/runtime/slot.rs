@@ -7,7 +7,6 @@ use super::sync::{
 use crate::{Error, Result};
 
 /// Holds a value; who comes second is told [`Error::Busy`] instead of being made to wait.
-#[derive(Default)]
 pub struct Slot<T> {
     busy: AtomicBool,
     value: Mutex<T>,
