@@ -1,5 +1,6 @@
 //! The project's chores: `cargo xtask CHORE`, and `cargo xtask help` lists them.
 
+mod bench;
 mod cargo;
 mod demo;
 mod dist;
@@ -7,6 +8,7 @@ mod full_size;
 mod fuzz;
 mod header;
 mod measure;
+mod processor;
 mod quality;
 mod reference;
 mod score;
@@ -40,6 +42,8 @@ enum Chore {
     Soak(measure::SoakOptions),
     /// Measure what a call of the C ABI costs beside a step of the small model
     CallCost(measure::CallCostOptions),
+    /// Measure the real size beside the machine's limits and other programs, and write docs/performance.md
+    Bench(bench::Options),
     /// Run a random checkpoint of the real size: 17 GB on disk, about as much memory
     FullSize(full_size::Options),
     /// Fuzz whatever reads bytes from elsewhere, under libFuzzer and AddressSanitizer
@@ -64,6 +68,7 @@ fn main() -> ExitCode {
         Chore::Quality(options) => quality::run(options),
         Chore::Soak(options) => measure::soak(options),
         Chore::CallCost(options) => measure::call_cost(options),
+        Chore::Bench(options) => bench::run(options),
         Chore::FullSize(options) => full_size::run(options),
         Chore::Fuzz(options) => fuzz::run(options),
         Chore::Bindings(options) => setup::bindings::run(options),

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use plotters::prelude::*;
 use serde_json::Value;
 
-use crate::{cargo, setup};
+use crate::{cargo, processor, setup};
 
 const PAGE: &str = "docs/quantization.md";
 const PLOT: &str = "docs/quantization.svg";
@@ -69,7 +69,7 @@ fn page(report: &Value) -> Result<String> {
         | bits | group | right | per cent | perplexity | same token | size | error of numbers | of a product |\n\
         |---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
         report["pictures"],
-        machine()
+        processor::name()
     );
     for row in all {
         let (right, size) = (number(row, "right")?, number(row, "weights")? / 1e6);
@@ -93,14 +93,6 @@ fn page(report: &Value) -> Result<String> {
     }
     text += "\n![Right answers by number of bits, a line for each group size](quantization.svg)\n";
     Ok(text)
-}
-
-/// The processor and its cores, as Linux tells them.
-fn machine() -> String {
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name.trim().to_owned()));
-    format!("{cores} cores of {}", name.unwrap_or_else(|| std::env::consts::ARCH.into()))
 }
 
 fn plot(report: &Value) -> Result<()> {

@@ -34,7 +34,19 @@ pub struct Options {
 
 pub fn run(options: Options) -> Result<()> {
     setup::ensure()?;
-    let folder = match options.out {
+    let folder = ensure(options.out)?;
+    let folder = folder.to_str().context("the folder's path is not UTF-8")?;
+    let tokens = options.tokens.to_string();
+    cargo::build_example("generate")?;
+    cargo::run_example(
+        "generate",
+        &["--model", folder, "--image", "models/demo.png", "--prompt", "Describe the picture.", "--max-tokens", &tokens],
+    )
+}
+
+/// Writes the checkpoint where it is not there yet; gives its folder.
+pub fn ensure(out: Option<PathBuf>) -> Result<PathBuf> {
+    let folder = match out {
         Some(out) => std::path::absolute(out)?,
         None => setup::cache_folder()?.join("moxin-7b-random"),
     };
@@ -43,13 +55,7 @@ pub fn run(options: Options) -> Result<()> {
     } else {
         write(&folder)?;
     }
-    let folder = folder.to_str().context("the folder's path is not UTF-8")?;
-    let tokens = options.tokens.to_string();
-    cargo::build_example("generate")?;
-    cargo::run_example(
-        "generate",
-        &["--model", folder, "--image", "models/demo.png", "--prompt", "Describe the picture.", "--max-tokens", &tokens],
-    )
+    Ok(folder)
 }
 
 /// Writes the checkpoint beside its place, and moves it there.

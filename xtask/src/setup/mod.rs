@@ -16,6 +16,8 @@ mod native;
 pub mod step;
 mod wheels;
 
+pub use native::openblas;
+
 use std::env::{
     self,
     consts::{ARCH, OS},
@@ -155,7 +157,7 @@ impl Home {
             self.library_folder().join("libmlx.so"),
             self.static_library_folder().join("libmlxc.a"),
             self.bindings_folder().join("bindings.rs"),
-            native::openblas(&self.path),
+            openblas(&self.path),
         ]
         .iter()
         .all(|file| file.is_file())
@@ -293,7 +295,7 @@ mod tests {
         assert_ne!(home.path, Home::new(cache.path(), Backend::Cuda).path);
 
         let files = ["mlx/lib/libmlx.so", "lib/libmlxc.a", "bindings/bindings.rs"];
-        for file in files.map(|file| home.path.join(file)).into_iter().chain([native::openblas(&home.path)]) {
+        for file in files.map(|file| home.path.join(file)).into_iter().chain([openblas(&home.path)]) {
             assert!(!home.is_complete());
             fs::create_dir_all(file.parent().unwrap()).unwrap();
             fs::write(file, "").unwrap();

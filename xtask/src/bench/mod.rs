@@ -1,0 +1,90 @@
+//! How fast the full size runs, beside what the machine could do and what others do with the same work: docs/performance.md, with a plot and
+//! all numbers as JSON. Everything is measured in one run, so that ratios mean something on a machine that others use too.
+
+mod machine;
+mod ours;
+mod page;
+mod peers;
+mod plot;
+mod report;
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::setup::step::Steps;
+use crate::{cargo, full_size, setup};
+use peers::Peer;
+use report::{Device, Report};
+
+/// Positions of the prompt: a picture and a question.
+const POSITIONS: usize = 290;
+
+/// Tokens that are decoded behind it.
+const TOKENS: usize = 16;
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// Leave out the GPU, where there is one
+    #[arg(long)]
+    cpu: bool,
+    /// Whom to measure beside it; each is installed into the cache folder the first time: gigabytes, and minutes of compiling
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Peer::ALL)]
+    peers: Vec<Peer>,
+    /// No peers
+    #[arg(long, conflicts_with = "peers")]
+    alone: bool,
+    /// How often each stage is measured; the median counts
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    runs: usize,
+    /// The random checkpoint of 17.8 GB, written where it is not there yet [default: one in the user's cache; quantized ones go beside it]
+    #[arg(long, value_name = "DIR")]
+    checkpoint: Option<PathBuf>,
+    /// Where page, plot and numbers go, as FILE.md, FILE.svg and FILE.json
+    #[arg(long, value_name = "FILE", default_value = "docs/performance")]
+    output: PathBuf,
+}
+
+pub fn run(options: Options) -> Result<()> {
+    let home = setup::ensure()?;
+    let cache = setup::cache_folder()?;
+    fs::create_dir_all(&cache)?;
+    let scratch = tempfile::tempdir_in(&cache).context("cannot make a folder in the cache")?;
+    let steps = Steps::new(cache.join("bench.log"), scratch.path().to_owned());
+    let peers = if options.alone { Vec::new() } else { options.peers.clone() };
+
+    steps.say("building");
+    for example in ["bench", "save_quantized"] {
+        cargo::run(cargo::cargo().args(["build", "--quiet", "--release", "--example", example]))?;
+    }
+    let checkpoints = ours::checkpoints(&steps, &full_size::ensure(options.checkpoint)?)?;
+    let gpu = !options.cpu && ours::has_gpu(&steps)?;
+    let devices: &[Device] = if gpu { &[Device::Cpu, Device::Gpu] } else { &[Device::Cpu] };
+    let environments = peers::install(&steps, &cache, &peers, gpu)?;
+
+    let ceilings = machine::Program::build(scratch.path(), home.as_deref())?;
+    let mut report = Report::new(options.runs);
+    steps.say("the machine");
+    report.machine.push(ceilings.measure(&steps)?);
+    for device in devices {
+        for checkpoint in &checkpoints {
+            ours::measure(&steps, checkpoint, *device, options.runs, &mut report)?;
+        }
+        for environment in &environments {
+            peers::measure(&steps, environment, *device, report.threads(), &scratch, &mut report)?;
+        }
+    }
+    steps.say("the machine again");
+    report.machine.push(ceilings.measure(&steps)?);
+
+    let output = setup::repository().join(&options.output);
+    let numbers = serde_json::to_string_pretty(&report)? + "\n";
+    for (extension, text) in [("json", numbers), ("md", page::page(&report, &options.output)?)] {
+        let path = output.with_extension(extension);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    plot::draw(&output.with_extension("svg"), &report)?;
+    steps.say(&format!("wrote {0}.md, {0}.svg and {0}.json", options.output.display()));
+    Ok(())
+}
