@@ -1,5 +1,6 @@
 //! The project's chores: `cargo xtask CHORE`, and `cargo xtask help` lists them.
 
+mod apple;
 mod bench;
 mod cargo;
 mod demo;
@@ -46,6 +47,12 @@ enum Chore {
     Bench(bench::Options),
     /// Run a random checkpoint of the real size: 17 GB on disk, about as much memory
     FullSize(full_size::Options),
+    /// Type-check the library for macOS and iOS, from Linux
+    AppleCheck,
+    /// Link the library for macOS from Linux, against MLX's own, and look at what comes of it
+    AppleLink(apple::link::Options),
+    /// Make the xcframework that Swift packages and apps embed: on a Mac the real one, on Linux a part of it
+    Xcframework(apple::xcframework::Options),
     /// Fuzz whatever reads bytes from elsewhere, under libFuzzer and AddressSanitizer
     Fuzz(fuzz::Options),
     /// Write the Rust bindings of mlx-c; a step of `setup`, in a process of its own
@@ -68,6 +75,9 @@ fn main() -> ExitCode {
         Chore::Quality(options) => quality::run(options),
         Chore::Soak(options) => measure::soak(options),
         Chore::CallCost(options) => measure::call_cost(options),
+        Chore::AppleCheck => apple::check::run(),
+        Chore::AppleLink(options) => apple::link::run(options),
+        Chore::Xcframework(options) => apple::xcframework::run(options),
         Chore::Bench(options) => bench::run(options),
         Chore::FullSize(options) => full_size::run(options),
         Chore::Fuzz(options) => fuzz::run(options),

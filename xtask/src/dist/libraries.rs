@@ -141,8 +141,14 @@ fn copy_mlx(mlx: &Path, destination: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The GPU code of MLX, which MLX looks for beside the library that it is in. mlx-sys keeps it below the home folder.
+/// The GPU code of MLX, which MLX looks for beside the library that it is in.
 fn copy_metallib(lib: &Path) -> Result<()> {
+    fs::copy(metallib()?, lib.join("mlx.metallib"))?;
+    Ok(())
+}
+
+/// The GPU code of MLX as mlx-sys keeps it, below the home folder.
+pub fn metallib() -> Result<PathBuf> {
     let mut folders = Vec::new();
     if let Some(folder) = env::var_os("MLX_RS_METAL_PATH") {
         folders.push(PathBuf::from(folder));
@@ -153,6 +159,5 @@ fn copy_metallib(lib: &Path) -> Result<()> {
     let files = folders.iter().map(|folder| folder.join("mlx.metallib"));
     let newest = files.filter_map(|file| Some((file.metadata().ok()?.modified().ok()?, file))).max();
     let (_, file) = newest.context("there is no mlx.metallib in ~/.mlx/lib or $MLX_RS_METAL_PATH")?;
-    fs::copy(file, lib.join("mlx.metallib"))?;
-    Ok(())
+    Ok(file)
 }

@@ -17,6 +17,8 @@ mod libraries;
 mod licences;
 mod package;
 
+pub use libraries::metallib;
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -82,8 +84,7 @@ pub fn run(options: Options) -> Result<()> {
 
 /// Makes everything in `part`.
 fn make(steps: &Steps, metadata: &Value, part: &Path, mlx: Option<&Path>, library: Option<PathBuf>, profile: &str) -> Result<Release> {
-    let repository = setup::repository();
-    let header = fs::read_to_string(repository.join("include/moxin_vlm.h")).context("cannot read include/moxin_vlm.h")?;
+    let header = header()?;
     let release = Release { version: version(metadata)?, abi: abi(&header)?, target: target()?, functions: functions(&header) };
     let prefix = part.join(release.name());
 
@@ -91,7 +92,7 @@ fn make(steps: &Steps, metadata: &Value, part: &Path, mlx: Option<&Path>, librar
         Some(library) => library,
         None => {
             steps.say(&format!("building the library ({profile}; the first time takes minutes)"));
-            build(profile)?
+            static_library(&["--profile", profile])?
         }
     };
     steps.say("linking");
@@ -130,7 +131,7 @@ fn remove_parts(output: &Path) -> Result<()> {
     Ok(())
 }
 
-fn version(metadata: &Value) -> Result<String> {
+pub fn version(metadata: &Value) -> Result<String> {
     let mut packages = metadata["packages"].as_array().into_iter().flatten();
     let package = packages.find(|package| package["name"] == "moxin-vlm").context("cargo knows no moxin-vlm")?;
     Ok(package["version"].as_str().context("the version of moxin-vlm")?.to_owned())
@@ -145,9 +146,9 @@ fn target() -> Result<String> {
 }
 
 /// The static library, with cargo's progress on the terminal.
-fn build(profile: &str) -> Result<PathBuf> {
+pub fn static_library(arguments: &[&str]) -> Result<PathBuf> {
     let mut command = cargo();
-    command.args(["rustc", "--package", "moxin-vlm", "--lib", "--crate-type", "staticlib", "--profile", profile]);
+    command.args(["rustc", "--package", "moxin-vlm", "--lib", "--crate-type", "staticlib"]).args(arguments);
     command.arg("--message-format=json-render-diagnostics");
     let output = command.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
     if !output.status.success() {
@@ -158,6 +159,16 @@ fn build(profile: &str) -> Result<PathBuf> {
     let files = messages.flat_map(|message| message["filenames"].as_array().cloned().unwrap_or_default());
     let mut files = files.filter_map(|file| file.as_str().map(PathBuf::from));
     files.find(|file| file.file_name().is_some_and(|name| name == "libmoxin_vlm.a")).context("cargo built no libmoxin_vlm.a")
+}
+
+/// The C header.
+pub fn header() -> Result<String> {
+    fs::read_to_string(setup::repository().join("include/moxin_vlm.h")).context("cannot read include/moxin_vlm.h")
+}
+
+/// The names of all functions in the header.
+pub fn header_functions() -> Result<Vec<String>> {
+    Ok(functions(&header()?))
 }
 
 fn abi(header: &str) -> Result<u32> {

@@ -1,6 +1,6 @@
 //! The reference of the C API, docs/c-api.md: what the comments of the header say, in the order in which people look for it.
 
-mod header;
+pub mod header;
 mod page;
 mod texts;
 

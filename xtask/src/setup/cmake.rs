@@ -57,7 +57,7 @@ fn build(pinned: &str, part: &Path, home: &Path) -> Result<()> {
     fs::create_dir_all(&downloads)?;
     let steps = Steps::new(part.with_file_name("cmake.log"), part.to_owned());
     wheels::check_python()?;
-    wheels::download(&steps, pinned, &downloads)?;
+    wheels::download(&steps, pinned, &[], &downloads)?;
     wheels::unpack(&steps, &downloads, &made, &made)?;
     for name in ["cmake", "ctest"] {
         native::executable(made.join("cmake/data/bin").join(name))?;

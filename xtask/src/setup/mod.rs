@@ -14,9 +14,9 @@ mod cargo_config;
 pub mod cmake;
 mod native;
 pub mod step;
-mod wheels;
+pub mod wheels;
 
-pub use native::openblas;
+pub use native::{executable, mlx_c_sources, openblas};
 
 use std::env::{
     self,
@@ -37,7 +37,7 @@ const MLX_VERSION: &str = "0.32.2";
 const MLX_SYS_VERSION: &str = "0.7.0";
 
 /// How the folders begin that a set-up is built in.
-const PART: &str = "part-";
+pub const PART: &str = "part-";
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -243,10 +243,10 @@ fn build(part: &Path, home: &Home) -> Result<()> {
     native::check_c_library()?;
     wheels::check_python()?;
     let compiler = native::Compiler::find()?;
-    let mlx_c = native::mlx_c_sources(repository())?;
+    let mlx_c = mlx_c_sources(repository())?;
 
     steps.say(&format!("fetching MLX {MLX_VERSION} ({}) and what builds it", home.backend.name()));
-    wheels::download(&steps, &wheels::requirements(home.backend).concat(), &downloads)?;
+    wheels::download(&steps, &wheels::requirements(home.backend).concat(), &[], &downloads)?;
     steps.say("unpacking");
     wheels::unpack(&steps, &downloads, &made.path, &tools)?;
     steps.say("writing the Rust bindings of mlx-c");

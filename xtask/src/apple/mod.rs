@@ -1,0 +1,163 @@
+//! The builds for Apple systems, as far as Linux can check them: nothing that comes of it has been run on a Mac.
+//!
+//! - `check`: clippy for macOS and iOS, with the bindings that mlx-sys would make there.
+//! - `link`: the dynamic library for macOS, against the libmlx.dylib of MLX's wheel.
+//! - `xcframework`: frameworks for Swift and Objective-C. On a Mac the real ones, on Linux what `link` makes.
+//! - `verify`: looks a finished xcframework over, wherever it was made.
+//!
+//! What they need lies in the cache folder, under a name made from all that went into it: [`Home`].
+
+pub mod check;
+mod framework;
+pub mod link;
+mod macho;
+mod sdk;
+mod simulator;
+mod verify;
+pub mod xcframework;
+
+use std::env;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
+
+use crate::setup::{self, step::Steps, wheels};
+
+/// The oldest systems that it runs on. Package.swift names them too.
+const MACOS: &str = "14.0";
+const IOS: &str = "17.0";
+
+const WHEELS: &str = include_str!("wheels.txt");
+
+/// What bindgen is to see: Rust's name of a target, and clang's.
+const TARGETS: [(&str, &str); 2] = [("aarch64-apple-darwin", "arm64-apple-macosx14.0"), ("aarch64-apple-ios", "arm64-apple-ios17.0")];
+
+/// The tools, complete.
+pub struct Home {
+    path: PathBuf,
+}
+
+impl Home {
+    /// Gets them where they are not there yet.
+    fn ensure() -> Result<Home> {
+        if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+            bail!("this chore stands in for a Mac on x86-64 Linux; on a Mac, cargo and Xcode do the real thing: `cargo xtask xcframework`");
+        }
+        setup::ensure()?;
+        let cache = setup::cache_folder()?;
+        let hash = Sha256::new_with_prefix(WHEELS).chain_update(include_str!("mod.rs")).finalize();
+        let hash: String = hash[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+        let home = Home { path: cache.join(format!("apple-{hash}")) };
+        if !home.path.is_dir() {
+            let lock = File::create(cache.join("lock"))?;
+            lock.lock()?;
+            let part = cache.join(format!("{}apple-{}", setup::PART, std::process::id()));
+            let outcome = home.install(&part);
+            fs::remove_dir_all(&part).ok(); // else the next set-up does it
+            outcome?;
+        }
+        Ok(home)
+    }
+
+    /// Makes everything beside its place, and moves it there.
+    fn install(&self, part: &Path) -> Result<()> {
+        let folder = |name: &str| -> Result<PathBuf> {
+            let path = part.join(name);
+            fs::create_dir_all(&path)?;
+            Ok(path)
+        };
+        let (downloads, tools, made) = (folder("wheels")?, folder("tools")?, Home { path: folder("home")? });
+        let steps = Steps::new(part.with_file_name("apple.log"), folder("tmp")?);
+        wheels::check_python()?;
+        steps.say("fetching a compiler with Apple's headers, and MLX for macOS (170 MB)");
+        wheels::download(&steps, WHEELS, &["macosx_14_0_arm64"], &downloads)?;
+        steps.say("unpacking");
+        wheels::unpack(&steps, &downloads, &made.path, &tools)?;
+        setup::executable(made.zig())?;
+        steps.say("writing the Rust bindings of mlx-c for macOS and iOS");
+        for (target, clang) in TARGETS {
+            made.write_bindings(&steps, &tools, target, clang)?;
+        }
+        if !self.path.exists() {
+            fs::rename(&made.path, &self.path)?; // else another process was faster
+        }
+        Ok(())
+    }
+
+    fn zig(&self) -> PathBuf {
+        self.path.join("ziglang/zig")
+    }
+
+    /// MLX's wheel for macOS.
+    fn mlx(&self) -> PathBuf {
+        self.path.join("mlx")
+    }
+
+    /// zig, which is also clang.
+    fn compiler(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.zig());
+        let cache = self.path.join("zig-cache");
+        command.args(arguments).env("ZIG_GLOBAL_CACHE_DIR", &cache).env("ZIG_LOCAL_CACHE_DIR", &cache);
+        command
+    }
+
+    fn bindings(&self, target: &str) -> PathBuf {
+        self.path.join("bindings").join(target)
+    }
+
+    /// As the build script of mlx-sys would write them there. The compiler's arguments go through the variable that bindgen reads.
+    fn write_bindings(&self, steps: &Steps, tools: &Path, target: &str, clang: &str) -> Result<()> {
+        let folder = self.bindings(target);
+        fs::create_dir_all(&folder)?;
+        let empty = folder.join("empty.h"); // Apple's own headers need no help, unlike Linux's
+        fs::write(&empty, "")?;
+        let headers = self.path.join("ziglang/lib");
+        let apple = headers.join("libc/include/any-darwin-any");
+        let mut command = Command::new(env::current_exe()?);
+        command
+            .arg("bindings")
+            .arg(setup::mlx_c_sources(setup::repository())?)
+            .arg(empty)
+            .arg(headers.join("include"))
+            .arg(folder.join("bindings.rs"));
+        command.env("LIBCLANG_PATH", wheels::find_below(tools, "native/libclang.so")?);
+        let arguments = format!("--target={clang} -march=armv8.6-a+bf16 -nostdlibinc -isystem '{}'", apple.display());
+        steps.expect(command.env("BINDGEN_EXTRA_CLANG_ARGS", arguments), &format!("cannot write the bindings for {target}"))?;
+        Ok(())
+    }
+
+    /// Tells cargo to take these bindings, and `libraries` to link, in place of the build script of mlx-sys. Returns the file, for `--config`.
+    fn cargo_config(&self, folder: &Path, library_folder: Option<&Path>) -> Result<PathBuf> {
+        let quote = |path: &Path| toml::Value::String(path.to_string_lossy().into_owned());
+        let (search, libraries) = match library_folder {
+            Some(folder) => (format!("native={}", folder.display()), "\"static=mlxc\""),
+            None => (format!("native={}", self.path.display()), ""),
+        };
+        let tables = TARGETS.map(|(target, _)| {
+            format!(
+                "[target.{target}.mlx]\nrustc-link-search = [{}]\nrustc-link-lib = [{libraries}]\nrustc-env = {{ OUT_DIR = {} }}\n",
+                toml::Value::String(search.clone()),
+                quote(&self.bindings(target))
+            )
+        });
+        let path = folder.join("cargo.toml");
+        fs::write(&path, tables.concat()).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    }
+}
+
+/// Has rustup fetch the standard library of a target, where it is not there.
+fn add_target(target: &str) -> Result<()> {
+    let output = Command::new("rustc").args(["--print", "target-libdir", "--target", target]).output().context("cannot run rustc")?;
+    if Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir() {
+        return Ok(());
+    }
+    let status = Command::new("rustup").args(["target", "add", target]).status();
+    if !status.is_ok_and(|status| status.success()) {
+        bail!("Rust's standard library for {target} is missing, and `rustup target add {target}` cannot get it");
+    }
+    Ok(())
+}
