@@ -17,6 +17,9 @@ pub struct Options {
     /// Where the library goes, with MLX's beside it [default: apple in cargo's target folder]
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
+    /// Also see that a function which MLX does not have fails the link
+    #[arg(long)]
+    prove: bool,
 }
 
 pub fn run(options: Options) -> Result<()> {
@@ -26,15 +29,19 @@ pub fn run(options: Options) -> Result<()> {
     };
     fs::create_dir_all(&output).with_context(|| format!("cannot make {}", output.display()))?;
     let steps = Steps::new(output.join("link.log"), output.clone());
-    let library = link(&steps, &Home::ensure()?, &output)?;
+    let home = Home::ensure()?;
+    let library = link(&steps, &home, &output, None)?;
+    if options.prove {
+        prove(&steps, &home, &output)?;
+    }
     println!("{}: arm64, macOS {MACOS} or newer, exports the header's functions; it has never been loaded on a Mac", library.display());
     Ok(())
 }
 
 /// Links the library into a folder and looks at it; gives its path. libmlx.dylib and mlx.metallib lie in [`Home::mlx`].
-pub fn link(steps: &Steps, home: &Home, output: &Path) -> Result<PathBuf> {
+/// `needed`: a name that it shall refer to.
+pub fn link(steps: &Steps, home: &Home, output: &Path, needed: Option<&str>) -> Result<PathBuf> {
     let scratch = tempfile::tempdir_in(output)?;
-    steps.say("compiling mlx-c for macOS");
     let objects = mlx_c(steps, home)?;
     let (target, _) = TARGETS[0];
     add_target(target)?;
@@ -48,6 +55,7 @@ pub fn link(steps: &Steps, home: &Home, output: &Path) -> Result<PathBuf> {
     command.args(["-platform_version", "macos", MACOS, MACOS, "-install_name", &install_name, "-rpath", "@loader_path"]);
     command.arg("-syslibroot").arg(sdk::write(home, scratch.path())?).arg("-force_load").arg(archive);
     command.arg(home.mlx().join("lib/libmlx.dylib")).args(["-lc++", "-lSystem", "-o"]).arg(&library);
+    command.args(needed.iter().flat_map(|name| ["-u", name]));
     steps.expect(&mut command, "the library cannot be linked for macOS")?;
     let problems = look(&macho::read(&library)?, &functions);
     if !problems.is_empty() {
@@ -56,12 +64,27 @@ pub fn link(steps: &Steps, home: &Home, output: &Path) -> Result<PathBuf> {
     Ok(library)
 }
 
+/// A name that is nowhere to be found must fail the link, and be named; one that MLX has must not.
+fn prove(steps: &Steps, home: &Home, output: &Path) -> Result<()> {
+    let scratch = tempfile::tempdir_in(output)?;
+    link(steps, home, scratch.path(), Some("_mlx_array_new"))?;
+    match link(steps, home, scratch.path(), Some("_mlx_made_up")) {
+        Err(error) if format!("{error:#}").contains("_mlx_made_up") => {
+            println!("seen: a function that MLX does not have");
+            Ok(())
+        }
+        Err(error) => Err(error.context("the link failed, but not for the function that is missing")),
+        Ok(_) => bail!("this fault goes unseen: a function that MLX does not have"),
+    }
+}
+
 /// `libmlxc.a`, made once, in a folder.
 fn mlx_c(steps: &Steps, home: &Home) -> Result<PathBuf> {
     let folder = home.path.join("mlx-c");
     if folder.join("libmlxc.a").is_file() {
         return Ok(folder);
     }
+    steps.say("compiling mlx-c for macOS (a minute or two)");
     let part = tempfile::tempdir_in(&home.path)?;
     let sources = setup::mlx_c_sources(setup::repository())?;
     let mut objects = Vec::new();

@@ -8,6 +8,7 @@
 //! What they need lies in the cache folder, under a name made from all that went into it: [`Home`].
 
 pub mod check;
+mod faults;
 mod framework;
 pub mod link;
 mod macho;

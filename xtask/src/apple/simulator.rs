@@ -29,6 +29,7 @@ fn body(item: &Item, declaration: &str, version: &str) -> Result<String> {
         "moxin_version" => line(&format!("return \"{version}\";")),
         "moxin_build_info" => line("return \"for the iOS simulator, without MLX\";"),
         "moxin_status_name" => line("return status == MOXIN_STATUS_OK ? \"OK\" : \"BACKEND_UNAVAILABLE\";"),
+        "moxin_error_status" => line("return error ? MOXIN_STATUS_BACKEND_UNAVAILABLE : MOXIN_STATUS_OK;"),
         "moxin_error_message" => line(&format!("return (struct moxin_str){{error ? \"{WHY}\" : \"\", error ? {} : 0}};", WHY.len())),
         // A handle that nothing looks into.
         "moxin_cancel_new" => line("return (struct moxin_cancel *)&why;"),

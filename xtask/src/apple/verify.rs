@@ -80,13 +80,31 @@ fn slice_library(binary: &Library, platform: Platform, functions: &[String], bin
     if binary.install_name != platform.install_name() {
         problems.push(format!("the install name is {}, not {}", binary.install_name, platform.install_name()));
     }
-    if binary.loads.iter().any(|name| name == "@rpath/libmlx.dylib") {
-        if !binary.run_paths.iter().any(|path| path == "@loader_path") {
-            problems.push("it loads libmlx.dylib, but no run path leads to the one beside it".into());
+    problems.extend(loads(NAME, binary, binaries));
+    problems
+}
+
+/// What is wrong with the libraries that one loads, and with those that these load: the system's own, or beside it in the framework.
+fn loads(name: &str, library: &Library, binaries: &Path) -> Vec<String> {
+    let mut problems = Vec::new();
+    for load in &library.loads {
+        if load.starts_with("/usr/lib/") || load.starts_with("/System/Library/") {
+            continue;
         }
-        match macho::read(&binaries.join("libmlx.dylib")) {
-            Ok(mlx) if !mlx.signed => problems.push("libmlx.dylib is not signed: it would not be loaded".into()),
-            Ok(_) => {}
+        let Some(beside) = load.strip_prefix("@rpath/") else {
+            problems.push(format!("{name} loads {load}, which is not on every system"));
+            continue;
+        };
+        if !library.run_paths.iter().any(|path| ["@loader_path", "@loader_path/", "@loader_path/."].contains(&path.as_str())) {
+            problems.push(format!("{name} loads {load}, but no run path leads to the one beside it"));
+        }
+        match macho::read(&binaries.join(beside)) {
+            Ok(other) => {
+                if !other.signed {
+                    problems.push(format!("{beside} is not signed: it would not be loaded"));
+                }
+                problems.extend(loads(beside, &other, binaries));
+            }
             Err(error) => problems.push(format!("{error:#}")),
         }
     }

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use zip::write::SimpleFileOptions;
 
 use super::framework::{NAME, Platform, Slice};
-use super::{Home, IOS, framework, link, sdk, simulator, verify};
+use super::{Home, IOS, faults, framework, link, sdk, simulator, verify};
 use crate::setup::step::Steps;
 use crate::{cargo, dist, setup};
 
@@ -26,6 +26,9 @@ pub struct Options {
     /// Only look this finished xcframework over
     #[arg(long, value_name = "DIR", conflicts_with = "output")]
     verify: Option<PathBuf>,
+    /// Also put faults into copies of it, one at a time, and see that each is found
+    #[arg(long)]
+    prove: bool,
 }
 
 const UNPROVEN: &str = "This xcframework was assembled on Linux. It has never been loaded on a Mac: use it to try the packaging, and build the one that you\n\
@@ -38,7 +41,7 @@ pub fn run(options: Options) -> Result<()> {
     if let Some(folder) = options.verify {
         check(&tools, &folder, &version)?;
         println!("{}: nothing is wrong with it that can be seen from here", folder.display());
-        return Ok(());
+        return if options.prove { prove(&tools, &folder, &version) } else { Ok(()) };
     }
     let output = match options.output {
         Some(output) => output,
@@ -57,6 +60,9 @@ pub fn run(options: Options) -> Result<()> {
     }
     steps.say("looking it over");
     check(&tools, &part, &version)?;
+    if options.prove {
+        prove(&tools, &part, &version)?;
+    }
     steps.say("zipping");
     let label = if let Tools::Linux(_) = tools { "-unproven" } else { "" };
     let archive = format!("{NAME}-{version}{label}.xcframework.zip");
@@ -84,6 +90,11 @@ fn check(tools: &Tools, folder: &Path, version: &str) -> Result<()> {
     Ok(())
 }
 
+/// Fails where a fault goes unseen.
+fn prove(tools: &Tools, folder: &Path, version: &str) -> Result<()> {
+    faults::prove(folder, version, &dist::header_functions()?, || tools.clang())
+}
+
 /// What builds the slices.
 enum Tools {
     Mac,
@@ -108,7 +119,7 @@ impl Tools {
         match self {
             Tools::Linux(home) => {
                 let macos = Slice {
-                    library: link::link(steps, home, scratch)?,
+                    library: link::link(steps, home, scratch, None)?,
                     mlx: Some(home.mlx().join("lib/libmlx.dylib")),
                     metallib: Some(home.mlx().join("lib/mlx.metallib")),
                     ..Slice::of(Platform::MacOs)
