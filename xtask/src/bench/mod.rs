@@ -55,7 +55,7 @@ pub fn run(options: Options) -> Result<()> {
     let peers = if options.alone { Vec::new() } else { options.peers.clone() };
 
     steps.say("building");
-    for example in ["bench", "save_quantized"] {
+    for example in ["bench", "kernels", "save_quantized"] {
         cargo::run(cargo::cargo().args(["build", "--quiet", "--release", "--example", example]))?;
     }
     let checkpoints = ours::checkpoints(&steps, &full_size::ensure(options.checkpoint)?)?;
@@ -67,9 +67,13 @@ pub fn run(options: Options) -> Result<()> {
     let mut report = Report::new(options.runs);
     steps.say("the machine");
     report.machine.push(ceilings.measure(&steps)?);
+    report.kernels = ours::kernels(&steps)?;
     for device in devices {
         for checkpoint in &checkpoints {
             ours::measure(&steps, checkpoint, *device, options.runs, &mut report)?;
+        }
+        if let (Device::Cpu, Some(smallest)) = (device, checkpoints.last()) {
+            ours::measure_mlx(&steps, smallest, &mut report)?;
         }
         for environment in &environments {
             peers::measure(&steps, environment, *device, report.threads(), &scratch, &mut report)?;

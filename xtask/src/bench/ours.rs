@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::machine::read_from_disk;
-use super::report::{Device, OURS, Report, Row};
+use super::report::{Device, Kernel, OURS, Report, Row};
 use super::{POSITIONS, TOKENS};
 use crate::cargo;
 use crate::setup::step::Steps;
@@ -54,6 +54,33 @@ pub fn measure(steps: &Steps, checkpoint: &Checkpoint, device: Device, runs: usi
     let command = format!("cargo run --release --example bench -- --model {name} {}", arguments.join(" "));
     report.rows.push(row(found, checkpoint.scheme, device, command, Some(disk))?);
     Ok(())
+}
+
+/// The processor with MLX's own kernels in the place of ours, which would take an hour: a few positions of text, a few tokens.
+pub fn measure_mlx(steps: &Steps, checkpoint: &Checkpoint, report: &mut Report) -> Result<()> {
+    steps.say(&format!("{}, cpu, with MLX's kernels", checkpoint.scheme));
+    let arguments = ["--text-only", "--positions", "16", "--tokens", "4", "--runs", "1", "--cpu"];
+    let found = run(steps, example("bench").arg("--model").arg(&checkpoint.folder).args(arguments).env("MOXIN_CPU_KERNELS", "mlx"))?;
+    let name = checkpoint.folder.file_name().unwrap_or_default().to_string_lossy();
+    let command = format!("MOXIN_CPU_KERNELS=mlx cargo run --release --example bench -- --model {name} {}", arguments.join(" "));
+    let mut row = row(found, checkpoint.scheme, Device::Cpu, command, None)?;
+    row.program = format!("{OURS} with MLX's kernels");
+    (row.load, row.resident_peak, row.first_token) = (None, None, None);
+    if let Some(prefill) = &mut row.prefill {
+        prefill.seconds.iter_mut().for_each(|seconds| *seconds *= POSITIONS as f64 / prefill.count as f64);
+        prefill.extrapolated = Some(format!("from {} of {POSITIONS} positions", prefill.count));
+        prefill.count = POSITIONS;
+    }
+    report.rows.push(row);
+    Ok(())
+}
+
+/// Our kernels on the processor, by themselves.
+pub fn kernels(steps: &Steps) -> Result<Vec<Kernel>> {
+    steps.say("single operations, cpu");
+    let text = steps.expect(example("kernels").args(["--json"]), "the example kernels failed")?;
+    let from = text.find('[').context("the example kernels printed no result")?;
+    serde_json::from_str(&text[from..]).context("what the example kernels printed")
 }
 
 /// What the example printed, as a row.

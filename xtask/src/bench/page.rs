@@ -26,6 +26,9 @@ pub fn page(report: &Report, output: &Path) -> Result<String> {
         if !rows.is_empty() {
             text += &format!("\n## {title}\n\n");
             text += &stages(report, &rows);
+            if device == Device::Cpu {
+                text += &kernels(report);
+            }
             text += &memory(&rows);
             text += &commands(&rows);
         }
@@ -111,6 +114,40 @@ fn beside_ours(row: &Row, rows: &[&Row]) -> Option<String> {
     }
     let ratio = |stage: fn(&Row) -> Option<&Stage>| Some(significant(stage(ours)?.rate() / stage(row)?.rate()));
     Some(format!("{} × and {} ×", ratio(|row| row.decode.as_ref())?, ratio(|row| row.prefill.as_ref())?))
+}
+
+/// Operations by themselves: one row beside what memory allows, a prompt's rows beside OpenBLAS.
+fn kernels(report: &Report) -> String {
+    if report.kernels.is_empty() {
+        return String::new();
+    }
+    let (read, sgemm) = (report.ceiling(|machine| machine.read_all), report.ceiling(|machine| machine.sgemm));
+    let mut text = format!(
+        "\n### Single operations\n\n\
+        What the library computes on the processor, by itself, at the sizes of a 7B decoder; `layer` is a whole layer of it. Small weights stay in\n\
+        the processor's cache between two measurements, so they may go beyond what memory allows.\n\n\
+        | | weights | size | rows | time | of {:.1} GB/s | of OpenBLAS's {:.0} GFLOP/s |\n|---|---|---:|---:|---:|---:|---:|\n",
+        read / 1e9,
+        sgemm / 1e9
+    );
+    for kernel in &report.kernels {
+        let per_second = |amount: f64| amount / kernel.seconds_median;
+        let of = |amount: f64, ceiling: f64| {
+            if amount == 0.0 || ceiling == 0.0 { String::new() } else { format!("{:.0} %", per_second(amount) / ceiling * 100.0) }
+        };
+        let (of_read, of_sgemm) =
+            if kernel.rows == 1 { (of(kernel.bytes_read, read), String::new()) } else { (String::new(), of(kernel.flop, sgemm)) };
+        text += &format!(
+            "| {} | {} | {} × {} | {} | {} ms | {of_read} | {of_sgemm} |\n",
+            kernel.op,
+            kernel.scheme,
+            kernel.input,
+            kernel.output,
+            kernel.rows,
+            significant(kernel.seconds_median * 1e3)
+        );
+    }
+    text
 }
 
 fn memory(rows: &[&Row]) -> String {

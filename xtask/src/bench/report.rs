@@ -85,6 +85,22 @@ pub struct Row {
     pub first_token: Option<Vec<f64>>,
 }
 
+/// One operation of ours on the processor, measured by itself.
+#[derive(Serialize, Deserialize)]
+pub struct Kernel {
+    pub op: String,
+    /// How its weights are stored.
+    pub scheme: String,
+    pub rows: usize,
+    #[serde(rename = "in")]
+    pub input: usize,
+    #[serde(rename = "out")]
+    pub output: usize,
+    pub seconds_median: f64,
+    pub bytes_read: f64,
+    pub flop: f64,
+}
+
 /// Programs that are this library.
 pub const OURS: &str = "moxin-vlm";
 
@@ -115,13 +131,21 @@ pub struct Report {
     /// Before and after all else.
     pub machine: Vec<Ceilings>,
     pub rows: Vec<Row>,
+    pub kernels: Vec<Kernel>,
     /// Peers that are missing, and why.
     pub missing: Vec<String>,
 }
 
 impl Report {
     pub fn new(runs: usize) -> Report {
-        Report { processor: crate::processor::name(), runs, machine: Vec::new(), rows: Vec::new(), missing: Vec::new() }
+        Report {
+            processor: crate::processor::name(),
+            runs,
+            machine: Vec::new(),
+            rows: Vec::new(),
+            kernels: Vec::new(),
+            missing: Vec::new(),
+        }
     }
 
     pub fn threads(&self) -> usize {
