@@ -35,7 +35,7 @@ const MLX_VERSION: &str = "0.32.2";
 const MLX_SYS_VERSION: &str = "0.7.0";
 
 /// How the folders begin that a set-up is built in.
-const PART: &str = "part-";
+pub const PART: &str = "part-";
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -258,7 +258,7 @@ fn build(part: &Path, home: &Home) -> Result<()> {
 }
 
 /// Removes a folder where there is one.
-fn remove(folder: &Path) -> io::Result<()> {
+pub fn remove(folder: &Path) -> io::Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
