@@ -39,8 +39,11 @@ public struct GenerationOptions: Sendable, Equatable {
     }
 
     /// Calls `body` with the library's form of it.
-    func withParams<R>(_ body: (UnsafePointer<moxin_session_params>) throws -> R) rethrows -> R {
-        try withCStrings(stop) { stop in
+    func withParams<R>(_ body: (UnsafePointer<moxin_session_params>) throws -> R) throws -> R {
+        for (name, number) in [("topK", topK), ("repetitionWindow", repetitionWindow)] where (number ?? 1) < 1 {
+            throw VLMError.invalidArgument(.init(message: "\(name) is \(number ?? 0); 1 or more is expected, or nil for all"))
+        }
+        return try withCStrings(stop) { stop in
             try stop.withUnsafeBufferPointer { stop in
                 var params = moxin_session_params()
                 moxin_session_params_init(&params, MemoryLayout<moxin_session_params>.size)
