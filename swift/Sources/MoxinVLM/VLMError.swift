@@ -47,7 +47,13 @@ public enum VLMError: LocalizedError, Sendable, Equatable {
         /// What went wrong, where, and what to do, for a person to read.
         public var message: String
         /// What lies behind it, such as the system's own words for a file that could not be read; the nearest cause first.
-        public var causes: [String] = []
+        public var causes: [String]
+
+        /// What an error says.
+        public init(message: String, causes: [String] = []) {
+            self.message = message
+            self.causes = causes
+        }
     }
 
     /// What the library says about the error.
@@ -127,7 +133,7 @@ extension VLMError {
 
 extension VLMError.Details {
     init(_ error: OpaquePointer?) {
-        message = String(moxin_error_message(error))
+        self.init(message: String(moxin_error_message(error)))
         var cause = moxin_error_cause(error)
         while let known = cause {
             causes.append(String(moxin_error_message(known)))

@@ -16,14 +16,16 @@ let written = "What is written?"
 let describe = "Describe the picture."
 
 /// Lends the small model, and checks that nothing of the library's is left behind.
-func withModel(_ options: LoadOptions = LoadOptions(), _ body: (VLMModel) async throws -> Void) async throws {
+func withModel(
+    _ options: LoadOptions = LoadOptions(), isolation: isolated (any Actor)? = #isolation, _ body: (VLMModel) async throws -> Void
+) async throws {
     try await leavingNothing {
         try await body(try await VLMModel.load(from: tiny, options: options))
     }
 }
 
 /// Checks that nothing of the library's is left behind. What a task let go of may take it a moment to be gone.
-func leavingNothing(_ body: () async throws -> Void) async throws {
+func leavingNothing(isolation: isolated (any Actor)? = #isolation, _ body: () async throws -> Void) async throws {
     try await body()
     for _ in 0..<200 where try VLMRuntime.memory().liveHandles > 0 {
         try await Task.sleep(for: .milliseconds(10))
@@ -39,7 +41,7 @@ func answered(_ model: VLMModel, options: GenerationOptions = GenerationOptions(
 }
 
 /// The statuses that fail `body`; nothing where it succeeds.
-func failure(_ body: () async throws -> Void) async -> VLMError? {
+func failure(isolation: isolated (any Actor)? = #isolation, _ body: () async throws -> Void) async -> VLMError? {
     do {
         try await body()
         return nil
