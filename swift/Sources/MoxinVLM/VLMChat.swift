@@ -46,7 +46,7 @@ public final class VLMChat {
     /// The conversation behind it.
     public let session: VLMSession
     private let interval: Duration
-    private var task: Task<Void, Never>?
+    private let answer = Answer()
 
     /// A chat in a session.
     ///
@@ -75,7 +75,7 @@ public final class VLMChat {
         messages.append(Message(id: messages.count, role: .user, text: question))
         messages.append(Message(id: messages.count, role: .assistant, text: ""))
         let stream = session.stream(question, images: images, options: options)
-        task = Task { [weak self, interval] in
+        answer.task = Task { [weak self, interval] in
             do {
                 try await Self.show(stream, every: interval) { [weak self] in self?.take($0) }
                 self?.end(question, nil)
@@ -87,12 +87,12 @@ public final class VLMChat {
 
     /// Ends the answer under way, within a step.
     public func stop() {
-        task?.cancel()
+        answer.task?.cancel()
     }
 
     /// Waits until no answer is under way.
     public func settle() async {
-        await task?.value
+        await answer.task?.value
     }
 
     /// Passes events on, with texts that follow each other quickly as one.
@@ -131,8 +131,14 @@ public final class VLMChat {
             error = failure is CancellationError ? nil : failure
         }
         phase = .idle
-        task = nil
+        answer.task = nil
     }
+}
+
+/// The task of the answer under way, which ends with its chat.
+@MainActor
+private final class Answer {
+    var task: Task<Void, Never>?
 
     deinit {
         task?.cancel()

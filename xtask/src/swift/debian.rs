@@ -41,7 +41,8 @@ impl Debian {
     }
 
     fn is_complete(&self) -> bool {
-        self.root.join("usr/bin/swift").exists()
+        // A link that leads somewhere only inside.
+        self.root.join("usr/bin/swift").is_symlink() || self.root.join("usr/bin/swift").is_file()
     }
 
     /// What a machine lacks for having one, in a word to its user.

@@ -2,6 +2,7 @@
 //! package can depend on it by a tag, its documentation converts. What only Apple systems can compile is parsed.
 
 mod debian;
+mod package;
 
 use std::env;
 use std::fs;
@@ -9,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
 
 use crate::cargo;
 use crate::dist;
@@ -23,32 +23,28 @@ pub struct Options {
     profile: String,
 }
 
-/// What `cargo xtask test` makes of it.
-pub enum Readiness {
-    Ready,
-    /// What is missing.
-    Missing(String),
-}
-
-pub fn readiness() -> Result<Readiness> {
-    if system_version().is_some() || Debian::find()?.is_some() {
-        return Ok(Readiness::Ready);
+/// What `cargo xtask test` lacks for this chore, as a word to its user. What is large is only got where that is asked for.
+pub fn lacks() -> Option<String> {
+    if system_version().is_some() || Debian::find().is_ok_and(|debian| debian.is_some()) {
+        return None;
     }
     let wanted = ["MOXIN_SWIFT", "CI"].iter().any(|name| env::var_os(name).is_some());
-    Ok(match Debian::obstacle() {
-        None if wanted => Readiness::Ready,
-        None => Readiness::Missing("`cargo xtask swift-test` once, which gets 3 GB, or MOXIN_SWIFT=1".to_owned()),
-        Some(obstacle) => Readiness::Missing(obstacle.to_owned()),
-    })
+    match Debian::obstacle() {
+        Some(obstacle) => Some(obstacle.to_owned()),
+        None if wanted => None,
+        None => Some("`cargo xtask swift-test` once, which gets 3 GB, or MOXIN_SWIFT=1".to_owned()),
+    }
 }
 
 pub fn run(options: Options) -> Result<()> {
     let workshop = Workshop::open(&options.profile)?;
-    workshop.build_and_test()
+    workshop.package()?;
+    workshop.example()?;
+    workshop.app()?;
+    workshop.apple_sources()?;
+    workshop.dependent()?;
+    workshop.documentation()
 }
-
-/// The first questions of tests/AnswerTests.swift, to the C example.
-const QUESTIONS: [&str; 3] = ["Describe the picture.", "What is at the top right?", "What is left of it?"];
 
 /// Swift, and the folders that it works in.
 struct Workshop {
@@ -102,37 +98,17 @@ impl Workshop {
         command
     }
 
-    /// `swift build`, `swift test` and the like on a package, whose products go below this chore's folder.
+    /// `swift build`, `swift test` and the like on a package.
     fn swift(&self, verb: &str, package: &Path) -> Command {
         let mut command = self.command("swift", package);
-        let name = package.file_name().unwrap_or_default();
-        command.arg(verb).arg("--scratch-path").arg(self.folder.join("build").join(name));
+        command.arg(verb).arg("--scratch-path").arg(self.products(package));
         command
     }
 
-    fn build_and_test(&self) -> Result<()> {
-        let answers = self.c_answers()?;
-        let strict = ["--build-tests", "-Xswiftc", "-warnings-as-errors"];
-        without_warnings(self.swift("build", &self.repository).args(strict))?;
-        let mut test = self.swift("test", &self.repository);
-        visible(test.args(["--skip-build", "--disable-xctest"]).args(["-Xswiftc", "-warnings-as-errors"]).env("MOXIN_C_ANSWERS", answers))
-    }
-
-    /// What the C example answers, in a file.
-    fn c_answers(&self) -> Result<PathBuf> {
-        let program = self.folder.join("describe");
-        let lib = self.prefix.join("lib");
-        let mut compile = Command::new(env::var_os("CC").unwrap_or("cc".into()));
-        compile.arg(self.repository.join("examples/c/describe.c")).arg("-I").arg(self.prefix.join("include")).arg("-L").arg(&lib);
-        compile.arg("-lmoxin_vlm").arg(format!("-Wl,-rpath,{}", lib.display())).arg("-o").arg(&program);
-        visible(&mut compile)?;
-        let mut describe = Command::new(program);
-        describe.arg("--json").args(["models/tiny", "models/demo.png"]).args(QUESTIONS.iter().flat_map(|question| ["--prompt", question]));
-        let output = describe.current_dir(&self.repository).env("OPENBLAS_NUM_THREADS", "1").output().context("cannot run describe")?;
-        serde_json::from_slice::<Value>(&output.stdout).context("what examples/c/describe.c printed")?;
-        let file = self.folder.join("c-answers.json");
-        fs::write(&file, output.stdout)?;
-        Ok(file)
+    /// Where what is built of a package goes.
+    fn products(&self, package: &Path) -> PathBuf {
+        let name = if package == self.repository { "package".as_ref() } else { package.file_name().unwrap_or_default() };
+        self.folder.join("build").join(name)
     }
 }
 
