@@ -34,10 +34,9 @@ impl Debian {
         Ok(Debian { root: cache_folder()?.join(format!("swift-{SUITE}")) })
     }
 
-    /// The one in the cache folder.
-    pub fn find() -> Result<Option<Debian>> {
-        let debian = Debian::cached()?;
-        Ok(debian.is_complete().then_some(debian))
+    /// Whether there is one in the cache folder.
+    pub fn is_there() -> bool {
+        Debian::cached().is_ok_and(|debian| debian.is_complete())
     }
 
     fn is_complete(&self) -> bool {
@@ -61,7 +60,10 @@ impl Debian {
     }
 
     /// The one in the cache folder, after making it where it is not there: 3 GB, in some minutes.
-    pub fn make() -> Result<Debian> {
+    pub fn open() -> Result<Debian> {
+        if let Some(obstacle) = Debian::obstacle() {
+            bail!("there is no Swift 6 here; it needs: {obstacle}");
+        }
         let debian = Debian::cached()?;
         let cache = cache_folder()?;
         fs::create_dir_all(&cache)?;
@@ -148,14 +150,6 @@ fn mirror_in(sources: &str) -> Option<String> {
     words.find(|word| word.starts_with("http") && word.ends_with("/debian")).map(str::to_owned)
 }
 
-/// Fails with a word on what to do where there can be no Debian.
-pub fn require() -> Result<()> {
-    match Debian::obstacle() {
-        Some(obstacle) => bail!("there is no Swift 6; it needs: {obstacle}"),
-        None => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,7 +166,7 @@ mod tests {
     fn mounts_come_before_the_program() {
         let debian = Debian { root: "/root-of-debian".into() };
         let command = debian.command("swift", Path::new("/a"), &[Path::new("/a"), Path::new("/b")]);
-        let arguments: Vec<_> = command.get_args().skip(7).map(|argument| argument.to_string_lossy().into_owned()).collect();
+        let arguments: Vec<_> = command.get_args().skip(8).map(|argument| argument.to_string_lossy().into_owned()).collect();
         assert_eq!(arguments, ["/root-of-debian", "/a", "/b", "--", "env", "-C", "/a", "swift"]);
     }
 }

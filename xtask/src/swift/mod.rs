@@ -25,13 +25,13 @@ pub struct Options {
 
 /// What `cargo xtask test` lacks for this chore, as a word to its user. What is large is only got where that is asked for.
 pub fn lacks() -> Option<String> {
-    if system_version().is_some() || Debian::find().is_ok_and(|debian| debian.is_some()) {
+    if system_version().is_some() {
         return None;
     }
-    let wanted = ["MOXIN_SWIFT", "CI"].iter().any(|name| env::var_os(name).is_some());
+    let is_wanted = ["MOXIN_SWIFT", "CI"].iter().any(|name| env::var_os(name).is_some());
     match Debian::obstacle() {
         Some(obstacle) => Some(obstacle.to_owned()),
-        None if wanted => None,
+        None if Debian::is_there() || is_wanted => None,
         None => Some("`cargo xtask swift-test` once, which gets 3 GB, or MOXIN_SWIFT=1".to_owned()),
     }
 }
@@ -64,13 +64,7 @@ impl Workshop {
                 println!("Swift {}.{} of this machine", version.0, version.1);
                 None
             }
-            None => Some(match Debian::find()? {
-                Some(debian) => debian,
-                None => {
-                    debian::require()?;
-                    Debian::make()?
-                }
-            }),
+            None => Some(Debian::open()?),
         };
         let target = cargo::target_folder(&cargo::metadata(&["--no-deps"])?)?;
         fs::create_dir_all(&target)?;
@@ -92,7 +86,7 @@ impl Workshop {
             }
         };
         command.env("PKG_CONFIG_PATH", self.prefix.join("lib/pkgconfig")).env("LD_LIBRARY_PATH", self.prefix.join("lib"));
-        command.env("HOME", self.folder.join("home")).env("TMPDIR", &self.target.join("swift")).env("LC_ALL", "C.UTF-8");
+        command.env("HOME", self.folder.join("home")).env("TMPDIR", &self.folder).env("LC_ALL", "C.UTF-8");
         // The models of the tests are small: two threads of OpenBLAS cost more waiting for each other than they save.
         command.env("OPENBLAS_NUM_THREADS", "1");
         command
