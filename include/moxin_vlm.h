@@ -1398,6 +1398,17 @@ enum moxin_status moxin_session_add_embedding(const struct moxin_session *sessio
 void moxin_session_cancel(const struct moxin_session *session);
 
 /**
+ * Has answers from the next on generated with other parameters: all of them are replaced. What was computed stays. params: NULL stands for
+ * the defaults.
+ *
+ * Fails with INVALID_ARGUMENT, naming the parameter; with OUT_OF_MEMORY where a conversation of max_context positions would not fit; with
+ * INVALID_STATE while an answer is being generated or where the model was unloaded, with BUSY.
+ */
+enum moxin_status moxin_session_set_params(const struct moxin_session *session,
+                                           const struct moxin_session_params *params,
+                                           struct moxin_error **error);
+
+/**
  * Forgets all but the first messages of the conversation; its picture stays. To have the last question answered again, keep one message
  * fewer than there are (moxin_stats.message_count) and take steps; to put it differently, keep two fewer. What of the prompt was read and
  * still holds is not read again.

@@ -612,6 +612,15 @@ public:
     /// A second session with the same conversation, which goes its own way from here.
     Session fork() const { return Session(detail::make<moxin_session>(moxin_session_fork, get())); }
 
+    /// Has answers from the next on generated with other options: all of them are replaced.
+    void set_options(const SessionOptions &options)
+    {
+        options.with_params([&](const moxin_session_params *params) {
+            detail::call(moxin_session_set_params, get(), params);
+            return 0;
+        });
+    }
+
     /// Forgets all but the first messages.
     void rewind(std::size_t messages_to_keep) { detail::call(moxin_session_rewind, get(), messages_to_keep); }
 

@@ -327,7 +327,11 @@ impl Caller {
                     let values = Block::new(room * size_of::<f32>());
                     moxin_embedding_copy(any(&self.embeddings, input)?, values.pointer(), room, place)
                 }
-                14 | 15 => {
+                15 => {
+                    let params = session_params(input)?;
+                    moxin_session_set_params(self.sessions[slot], params.pointer(), place)
+                }
+                14 => {
                     let (model, params) = (any(&self.models, input)?, session_params(input)?);
                     self.drop_session(slot);
                     moxin_session_new(model, params.pointer(), &mut self.sessions[slot], place)

@@ -203,6 +203,21 @@ pub unsafe extern "C" fn moxin_session_cancel(session: *const moxin_session) {
     }
 }
 
+/// Has answers from the next on generated with other parameters: all of them are replaced. What was computed stays. params: NULL stands for
+/// the defaults.
+///
+/// Fails with INVALID_ARGUMENT, naming the parameter; with OUT_OF_MEMORY where a conversation of max_context positions would not fit; with
+/// INVALID_STATE while an answer is being generated or where the model was unloaded, with BUSY.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn moxin_session_set_params(
+    session: *const moxin_session,
+    params: *const moxin_session_params,
+    error: *mut *mut moxin_error,
+) -> moxin_status {
+    // SAFETY: NULL or a handle of this library that was not freed, and the caller's initialized struct.
+    guard(error, || unsafe { hold(session, "session")?.session.set_options(options(params)?) })
+}
+
 /// Forgets all but the first messages of the conversation; its picture stays. To have the last question answered again, keep one message
 /// fewer than there are (moxin_stats.message_count) and take steps; to put it differently, keep two fewer. What of the prompt was read and
 /// still holds is not read again.

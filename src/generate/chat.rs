@@ -266,13 +266,7 @@ struct Answer {
 impl Chat {
     /// An empty conversation.
     pub fn new(model: &ChatModel, options: GenerationOptions) -> Result<Chat> {
-        options.validate()?;
-        let max_context = options.context(model.vlm.decoder.config.max_position_embeddings);
-        require(
-            &format!("a conversation of {max_context} tokens"),
-            model.memory.conversation(max_context, options.prefill_chunk),
-            u64::MAX,
-        )?;
+        let max_context = permitted_context(model, &options)?;
         Ok(Chat {
             options,
             max_context,
@@ -283,6 +277,14 @@ impl Chat {
             phase: Phase::Idle,
             stats: Stats::default(),
         })
+    }
+
+    /// Answers from the next on are generated so. What was computed stays.
+    pub fn set_options(&mut self, model: &ChatModel, options: GenerationOptions) -> Result<()> {
+        self.between_turns()?;
+        self.max_context = permitted_context(model, &options)?;
+        self.options = options;
+        Ok(())
     }
 
     /// Adds to the conversation. Texts of one role that follow each other become one, a line each.
@@ -639,6 +641,14 @@ impl Chat {
             _ => Err(Error::InvalidState("an answer is being generated: finish or cancel it first".into())),
         }
     }
+}
+
+/// The positions that a conversation may have; an error where options are out of their range or there is no room for so many.
+fn permitted_context(model: &ChatModel, options: &GenerationOptions) -> Result<usize> {
+    options.validate()?;
+    let max_context = options.context(model.vlm.decoder.config.max_position_embeddings);
+    require(&format!("a conversation of {max_context} tokens"), model.memory.conversation(max_context, options.prefill_chunk), u64::MAX)?;
+    Ok(max_context)
 }
 
 impl Answer {

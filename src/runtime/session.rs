@@ -286,6 +286,17 @@ impl Session {
         Ok(Session::with(self.model.clone(), fork, stats))
     }
 
+    /// Has answers from the next on generated with other options. What was computed stays.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] naming the option; [`Error::InvalidState`] while an answer is being generated; [`Error::OutOfMemory`] where
+    /// there is no room for the new context.
+    pub fn set_options(&self, options: GenerationOptions) -> Result<()> {
+        let claim = self.shared.slot.claim()?;
+        let (session, slot) = (self.clone(), claim.slot().clone());
+        engine::turn(move || session.at(&slot, |chat, loaded| chat.set_options(loaded, options)))
+    }
+
     /// Forgets all but the first `messages` of the conversation; the picture stays. [`Stats::messages`] tells how many there are.
     ///
     /// # Errors

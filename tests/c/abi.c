@@ -106,6 +106,7 @@ static void check_null(const moxin_model *model, const moxin_image *image, const
     EXPECT(null_argument, moxin_session_add_embedding(NULL, NULL, &error));
     EXPECT(null_argument, moxin_session_fork(NULL, &no_session, &error));
     EXPECT(null_argument, moxin_session_fork(session, NULL, &error));
+    EXPECT(null_argument, moxin_session_set_params(NULL, NULL, &error));
     EXPECT(null_argument, moxin_session_rewind(NULL, 0, &error));
     EXPECT(null_argument, moxin_session_prefill(NULL, NULL, &error));
     EXPECT(null_argument, moxin_generate_start(NULL, NULL, no_events, NULL, NULL, &error));

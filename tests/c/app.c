@@ -154,6 +154,19 @@ static void check_fork_and_rewind(const moxin_model *model, const moxin_image *i
     CHECK(same_answer(&there, &again));
     CHECK(stats_of(session).reused_tokens > stats_of(session).image_tokens);
 
+    /* Other parameters count from the next answer on, and what was computed stays. */
+    moxin_session_params params;
+    moxin_session_params_init(&params, sizeof params);
+    params.max_tokens = 2;
+    NEED(moxin_session_rewind(session, 2, &error));
+    NEED(moxin_session_set_params(session, &params, &error));
+    again = ask(session, "What is written?");
+    CHECK(again.count == 2 && again.finish == MOXIN_FINISH_REASON_MAX_TOKENS);
+    CHECK(stats_of(session).reused_tokens > stats_of(session).image_tokens);
+    params.top_p = 2;
+    EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, moxin_session_set_params(session, &params, &error));
+    NEED(moxin_session_set_params(session, NULL, &error));
+
     /* One message fewer, and the same question is answered anew; all of them, and the picture is still there. */
     NEED(moxin_session_rewind(session, 3, &error));
     again = finish_answer(session);
@@ -168,6 +181,7 @@ static void check_fork_and_rewind(const moxin_model *model, const moxin_image *i
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, COUNT, MOXIN_STRLEN, &error));
     NEED(moxin_generate_step(session, &event, &error));
     EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_session_rewind(session, 0, &error));
+    EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_session_set_params(session, NULL, &error));
     moxin_session *no_fork = NULL;
     EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_session_fork(session, &no_fork, &error));
     CHECK(no_fork == NULL);

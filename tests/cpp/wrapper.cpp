@@ -225,6 +225,13 @@ void conversations(const moxin::Model &model, const moxin::Image &image, const s
     session.rewind(2);
     CHECK(session.stats().message_count == 2);
     CHECK(answer(session, "How many shapes are there?") == second);
+    session.rewind(2);
+    moxin::SessionOptions brief;
+    brief.max_tokens = 1;
+    session.set_options(brief);
+    answer(session, "How many shapes are there?");
+    CHECK(session.stats().generated_tokens == 1);
+    session.set_options({});
     session.reset();
     session.add_image(image);
     CHECK(answer(session) == expected);

@@ -14,6 +14,7 @@ mod quality;
 mod reference;
 mod score;
 mod setup;
+mod swift;
 mod test;
 
 use std::process::ExitCode;
@@ -37,6 +38,8 @@ enum Chore {
     Reference,
     /// Package the library for C and C++ programs: a folder that can be moved anywhere, and an archive of it
     Dist(dist::Options),
+    /// Build and test the Swift package, with this machine's Swift or, as root, with that of a Debian in the cache folder
+    SwiftTest(swift::Options),
     /// Measure what quantization costs in quality, and write docs/quantization.md
     Quality(quality::Options),
     /// Begin, answer and free 10,000 conversations through the C ABI, and plot the memory that it takes
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Chore::Header => header::run().and_then(|()| reference::run()),
         Chore::Reference => reference::run(),
         Chore::Dist(options) => dist::run(options),
+        Chore::SwiftTest(options) => swift::run(options),
         Chore::Quality(options) => quality::run(options),
         Chore::Soak(options) => measure::soak(options),
         Chore::CallCost(options) => measure::call_cost(options),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{cargo, setup};
+use crate::{cargo, setup, swift};
 
 /// One step: a name, and cargo's arguments.
 struct Step {
@@ -58,13 +58,11 @@ const STEPS: [Step; 6] = [
 /// A step that needs a program which not everyone has.
 struct Extra {
     step: Step,
-    /// Fails where the program is not there.
-    program: &'static [&'static str],
-    /// How to get it.
-    get: &'static str,
+    /// How to get the program, where it is not there.
+    lacks: fn() -> Option<String>,
 }
 
-const EXTRAS: [Extra; 2] = [
+const EXTRAS: [Extra; 3] = [
     Extra {
         // What takes seconds; without names, all C programs run, which takes many minutes.
         step: Step {
@@ -86,20 +84,19 @@ const EXTRAS: [Extra; 2] = [
                 ],
             )
         },
-        program: &["valgrind", "--version"],
-        get: "apt-get install valgrind",
+        lacks: || unless_runs(&["valgrind", "--version"], "apt-get install valgrind"),
     },
     Extra {
         step: Step::new("licences", &["deny", "check", "licenses", "bans", "sources"]),
-        program: &["cargo", "deny", "--version"],
-        get: "cargo install --locked cargo-deny",
+        lacks: || unless_runs(&["cargo", "deny", "--version"], "cargo install --locked cargo-deny"),
     },
+    Extra { step: Step::new("swift", &["xtask", "swift-test"]), lacks: swift::lacks },
 ];
 
-impl Extra {
-    fn is_possible(&self) -> bool {
-        Command::new(self.program[0]).args(&self.program[1..]).output().is_ok_and(|output| output.status.success())
-    }
+/// How to get a program, unless it runs.
+fn unless_runs(program: &[&str], get: &str) -> Option<String> {
+    let runs = Command::new(program[0]).args(&program[1..]).output().is_ok_and(|output| output.status.success());
+    (!runs).then(|| get.to_owned())
 }
 
 /// Tests that passed, and those that were left out: as marked in their source, or for the reasons that they gave themselves.
@@ -118,11 +115,12 @@ pub fn run() -> Result<()> {
     for step in &STEPS {
         lines.push((step.name, seconds(run_step(step, &mut count)?)));
     }
-    for Extra { step, get, .. } in EXTRAS.iter().filter(|extra| !extra.is_possible()) {
-        lines.push((step.name, format!("SKIPPED; it needs: {get}")));
-    }
-    for Extra { step, .. } in EXTRAS.iter().filter(|extra| extra.is_possible()) {
-        lines.push((step.name, seconds(run_step(step, &mut count)?)));
+    for Extra { step, lacks } in &EXTRAS {
+        let outcome = match lacks() {
+            Some(get) => format!("SKIPPED; it needs: {get}"),
+            None => seconds(run_step(step, &mut count)?),
+        };
+        lines.push((step.name, outcome));
     }
 
     println!();
@@ -157,14 +155,17 @@ fn run_step(step: &Step, count: &mut Count) -> Result<Duration> {
 }
 
 impl Count {
-    /// Reads the closing line of one test program, `test result: ok. 3 passed; 0 failed; 1 ignored; …`, and `SKIPPED: …` from a test that
-    /// lacks a tool.
+    /// Reads the closing line of one test program, `test result: ok. 3 passed; 0 failed; 1 ignored; …`, or Swift's `✔ Test run with 3 tests
+    /// passed …`, and `SKIPPED: …` from a test that lacks a tool.
     fn add(&mut self, line: &str) {
         if let Some(reason) = line.strip_prefix("SKIPPED: ") {
             if !self.skipped.iter().any(|known| known == reason) {
                 self.skipped.push(reason.to_owned());
             }
             return;
+        }
+        if let Some(run) = line.strip_prefix("✔ Test run with ") {
+            self.passed += run.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0);
         }
         let Some(result) = line.strip_prefix("test result: ok. ") else { return };
         for part in result.split("; ") {
@@ -191,9 +192,10 @@ mod tests {
         count.add("running 3 tests");
         count.add("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s");
         count.add("test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.50s");
+        count.add("✔ Test run with 5 tests passed after 1.6 seconds.");
         count.add("SKIPPED: no CMake");
         count.add("SKIPPED: no CMake");
-        assert_eq!(count, Count { passed: 15, ignored: 1, skipped: vec!["no CMake".to_owned()] });
+        assert_eq!(count, Count { passed: 20, ignored: 1, skipped: vec!["no CMake".to_owned()] });
     }
 
     #[test]

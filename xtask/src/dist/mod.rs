@@ -61,6 +61,15 @@ impl Release {
 }
 
 pub fn run(options: Options) -> Result<()> {
+    package(options).map(|_| ())
+}
+
+/// Makes a prefix in a folder, and says where it is; other chores call this.
+pub fn prefix(output: &Path, profile: &str) -> Result<PathBuf> {
+    package(Options { output: Some(output.to_owned()), profile: profile.to_owned(), library: None })
+}
+
+fn package(options: Options) -> Result<PathBuf> {
     let mlx = setup::ensure()?;
     let metadata = cargo::metadata(&["--filter-platform", &target()?])?;
     let output = match options.output {
@@ -105,7 +114,7 @@ fn make(steps: &Steps, metadata: &Value, part: &Path, mlx: Option<&Path>, librar
 }
 
 /// Puts what is complete in the place of what an earlier run made.
-fn publish(release: &Release, part: &Path, output: &Path) -> Result<()> {
+fn publish(release: &Release, part: &Path, output: &Path) -> Result<PathBuf> {
     let name = release.name();
     let prefix = output.join(&name);
     if prefix.exists() {
@@ -117,7 +126,7 @@ fn publish(release: &Release, part: &Path, output: &Path) -> Result<()> {
     println!("{} ({})", prefix.display(), megabytes(size(&prefix)?));
     let archive = output.join(format!("{name}.tar.gz"));
     println!("{} ({})", archive.display(), megabytes(archive.metadata()?.len()));
-    Ok(())
+    Ok(prefix)
 }
 
 /// What runs that were killed have left.

@@ -11,9 +11,10 @@ use crate::setup;
 
 const HEADERS: [&str; 3] = ["moxin_vlm.h", "moxin_vlm.hpp", "module.modulemap"];
 
-const TEMPLATES: [(&str, &str); 4] = [
+const TEMPLATES: [(&str, &str); 5] = [
     ("pkgconfig/moxin_vlm.pc", include_str!("package/moxin_vlm.pc")),
     ("pkgconfig/moxin_vlm-static.pc", include_str!("package/moxin_vlm-static.pc")),
+    ("pkgconfig/moxin_vlm-swift.pc", include_str!("package/moxin_vlm-swift.pc")),
     ("cmake/moxin_vlm/moxin_vlm-config.cmake", include_str!("package/moxin_vlm-config.cmake")),
     ("cmake/moxin_vlm/moxin_vlm-config-version.cmake", include_str!("package/moxin_vlm-config-version.cmake")),
 ];

@@ -260,7 +260,7 @@ fn build(part: &Path, home: &Home) -> Result<()> {
 }
 
 /// Removes a folder where there is one.
-fn remove(folder: &Path) -> io::Result<()> {
+pub fn remove(folder: &Path) -> io::Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

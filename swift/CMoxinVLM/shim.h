@@ -1,0 +1,1 @@
+#include <moxin_vlm.h>

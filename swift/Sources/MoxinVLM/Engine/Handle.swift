@@ -1,0 +1,51 @@
+import CMoxinVLM
+
+/// An object of the library, freed with its last owner. No free function waits for anything: what is computed with goes on to the library's
+/// own thread.
+final class Handle: @unchecked Sendable {
+    private let pointer: OpaquePointer
+    private let free: @Sendable (OpaquePointer?) -> Void
+
+    /// Takes what `make` puts into its first argument; its second receives the error.
+    init(
+        free: @escaping @Sendable (OpaquePointer?) -> Void,
+        make: (UnsafeMutablePointer<OpaquePointer?>, UnsafeMutablePointer<OpaquePointer?>) -> moxin_status
+    ) throws {
+        var made: OpaquePointer?
+        try check { make(&made, $0) }
+        guard let made else { throw VLMError.internalFailure(.init(message: "the library returned no object")) }
+        pointer = made
+        self.free = free
+    }
+
+    deinit {
+        free(pointer)
+    }
+
+    /// Calls `body` with the pointer, which stays valid until it returns.
+    func use<R>(_ body: (OpaquePointer) throws -> R) rethrows -> R {
+        try withExtendedLifetime(self) { try body(pointer) }
+    }
+
+    /// Calls a function of the library and throws what it fails with.
+    func call(_ body: (OpaquePointer, UnsafeMutablePointer<OpaquePointer?>) -> moxin_status) throws {
+        try use { pointer in try check { body(pointer, $0) } }
+    }
+}
+
+/// Calls a function of the library, whose argument receives the error, and throws what it fails with.
+func check(_ body: (UnsafeMutablePointer<OpaquePointer?>) -> moxin_status) throws {
+    var error: OpaquePointer?
+    let status = body(&error)
+    defer { moxin_error_free(error) }
+    guard status == MOXIN_STATUS_OK else {
+        throw VLMError(status: status.rawValue, details: VLMError.Details(error))
+    }
+}
+
+extension String {
+    init(_ text: moxin_str) {
+        let bytes = UnsafeRawBufferPointer(start: text.data, count: text.len)
+        self = String(decoding: bytes, as: UTF8.self)
+    }
+}

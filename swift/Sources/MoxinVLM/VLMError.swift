@@ -1,0 +1,143 @@
+import CMoxinVLM
+import Foundation
+
+/// Why a call failed. Work that ended because its task was cancelled throws `CancellationError` instead.
+public enum VLMError: LocalizedError, Sendable, Equatable {
+    /// The package is at fault: it gave the library a null pointer.
+    case nullArgument(Details)
+    /// A value is out of its range, or an embedding belongs to another model.
+    case invalidArgument(Details)
+    /// The call does not fit the state of its object, such as a second picture, or a model that was unloaded.
+    case invalidState(Details)
+    /// It was cancelled, by other means than its task; everything stays usable.
+    case cancelled(Details)
+    /// It took longer than its time limit.
+    case timedOut(Details)
+    /// The session is answering, or reading ahead, already.
+    case sessionBusy(Details)
+    /// The library is suspended: see ``VLMRuntime/quiesce(timeout:)``.
+    case suspended(Details)
+    /// A file or folder is not there.
+    case notFound(Details)
+    /// Reading or writing failed.
+    case io(Details)
+    /// A model's file is damaged or contradicts itself.
+    case corruptModel(Details)
+    /// The model is of a kind that the library does not run.
+    case unsupportedModel(Details)
+    /// An image cannot be read, is too large, or is of an unknown format.
+    case unsupportedImage(Details)
+    /// The prompt does not fit the context.
+    case contextFull(Details)
+    /// It would take more memory than is allowed; nothing was allocated.
+    case outOfMemory(Details)
+    /// The backend asked for is not on this machine or not in this build.
+    case backendUnavailable(Details)
+    /// MLX reported an error.
+    case backend(Details)
+    /// The library itself is at fault.
+    case internalFailure(Details)
+    /// The library that was found is not the one that this package was written for.
+    case incompatibleLibrary(expected: UInt32, found: UInt32)
+    /// A newer library than this package knows gave a status that it does not know.
+    case unknown(status: UInt32, Details)
+
+    /// What the library says about an error.
+    public struct Details: Sendable, Equatable {
+        /// What went wrong, where, and what to do, for a person to read.
+        public var message: String
+        /// What lies behind it, such as the system's own words for a file that could not be read; the nearest cause first.
+        public var causes: [String]
+
+        /// What an error says.
+        public init(message: String, causes: [String] = []) {
+            self.message = message
+            self.causes = causes
+        }
+    }
+
+    /// What the library says about the error.
+    public var details: Details {
+        switch self {
+        case .nullArgument(let details), .invalidArgument(let details), .invalidState(let details), .cancelled(let details),
+            .timedOut(let details), .sessionBusy(let details), .suspended(let details), .notFound(let details), .io(let details),
+            .corruptModel(let details), .unsupportedModel(let details), .unsupportedImage(let details), .contextFull(let details),
+            .outOfMemory(let details), .backendUnavailable(let details), .backend(let details), .internalFailure(let details),
+            .unknown(_, let details):
+            return details
+        case .incompatibleLibrary(let expected, let found):
+            return Details(message: "the library has ABI \(found); this package was written for ABI \(expected)")
+        }
+    }
+
+    /// What went wrong and where.
+    public var errorDescription: String? { details.message }
+
+    /// What lies behind it.
+    public var failureReason: String? { details.causes.last }
+
+    /// What a person, or the app, can do about it.
+    public var recoverySuggestion: String? {
+        switch self {
+        case .nullArgument, .internalFailure, .unknown: "This is a fault of moxin-vlm. Please report it, with this message."
+        case .invalidArgument: "Correct the value that the message names."
+        case .invalidState: "Do first what the message says, or begin a new session."
+        case .cancelled: "Ask again."
+        case .timedOut: "Allow more time, or ask for less: a shorter answer, a smaller context."
+        case .sessionBusy: "Wait for the answer that is under way, or cancel it. For two answers at once take two sessions."
+        case .suspended: "Call VLMRuntime.resume() when the app is in the foreground again."
+        case .notFound: "Check the path that the message names, and that the download is complete."
+        case .io: "Check that the file can be read, that the folder can be written to, and that the disk is not full."
+        case .corruptModel: "Download the model again."
+        case .unsupportedModel: "Choose a model of a kind that VLMRuntime.buildInfo lists."
+        case .unsupportedImage: "Choose another picture: PNG, JPEG, WebP, GIF, BMP or TIFF."
+        case .contextFull: "Ask less, rewind or reset the session, or raise maxContext."
+        case .outOfMemory: "Load the model quantized, lower maxContext, unload other models, or close other apps."
+        case .backendUnavailable: "Choose another backend, or .automatic."
+        case .backend: "Try again. If it goes on, load the model anew."
+        case .incompatibleLibrary: "Use the library and the Swift package of the same release."
+        }
+    }
+}
+
+extension VLMError {
+    /// The error that a status other than `MOXIN_STATUS_OK` stands for.
+    init(status: UInt32, details: Details) {
+        let make = VLMError.statuses[status] ?? { .unknown(status: status, $0) }
+        self = make(details)
+    }
+
+    /// Every status of the header.
+    static let statuses: [UInt32: @Sendable (Details) -> VLMError] = [
+        MOXIN_STATUS_NULL_ARGUMENT.rawValue: { .nullArgument($0) },
+        MOXIN_STATUS_INVALID_ARGUMENT.rawValue: { .invalidArgument($0) },
+        MOXIN_STATUS_INVALID_STATE.rawValue: { .invalidState($0) },
+        MOXIN_STATUS_CANCELLED.rawValue: { .cancelled($0) },
+        MOXIN_STATUS_TIMEOUT.rawValue: { .timedOut($0) },
+        MOXIN_STATUS_BUSY.rawValue: { .sessionBusy($0) },
+        MOXIN_STATUS_SUSPENDED.rawValue: { .suspended($0) },
+        MOXIN_STATUS_NOT_FOUND.rawValue: { .notFound($0) },
+        MOXIN_STATUS_IO.rawValue: { .io($0) },
+        MOXIN_STATUS_CORRUPT_MODEL.rawValue: { .corruptModel($0) },
+        MOXIN_STATUS_UNSUPPORTED_MODEL.rawValue: { .unsupportedModel($0) },
+        MOXIN_STATUS_UNSUPPORTED_IMAGE.rawValue: { .unsupportedImage($0) },
+        MOXIN_STATUS_CONTEXT_FULL.rawValue: { .contextFull($0) },
+        MOXIN_STATUS_OUT_OF_MEMORY.rawValue: { .outOfMemory($0) },
+        MOXIN_STATUS_BACKEND_UNAVAILABLE.rawValue: { .backendUnavailable($0) },
+        MOXIN_STATUS_BACKEND.rawValue: { .backend($0) },
+        MOXIN_STATUS_PANIC.rawValue: { .internalFailure($0) },
+    ]
+
+    static let busy = VLMError.sessionBusy(Details(message: "the session is answering, or reading ahead, already"))
+}
+
+extension VLMError.Details {
+    init(_ error: OpaquePointer?) {
+        self.init(message: String(moxin_error_message(error)))
+        var cause = moxin_error_cause(error)
+        while let known = cause {
+            causes.append(String(moxin_error_message(known)))
+            cause = moxin_error_cause(known)
+        }
+    }
+}

@@ -1,0 +1,85 @@
+import Foundation
+import Testing
+
+@testable import MoxinVLM
+
+/// All tests, one after the other: they count the library's objects, of which there is one number for the process.
+@Suite(.serialized)
+enum All {}
+
+let repository = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
+    .deletingLastPathComponent()
+let tiny = repository.appendingPathComponent("models/tiny")
+let picture = VLMImage(contentsOf: repository.appendingPathComponent("models/demo.png"))
+
+let written = "What is written?"
+let describe = "Describe the picture."
+
+/// Lends the small model, and checks that nothing of the library's is left behind.
+func withModel(
+    _ options: LoadOptions = LoadOptions(), isolation: isolated (any Actor)? = #isolation, _ body: (VLMModel) async throws -> Void
+) async throws {
+    try await leavingNothing {
+        try await body(try await VLMModel.load(from: tiny, options: options))
+    }
+}
+
+/// Checks that nothing of the library's is left behind. What a task let go of may take it a moment to be gone.
+func leavingNothing(isolation: isolated (any Actor)? = #isolation, _ body: () async throws -> Void) async throws {
+    try await body()
+    for _ in 0..<200 where try VLMRuntime.memory().liveHandles > 0 {
+        try await Task.sleep(for: .milliseconds(10))
+    }
+    #expect(try VLMRuntime.memory().liveHandles == 0)
+}
+
+/// A session that has been shown the picture, and has answered a question about it.
+func answered(_ model: VLMModel, options: GenerationOptions = GenerationOptions()) async throws -> VLMSession {
+    let session = try await model.makeSession(options: options)
+    _ = try await session.respond(to: written, images: [picture])
+    return session
+}
+
+/// The statuses that fail `body`; nothing where it succeeds.
+func failure(isolation: isolated (any Actor)? = #isolation, _ body: () async throws -> Void) async -> VLMError? {
+    do {
+        try await body()
+        return nil
+    } catch {
+        return error as? VLMError
+    }
+}
+
+/// Threads of this process.
+func threadCount() throws -> Int {
+    try FileManager.default.contentsOfDirectory(atPath: "/proc/self/task").count
+}
+
+/// A folder that is removed when the test ends.
+func withFolder(_ body: (URL) async throws -> Void) async throws {
+    let folder = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
+    try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+    defer { try? FileManager.default.removeItem(at: folder) }
+    try await body(folder)
+}
+
+extension VLMError {
+    /// Its case, without what it carries.
+    var name: String {
+        String(String(describing: self).prefix { $0 != "(" })
+    }
+}
+
+/// A value that several threads use.
+final class Locked<Value: Sendable>: @unchecked Sendable {
+    private let lock = NSLock()
+    private var held: Value
+
+    init(_ value: Value) { held = value }
+
+    var value: Value { with { $0 } }
+
+    func with<R>(_ body: (inout Value) throws -> R) rethrows -> R {
+        try lock.withLock { try body(&held) }
+    }
+}

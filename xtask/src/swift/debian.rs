@@ -1,0 +1,172 @@
+//! A Debian in a folder, which has Swift: for Linux machines without. Debian 13 packages Swift 6.0.3 with its tests, formatter and docc, so
+//! that nothing is needed but its mirror. Programs run in it by chroot, with the folders that they work on mounted at their own paths. All
+//! mounts belong to a namespace of the one command, and go with it, however it ends.
+
+use std::env;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::setup::step::Steps;
+use crate::setup::{PART, cache_folder, remove};
+
+const SUITE: &str = "trixie";
+const PACKAGES: &str = "swiftlang,libc6-dev,libstdc++-14-dev,pkg-config,git";
+const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
+
+/// Mounts the folders before `--` at their own paths below the root, and runs what follows there.
+const ENTER: &str = r#"
+root=$1; shift
+while [ "$1" != -- ]; do mkdir -p "$root$1"; mount --bind "$1" "$root$1"; shift; done; shift
+mount -t proc proc "$root/proc"
+exec chroot "$root" "$@"
+"#;
+
+pub struct Debian {
+    root: PathBuf,
+}
+
+impl Debian {
+    /// The one in the cache folder, complete or not.
+    fn cached() -> Result<Debian> {
+        Ok(Debian { root: cache_folder()?.join(format!("swift-{SUITE}")) })
+    }
+
+    /// Whether there is one in the cache folder.
+    pub fn is_there() -> bool {
+        Debian::cached().is_ok_and(|debian| debian.is_complete())
+    }
+
+    fn is_complete(&self) -> bool {
+        // A link that leads somewhere only inside.
+        self.root.join("usr/bin/swift").is_symlink() || self.root.join("usr/bin/swift").is_file()
+    }
+
+    /// What a machine lacks for having one, in a word to its user.
+    pub fn obstacle() -> Option<&'static str> {
+        let is_root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n");
+        let has = |program: &str| Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
+        if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+            Some("Swift 6.0 or newer, from swift.org")
+        } else if !is_root {
+            Some("Swift 6.0 or newer, from swift.org; or root, for a Debian with Swift in a folder")
+        } else if !has("debootstrap") && !has("dpkg-deb") {
+            Some("Swift 6.0 or newer, from swift.org; or debootstrap, for a Debian with Swift in a folder")
+        } else {
+            None
+        }
+    }
+
+    /// The one in the cache folder, after making it where it is not there: 3 GB, in some minutes.
+    pub fn open() -> Result<Debian> {
+        if let Some(obstacle) = Debian::obstacle() {
+            bail!("there is no Swift 6 here; it needs: {obstacle}");
+        }
+        let debian = Debian::cached()?;
+        let cache = cache_folder()?;
+        fs::create_dir_all(&cache)?;
+        let lock = File::create(cache.join("lock"))?;
+        lock.lock()?;
+        if debian.is_complete() {
+            return Ok(debian);
+        }
+        let part = cache.join(format!("{PART}{SUITE}-{}", std::process::id()));
+        fs::create_dir_all(part.join("tmp"))?;
+        let outcome = build(&part).and_then(|made| {
+            remove(&debian.root)?;
+            Ok(fs::rename(made, &debian.root)?)
+        });
+        remove(&part).ok(); // else the next set-up does it
+        outcome.map(|()| debian)
+    }
+
+    /// A program in the root, in a folder of the host, with that and other folders of the host at their own paths. What it starts ends with
+    /// it.
+    pub fn command(&self, program: &str, folder: &Path, mounts: &[&Path]) -> Command {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-ec", ENTER, "sh"]).arg(&self.root);
+        command.args(mounts).args(["--", "env", "-C"]).arg(folder).arg(program);
+        command.env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin:/usr/libexec/swift/bin");
+        command
+    }
+}
+
+fn build(part: &Path) -> Result<PathBuf> {
+    let steps = Steps::new(part.with_file_name("swift.log"), part.join("tmp"));
+    let root = part.join(SUITE);
+    let (program, files) = debootstrap(&steps, part)?;
+    steps.say("no Swift here: getting Debian 13 with its Swift (3 GB, in the cache folder; a few minutes)");
+    // In a namespace of its own: what it mounts must not be there any more when a half-made root is removed.
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--pid", "--fork", "--kill-child"]).arg(program).arg("--variant=minbase");
+    command.arg(format!("--include={PACKAGES}")).arg(SUITE).arg(&root).arg(mirror());
+    if let Some(files) = files {
+        command.env("DEBOOTSTRAP_DIR", files);
+    }
+    steps.expect(&mut command, "cannot make a Debian (MOXIN_DEBIAN_MIRROR names another mirror)")?;
+    remove(&root.join("var/cache/apt"))?;
+    steps.say("Swift is ready");
+    Ok(root)
+}
+
+/// The system's, or one that is unpacked without being installed, and then the folder of its files.
+fn debootstrap(steps: &Steps, part: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
+    let system = PathBuf::from("debootstrap");
+    if Command::new(&system).arg("--version").output().is_ok() {
+        return Ok((system, None));
+    }
+    let (apt, unpacked) = (part.join("apt"), part.join("debootstrap"));
+    fs::create_dir_all(apt.join("lists/partial"))?;
+    fs::create_dir_all(apt.join("cache/archives/partial"))?;
+    let apt_get = |arguments: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.current_dir(&apt).arg("-q").args(arguments);
+        for (name, folder) in [("State::Lists", "lists"), ("Cache", "cache")] {
+            command.arg("-o").arg(format!("Dir::{name}={}", apt.join(folder).display()));
+        }
+        command
+    };
+    steps.expect(&mut apt_get(&["update"]), "apt-get cannot get its lists; or install debootstrap")?;
+    steps.expect(&mut apt_get(&["download", "debootstrap"]), "there is no debootstrap: install it")?;
+    let mut files = fs::read_dir(&apt)?.filter_map(|entry| Some(entry.ok()?.path()));
+    let package = files.find(|path| path.extension().is_some_and(|extension| extension == "deb")).context("no debootstrap came")?;
+    steps.expect(Command::new("dpkg-deb").arg("-x").arg(package).arg(&unpacked), "cannot unpack debootstrap")?;
+    Ok((unpacked.join("usr/sbin/debootstrap"), Some(unpacked.join("usr/share/debootstrap"))))
+}
+
+/// `$MOXIN_DEBIAN_MIRROR`, or the one that this machine's packages come from where it is a Debian.
+fn mirror() -> String {
+    let folder = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten();
+    let files = folder.filter_map(|entry| Some(entry.ok()?.path())).chain([PathBuf::from("/etc/apt/sources.list")]);
+    let sources: String = files.filter_map(|file| fs::read_to_string(file).ok()).collect();
+    env::var("MOXIN_DEBIAN_MIRROR").ok().or_else(|| mirror_in(&sources)).unwrap_or_else(|| DEFAULT_MIRROR.to_owned())
+}
+
+fn mirror_in(sources: &str) -> Option<String> {
+    let lines = sources.lines().filter(|line| !line.trim_start().starts_with('#'));
+    let mut words = lines.flat_map(str::split_whitespace).map(|word| word.trim_end_matches('/'));
+    words.find(|word| word.starts_with("http") && word.ends_with("/debian")).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mirror_is_that_of_the_machine() {
+        let debian = "Types: deb\n# http://snapshot.example/debian\nURIs: http://mirror.example/debian/\nSuites: bookworm\n";
+        assert_eq!(mirror_in(debian).as_deref(), Some("http://mirror.example/debian"));
+        assert_eq!(mirror_in("deb https://one.example/debian bookworm main\n").as_deref(), Some("https://one.example/debian"));
+        assert_eq!(mirror_in("deb http://archive.example/ubuntu noble main\n"), None);
+    }
+
+    #[test]
+    fn mounts_come_before_the_program() {
+        let debian = Debian { root: "/root-of-debian".into() };
+        let command = debian.command("swift", Path::new("/a"), &[Path::new("/a"), Path::new("/b")]);
+        let arguments: Vec<_> = command.get_args().skip(8).map(|argument| argument.to_string_lossy().into_owned()).collect();
+        assert_eq!(arguments, ["/root-of-debian", "/a", "/b", "--", "env", "-C", "/a", "swift"]);
+    }
+}
