@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{cargo, setup, swift};
+use crate::{apple, cargo, setup, swift};
 
 /// One step: a name, and cargo's arguments.
 struct Step {
@@ -62,7 +62,7 @@ struct Extra {
     lacks: fn() -> Option<String>,
 }
 
-const EXTRAS: [Extra; 3] = [
+const EXTRAS: [Extra; 4] = [
     Extra {
         // What takes seconds; without names, all C programs run, which takes many minutes.
         step: Step {
@@ -90,6 +90,7 @@ const EXTRAS: [Extra; 3] = [
         step: Step::new("licences", &["deny", "check", "licenses", "bans", "sources"]),
         lacks: || unless_runs(&["cargo", "deny", "--version"], "cargo install --locked cargo-deny"),
     },
+    Extra { step: Step::new("apple", &["xtask", "apple-check"]), lacks: apple::lacks },
     Extra { step: Step::new("swift", &["xtask", "swift-test"]), lacks: swift::lacks },
 ];
 

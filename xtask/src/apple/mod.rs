@@ -150,6 +150,14 @@ impl Home {
     }
 }
 
+/// What is missing for `check`.
+pub fn lacks() -> Option<String> {
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        return Some("x86-64 Linux; on a Mac the other steps compile for it".to_owned());
+    }
+    TARGETS.iter().find_map(|(target, _)| add_target(target).err().map(|_| format!("rustup target add {target}")))
+}
+
 /// Has rustup fetch the standard library of a target, where it is not there.
 fn add_target(target: &str) -> Result<()> {
     let output = Command::new("rustc").args(["--print", "target-libdir", "--target", target]).output().context("cannot run rustc")?;
