@@ -87,7 +87,7 @@ extension VLMImage {
 }
 #endif
 
-#if canImport(AppKit)
+#if canImport(AppKit) && !targetEnvironment(macCatalyst)
 import AppKit
 
 extension VLMImage {

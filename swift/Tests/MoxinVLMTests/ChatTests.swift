@@ -36,7 +36,7 @@ extension All {
             try await withModel { model in
                 let chat = VLMChat(session: try await answered(model), interval: .zero)
                 chat.draft = describe
-                chat.send(options: GenerationOptions(temperature: 50, maxTokens: 4000))
+                chat.send(options: endless)
                 while chat.phase != .answering { try await Task.sleep(for: .milliseconds(1)) }
                 chat.stop()
                 await chat.settle()
@@ -87,7 +87,7 @@ extension All {
                 let session = try await answered(model)
                 var chat: VLMChat? = VLMChat(session: session)
                 chat?.draft = describe
-                chat?.send(options: GenerationOptions(temperature: 50, maxTokens: 4000))
+                chat?.send(options: endless)
                 while chat?.phase != .answering { try await Task.sleep(for: .milliseconds(1)) }
                 chat = nil
                 try await Task.sleep(for: .milliseconds(50))

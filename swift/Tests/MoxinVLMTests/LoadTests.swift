@@ -19,7 +19,7 @@ extension All {
         @Test func aThousandStreamsBrokenOffLeaveNothing() async throws {
             try await withModel { model in
                 _ = try await answered(model)
-                let threads = try threadCount()
+                let threads = threadCount()
                 var dice = Dice(state: 1)
                 let embedding = VLMImage(try await model.encode(picture))
                 var session = try await model.makeSession()
@@ -53,8 +53,10 @@ extension All {
                     #expect(await session.transcript.isEmpty)
                 }
                 #expect(try await session.respond(to: written, images: [embedding]).text == "The word FISH.")
+                #if os(Linux)
                 // Those of Swift's own pool come and go.
-                #expect(try threadCount() <= threads + 2)
+                #expect(try #require(threadCount()) <= #require(threads) + 2)
+                #endif
             }
         }
 

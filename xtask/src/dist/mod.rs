@@ -5,7 +5,7 @@
 //!   include/                    moxin_vlm.h, moxin_vlm.hpp, module.modulemap
 //!   lib/                        libmoxin_vlm, shared and static
 //!   lib/moxin_vlm/              MLX and OpenBLAS, in the folders of their wheels, by which they find each other
-//!   lib/pkgconfig/              moxin_vlm.pc, moxin_vlm-static.pc
+//!   lib/pkgconfig/              moxin_vlm.pc, moxin_vlm-static.pc, moxin_vlm-swift.pc
 //!   lib/cmake/moxin_vlm/        for find_package
 //!   licenses/
 //! ```

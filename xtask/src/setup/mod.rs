@@ -214,12 +214,7 @@ fn install_in(cache: &Path, home: &Home) -> Result<()> {
         return Ok(()); // the other one made it
     }
 
-    for entry in fs::read_dir(cache)? {
-        let path = entry?.path();
-        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PART)) {
-            remove(&path).ok(); // of a run that was interrupted; its compiler may still be at work
-        }
-    }
+    remove_parts(cache)?;
     let part = cache.join(format!("{PART}{}", std::process::id()));
     let outcome = build(&part, home).and_then(|()| {
         remove(&home.path)?;
@@ -256,6 +251,17 @@ fn build(part: &Path, home: &Home) -> Result<()> {
     let built = native::build(&steps, &tools, &recipe, &mlx_c, &compiler, &made)?;
     let found = native::check(&steps, &built, home.backend)?;
     steps.say(&found);
+    Ok(())
+}
+
+/// Removes what runs that were interrupted have left. Only for who has the lock.
+pub fn remove_parts(cache: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(cache)? {
+        let path = entry?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PART)) {
+            remove(&path).ok(); // its compiler may still be at work
+        }
+    }
     Ok(())
 }
 

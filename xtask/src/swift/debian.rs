@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::setup::step::Steps;
-use crate::setup::{PART, cache_folder, remove};
+use crate::setup::{PART, cache_folder, remove, remove_parts};
 
 const SUITE: &str = "trixie";
 const PACKAGES: &str = "swiftlang,libc6-dev,libstdc++-14-dev,pkg-config,git";
@@ -72,6 +72,7 @@ impl Debian {
         if debian.is_complete() {
             return Ok(debian);
         }
+        remove_parts(&cache)?;
         let part = cache.join(format!("{PART}{SUITE}-{}", std::process::id()));
         fs::create_dir_all(part.join("tmp"))?;
         let outcome = build(&part).and_then(|made| {
