@@ -3,7 +3,7 @@
 use mlx_rs::{Array, Dtype, error::Exception, fast};
 
 use super::matrix::load_vector;
-use crate::{Result, checkpoint::Weights};
+use crate::{Result, checkpoint::Weights, device};
 
 /// Root mean square normalization (<https://arxiv.org/abs/1910.07467>).
 #[derive(Debug, Clone)]
@@ -21,6 +21,9 @@ impl RmsNorm {
 
     /// `[.., width]` to the same shape.
     pub fn forward(&self, x: &Array) -> Result<Array, Exception> {
+        if let Some(kernels) = device::kernels(x) {
+            return kernels.rms_norm(x, &self.weight, self.eps);
+        }
         fast::rms_norm(x, Some(&self.weight), self.eps)
     }
 }
@@ -44,6 +47,9 @@ impl LayerNorm {
 
     /// `[.., width]` to the same shape.
     pub fn forward(&self, x: &Array) -> Result<Array, Exception> {
+        if let Some(kernels) = device::kernels(x) {
+            return kernels.layer_norm(x, &self.weight, &self.bias, self.eps);
+        }
         fast::layer_norm(x, &self.weight, &self.bias, self.eps)
     }
 }
