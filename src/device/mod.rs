@@ -67,6 +67,15 @@ impl Backend {
     }
 }
 
+/// What of a device decides how much memory a model takes on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arithmetic {
+    /// The dtype of activations.
+    pub dtype: Dtype,
+    /// Whether the kernels of this library compute.
+    pub own_kernels: bool,
+}
+
 /// A backend in use: the stream its operations go to, and the dtype of activations on it.
 ///
 /// MLX streams belong to the thread that made them: make one on each thread that computes.
@@ -110,14 +119,15 @@ impl Device {
         Device { cpu_kernels, ..self }
     }
 
-    /// Whether the kernels of this library compute: on the CPU, with float32 activations.
-    pub fn uses_own_kernels(&self) -> bool {
-        self.is_cpu() && self.dtype == Dtype::Float32 && self.cpu_kernels.are_own()
+    /// How it computes: with the kernels of this library on the CPU, in float32, unless they are not wanted.
+    pub fn arithmetic(&self) -> Arithmetic {
+        let own_kernels = self.is_cpu() && self.dtype == Dtype::Float32 && self.cpu_kernels.are_own();
+        Arithmetic { dtype: self.dtype, own_kernels }
     }
 
     /// Runs `f` with every MLX operation in it going to this device.
     pub fn run<T>(&self, f: impl FnOnce() -> T) -> T {
-        cpu::with_own(self.uses_own_kernels(), || mlx_rs::with_stream(&self.stream, f))
+        cpu::with_own(self.arithmetic().own_kernels, || mlx_rs::with_stream(&self.stream, f))
     }
 
     /// Whether this is the CPU, where weights are widened one layer at a time and wide copies must go before the next.

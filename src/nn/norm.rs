@@ -14,9 +14,14 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
+    /// Normalization by a weight `[width]`.
+    pub fn new(weight: Array, eps: f32) -> RmsNorm {
+        RmsNorm { weight, eps }
+    }
+
     /// Reads `weight` `[width]`.
     pub fn load(weights: &Weights, width: usize, eps: f32, dtype: Dtype) -> Result<RmsNorm> {
-        Ok(RmsNorm { weight: load_vector(weights, "weight", &[width], dtype)?, eps })
+        Ok(RmsNorm::new(load_vector(weights, "weight", &[width], dtype)?, eps))
     }
 
     /// `[.., width]` to the same shape.

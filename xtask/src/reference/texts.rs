@@ -89,6 +89,7 @@ pub const TOPICS: [Topic; 10] = [
             "moxin_set_metallib_path",
             "moxin_set_log",
             "moxin_log",
+            "moxin_set_cpu_threads",
             "moxin_suspend",
             "moxin_resume",
             "moxin_str",
