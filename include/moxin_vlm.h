@@ -888,7 +888,7 @@ typedef uint32_t moxin_role;
 #define MOXIN_DTYPE_F32 3
 
 /**
- * What the environment variable MOXIN_CPU_KERNELS says, "own" or "mlx"; where it is not set, this library's own, but MLX's on Apple's systems.
+ * What the environment variable `MOXIN_CPU_KERNELS` says, "own" or "mlx"; where it is not set, this library's own, but MLX's on Apple's systems.
  */
 #define MOXIN_CPU_KERNELS_AUTO 0
 
@@ -1151,7 +1151,7 @@ enum moxin_status moxin_set_log(moxin_log_fn log,
 
 /**
  * Sets the number of threads that this library's own kernels for the CPU use in the whole process, from the next work on. 0, the default: the
- * environment variable MOXIN_CPU_THREADS does not count any more, and there are as many as cores. Results do not depend on it.
+ * environment variable `MOXIN_CPU_THREADS` does not count any more, and there are as many as cores. Results do not depend on it.
  */
 void moxin_set_cpu_threads(uint32_t threads);
 

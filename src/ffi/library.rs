@@ -152,7 +152,7 @@ fn level_number(level: Level) -> moxin_log_level {
 }
 
 /// Sets the number of threads that this library's own kernels for the CPU use in the whole process, from the next work on. 0, the default: the
-/// environment variable MOXIN_CPU_THREADS does not count any more, and there are as many as cores. Results do not depend on it.
+/// environment variable `MOXIN_CPU_THREADS` does not count any more, and there are as many as cores. Results do not depend on it.
 #[unsafe(no_mangle)]
 pub extern "C" fn moxin_set_cpu_threads(threads: u32) {
     let _ = guarded(|| {

@@ -48,7 +48,7 @@ pub const MOXIN_DTYPE_F32: moxin_dtype = 3;
 
 /// Whose code computes on the CPU: one of MOXIN_CPU_KERNELS_*. On a GPU it makes no difference.
 pub type moxin_cpu_kernels = u32;
-/// What the environment variable MOXIN_CPU_KERNELS says, "own" or "mlx"; where it is not set, this library's own, but MLX's on Apple's systems.
+/// What the environment variable `MOXIN_CPU_KERNELS` says, "own" or "mlx"; where it is not set, this library's own, but MLX's on Apple's systems.
 pub const MOXIN_CPU_KERNELS_AUTO: moxin_cpu_kernels = 0;
 /// This library's own, where activations are float32.
 pub const MOXIN_CPU_KERNELS_OWN: moxin_cpu_kernels = 1;
