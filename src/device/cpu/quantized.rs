@@ -299,6 +299,11 @@ fn load_some<S: Simd>(simd: S, from: &[u32], count: usize) -> S::I {
     simd.load_i(&words)
 }
 
+#[inline(always)]
+fn two_vectors<S: Simd>(simd: S, from: &[u32]) -> [S::F; 2] {
+    [simd.from_bits(simd.load_i(from)), simd.from_bits(simd.load_i(&from[S::LANES..]))]
+}
+
 /// The product with several rows of x.
 struct WithMatrix<'a> {
     matrix: &'a Affine<'a>,
@@ -351,7 +356,8 @@ impl Product for WithMatrix<'_> {
                 let some = S::LANES.min(count - start);
                 for (i, to) in rows.chunks_exact_mut(S::LANES).take(S::LANES).enumerate() {
                     let row = (first + side + i).min(matrix.rows - 1);
-                    to[..some].copy_from_slice(&matrix.words[row * matrix.words_in_row() + groups.start * words + start..][..some]);
+                    let from = &matrix.words[row * matrix.words_in_row() + groups.start * words + start..][..some];
+                    simd.store_i(load_some(simd, from, some), to);
                 }
                 simd.transpose(&rows, &mut columns, S::LANES);
                 for (i, column) in columns.chunks_exact(S::LANES).take(some).enumerate() {
@@ -381,16 +387,16 @@ impl Product for WithMatrix<'_> {
                     sums[h] = [simd.dot_pairs(sums[h][0], x, numbers[0]), simd.dot_pairs(sums[h][1], x, numbers[1])];
                 }
             }
-            let steps = &self.x.steps[row * groups + group * H..][..H];
-            let totals = &self.x.sums[row * groups + group * H..][..H];
-            for side in 0..2 {
-                let at = i * width + side * S::LANES;
-                let (scale, bias) = (simd.from_bits(simd.load_i(&packed.scales[at..])), simd.from_bits(simd.load_i(&packed.biases[at..])));
-                for h in 0..H {
-                    let y = &mut y[h * width + side * S::LANES..][..S::LANES];
-                    let sum = add_group(simd, simd.convert(sums[h][side]), scale, bias, steps[h], totals[h], simd.load(y));
-                    simd.store(sum, y);
-                }
+            let at = row * groups + group * H;
+            let (steps, totals) = (&self.x.steps[at..].as_chunks::<H>().0[0], &self.x.sums[at..].as_chunks::<H>().0[0]);
+            let (scales, biases) = (two_vectors(simd, &packed.scales[i * width..]), two_vectors(simd, &packed.biases[i * width..]));
+            let y = &mut y[..H * width];
+            for h in 0..H {
+                let (step, total) = (steps[h], totals[h]);
+                let left = &mut y[h * width..][..S::LANES];
+                simd.store(add_group(simd, simd.convert(sums[h][0]), scales[0], biases[0], step, total, simd.load(left)), left);
+                let right = &mut y[h * width + S::LANES..][..S::LANES];
+                simd.store(add_group(simd, simd.convert(sums[h][1]), scales[1], biases[1], step, total, simd.load(right)), right);
             }
         }
     }
