@@ -6,6 +6,7 @@ use rand_chacha::{
 };
 
 use super::{
+    attention::{Attention, Heads, Sees},
     coded::{Code, Coded},
     dense::Dense,
     numbers::Floats,
@@ -195,6 +196,49 @@ fn coded_products_are_those_of_float64() {
             Coded { rows, columns, bits, group_size, words: &words, code }.multiply(isa, &pool(2), &x, None, &mut found);
             let error = error(&found, &reference(&x, columns, &matrix, &vec![0.0; rows]));
             assert!(error < 1e-6, "{bits} bits, {}: {error}", isa.name());
+        }
+    }
+}
+
+/// Heads that share keys, heads that lie apart in memory, more keys and queries than a block has, and widths that fill no vector.
+#[test]
+fn attention_is_that_of_float64() {
+    let mut random = Random::new(5);
+    for (queries, keys, heads, kv_heads, width) in
+        [(1, 1, 1, 1, 3), (1, 300, 4, 2, 16), (3, 7, 2, 1, 5), (130, 300, 2, 2, 20), (100, 600, 4, 1, 40)]
+    {
+        let room = keys + 5;
+        let (q, k, v) =
+            (random.floats(heads * queries * width), random.floats(kv_heads * room * width), random.floats(kv_heads * room * width));
+        let mask: Vec<bool> = (0..queries * keys).map(|i| i % keys == 0 || random.0.next_u32() % 3 > 0).collect();
+        let in_cache = |data| Heads { data, shape: [1, kv_heads, keys, width], strides: [kv_heads * room * width, room * width, width] };
+        // Queries as a projection leaves them: a token's heads side by side.
+        let by_token = Heads { data: &q, shape: [1, heads, queries, width], strides: [q.len(), width, heads * width] };
+        for sees in [Sees::All, Sees::Past, Sees::Mask(&mask)] {
+            let sees_key = |query: usize, key: usize| match sees {
+                Sees::All => true,
+                Sees::Past => key + queries <= query + keys,
+                Sees::Mask(mask) => mask[query * keys + key],
+            };
+            if queries > keys && matches!(sees, Sees::Past) {
+                continue;
+            }
+            let mut expected = Vec::new();
+            for (query, head) in (0..queries).flat_map(|query| (0..heads).map(move |head| (query, head))) {
+                let at = |data: &[f32], key: usize, i: usize| f64::from(data[((head / (heads / kv_heads)) * room + key) * width + i]);
+                let score = |key| (0..width).map(|i| f64::from(q[(query * heads + head) * width + i]) * at(&k, key, i)).sum::<f64>() * 0.3;
+                let weights: Vec<f64> = (0..keys).map(|key| if sees_key(query, key) { score(key).exp() } else { 0.0 }).collect();
+                let total: f64 = weights.iter().sum();
+                expected.extend(
+                    (0..width).map(|i| weights.iter().enumerate().map(|(key, weight)| weight * at(&v, key, i)).sum::<f64>() / total),
+                );
+            }
+            for isa in Isa::all() {
+                let mut found = vec![f32::NAN; expected.len()];
+                let attention = Attention { queries: by_token, keys: in_cache(&k), values: in_cache(&v), sees, scale: 0.3 };
+                attention.run(isa, &pool(2), &mut found);
+                assert!(error(&found, &expected) < 2e-6, "{queries} x {keys}, {}: {}", isa.name(), error(&found, &expected));
+            }
         }
     }
 }
