@@ -166,7 +166,7 @@ pub(super) fn add_tile<S: Simd, const H: usize>(simd: S, x: &[f32], matrix: &[u3
     let width = 2 * S::LANES;
     let mut sums = [[simd.splat(0.0); 2]; H];
     for (x, numbers) in x.as_chunks::<H>().0.iter().zip(matrix.chunks_exact(width)) {
-        let numbers = [simd.from_bits(simd.load_i(numbers)), simd.from_bits(simd.load_i(&numbers[S::LANES..]))];
+        let numbers = [simd.float(simd.load_i(numbers)), simd.float(simd.load_i(&numbers[S::LANES..]))];
         for h in 0..H {
             let x = simd.splat(x[h]);
             sums[h] = [simd.fma(x, numbers[0], sums[h][0]), simd.fma(x, numbers[1], sums[h][1])];

@@ -1,4 +1,5 @@
 //! Functions of each number: exponentials and the activations made of them, to about one unit in the last place.
+#![allow(clippy::excessive_precision)] // as their sources have them
 
 use super::{
     pool::Pool,
@@ -83,7 +84,7 @@ pub(super) fn exp<S: Simd>(simd: S, x: S::F) -> S::F {
     let r = simd.fma(n, simd.splat(2.121_944_4e-4), r);
     let c = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1];
     let p = simd.add(simd.fma(polynomial(simd, r, c), simd.mul(r, r), r), simd.splat(1.0));
-    simd.from_bits(simd.add_i(simd.bits(p), simd.shl(simd.bits(shifted), 23)))
+    simd.float(simd.add_i(simd.bits(p), simd.shl(simd.bits(shifted), 23)))
 }
 
 /// The error function, as Eigen has it

@@ -52,7 +52,7 @@ impl Simd for Neon {
         max(a: float32x4_t, b: float32x4_t) -> float32x4_t = vmaxq_f32(a, b);
         fma(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t = vfmaq_f32(c, a, b);
         bits(x: float32x4_t) -> int32x4_t = vreinterpretq_s32_f32(x);
-        from_bits(x: int32x4_t) -> float32x4_t = vreinterpretq_f32_s32(x);
+        float(x: int32x4_t) -> float32x4_t = vreinterpretq_f32_s32(x);
         splat_i(x: i32) -> int32x4_t = vdupq_n_s32(x);
         add_i(a: int32x4_t, b: int32x4_t) -> int32x4_t = vaddq_s32(a, b);
         and(a: int32x4_t, b: int32x4_t) -> int32x4_t = vandq_s32(a, b);

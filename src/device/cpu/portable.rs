@@ -100,7 +100,7 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn from_bits(self, x: Self::I) -> Self::F {
+    fn float(self, x: Self::I) -> Self::F {
         x.map(|x| f32::from_bits(x as u32))
     }
 

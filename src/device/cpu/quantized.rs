@@ -275,8 +275,7 @@ fn rows_times_vector<S: Simd, const BITS: usize, const GROUP: usize>(
             }
         }
         let product = simd.convert(simd.sums(&sums[..S::LANES]));
-        let (scale, bias) =
-            (simd.from_bits(simd.load_i(&scales[group * S::LANES..])), simd.from_bits(simd.load_i(&biases[group * S::LANES..])));
+        let (scale, bias) = (simd.float(simd.load_i(&scales[group * S::LANES..])), simd.float(simd.load_i(&biases[group * S::LANES..])));
         y = add_group(simd, product, scale, bias, x.steps[group], x.sums[group], y);
     }
     y
@@ -301,7 +300,7 @@ fn load_some<S: Simd>(simd: S, from: &[u32], count: usize) -> S::I {
 
 #[inline(always)]
 fn two_vectors<S: Simd>(simd: S, from: &[u32]) -> [S::F; 2] {
-    [simd.from_bits(simd.load_i(from)), simd.from_bits(simd.load_i(&from[S::LANES..]))]
+    [simd.float(simd.load_i(from)), simd.float(simd.load_i(&from[S::LANES..]))]
 }
 
 /// The product with several rows of x.

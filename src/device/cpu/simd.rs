@@ -40,7 +40,7 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// The bits of the numbers.
     fn bits(self, x: Self::F) -> Self::I;
     /// The numbers of the bits.
-    fn from_bits(self, x: Self::I) -> Self::F;
+    fn float(self, x: Self::I) -> Self::F;
 
     fn splat_i(self, x: i32) -> Self::I;
     fn load_i(self, from: &[u32]) -> Self::I;

@@ -210,7 +210,7 @@ fn attention_is_that_of_float64() {
         let room = keys + 5;
         let (q, k, v) =
             (random.floats(heads * queries * width), random.floats(kv_heads * room * width), random.floats(kv_heads * room * width));
-        let mask: Vec<bool> = (0..queries * keys).map(|i| i % keys == 0 || random.0.next_u32() % 3 > 0).collect();
+        let mask: Vec<bool> = (0..queries * keys).map(|i| i % keys == 0 || !random.0.next_u32().is_multiple_of(3)).collect();
         let in_cache = |data| Heads { data, shape: [1, kv_heads, keys, width], strides: [kv_heads * room * width, room * width, width] };
         // Queries as a projection leaves them: a token's heads side by side.
         let by_token = Heads { data: &q, shape: [1, heads, queries, width], strides: [q.len(), width, heads * width] };

@@ -23,7 +23,7 @@ impl Avx2 {
     #[inline(always)]
     fn quads(self, rows: &[u32]) -> [__m256; 4] {
         let load = [self.load_i(rows), self.load_i(&rows[8..]), self.load_i(&rows[16..]), self.load_i(&rows[24..])];
-        let [a, b, c, d] = [self.from_bits(load[0]), self.from_bits(load[1]), self.from_bits(load[2]), self.from_bits(load[3])];
+        let [a, b, c, d] = [self.float(load[0]), self.float(load[1]), self.float(load[2]), self.float(load[3])];
         // SAFETY: as in `instructions`.
         unsafe {
             let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
@@ -109,7 +109,7 @@ impl Simd for Avx2 {
         max(a: __m256, b: __m256) -> __m256 = _mm256_max_ps(a, b);
         fma(a: __m256, b: __m256, c: __m256) -> __m256 = _mm256_fmadd_ps(a, b, c);
         bits(x: __m256) -> __m256i = _mm256_castps_si256(x);
-        from_bits(x: __m256i) -> __m256 = _mm256_castsi256_ps(x);
+        float(x: __m256i) -> __m256 = _mm256_castsi256_ps(x);
         splat_i(x: i32) -> __m256i = _mm256_set1_epi32(x);
         add_i(a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi32(a, b);
         and(a: __m256i, b: __m256i) -> __m256i = _mm256_and_si256(a, b);
@@ -221,7 +221,7 @@ impl Simd for Avx512 {
         max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
         fma(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
         bits(x: __m512) -> __m512i = _mm512_castps_si512(x);
-        from_bits(x: __m512i) -> __m512 = _mm512_castsi512_ps(x);
+        float(x: __m512i) -> __m512 = _mm512_castsi512_ps(x);
         splat_i(x: i32) -> __m512i = _mm512_set1_epi32(x);
         add_i(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
         and(a: __m512i, b: __m512i) -> __m512i = _mm512_and_si512(a, b);
