@@ -478,6 +478,11 @@ typedef uint32_t moxin_dtype;
 typedef uint32_t moxin_quant_mode;
 
 /**
+ * Whose code computes on the CPU: one of MOXIN_CPU_KERNELS_*. On a GPU it makes no difference.
+ */
+typedef uint32_t moxin_cpu_kernels;
+
+/**
  * How a model is loaded.
  */
 typedef struct moxin_model_params {
@@ -516,9 +521,9 @@ typedef struct moxin_model_params {
      */
     moxin_quant_mode quant_mode;
     /**
-     * Must be 0.
+     * Whose code computes on the CPU. Default: MOXIN_CPU_KERNELS_AUTO.
      */
-    uint32_t reserved;
+    moxin_cpu_kernels cpu_kernels;
 } moxin_model_params;
 
 /**
@@ -883,6 +888,21 @@ typedef uint32_t moxin_role;
 #define MOXIN_DTYPE_F32 3
 
 /**
+ * What the environment variable `MOXIN_CPU_KERNELS` says, "own" or "mlx"; where it is not set, this library's own, but MLX's on Apple's systems.
+ */
+#define MOXIN_CPU_KERNELS_AUTO 0
+
+/**
+ * This library's own, where activations are float32.
+ */
+#define MOXIN_CPU_KERNELS_OWN 1
+
+/**
+ * MLX's.
+ */
+#define MOXIN_CPU_KERNELS_MLX 2
+
+/**
  * A whole number of 2, 3, 4, 5, 6 or 8 bits, times a scale, plus a bias; 32, 64 or 128 neighbours share scale and bias.
  */
 #define MOXIN_QUANT_MODE_AFFINE 0
@@ -1128,6 +1148,12 @@ enum moxin_status moxin_set_log(moxin_log_fn log,
                                 void *user_data,
                                 moxin_destroy_fn destroy,
                                 struct moxin_error **error);
+
+/**
+ * Sets the number of threads that this library's own kernels for the CPU use in the whole process, from the next work on. 0, the default: the
+ * environment variable `MOXIN_CPU_THREADS` does not count any more, and there are as many as cores. Results do not depend on it.
+ */
+void moxin_set_cpu_threads(uint32_t threads);
 
 /**
  * Lets nothing compute from now on: for an app that goes to the background, which iOS ends if it submits work to the GPU there.

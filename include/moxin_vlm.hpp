@@ -708,6 +708,12 @@ inline void set_memory_limits(std::uint64_t total_bytes, std::uint64_t cache_byt
     detail::call(moxin_memory_set_limits, total_bytes, cache_bytes);
 }
 
+/// Threads of this library's own kernels for the CPU; 0 for as many as there are cores.
+inline void set_cpu_threads(std::uint32_t threads) noexcept
+{
+    moxin_set_cpu_threads(threads);
+}
+
 /// Gives back what is kept for reuse.
 inline void trim_memory() noexcept
 {

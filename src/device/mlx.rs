@@ -141,6 +141,44 @@ pub fn dequantize(weight: &Array, scales: &Array, group_size: usize, bits: usize
     }
 }
 
+/// Whether what this thread asks of MLX goes to the processor.
+pub(super) fn stream_is_on_cpu() -> bool {
+    install_error_handler();
+    let stream = Stream::thread_local_or_default();
+    // SAFETY: the device is made, filled, read and freed here; the stream outlives the calls.
+    unsafe {
+        let mut device = mlx_sys::mlx_device_new();
+        let mut kind = mlx_sys::mlx_device_type__MLX_GPU;
+        let status = mlx_sys::mlx_stream_get_device(&mut device, stream.as_ptr()) | mlx_sys::mlx_device_get_type(&mut kind, device);
+        mlx_sys::mlx_device_free(device);
+        status == 0 && kind == mlx_sys::mlx_device_type__MLX_CPU
+    }
+}
+
+/// Whether the rows of an evaluated array lie side by side in memory, without gaps.
+pub(super) fn is_row_contiguous(x: &Array) -> Result<bool, Exception> {
+    let mut contiguous = false;
+    // SAFETY: `contiguous` outlives the call that writes it.
+    match unsafe { mlx_sys::_mlx_array_is_row_contiguous(&mut contiguous, x.as_ptr()) } {
+        0 => Ok(contiguous),
+        _ => Err(Exception::custom("MLX could not tell how an array lies in memory")),
+    }
+}
+
+/// The memory of an evaluated float32 array from its first number to its last, whatever its strides.
+pub(super) fn strided_numbers(x: &Array) -> Result<&[f32], Exception> {
+    x.eval()?;
+    let dimensions = || x.shape().iter().zip(x.strides());
+    let is_forward = x.dtype() == mlx_rs::Dtype::Float32 && dimensions().all(|(_, stride)| isize::try_from(*stride).is_ok());
+    if !is_forward || x.size() == 0 {
+        return Err(Exception::custom(format!("an array of {:?} and {:?} cannot be read in place", x.shape(), x.dtype())));
+    }
+    let last: usize = dimensions().map(|(size, stride)| (*size as usize - 1) * stride).sum();
+    // SAFETY: the array is evaluated, of this type, and not empty; its numbers, the last one included, lie in its buffer, which lives as long
+    // as it and which MLX does not write while an array uses it.
+    unsafe { Ok(std::slice::from_raw_parts(mlx_sys::mlx_array_data_float32(x.as_ptr()), last + 1)) }
+}
+
 fn some(value: usize) -> mlx_sys::mlx_optional_int {
     mlx_sys::mlx_optional_int { value: value as i32, has_value: true }
 }

@@ -1,9 +1,12 @@
 //! Where the arithmetic runs: which backend there is, the dtype to compute in, and how much memory there is.
 
+mod cpu;
 mod exit;
 mod memory;
 mod mlx;
 
+pub use cpu::{CpuKernels, cpu_threads, cpu_vectors, set_cpu_threads};
+pub(crate) use cpu::{Kernels, PackedMatrix, kernels};
 pub use memory::{MemoryStats, available_memory, clear_cache, memory_limit, memory_stats, require, reset_peak_memory, set_memory_limits};
 pub(crate) use mlx::{dequantize, quantize, quantized_matmul};
 pub use mlx::{mlx_version, set_metallib_path};
@@ -64,6 +67,15 @@ impl Backend {
     }
 }
 
+/// What of a device decides how much memory a model takes on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arithmetic {
+    /// The dtype of activations.
+    pub dtype: Dtype,
+    /// Whether the kernels of this library compute.
+    pub own_kernels: bool,
+}
+
 /// A backend in use: the stream its operations go to, and the dtype of activations on it.
 ///
 /// MLX streams belong to the thread that made them: make one on each thread that computes.
@@ -73,6 +85,8 @@ pub struct Device {
     pub backend: Backend,
     /// The dtype of activations: bfloat16 on a GPU, float32 on the CPU, whose bfloat16 arithmetic is far slower.
     pub dtype: Dtype,
+    /// Whose code computes, where the device is the CPU.
+    pub cpu_kernels: CpuKernels,
     stream: Stream,
 }
 
@@ -86,7 +100,7 @@ impl Device {
             _ => (DeviceType::Gpu, Dtype::Bfloat16),
         };
         let stream = Stream::try_default_on_device(&MlxDevice::new(device, 0))?;
-        Ok(Device { backend, dtype, stream })
+        Ok(Device { backend, dtype, cpu_kernels: CpuKernels::Auto, stream })
     }
 
     /// The same device with activations of another dtype.
@@ -100,9 +114,20 @@ impl Device {
         }
     }
 
+    /// The same device with other code computing on the CPU.
+    pub fn with_cpu_kernels(self, cpu_kernels: CpuKernels) -> Device {
+        Device { cpu_kernels, ..self }
+    }
+
+    /// How it computes: with the kernels of this library on the CPU, in float32, unless they are not wanted.
+    pub fn arithmetic(&self) -> Arithmetic {
+        let own_kernels = self.is_cpu() && self.dtype == Dtype::Float32 && self.cpu_kernels.are_own();
+        Arithmetic { dtype: self.dtype, own_kernels }
+    }
+
     /// Runs `f` with every MLX operation in it going to this device.
     pub fn run<T>(&self, f: impl FnOnce() -> T) -> T {
-        mlx_rs::with_stream(&self.stream, f)
+        cpu::with_own(self.arithmetic().own_kernels, || mlx_rs::with_stream(&self.stream, f))
     }
 
     /// Whether this is the CPU, where weights are widened one layer at a time and wide copies must go before the next.

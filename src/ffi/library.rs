@@ -13,7 +13,7 @@ use serde_json::json;
 use super::{MOXIN_ABI_VERSION, MOXIN_STRLEN, c_string, guard, moxin_destroy_fn, moxin_error, moxin_status, moxin_str, text, view};
 use crate::{
     Backend, Error, Result,
-    device::{mlx_version, set_metallib_path},
+    device::{mlx_version, set_cpu_threads, set_metallib_path},
     panic::guarded,
     runtime::{LogSink, resume, set_log, suspend},
 };
@@ -149,6 +149,16 @@ fn level_number(level: Level) -> moxin_log_level {
         Level::Debug => MOXIN_LOG_LEVEL_DEBUG,
         Level::Trace => MOXIN_LOG_LEVEL_TRACE,
     }
+}
+
+/// Sets the number of threads that this library's own kernels for the CPU use in the whole process, from the next work on. 0, the default: the
+/// environment variable `MOXIN_CPU_THREADS` does not count any more, and there are as many as cores. Results do not depend on it.
+#[unsafe(no_mangle)]
+pub extern "C" fn moxin_set_cpu_threads(threads: u32) {
+    let _ = guarded(|| {
+        set_cpu_threads(threads as usize);
+        Ok(())
+    });
 }
 
 /// Lets nothing compute from now on: for an app that goes to the background, which iOS ends if it submits work to the GPU there.

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     Error, Result,
     checkpoint::{Mode, Quantization},
+    device::CpuKernels,
     models::moxin::QuantizeOptions,
     runtime::{Embedding, LoadOptions, Model, ModelInfo},
 };
@@ -44,6 +45,15 @@ pub const MOXIN_DTYPE_F16: moxin_dtype = 1;
 pub const MOXIN_DTYPE_BF16: moxin_dtype = 2;
 /// 32 bits.
 pub const MOXIN_DTYPE_F32: moxin_dtype = 3;
+
+/// Whose code computes on the CPU: one of MOXIN_CPU_KERNELS_*. On a GPU it makes no difference.
+pub type moxin_cpu_kernels = u32;
+/// What the environment variable `MOXIN_CPU_KERNELS` says, "own" or "mlx"; where it is not set, this library's own, but MLX's on Apple's systems.
+pub const MOXIN_CPU_KERNELS_AUTO: moxin_cpu_kernels = 0;
+/// This library's own, where activations are float32.
+pub const MOXIN_CPU_KERNELS_OWN: moxin_cpu_kernels = 1;
+/// MLX's.
+pub const MOXIN_CPU_KERNELS_MLX: moxin_cpu_kernels = 2;
 
 /// How quantized numbers are told: one of MOXIN_QUANT_MODE_*.
 pub type moxin_quant_mode = u32;
@@ -78,8 +88,8 @@ pub struct moxin_model_params {
     pub quant_group_size: u32,
     /// Another mode than MOXIN_QUANT_MODE_AFFINE, the default, has its own bits and group size: the two above are not looked at then.
     pub quant_mode: moxin_quant_mode,
-    /// Must be 0.
-    pub reserved: u32,
+    /// Whose code computes on the CPU. Default: MOXIN_CPU_KERNELS_AUTO.
+    pub cpu_kernels: moxin_cpu_kernels,
 }
 
 /// The scheme of some modules.
@@ -212,7 +222,7 @@ unsafe impl Versioned for moxin_model_params {
             quant_bits: 0,
             quant_group_size: 64,
             quant_mode: MOXIN_QUANT_MODE_AFFINE,
-            reserved: 0,
+            cpu_kernels: MOXIN_CPU_KERNELS_AUTO,
         }
     }
 }
@@ -575,15 +585,21 @@ unsafe fn load_options(params: *const moxin_model_params) -> Result<LoadOptions>
         MOXIN_DTYPE_F32 => Some(Dtype::Float32),
         other => return Err(Error::InvalidArgument(format!("params.dtype is {other}; 0 to {MOXIN_DTYPE_F32} is expected"))),
     };
-    if params.reserved != 0 {
-        return Err(Error::InvalidArgument(format!("params.reserved is {}; 0 is expected", params.reserved)));
-    }
+    let cpu_kernels = match params.cpu_kernels {
+        MOXIN_CPU_KERNELS_AUTO => CpuKernels::Auto,
+        MOXIN_CPU_KERNELS_OWN => CpuKernels::Own,
+        MOXIN_CPU_KERNELS_MLX => CpuKernels::Mlx,
+        other => {
+            return Err(Error::InvalidArgument(format!("params.cpu_kernels is {other}; 0 to {MOXIN_CPU_KERNELS_MLX} is expected")));
+        }
+    };
     let quantizes = params.quant_bits > 0 || params.quant_mode != MOXIN_QUANT_MODE_AFFINE;
     let quantization = scheme(params.quant_mode, params.quant_bits, params.quant_group_size)?;
     Ok(LoadOptions {
         backend: backend_from(params.backend)?,
         dtype,
         quantize: quantizes.then(|| QuantizeOptions { quantization, ..QuantizeOptions::default() }),
+        cpu_kernels,
         memory_limit: (params.memory_limit > 0).then_some(params.memory_limit),
         image_cache: params.image_cache_bytes,
     })

@@ -2,6 +2,8 @@
 
 use mlx_rs::{Array, error::Result, ops};
 
+use crate::device;
+
 /// The activation between the two layers of an MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
@@ -26,6 +28,13 @@ impl Activation {
 
     /// Applies it to every element; the shape stays.
     pub fn apply(self, x: &Array) -> Result<Array> {
+        if let Some(kernels) = device::kernels(x) {
+            return match self {
+                Activation::Gelu => kernels.gelu(x),
+                Activation::GeluTanh => kernels.gelu_tanh(x),
+                Activation::QuickGelu => kernels.quick_gelu(x),
+            };
+        }
         match self {
             Activation::Gelu => {
                 let gate = ops::erf(scaled(x, std::f32::consts::FRAC_1_SQRT_2)?)?;
@@ -43,7 +52,18 @@ impl Activation {
 
 /// `x · sigmoid(x)`.
 pub fn silu(x: &Array) -> Result<Array> {
-    x.multiply(ops::sigmoid(x)?)
+    match device::kernels(x) {
+        Some(kernels) => kernels.silu(x),
+        None => x.multiply(ops::sigmoid(x)?),
+    }
+}
+
+/// `silu(gate) · up`, the heart of SwiGLU (<https://arxiv.org/abs/2002.05202>).
+pub fn silu_times(gate: &Array, up: &Array) -> Result<Array> {
+    match device::kernels(gate) {
+        Some(kernels) => kernels.silu_times(gate, up),
+        None => silu(gate)?.multiply(up),
+    }
 }
 
 fn scaled(x: &Array, factor: f32) -> Result<Array> {

@@ -3,8 +3,10 @@
 use mlx_rs::{
     Array,
     error::Result,
-    fast::{ScaledDotProductAttentionMask, scaled_dot_product_attention},
+    fast::{ScaledDotProductAttentionMask, rope, scaled_dot_product_attention},
 };
+
+use crate::device;
 
 /// Which keys a query may see.
 #[derive(Debug, Clone)]
@@ -24,6 +26,10 @@ pub fn attention(queries: &Array, keys: &Array, values: &Array, mask: &Mask) -> 
         return Err(format!("attention over queries of shape {:?}: four axes are needed", queries.shape()).as_str().into());
     };
     let scale = (width as f32).sqrt().recip();
+    if let Some(kernels) = device::kernels(queries) {
+        let array = if let Mask::Array(mask) = mask { Some(mask) } else { None };
+        return kernels.attention([queries, keys, values], scale, matches!(mask, Mask::Causal), array);
+    }
     let mask = match mask {
         Mask::None => None,
         Mask::Causal => Some(ScaledDotProductAttentionMask::Causal),
@@ -34,6 +40,20 @@ pub fn attention(queries: &Array, keys: &Array, values: &Array, mask: &Mask) -> 
         None => scaled_dot_product_attention(queries, keys, values, scale, NO_MASK, None)?,
     };
     mixed.transpose_axes(&[0, 2, 1, 3])?.reshape(&[batch, tokens, heads * width])
+}
+
+/// `[batch, tokens, heads · width]` to `[batch, heads, tokens, width]`.
+pub fn split_heads(x: &Array, width: i32) -> Result<Array> {
+    x.reshape(&[x.dim(0), x.dim(1), -1, width])?.transpose_axes(&[0, 2, 1, 3])
+}
+
+/// [`split_heads`] and rotary positions (<https://arxiv.org/abs/2104.09864>), the two halves of a head rotated against each other (not
+/// "traditional" pairs). The first token stands at `offset`.
+pub fn rotate_heads(x: &Array, width: i32, theta: f32, offset: i32) -> Result<Array> {
+    match device::kernels(x) {
+        Some(kernels) => kernels.rope(x, width as usize, theta, offset as usize),
+        None => rope(split_heads(x, width)?, width, false, theta, 1.0, offset, None),
+    }
 }
 
 const NO_MASK: Option<ScaledDotProductAttentionMask<'static>> = None;

@@ -56,6 +56,9 @@ impl Matrix {
 
     /// `x [.., columns]` to `x · matrixᵀ [.., rows]`, in x's dtype.
     pub fn apply(&self, x: &Array) -> Result<Array, Exception> {
+        if let Some(kernels) = device::kernels(x) {
+            return self.apply_kernels(kernels, x, None);
+        }
         match self {
             Matrix::Dense(weight) => x.matmul(weight.as_dtype(x.dtype())?.transpose()?),
             Matrix::Quantized(matrix) => matrix.apply(x),
@@ -64,9 +67,19 @@ impl Matrix {
 
     /// `x · matrixᵀ + bias`.
     pub fn apply_with_bias(&self, x: &Array, bias: &Array) -> Result<Array, Exception> {
+        if let Some(kernels) = device::kernels(x) {
+            return self.apply_kernels(kernels, x, Some(bias));
+        }
         match self {
             Matrix::Dense(weight) => ops::addmm(bias, x, weight.as_dtype(x.dtype())?.transpose()?, None, None),
             Matrix::Quantized(matrix) => matrix.apply(x)?.add(bias),
+        }
+    }
+
+    fn apply_kernels(&self, kernels: device::Kernels, x: &Array, bias: Option<&Array>) -> Result<Array, Exception> {
+        match self {
+            Matrix::Dense(weight) => kernels.dense(x, weight, bias),
+            Matrix::Quantized(matrix) => kernels.packed(x, matrix.packed(), bias),
         }
     }
 
@@ -142,6 +155,12 @@ impl QuantizedMatrix {
             _ => (weights.load_byte_scales("scales", &[rows, groups])?, None),
         };
         Ok(QuantizedMatrix { quantization, weight, scales, biases })
+    }
+
+    fn packed(&self) -> device::PackedMatrix<'_> {
+        let Quantization { group_size, bits, mode } = self.quantization;
+        let (weight, scales, biases) = (&self.weight, &self.scales, self.biases.as_ref());
+        device::PackedMatrix { weight, scales, biases, group_size, bits, mode: mode.name() }
     }
 
     fn apply(&self, x: &Array) -> Result<Array, Exception> {

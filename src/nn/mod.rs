@@ -11,8 +11,8 @@ mod matrix;
 mod norm;
 mod vit;
 
-pub use activation::{Activation, silu};
-pub use attention::{Mask, attention, causal_mask};
+pub use activation::{Activation, silu, silu_times};
+pub use attention::{Mask, attention, causal_mask, rotate_heads, split_heads};
 pub use kv_cache::{ConcatKeyValueCache, KVCache, KeyValueCache};
 pub use linear::{Embedding, Linear};
 pub use matrix::{Matrix, QuantizedMatrix};

@@ -3,7 +3,7 @@
 use mlx_rs::{Array, Dtype, error::Exception, fast};
 
 use super::matrix::load_vector;
-use crate::{Result, checkpoint::Weights};
+use crate::{Result, checkpoint::Weights, device};
 
 /// Root mean square normalization (<https://arxiv.org/abs/1910.07467>).
 #[derive(Debug, Clone)]
@@ -14,13 +14,21 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
+    /// Normalization by a weight `[width]`.
+    pub fn new(weight: Array, eps: f32) -> RmsNorm {
+        RmsNorm { weight, eps }
+    }
+
     /// Reads `weight` `[width]`.
     pub fn load(weights: &Weights, width: usize, eps: f32, dtype: Dtype) -> Result<RmsNorm> {
-        Ok(RmsNorm { weight: load_vector(weights, "weight", &[width], dtype)?, eps })
+        Ok(RmsNorm::new(load_vector(weights, "weight", &[width], dtype)?, eps))
     }
 
     /// `[.., width]` to the same shape.
     pub fn forward(&self, x: &Array) -> Result<Array, Exception> {
+        if let Some(kernels) = device::kernels(x) {
+            return kernels.rms_norm(x, &self.weight, self.eps);
+        }
         fast::rms_norm(x, Some(&self.weight), self.eps)
     }
 }
@@ -44,6 +52,9 @@ impl LayerNorm {
 
     /// `[.., width]` to the same shape.
     pub fn forward(&self, x: &Array) -> Result<Array, Exception> {
+        if let Some(kernels) = device::kernels(x) {
+            return kernels.layer_norm(x, &self.weight, &self.bias, self.eps);
+        }
         fast::layer_norm(x, &self.weight, &self.bias, self.eps)
     }
 }

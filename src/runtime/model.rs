@@ -15,7 +15,7 @@ use super::{Op, Session, Stage, engine, lock};
 use crate::{
     Error, Result,
     checkpoint::{NewFolder, Quantization, read_json},
-    device::{Backend, Device, available_memory, clear_cache},
+    device::{Arithmetic, Backend, CpuKernels, Device, available_memory, clear_cache},
     generate::{ChatModel, GenerationOptions, ImageCache},
     image::{Picture, PictureHash, Processor},
     models::moxin::{MoxinVLM, QuantizeOptions, Source, TokenIds, VLMConfig, most_common},
@@ -34,21 +34,31 @@ pub struct LoadOptions {
     pub memory_limit: Option<u64>,
     /// Matrices are quantized as they are read: the dense ones are never all in memory. `None`: they stay as they are stored.
     pub quantize: Option<QuantizeOptions>,
+    /// Whose code computes on the CPU.
+    pub cpu_kernels: CpuKernels,
     /// Bytes for the tokens of pictures seen before. They take 4 MiB a picture in the largest case, Moxin-7B in float32.
     pub image_cache: u64,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        LoadOptions { backend: Backend::Auto, dtype: None, memory_limit: None, quantize: None, image_cache: 64 << 20 }
+        LoadOptions {
+            backend: Backend::Auto,
+            dtype: None,
+            memory_limit: None,
+            quantize: None,
+            cpu_kernels: CpuKernels::Auto,
+            image_cache: 64 << 20,
+        }
     }
 }
 
 impl LoadOptions {
     fn device(&self, device: &Device) -> Result<Device> {
+        let device = device.clone().with_cpu_kernels(self.cpu_kernels);
         match self.dtype {
-            Some(dtype) => device.clone().with_dtype(dtype),
-            None => Ok(device.clone()),
+            Some(dtype) => device.with_dtype(dtype),
+            None => Ok(device),
         }
     }
 
@@ -119,6 +129,8 @@ pub struct Model(Arc<Inner>);
 struct Inner {
     info: Mutex<ModelInfo>,
     backend: Backend,
+    cpu_kernels: CpuKernels,
+    arithmetic: Arithmetic,
     /// The folder that it comes from, its files open.
     source: Source,
     /// A hash of all its weights but the language model's, for the fingerprint.
@@ -199,8 +211,8 @@ impl Model {
         options.check()?;
         let source = Source::open(folder.as_ref())?;
         let for_device = options.clone();
-        let dtype = engine::turn(move || engine::on_device(for_device.backend, |device| Ok(for_device.device(device)?.dtype)))?;
-        let needs = source.memory(dtype, &|path, columns| options.scheme(path, columns));
+        let arithmetic = engine::turn(move || engine::on_device(for_device.backend, |device| Ok(for_device.device(device)?.arithmetic())))?;
+        let needs = source.memory(arithmetic, &|path, columns| options.scheme(path, columns));
         let positions = generation.context(source.config.text_config.max_position_embeddings);
         Ok(MemoryEstimate {
             weights: needs.weights,
@@ -265,7 +277,6 @@ impl Model {
             let inner = &*model.0;
             let mut loaded = lock(&inner.loaded);
             let chat = loaded.as_mut().ok_or_else(unloaded)?;
-            let dtype = chat.vlm.dtype;
             let progress = |part| reporter.report(Stage::Quantize, part);
             let outcome = match engine::on_device(inner.backend, |_| inner.source.quantize(&mut chat.vlm, &options, &progress)) {
                 Ok(outcome) => outcome,
@@ -275,7 +286,7 @@ impl Model {
                 }
             };
             let schemes = schemes(&mut chat.vlm);
-            chat.memory = inner.source.memory(dtype, &|path, _| schemes.get(path).copied());
+            chat.memory = inner.source.memory(inner.arithmetic, &|path, _| schemes.get(path).copied());
             // Pictures encoded before are as they were only where their encoders are.
             if options.vision || !options.modules.is_empty() {
                 chat.images.borrow_mut().clear();
@@ -340,7 +351,7 @@ impl Model {
     pub(super) fn with<T>(&self, f: impl FnOnce(&ChatModel) -> Result<T>) -> Result<T> {
         let loaded = lock(&self.0.loaded);
         let loaded = loaded.as_ref().ok_or_else(unloaded)?;
-        engine::on_device(self.0.backend, |_| f(loaded))
+        engine::on_device(self.0.backend, |device| device.clone().with_cpu_kernels(self.0.cpu_kernels).run(|| f(loaded)))
     }
 }
 
@@ -410,7 +421,7 @@ fn load(folder: &Path, options: &LoadOptions, device: &Device, progress: &dyn Fn
     let processor = Processor::from_file(&processor_path)?;
     check_processor(&processor, &source.config).map_err(|what| Error::corrupt(&processor_path, what))?;
     let eos = eos_ids(folder, &source.config)?;
-    let mut vlm = source.load(&device, options.memory_limit, &|path, columns| options.scheme(path, columns), progress)?;
+    let mut vlm = device.run(|| source.load(&device, options.memory_limit, &|path, columns| options.scheme(path, columns), progress))?;
     let schemes = schemes(&mut vlm);
     let vision_hash = source.checkpoint.fingerprint(is_vision)?;
     let info = ModelInfo {
@@ -420,9 +431,17 @@ fn load(folder: &Path, options: &LoadOptions, device: &Device, progress: &dyn Fn
     };
     log::info!("{} on {} in {:?}: {} bytes", folder.display(), device.backend.name(), clock.elapsed(), info.weight_bytes);
     let images = RefCell::new(ImageCache::new(options.image_cache));
-    let memory = source.memory(device.dtype, &|path, _| schemes.get(path).copied());
+    let memory = source.memory(device.arithmetic(), &|path, _| schemes.get(path).copied());
     let model = ChatModel { vlm, processor, tokenizer, eos, memory, images };
-    Ok(Inner { info: Mutex::new(info), backend: device.backend, source, vision_hash, loaded: Mutex::new(Some(model)) })
+    Ok(Inner {
+        info: Mutex::new(info),
+        backend: device.backend,
+        cpu_kernels: options.cpu_kernels,
+        arithmetic: device.arithmetic(),
+        source,
+        vision_hash,
+        loaded: Mutex::new(Some(model)),
+    })
 }
 
 fn unloaded() -> Error {

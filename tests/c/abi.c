@@ -223,9 +223,9 @@ static void check_arguments(const moxin_model *model, moxin_session *session, co
     model_params.quant_mode = 4;
     EXPECT(invalid, moxin_model_load(path, &model_params, NULL, &no_model, &error));
     model_params.quant_mode = MOXIN_QUANT_MODE_AFFINE;
-    model_params.reserved = 1;
+    model_params.cpu_kernels = 3;
     EXPECT(invalid, moxin_model_load(path, &model_params, NULL, &no_model, &error));
-    model_params.reserved = 0;
+    model_params.cpu_kernels = MOXIN_CPU_KERNELS_MLX;
 #define REFUSED_QUANT(field, value)                                                \
     moxin_quant_params_init(&quant, sizeof quant);                                 \
     quant.field = value;                                                           \

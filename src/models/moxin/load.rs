@@ -9,7 +9,7 @@ use super::{FusedMLPProjector, MemoryNeeds, MistralDecoder, MoxinVLM, VLMConfig,
 use crate::{
     Error, Result,
     checkpoint::{Checkpoint, LoadContext, Plan, QuantizationConfig, Weights, read_json},
-    device::{Backend, Device, require},
+    device::{Arithmetic, Backend, Device, require},
     nn::{Matrix, ViTConfig, ViTEncoder, load_vit_encoder},
 };
 
@@ -79,9 +79,9 @@ impl Source {
         Ok(Source { folder, config_path, config, config_json, stored, checkpoint, stored_checkpoint, depths, parameters, bytes })
     }
 
-    /// What the model takes, its activations being of `dtype`, and its matrices quantized as `plan` says.
-    pub fn memory(&self, dtype: Dtype, plan: Plan) -> MemoryNeeds {
-        MemoryNeeds::reckon(&self.checkpoint, &self.config, dtype, plan)
+    /// What the model takes, computed so, and its matrices quantized as `plan` says.
+    pub fn memory(&self, arithmetic: Arithmetic, plan: Plan) -> MemoryNeeds {
+        MemoryNeeds::reckon(&self.checkpoint, &self.config, arithmetic, plan)
     }
 
     /// The matrix of a module as the folder has it.
@@ -106,7 +106,7 @@ impl Source {
     ) -> Result<MoxinVLM> {
         let (config, path, dtype) = (&self.config, &self.config_path, device.dtype);
         let what = format!("loading the model in {}", path.parent().unwrap_or(path).display());
-        require(&what, self.memory(dtype, plan).load, memory_limit.unwrap_or(u64::MAX))?;
+        require(&what, self.memory(device.arithmetic(), plan).load, memory_limit.unwrap_or(u64::MAX))?;
         let context = LoadContext::new(&self.checkpoint, progress).with_quantization(&self.stored, plan);
         let weights = context.weights();
         let encoders = (0..config.timm_model_ids.len())

@@ -2,7 +2,8 @@
 //!
 //! On the CPU activations are float32 and matrices keep the dtype they are stored in. A bfloat16 matrix is widened for each product, and MLX
 //! makes all products of a layer ready before the first has run: so a layer in work takes the float32 copies of all its matrices. On a GPU
-//! everything is in the dtype of the activations and nothing is widened.
+//! everything is in the dtype of the activations and nothing is widened. Nor is anything where our own kernels compute: they take weights as
+//! they are stored. Each of their threads has some blocks to work on, under 1 MiB together, which are not reckoned.
 //!
 //! How many arrays of which size are alive at once is MLX's affair; the numbers here were measured (`tests/memory.rs`).
 
@@ -13,6 +14,7 @@ use safetensors::tensor::Dtype as StoredDtype;
 use super::{VLMConfig, load::ENCODERS};
 use crate::{
     checkpoint::{Checkpoint, Plan, Quantization, TensorInfo},
+    device::Arithmetic,
     nn::KVCache,
 };
 
@@ -41,16 +43,22 @@ pub struct MemoryNeeds {
 
 impl MemoryNeeds {
     /// For weights under the names that the modules use, which were checked to fit the configuration.
-    pub(super) fn reckon(checkpoint: &Checkpoint, config: &VLMConfig, dtype: Dtype, plan: Plan) -> MemoryNeeds {
+    pub(super) fn reckon(checkpoint: &Checkpoint, config: &VLMConfig, arithmetic: Arithmetic, plan: Plan) -> MemoryNeeds {
+        let Arithmetic { dtype, own_kernels } = arithmetic;
         let text = &config.text_config;
         let item = item_size(dtype);
-        let sizes = Sizes { checkpoint, dtype, plan };
+        let sizes = Sizes { checkpoint, dtype, own_kernels, plan };
         let language = "language_model.model.layers";
         let layer = (0..text.num_hidden_layers).map(|i| sizes.widened(&format!("{language}.{i}."))).max().unwrap_or(0);
         let head_name = if text.tie_word_embeddings { "language_model.model.embed_tokens." } else { "language_model.lm_head." };
         let width = (text.hidden_size + text.num_key_value_heads * text.head_dim()) as u64;
-        // On the CPU each layer is done before the next is begun; where they are not, more of each remains.
-        let widths = if dtype == Dtype::Float32 { 6 } else { 14 };
+        // On the CPU each layer is done before the next is begun; where they are not, more of each remains. Our kernels compute one after the
+        // other, each with its result beside the array that is made of it and with its packed input.
+        let (widths, inners, pairs) = match dtype {
+            _ if own_kernels => (6, 5, 0),
+            Dtype::Float32 => (6, 3, 1),
+            _ => (14, 3, 1),
+        };
         let weights = sizes.weights();
         MemoryNeeds {
             weights,
@@ -59,8 +67,8 @@ impl MemoryNeeds {
             kv_per_token: 2 * (text.num_hidden_layers * text.num_key_value_heads * text.head_dim()) as u64 * item,
             layer,
             head: sizes.widened(head_name) + 3 * text.vocab_size as u64 * item,
-            position: (widths * width + 3 * text.intermediate_size as u64) * item,
-            pair: text.num_attention_heads as u64 * item,
+            position: (widths * width + inners * text.intermediate_size as u64) * item,
+            pair: pairs * text.num_attention_heads as u64 * item,
             embedding: text.hidden_size as u64 * item,
         }
     }
@@ -95,6 +103,7 @@ struct Sizes<'a> {
     checkpoint: &'a Checkpoint,
     /// Of the activations.
     dtype: Dtype,
+    own_kernels: bool,
     plan: Plan<'a>,
 }
 
@@ -150,7 +159,7 @@ impl Sizes<'_> {
                 None => elements(tensor),
             };
             let widens = (is_matrix(tensor) || is_scale(tensor)) && tensor.dtype != StoredDtype::U32 && self.item(tensor) < 4;
-            if self.dtype == Dtype::Float32 && widens { 4 * numbers } else { 0 }
+            if self.dtype == Dtype::Float32 && !self.own_kernels && widens { 4 * numbers } else { 0 }
         };
         self.tensors(prefix).map(wide).sum()
     }
@@ -172,7 +181,10 @@ impl Sizes<'_> {
         let tokens = rows("pos_embed") + rows("reg_token") + rows("cls_token");
         let heads = config.num_heads(i).unwrap_or(1) as u64;
         let pixels = 3 * config.image_sizes[i].pow(2) as u64;
-        let activations = tokens * (10 * width + 5 * inner) + heads * tokens * tokens + 2 * pixels;
+        let activations = match self.own_kernels {
+            true => tokens * (6 * width + 4 * inner) + 2 * pixels,
+            false => tokens * (10 * width + 5 * inner) + heads * tokens * tokens + 2 * pixels,
+        };
         self.widened(&format!("{encoder}.blocks.0.")) + activations * item_size(self.dtype)
     }
 

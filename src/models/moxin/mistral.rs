@@ -1,13 +1,13 @@
 //! The Mistral decoder (<https://arxiv.org/abs/2310.06825>,
 //! <https://github.com/huggingface/transformers/blob/v4.46.0/src/transformers/models/mistral/modeling_mistral.py>).
 
-use mlx_rs::{Array, Dtype, error::Exception, fast, ops::indexing::TryIndexOp};
+use mlx_rs::{Array, Dtype, error::Exception, ops::indexing::TryIndexOp};
 
 use super::MistralConfig;
 use crate::{
     Error, Result,
     checkpoint::Weights,
-    nn::{Embedding, KeyValueCache, Linear, Mask, Matrix, RmsNorm, attention, causal_mask, silu},
+    nn::{Embedding, KeyValueCache, Linear, Mask, Matrix, RmsNorm, attention, causal_mask, rotate_heads, silu_times, split_heads},
 };
 
 /// Which rows the output head runs on.
@@ -173,20 +173,10 @@ impl Attention {
 
     /// `[batch, tokens, hidden]` to the same shape.
     fn forward<C: KeyValueCache>(&self, x: &Array, mask: &Mask, cache: &mut C) -> Result<Array, Exception> {
-        let queries = self.rotate(self.heads(&self.q_proj, x)?, cache.offset())?;
-        let keys = self.rotate(self.heads(&self.k_proj, x)?, cache.offset())?;
-        let (keys, values) = cache.update_and_fetch(keys, self.heads(&self.v_proj, x)?)?;
+        let rotate = |x: Array| rotate_heads(&x, self.head_dim, self.rope_theta, cache.offset());
+        let (queries, keys) = (rotate(self.q_proj.forward(x)?)?, rotate(self.k_proj.forward(x)?)?);
+        let (keys, values) = cache.update_and_fetch(keys, split_heads(&self.v_proj.forward(x)?, self.head_dim)?)?;
         self.o_proj.forward(&attention(&queries, &keys, &values, mask)?)
-    }
-
-    /// A projection of x, split into heads: `[batch, heads, tokens, head width]`.
-    fn heads(&self, proj: &Linear, x: &Array) -> Result<Array, Exception> {
-        proj.forward(x)?.reshape(&[x.dim(0), x.dim(1), -1, self.head_dim])?.transpose_axes(&[0, 2, 1, 3])
-    }
-
-    /// Rotary positions, the two halves of a head rotated against each other (not "traditional" pairs).
-    fn rotate(&self, heads: Array, offset: i32) -> Result<Array, Exception> {
-        fast::rope(heads, self.head_dim, false, self.rope_theta, 1.0, offset, None)
     }
 }
 
@@ -210,7 +200,6 @@ impl Mlp {
 
     /// `[batch, tokens, hidden]` to the same shape.
     fn forward(&self, x: &Array) -> Result<Array, Exception> {
-        let gate = silu(&self.gate_proj.forward(x)?)?;
-        self.down_proj.forward(&gate.multiply(self.up_proj.forward(x)?)?)
+        self.down_proj.forward(&silu_times(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?)
     }
 }

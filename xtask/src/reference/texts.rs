@@ -89,6 +89,7 @@ pub const TOPICS: [Topic; 10] = [
             "moxin_set_metallib_path",
             "moxin_set_log",
             "moxin_log",
+            "moxin_set_cpu_threads",
             "moxin_suspend",
             "moxin_resume",
             "moxin_str",
@@ -104,7 +105,7 @@ pub const TOPICS: [Topic; 10] = [
     Topic {
         title: "Models",
         about: "A model is loaded once and shared by all its sessions.",
-        names: &["moxin_model", "moxin_dtype", "moxin_memory_estimate", "moxin_module_quant", "moxin_quant"],
+        names: &["moxin_model", "moxin_dtype", "moxin_cpu_kernels", "moxin_memory_estimate", "moxin_module_quant", "moxin_quant"],
     },
     Topic { title: "Pictures", about: "Decoded pictures, from files or pixels.", names: &["moxin_image", "moxin_pixel_format"] },
     Topic {

@@ -1,0 +1,190 @@
+//! Times the layers of a 7B model: `cargo run --release --example kernels`, with `--json` for programs. `MOXIN_CPU_KERNELS=mlx` times MLX's.
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use clap::Parser;
+use mlx_rs::{Array, Dtype, random, transforms::eval};
+use moxin_vlm::{
+    Backend, KVCache, KeyValueCache, Quantization,
+    device::{Device, cpu_threads, cpu_vectors},
+    nn::{Activation, Mask, Matrix, QuantizedMatrix, RmsNorm, attention, rotate_heads, silu_times, split_heads},
+};
+use serde_json::{Value, json};
+
+#[derive(Parser)]
+#[command(about = "Times the layers of a 7B model")]
+struct Args {
+    /// Prints an array of measurements instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Only what has this in its name
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Measurements of each, of which the median counts
+    #[arg(long, default_value_t = 7)]
+    repeat: usize,
+}
+
+/// Rows of a prompt with a picture.
+const PROMPT: i32 = 290;
+
+/// (name, output, input) of a decoder layer's matrices, and of the head.
+const MATRICES: [(&str, i32, i32); 5] =
+    [("q_o", 4096, 4096), ("k_v", 1024, 4096), ("gate_up", 14336, 4096), ("down", 4096, 14336), ("head", 32064, 4096)];
+const SCHEMES: [&str; 3] = ["int4", "int8", "bf16"];
+
+struct Bench {
+    args: Args,
+    results: Vec<Value>,
+}
+
+impl Bench {
+    /// Times `f`, whose result is evaluated.
+    fn time(&mut self, what: Value, f: &mut dyn FnMut() -> Result<Array>) -> Result<()> {
+        let name = format!("{} {} {}", what["op"].as_str().unwrap_or(""), what["scheme"].as_str().unwrap_or(""), what["rows"]);
+        if !name.contains(&self.args.only) {
+            return Ok(());
+        }
+        f()?.eval()?;
+        let mut seconds = Vec::new();
+        for _ in 0..self.args.repeat.max(1) {
+            let begin = Instant::now();
+            f()?.eval()?;
+            seconds.push(begin.elapsed().as_secs_f64());
+        }
+        seconds.sort_by(f64::total_cmp);
+        let median = seconds[seconds.len() / 2];
+        if !self.args.json {
+            let rate = |field: &str| what[field].as_f64().unwrap_or(0.0) / median / 1e9;
+            println!("{name:32} {:10.3} ms {:8.1} GB/s {:8.1} GFLOP/s", median * 1e3, rate("bytes_read"), rate("flop"));
+        }
+        let mut what = what;
+        what["seconds_median"] = json!(median);
+        self.results.push(what);
+        Ok(())
+    }
+}
+
+fn matrix(scheme: &str, output: i32, input: i32) -> Result<Matrix> {
+    let dense = random::normal::<f32>(&[output, input], None, Some(0.02), None)?.as_dtype(Dtype::Bfloat16)?;
+    dense.eval()?;
+    let bits = match scheme {
+        "int4" => 4,
+        "int8" => 8,
+        _ => return Ok(Matrix::Dense(dense)),
+    };
+    Ok(Matrix::Quantized(QuantizedMatrix::quantize(&dense, Quantization::affine(64, bits))?))
+}
+
+fn activations(shape: &[i32]) -> Result<Array> {
+    let x = random::normal::<f32>(shape, None, None, None)?;
+    x.eval()?;
+    Ok(x)
+}
+
+/// A measurement of an operation, described.
+fn described(op: &str, scheme: &str, rows: i32, [input, output]: [i32; 2], bytes_read: u64, flop: f64) -> Value {
+    json!({ "op": op, "scheme": scheme, "rows": rows, "in": input, "out": output, "bytes_read": bytes_read, "flop": flop })
+}
+
+/// A decoder layer of Mistral-7B's shape.
+struct Layer {
+    matrices: Vec<Matrix>,
+    norm: RmsNorm,
+}
+
+impl Layer {
+    fn new(scheme: &str) -> Result<Layer> {
+        let shapes = [(4096, 4096), (1024, 4096), (1024, 4096), (4096, 4096), (14336, 4096), (14336, 4096), (4096, 14336)];
+        let matrices = shapes.into_iter().map(|(output, input)| matrix(scheme, output, input)).collect::<Result<_>>()?;
+        Ok(Layer { matrices, norm: RmsNorm::new(Array::ones::<f32>(&[4096])?, 1e-5) })
+    }
+
+    fn bytes(&self) -> u64 {
+        self.matrices.iter().map(Matrix::bytes).sum()
+    }
+
+    fn forward(&self, x: &Array, cache: &mut KVCache) -> Result<Array> {
+        let [q, k, v, o, gate, up, down] = self.matrices.as_slice() else { unreachable!() };
+        let (h, offset) = (self.norm.forward(x)?, cache.offset());
+        let rotate = |x: Array| rotate_heads(&x, 128, 1e4, offset);
+        let (queries, keys) = (rotate(q.apply(&h)?)?, rotate(k.apply(&h)?)?);
+        let mask = if x.dim(1) == 1 { Mask::None } else { Mask::Causal };
+        let (keys, values) = cache.update_and_fetch(keys, split_heads(&v.apply(&h)?, 128)?)?;
+        let x = x.add(o.apply(&attention(&queries, &keys, &values, &mask)?)?)?;
+        let h = self.norm.forward(&x)?;
+        Ok(x.add(down.apply(&silu_times(&gate.apply(&h)?, &up.apply(&h)?)?)?)?)
+    }
+}
+
+fn run(bench: &mut Bench) -> Result<()> {
+    for scheme in SCHEMES {
+        for (name, output, input) in MATRICES {
+            let matrix = matrix(scheme, output, input)?;
+            for rows in [1, PROMPT] {
+                let x = activations(&[1, rows, input])?;
+                let flop = 2.0 * f64::from(rows) * f64::from(output) * f64::from(input);
+                let what = described(name, scheme, rows, [input, output], matrix.bytes(), flop);
+                bench.time(what, &mut || Ok(matrix.apply(&x)?))?;
+            }
+        }
+        let layer = Layer::new(scheme)?;
+        let numbers: f64 = layer.matrices.iter().map(|matrix| (matrix.row_count() * matrix.columns()) as f64).sum();
+        for rows in [1, PROMPT] {
+            let x = activations(&[1, rows, 4096])?;
+            let mut held = KVCache::new();
+            if rows == 1 {
+                layer.forward(&activations(&[1, PROMPT, 4096])?, &mut held)?.eval()?;
+                eval(held.arrays())?;
+            }
+            let what = described("layer", scheme, rows, [4096, 4096], layer.bytes(), 2.0 * f64::from(rows) * numbers);
+            bench.time(what, &mut || {
+                let offset = held.offset();
+                let y = layer.forward(&x, &mut held)?;
+                y.eval()?;
+                held.truncate(offset);
+                Ok(y)
+            })?;
+        }
+    }
+    for (rows, mask) in [(1, Mask::None), (PROMPT, Mask::Causal)] {
+        let (queries, keys) = (activations(&[1, 32, rows, 128])?, activations(&[1, 8, PROMPT, 128])?);
+        let values = activations(&[1, 8, PROMPT, 128])?;
+        let seen = if rows == 1 { f64::from(PROMPT) } else { f64::from(PROMPT) / 2.0 };
+        let flop = 4.0 * f64::from(rows) * seen * 4096.0;
+        let bytes = 2 * 4 * 1024 * PROMPT as u64;
+        bench.time(described("attention", "f32", rows, [4096, 4096], bytes, flop), &mut || {
+            Ok(attention(&queries, &keys, &values, &mask)?)
+        })?;
+        let (gate, up) = (activations(&[1, rows, 14336])?, activations(&[1, rows, 14336])?);
+        let numbers = rows as u64 * 14336;
+        bench.time(described("silu_times", "f32", rows, [14336, 14336], 8 * numbers, 0.0), &mut || Ok(silu_times(&gate, &up)?))?;
+        let x = activations(&[1, rows, 4096])?;
+        bench
+            .time(described("rope", "f32", rows, [4096, 4096], 4 * rows as u64 * 4096, 0.0), &mut || Ok(rotate_heads(&x, 128, 1e4, 0)?))?;
+    }
+    let x = activations(&[1, 256, 4304])?;
+    let bytes = x.nbytes() as u64;
+    bench.time(described("gelu", "f32", 256, [4304, 4304], bytes, 0.0), &mut || Ok(Activation::Gelu.apply(&x)?))?;
+    let heads: Vec<Array> = (0..3).map(|_| activations(&[1, 16, 256, 72])).collect::<Result<_>>()?;
+    let flop = 4.0 * 16.0 * 256.0 * 256.0 * 72.0;
+    let what = described("vision_attention", "f32", 256, [1152, 1152], 2 * heads[0].nbytes() as u64, flop);
+    bench.time(what, &mut || Ok(attention(&heads[0], &heads[1], &heads[2], &Mask::None)?))
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    ensure!(args.repeat > 0, "--repeat 0: nothing would be measured");
+    let device = Device::new(Backend::Cpu)?;
+    if !args.json {
+        let own = device.arithmetic().own_kernels;
+        println!("{}, {} threads", if own { cpu_vectors() } else { "MLX's kernels" }, if own { cpu_threads() } else { 1 });
+    }
+    let mut bench = Bench { args, results: Vec::new() };
+    device.run(|| run(&mut bench))?;
+    if bench.args.json {
+        println!("{}", serde_json::to_string_pretty(&bench.results)?);
+    }
+    Ok(())
+}

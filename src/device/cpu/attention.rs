@@ -1,0 +1,339 @@
+//! Scaled dot-product attention.
+//!
+//! For several queries keys and values are read block by block, so that the scores never take more than a block of them
+//! (<https://arxiv.org/abs/2205.14135>); a single query reads them as they lie.
+
+use super::{
+    dense::{add_tile, pack_tile},
+    gemm::row_panels,
+    math::exp,
+    numbers::{Rows, transposed},
+    pool::Pool,
+    shared::Shared,
+    simd::{Isa, Kernel, Simd, with_simd},
+};
+
+/// An array `[batch, heads, tokens, width]` whose heads lie anywhere, each number of a head beside the next.
+#[derive(Clone, Copy)]
+pub(crate) struct Heads<'a> {
+    pub data: &'a [f32],
+    pub shape: [usize; 4],
+    /// Of batch, heads, tokens.
+    pub strides: [usize; 3],
+}
+
+/// Which keys a query sees.
+#[derive(Clone, Copy)]
+pub(crate) enum Sees<'a> {
+    All,
+    /// Those up to its own position, the last query standing at the last key.
+    Past,
+    /// `[queries, keys]`
+    Mask(&'a [bool]),
+}
+
+/// Queries, keys and values.
+#[derive(Clone, Copy)]
+pub(crate) struct Attention<'a> {
+    pub queries: Heads<'a>,
+    pub keys: Heads<'a>,
+    pub values: Heads<'a>,
+    pub sees: Sees<'a>,
+    pub scale: f32,
+}
+
+/// Queries of a task, and keys of a block: scores take 96 KiB and what is packed up to 64 KiB, a thread.
+const QUERIES: usize = 96;
+const KEYS: usize = 256;
+
+impl<'a> Heads<'a> {
+    /// The tokens of a head.
+    fn head(&self, batch: usize, head: usize) -> Tokens<'a> {
+        let [_, _, tokens, width] = self.shape;
+        let from = batch * self.strides[0] + head * self.strides[1];
+        Tokens { data: &self.data[from..], stride: self.strides[2], tokens, width }
+    }
+}
+
+/// `[tokens, width]`
+#[derive(Clone, Copy)]
+struct Tokens<'a> {
+    data: &'a [f32],
+    stride: usize,
+    tokens: usize,
+    width: usize,
+}
+
+impl<'a> Tokens<'a> {
+    #[inline(always)]
+    fn token(&self, i: usize) -> &'a [f32] {
+        &self.data[i * self.stride..][..self.width]
+    }
+}
+
+impl Rows for Tokens<'_> {
+    fn rows(&self) -> usize {
+        self.tokens
+    }
+
+    fn columns(&self) -> usize {
+        self.width
+    }
+
+    #[inline(always)]
+    fn vector<S: Simd>(&self, simd: S, row: usize, column: usize) -> S::F {
+        simd.load(&self.token(row)[column..])
+    }
+
+    #[inline(always)]
+    fn number(&self, row: usize, column: usize) -> f32 {
+        self.token(row)[column]
+    }
+
+    fn address(&self, row: usize, column: usize) -> *const u8 {
+        self.token(row)[column..].as_ptr().cast()
+    }
+}
+
+impl Attention<'_> {
+    /// `[batch, queries, heads · width]` into `out`.
+    pub fn run(&self, isa: Isa, pool: &Pool, out: &mut [f32]) {
+        let [batch, heads, queries, _] = self.queries.shape;
+        let [_, kv_heads, keys, width] = self.values.shape;
+        assert_eq!(out.len(), batch * heads * queries * width);
+        assert!(self.keys.shape[2] == keys && heads.is_multiple_of(kv_heads) && keys > 0);
+        if let Sees::Mask(mask) = self.sees {
+            assert_eq!(mask.len(), queries * keys);
+        }
+        let worth = batch * heads * queries * keys * width > 1 << 18;
+        let out = Shared::new(out);
+        if queries == 1 {
+            pool.run_if(worth, batch * kv_heads, &|task| {
+                let (batch, kv_head) = (task / kv_heads, task % kv_heads);
+                let group = heads / kv_heads;
+                let out = out.part((batch * heads + kv_head * group) * width, group * width);
+                with_simd!(isa, simd => simd.run(One { all: self, batch, kv_head, out }));
+            });
+            return;
+        }
+        let blocks = queries.div_ceil(QUERIES);
+        pool.run_if(worth, batch * heads * blocks, &|task| {
+            let (batch, head, first) = (task / blocks / heads, task / blocks % heads, task % blocks * QUERIES);
+            let mixed = with_simd!(isa, simd => simd.run(Block { all: self, batch, head, first }));
+            for (i, row) in mixed.chunks_exact(width).enumerate() {
+                out.write(((batch * queries + first + i) * heads + head) * width, row);
+            }
+        });
+    }
+
+    /// The keys from `start` on that a query sees, of `count`, are these first ones, or those that the mask has.
+    #[inline(always)]
+    fn hide(&self, query: usize, start: usize, scores: &mut [f32]) {
+        let (queries, keys) = (self.queries.shape[2], self.keys.shape[2]);
+        match self.sees {
+            Sees::All => (),
+            Sees::Past => {
+                let seen = (query + 1 + keys).saturating_sub(queries + start).min(scores.len());
+                scores[seen..].fill(f32::NEG_INFINITY);
+            }
+            Sees::Mask(mask) => {
+                for (score, seen) in scores.iter_mut().zip(&mask[query * keys + start..]) {
+                    if !seen {
+                        *score = f32::NEG_INFINITY;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Lower than any score.
+const LOWEST: f32 = -1e30;
+
+/// Turns scores to `exp(score - largest)` and gives their sum. What is hidden, minus infinity, becomes so small that it does not count.
+#[inline(always)]
+fn exponentials<S: Simd>(simd: S, scores: &mut [f32], largest: f32) -> f32 {
+    let (top, mut sum) = (simd.splat(largest), simd.splat(0.0));
+    let whole = scores.len() / S::LANES * S::LANES;
+    let (vectors, rest) = scores.split_at_mut(whole);
+    for scores in vectors.chunks_exact_mut(S::LANES) {
+        let y = exp(simd, simd.sub(simd.load(scores), top));
+        sum = simd.add(sum, y);
+        simd.store(y, scores);
+    }
+    if rest.is_empty() {
+        return simd.sum(sum);
+    }
+    let mut padded = [f32::NEG_INFINITY; 16];
+    padded[..rest.len()].copy_from_slice(rest);
+    let y = exp(simd, simd.sub(simd.load(&padded), top));
+    simd.store(y, &mut padded);
+    rest.copy_from_slice(&padded[..rest.len()]);
+    simd.sum(sum) + rest.iter().sum::<f32>()
+}
+
+#[inline(always)]
+fn maximum<S: Simd>(simd: S, scores: &[f32]) -> f32 {
+    let whole = scores.len() / S::LANES * S::LANES;
+    let mut top = simd.splat(LOWEST);
+    for scores in scores[..whole].chunks_exact(S::LANES) {
+        top = simd.max(top, simd.load(scores));
+    }
+    scores[whole..].iter().copied().fold(simd.largest(top), f32::max)
+}
+
+/// One query of each head that shares keys and values.
+struct One<'a> {
+    all: &'a Attention<'a>,
+    batch: usize,
+    kv_head: usize,
+    /// `[heads, width]`
+    out: &'a mut [f32],
+}
+
+impl Kernel for One<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let all = self.all;
+        let (keys, values) = (all.keys.head(self.batch, self.kv_head), all.values.head(self.batch, self.kv_head));
+        let heads = self.out.len() / values.width;
+        let whole = keys.width / S::LANES * S::LANES;
+        let mut scores = vec![0.0; heads * keys.tokens];
+        for key in 0..keys.tokens {
+            let numbers = keys.token(key);
+            for head in 0..heads {
+                let query = all.queries.head(self.batch, self.kv_head * heads + head).token(0);
+                let mut sum = simd.splat(0.0);
+                for i in (0..whole).step_by(S::LANES) {
+                    sum = simd.fma(simd.load(&query[i..]), simd.load(&numbers[i..]), sum);
+                }
+                let rest: f32 = (whole..keys.width).map(|i| query[i] * numbers[i]).sum();
+                scores[head * keys.tokens + key] = (simd.sum(sum) + rest) * all.scale;
+            }
+        }
+        let whole = values.width / S::LANES * S::LANES;
+        self.out.fill(0.0);
+        for (scores, out) in scores.chunks_exact_mut(keys.tokens).zip(self.out.chunks_exact_mut(values.width)) {
+            all.hide(0, 0, scores);
+            let largest = maximum(simd, scores);
+            let total = exponentials(simd, scores, largest);
+            for (value, score) in scores.iter().enumerate() {
+                let numbers = values.token(value);
+                for i in (0..whole).step_by(S::LANES) {
+                    let sum = simd.fma(simd.splat(*score), simd.load(&numbers[i..]), simd.load(&out[i..]));
+                    simd.store(sum, &mut out[i..]);
+                }
+                for i in whole..values.width {
+                    out[i] += score * numbers[i];
+                }
+            }
+            out.iter_mut().for_each(|out| *out /= total);
+        }
+    }
+}
+
+/// Several queries of a head, from `first` on.
+struct Block<'a> {
+    all: &'a Attention<'a>,
+    batch: usize,
+    head: usize,
+    first: usize,
+}
+
+impl Kernel for Block<'_> {
+    /// `[queries, width]`
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> Vec<f32> {
+        let Block { all, batch, head, first } = self;
+        let kv_head = head / (all.queries.shape[1] / all.keys.shape[1]);
+        let (queries, keys, values) = (all.queries.head(batch, head), all.keys.head(batch, kv_head), all.values.head(batch, kv_head));
+        let rows = QUERIES.min(queries.tokens - first);
+        let width = 2 * S::LANES;
+        let strips = values.width.div_ceil(width);
+
+        // Queries, packed as tiles.
+        let scaled: Vec<f32> = (first..first + rows).flat_map(|i| queries.token(i)).map(|x| x * all.scale).collect();
+        let packed_queries = pack_rows::<S>(&scaled, rows);
+        let (mut packed, mut scores) = (vec![0; keys.width.max(KEYS) * width], vec![0.0; rows * KEYS]);
+        // Of each query the largest score so far, the sum of the exponentials, and that of the values: [strips, queries, two vectors].
+        let (mut largest, mut totals, mut mixed) = (vec![LOWEST; rows], vec![0.0f32; rows], vec![0.0; strips * rows * width]);
+
+        // No query of these sees further.
+        let last = match all.sees {
+            Sees::Past => (first + rows + keys.tokens).saturating_sub(queries.tokens).min(keys.tokens),
+            _ => keys.tokens,
+        };
+        for start in (0..last).step_by(KEYS) {
+            let count = KEYS.min(last - start);
+            let mut product = vec![0.0; rows * width];
+            for panel in (0..count).step_by(width) {
+                transposed(simd, &keys, start + panel, width, 0, keys.width, &mut packed);
+                product.fill(0.0);
+                add_tiles(simd, &packed_queries, rows, &packed[..keys.width * width], &mut product);
+                let used = width.min(count - panel);
+                for (row, product) in product.chunks_exact(width).enumerate() {
+                    scores[row * count + panel..][..used].copy_from_slice(&product[..used]);
+                }
+            }
+            for row in 0..rows {
+                let scores = &mut scores[row * count..][..count];
+                all.hide(first + row, start, scores);
+                let top = largest[row].max(maximum(simd, scores));
+                let factor = (largest[row] - top).exp();
+                totals[row] = totals[row] * factor + exponentials(simd, scores, top);
+                largest[row] = top;
+                if factor != 1.0 {
+                    for strip in mixed.chunks_exact_mut(rows * width) {
+                        strip[row * width..][..width].iter_mut().for_each(|x| *x *= factor);
+                    }
+                }
+            }
+            let weights = pack_rows::<S>(&scores[..rows * count], rows);
+            for (strip, mixed) in mixed.chunks_exact_mut(rows * width).enumerate() {
+                let used = width.min(values.width - strip * width);
+                for (i, to) in packed.chunks_exact_mut(width).take(count).enumerate() {
+                    let from = &values.token(start + i)[strip * width..][..used];
+                    to[used..].fill(0);
+                    to.iter_mut().zip(from).for_each(|(to, from)| *to = from.to_bits());
+                }
+                add_tiles(simd, &weights, rows, &packed[..count * width], mixed);
+            }
+        }
+        let number = |i: usize| {
+            let (row, column) = (i / values.width, i % values.width);
+            mixed[(column / width * rows + row) * width + column % width] / totals[row]
+        };
+        (0..rows * values.width).map(number).collect()
+    }
+}
+
+/// Rows, packed for [`add_tiles`].
+#[inline(always)]
+fn pack_rows<S: Simd>(x: &[f32], rows: usize) -> Vec<f32> {
+    let columns = x.len() / rows;
+    let mut packed = vec![0.0; x.len()];
+    for (row, height) in row_panels(rows, S::TILE) {
+        pack_tile(&x[row * columns..], columns, height, &mut packed[row * columns..][..height * columns]);
+    }
+    packed
+}
+
+/// Adds the product of packed rows and `matrix [columns, two vectors]` to `y [rows, two vectors]`.
+#[inline(always)]
+fn add_tiles<S: Simd>(simd: S, x: &[f32], rows: usize, matrix: &[u32], y: &mut [f32]) {
+    let (columns, width) = (x.len() / rows, 2 * S::LANES);
+    for (row, height) in row_panels(rows, S::TILE) {
+        let x = &x[row * columns..][..height * columns];
+        let y = &mut y[row * width..][..height * width];
+        match height {
+            12 => add_tile::<S, 12>(simd, x, matrix, y),
+            6 => add_tile::<S, 6>(simd, x, matrix, y),
+            3 => add_tile::<S, 3>(simd, x, matrix, y),
+            _ => add_tile::<S, 1>(simd, x, matrix, y),
+        }
+    }
+}

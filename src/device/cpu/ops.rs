@@ -1,0 +1,264 @@
+//! The kernels on arrays: each takes the numbers of evaluated arrays and gives back an array.
+
+use std::ffi::CStr;
+
+use half::slice::HalfFloatSliceExt;
+use mlx_rs::{
+    Array, ArrayElement, Dtype,
+    error::{AsSliceError, Exception},
+    transforms::eval,
+};
+
+use super::{
+    attention::{Attention, Heads, Sees},
+    coded::{Code, Coded},
+    dense::Dense,
+    math::{self, Function},
+    norm::{Norm, normalize, rope},
+    numbers::Floats,
+    pool::Pool,
+    quantized::Affine,
+    simd::Isa,
+};
+use crate::device::mlx;
+
+/// The kernels for this processor, in use.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernels {
+    pub(super) isa: Isa,
+    pub(super) pool: &'static Pool,
+}
+
+/// A matrix `[rows, columns]` in one of MLX's packed forms.
+#[derive(Clone, Copy)]
+pub(crate) struct PackedMatrix<'a> {
+    /// `[rows, columns · bits / 32]`
+    pub weight: &'a Array,
+    /// `[rows, columns / group size]`
+    pub scales: &'a Array,
+    /// `[rows, columns / group size]`; in the affine mode only.
+    pub biases: Option<&'a Array>,
+    pub group_size: usize,
+    pub bits: usize,
+    /// As MLX calls it.
+    pub mode: &'a CStr,
+}
+
+impl Kernels {
+    /// `x [.., columns]` to `x · weightᵀ + bias [.., rows]`, for a weight `[rows, columns]` in float32, bfloat16 or float16.
+    pub fn dense(self, x: &Array, weight: &Array, bias: Option<&Array>) -> Result<Array, Exception> {
+        let &[rows, columns] = weight.shape() else { return Err(misfit("a weight", weight)) };
+        let weight = contiguous(weight)?;
+        let dense = Dense { rows: rows as usize, columns: columns as usize, numbers: floats(&weight)? };
+        self.product(x, dense.rows, dense.columns, bias, |x, bias, out| dense.multiply(self.isa, self.pool, x, bias, out))
+    }
+
+    /// [`Kernels::dense`] for a packed matrix.
+    pub fn packed(self, x: &Array, matrix: PackedMatrix, bias: Option<&Array>) -> Result<Array, Exception> {
+        let PackedMatrix { group_size, bits, .. } = matrix;
+        let (weight, scales) = (contiguous(matrix.weight)?, contiguous(matrix.scales)?);
+        let biases = matrix.biases.map(contiguous).transpose()?;
+        let &[rows, groups] = scales.shape() else { return Err(misfit("scales", &scales)) };
+        let (rows, columns) = (rows as usize, groups as usize * group_size);
+        let words = numbers::<u32>(&weight)?;
+        let affine = match &biases {
+            Some(biases) => Some((floats(&scales)?, floats(biases)?)),
+            None => None,
+        };
+        let code = match (affine, matrix.mode.to_bytes()) {
+            (Some((scales, biases)), b"affine") if bits == 4 || bits == 8 => {
+                let affine = Affine { rows, columns, bits, group_size, words, scales, biases };
+                return self.product(x, rows, columns, bias, |x, bias, out| affine.multiply(self.isa, self.pool, x, bias, out));
+            }
+            (Some((scales, biases)), b"affine") => Code::Affine { scales, biases },
+            (None, b"mxfp4") => Code::Mxfp4 { scales: numbers(&scales)? },
+            (None, b"mxfp8") => Code::Mxfp8 { scales: numbers(&scales)? },
+            (None, b"nvfp4") => Code::Nvfp4 { scales: numbers(&scales)? },
+            _ => return Err(Exception::custom(format!("a matrix in the mode {}", matrix.mode.to_string_lossy()))),
+        };
+        let coded = Coded { rows, columns, bits, group_size, words, code };
+        self.product(x, rows, columns, bias, |x, bias, out| coded.multiply(self.isa, self.pool, x, bias, out))
+    }
+
+    fn product(
+        self,
+        x: &Array,
+        rows: usize,
+        columns: usize,
+        bias: Option<&Array>,
+        multiply: impl FnOnce(&[f32], Option<&[f32]>, &mut [f32]),
+    ) -> Result<Array, Exception> {
+        if x.shape().last() != Some(&(columns as i32)) {
+            return Err(Exception::custom(format!("{:?} times a matrix of {columns} columns", x.shape())));
+        }
+        let x = contiguous(x)?;
+        let bias = bias.map(wide).transpose()?;
+        let bias = bias.as_ref().map(numbers).transpose()?;
+        if bias.is_some_and(|bias| bias.len() != rows) {
+            return Err(Exception::custom(format!("a bias for another matrix than one of {rows} rows")));
+        }
+        let mut shape = x.shape().to_vec();
+        shape.pop();
+        shape.push(rows as i32);
+        new_array(&shape, |out| {
+            multiply(numbers(&x)?, bias, out);
+            Ok(())
+        })
+    }
+
+    pub fn silu(self, x: &Array) -> Result<Array, Exception> {
+        self.map(math::Silu, x, None)
+    }
+
+    /// `silu(gate) · up`
+    pub fn silu_times(self, gate: &Array, up: &Array) -> Result<Array, Exception> {
+        self.map(math::Silu, gate, Some(up))
+    }
+
+    pub fn gelu(self, x: &Array) -> Result<Array, Exception> {
+        self.map(math::Gelu, x, None)
+    }
+
+    pub fn gelu_tanh(self, x: &Array) -> Result<Array, Exception> {
+        self.map(math::GeluTanh, x, None)
+    }
+
+    pub fn quick_gelu(self, x: &Array) -> Result<Array, Exception> {
+        self.map(math::QuickGelu, x, None)
+    }
+
+    fn map(self, function: impl Function, x: &Array, times: Option<&Array>) -> Result<Array, Exception> {
+        if let Some(times) = times.filter(|times| times.shape() != x.shape()) {
+            return Err(misfit("a factor", times));
+        }
+        let x = contiguous(x)?;
+        let times = times.map(wide).transpose()?;
+        let times = times.as_ref().map(numbers).transpose()?;
+        new_array(x.shape(), |out| {
+            math::map(self.isa, self.pool, function, numbers(&x)?, times, out);
+            Ok(())
+        })
+    }
+
+    /// Root mean square normalization of `[.., width]` by a weight `[width]`.
+    pub fn rms_norm(self, x: &Array, weight: &Array, eps: f32) -> Result<Array, Exception> {
+        let weight = wide(weight)?;
+        self.normalize(x, Norm::Rms { weight: numbers(&weight)? }, eps)
+    }
+
+    /// Layer normalization of `[.., width]` by a weight and a bias `[width]`.
+    pub fn layer_norm(self, x: &Array, weight: &Array, bias: &Array, eps: f32) -> Result<Array, Exception> {
+        let (weight, bias) = (wide(weight)?, wide(bias)?);
+        self.normalize(x, Norm::Layer { weight: numbers(&weight)?, bias: numbers(&bias)? }, eps)
+    }
+
+    fn normalize(self, x: &Array, norm: Norm, eps: f32) -> Result<Array, Exception> {
+        if x.shape().last() != Some(&(norm.width() as i32)) {
+            return Err(misfit("rows to normalize", x));
+        }
+        let x = contiguous(x)?;
+        new_array(x.shape(), |out| {
+            normalize(self.isa, self.pool, norm, eps, numbers(&x)?, out);
+            Ok(())
+        })
+    }
+
+    /// Rotary positions: `[batch, tokens, heads · width]` to `[batch, heads, tokens, width]`.
+    pub fn rope(self, x: &Array, width: usize, theta: f32, offset: usize) -> Result<Array, Exception> {
+        let &[batch, tokens, all] = x.shape() else { return Err(misfit("heads", x)) };
+        let (shape, heads) = ([batch, all / width as i32, tokens, width as i32], all as usize / width);
+        let x = contiguous(x)?;
+        new_array(&shape, |out| {
+            rope(self.pool, numbers(&x)?, [batch as usize, tokens as usize, heads, width], theta, offset, out);
+            Ok(())
+        })
+    }
+
+    /// Attention of `[batch, heads, queries, width]` over keys and values `[batch, kv heads, keys, width]`; gives
+    /// `[batch, queries, heads · width]`. With a mask `[queries, keys]`, or where `causal` each query sees the keys up to its own position.
+    pub fn attention(
+        self,
+        [queries, keys, values]: [&Array; 3],
+        scale: f32,
+        causal: bool,
+        mask: Option<&Array>,
+    ) -> Result<Array, Exception> {
+        eval([queries, keys, values].into_iter().chain(mask))?;
+        let arrays = [wide_heads(queries)?, wide_heads(keys)?, wide_heads(values)?];
+        let [queries, keys, values] = [heads(&arrays[0])?, heads(&arrays[1])?, heads(&arrays[2])?];
+        let ([batch, count, tokens, width], [k_batch, k_heads, k_tokens, k_width]) = (queries.shape, keys.shape);
+        let fits = (k_batch, k_width) == (batch, width) && k_heads > 0 && count.is_multiple_of(k_heads) && k_tokens > 0;
+        if !fits || values.shape[..3] != keys.shape[..3] {
+            return Err(Exception::custom(format!("attention of {:?} over {:?} and {:?}", queries.shape, keys.shape, values.shape)));
+        }
+        let sees = match mask {
+            Some(mask) if mask.shape() == [tokens as i32, k_tokens as i32] => Sees::Mask(numbers(mask)?),
+            Some(mask) => return Err(misfit("a mask", mask)),
+            None if causal => Sees::Past,
+            None => Sees::All,
+        };
+        new_array(&[batch as i32, tokens as i32, (count * values.shape[3]) as i32], |out| {
+            Attention { queries, keys, values, sees, scale }.run(self.isa, self.pool, out);
+            Ok(())
+        })
+    }
+}
+
+fn misfit(what: &str, array: &Array) -> Exception {
+    Exception::custom(format!("{what} of shape {:?} and {:?} does not fit", array.shape(), array.dtype()))
+}
+
+/// An array of float32 that `fill` fills.
+fn new_array(shape: &[i32], fill: impl FnOnce(&mut [f32]) -> Result<(), Exception>) -> Result<Array, Exception> {
+    let mut numbers = vec![0.0; shape.iter().map(|size| *size as usize).product()];
+    fill(&mut numbers)?;
+    Ok(Array::from_slice(&numbers, shape))
+}
+
+/// The array, evaluated, its rows side by side in memory.
+fn contiguous(x: &Array) -> Result<Array, Exception> {
+    x.eval()?;
+    if mlx::is_row_contiguous(x)? {
+        return Ok(x.clone());
+    }
+    let copy = x.contiguous()?;
+    copy.eval()?;
+    Ok(copy)
+}
+
+/// The same in float32.
+fn wide(x: &Array) -> Result<Array, Exception> {
+    if x.dtype() == Dtype::Float32 { contiguous(x) } else { contiguous(&x.as_dtype(Dtype::Float32)?) }
+}
+
+/// The numbers of a contiguous array; none of one that has none.
+fn numbers<T: ArrayElement>(x: &Array) -> Result<&[T], Exception> {
+    match x.try_as_slice() {
+        Ok(numbers) => Ok(numbers),
+        Err(AsSliceError::Null) if x.size() == 0 => Ok(&[]),
+        Err(_) => Err(misfit("an array", x)),
+    }
+}
+
+fn floats(x: &Array) -> Result<Floats<'_>, Exception> {
+    match x.dtype() {
+        Dtype::Float32 => Ok(Floats::F32(numbers(x)?)),
+        Dtype::Bfloat16 => Ok(Floats::Bf16(numbers::<half::bf16>(x)?.reinterpret_cast())),
+        Dtype::Float16 => Ok(Floats::F16(numbers::<half::f16>(x)?.reinterpret_cast())),
+        _ => Err(misfit("a matrix", x)),
+    }
+}
+
+/// The array in float32, the numbers of a head side by side.
+fn wide_heads(x: &Array) -> Result<Array, Exception> {
+    let side_by_side = x.strides().last() == Some(&1) || x.shape().last() == Some(&1);
+    if x.dtype() == Dtype::Float32 && side_by_side { Ok(x.clone()) } else { wide(x) }
+}
+
+fn heads(x: &Array) -> Result<Heads<'_>, Exception> {
+    let (&[batch, heads, tokens, width], &[first, second, third, _]) = (x.shape(), x.strides()) else {
+        return Err(misfit("heads", x));
+    };
+    let shape = [batch as usize, heads as usize, tokens as usize, width as usize];
+    Ok(Heads { data: mlx::strided_numbers(x)?, shape, strides: [first, second, third] })
+}

@@ -1,0 +1,285 @@
+//! The threads that the kernels share.
+//!
+//! They begin with the first work that is worth dividing, wait for the next for a moment, and sleep after that. The thread that has the work
+//! takes part in it.
+#![allow(unsafe_code)]
+
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// How long a thread looks for work before it sleeps: it takes about as long to wake it.
+const PATIENCE: Duration = Duration::from_micros(50);
+
+/// A pool of threads.
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+    /// Held by the thread whose work is done.
+    turn: Mutex<()>,
+    /// Threads that work is divided among, the calling one included; 0: not yet known.
+    threads: AtomicUsize,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// Work came.
+    came: Condvar,
+    /// The last worker left.
+    left: Condvar,
+    /// How many jobs there were, to be looked at without the lock.
+    jobs: AtomicUsize,
+    /// Workers at the job.
+    busy: AtomicUsize,
+}
+
+struct State {
+    job: Option<Arc<Job>>,
+    /// Workers that exist, and those that are wanted.
+    workers: usize,
+    wanted: usize,
+}
+
+struct Job {
+    task: &'static (dyn Fn(usize) + Sync),
+    tasks: usize,
+    next: AtomicUsize,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+impl Job {
+    /// Does tasks until there are none.
+    fn work(&self) {
+        loop {
+            let i = self.next.fetch_add(1, Ordering::Relaxed);
+            if i >= self.tasks {
+                return;
+            }
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (self.task)(i))) {
+                self.next.store(self.tasks, Ordering::Relaxed);
+                *lock(&self.panic) = Some(panic);
+            }
+        }
+    }
+}
+
+impl Pool {
+    pub fn new() -> Pool {
+        let state = State { job: None, workers: 0, wanted: 0 };
+        let (jobs, busy) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let shared = Shared { state: Mutex::new(state), came: Condvar::new(), left: Condvar::new(), jobs, busy };
+        Pool { shared: Arc::new(shared), turn: Mutex::new(()), threads: AtomicUsize::new(0) }
+    }
+
+    /// Threads that work is divided among.
+    pub fn threads(&self) -> usize {
+        match self.threads.load(Ordering::Relaxed) {
+            0 => {
+                self.set_threads(0);
+                self.threads()
+            }
+            threads => threads,
+        }
+    }
+
+    /// Has work divided among so many threads from now on; 0 for as many as there are cores.
+    pub fn set_threads(&self, threads: usize) {
+        let threads = if threads == 0 { cores() } else { threads };
+        self.threads.store(threads, Ordering::Relaxed);
+    }
+
+    /// Into how many tasks to divide work that reads so many bytes: some more than threads, since others may use the cores too, but none so
+    /// small that waking a thread would take longer.
+    pub fn tasks(&self, bytes: usize) -> usize {
+        const SMALLEST: usize = 128 << 10;
+        (bytes / SMALLEST).clamp(1, 8 * self.threads())
+    }
+
+    /// [`Pool::run`] where it is worth it, else here alone.
+    pub fn run_if(&self, worth: bool, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        if worth { self.run(tasks, task) } else { (0..tasks).for_each(task) }
+    }
+
+    /// Calls `task` with each number below `tasks`, on several threads; they must not depend on each other. Returns when all is done. A panic
+    /// of one ends the work and goes on here.
+    pub fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        let workers = self.threads().min(tasks).saturating_sub(1);
+        // Where the threads have other work, or it is a task of that work that calls, this one does its own alone.
+        let turn = if workers > 0 { self.turn.try_lock().ok() } else { None };
+        if turn.is_none() {
+            return (0..tasks).for_each(task);
+        }
+        // SAFETY: the reference is used only by workers that count as busy and by this thread, and this function does not return before
+        // no worker is busy and none can find the job any more.
+        let task = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task) };
+        let job = Arc::new(Job { task, tasks, next: AtomicUsize::new(0), panic: Mutex::new(None) });
+        self.begin(&job, self.threads() - 1);
+        job.work();
+        self.end();
+        drop(turn);
+        if let Some(panic) = lock(&job.panic).take() {
+            resume_unwind(panic);
+        }
+    }
+
+    fn begin(&self, job: &Arc<Job>, wanted: usize) {
+        let mut state = lock(&self.shared.state);
+        state.wanted = wanted;
+        while state.workers < wanted {
+            let shared = self.shared.clone();
+            let worker = std::thread::Builder::new().name("moxin-cpu".into()).spawn(move || shared.work());
+            // Where no more threads can be had, those that there are do.
+            if worker.is_err() {
+                break;
+            }
+            state.workers += 1;
+        }
+        state.job = Some(job.clone());
+        self.shared.jobs.fetch_add(1, Ordering::Release);
+        drop(state);
+        self.shared.came.notify_all();
+    }
+
+    /// Takes the job away and waits for the workers to leave it.
+    fn end(&self) {
+        lock(&self.shared.state).job = None;
+        wait(|| self.shared.busy.load(Ordering::Acquire) == 0);
+        let mut state = lock(&self.shared.state);
+        while self.shared.busy.load(Ordering::Acquire) > 0 {
+            state = self.shared.left.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+    }
+}
+
+impl Shared {
+    /// A worker's life.
+    fn work(&self) {
+        let mut seen = 0;
+        while let Some(job) = self.next(&mut seen) {
+            job.work();
+            drop(job);
+            let _state = lock(&self.state);
+            if self.busy.fetch_sub(1, Ordering::Release) == 1 {
+                self.left.notify_all();
+            }
+        }
+    }
+
+    /// Waits for a job; `None` where there are too many workers.
+    fn next(&self, seen: &mut usize) -> Option<Arc<Job>> {
+        loop {
+            wait(|| self.jobs.load(Ordering::Acquire) != *seen);
+            let mut state = lock(&self.state);
+            while self.jobs.load(Ordering::Acquire) == *seen {
+                state = self.came.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+            }
+            *seen = self.jobs.load(Ordering::Acquire);
+            if state.workers > state.wanted {
+                state.workers -= 1;
+                return None;
+            }
+            if let Some(job) = &state.job {
+                self.busy.fetch_add(1, Ordering::Relaxed);
+                return Some(job.clone());
+            }
+        }
+    }
+}
+
+/// Looks for a moment whether `ready`.
+fn wait(ready: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !ready() && begin.elapsed() < PATIENCE {
+        for _ in 0..32 {
+            std::hint::spin_loop();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// The cores that this process may use: two threads of one core would wait for the same units.
+fn cores() -> usize {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let siblings = |i: usize| std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list")).ok();
+    let cores: std::collections::HashSet<String> = (0..).map_while(siblings).collect();
+    if cores.is_empty() { threads } else { threads.min(cores.len()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(threads: usize) -> Pool {
+        let pool = Pool::new();
+        pool.set_threads(threads);
+        pool
+    }
+
+    #[test]
+    fn every_task_is_done_once() {
+        for threads in [1, 2, 3, 8] {
+            let pool = pool(threads);
+            for tasks in [0, 1, 2, 7, 100] {
+                let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(tasks, &|i| {
+                    counts[i].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1), "{threads} threads, {tasks} tasks");
+            }
+        }
+    }
+
+    /// Whoever panics, the caller hears of it, and the pool works on.
+    #[test]
+    fn a_panic_reaches_the_caller() {
+        let pool = pool(4);
+        for bad in 0..20 {
+            let heard = catch_unwind(AssertUnwindSafe(|| pool.run(20, &|i| assert!(i != bad, "task {i}"))));
+            let message = heard.unwrap_err();
+            assert_eq!(message.downcast_ref::<String>(), Some(&format!("task {bad}")));
+        }
+        let sum = AtomicUsize::new(0);
+        pool.run(10, &|i| {
+            sum.fetch_add(i, Ordering::Relaxed);
+        });
+        assert_eq!(sum.into_inner(), 45);
+    }
+
+    #[test]
+    fn work_within_work_and_from_two_threads_is_done() {
+        let pool = pool(3);
+        let sum = AtomicUsize::new(0);
+        let add = |i| {
+            sum.fetch_add(i, Ordering::Relaxed);
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| (0..50).for_each(|_| pool.run(5, &|_| pool.run(5, &add))));
+            }
+        });
+        assert_eq!(sum.into_inner(), 2 * 50 * 5 * 10);
+    }
+
+    #[test]
+    fn the_number_of_threads_can_change() {
+        let pool = pool(4);
+        for threads in [4, 2, 8, 3] {
+            pool.set_threads(threads);
+            let begin = Instant::now();
+            let workers = || lock(&pool.shared.state).workers;
+            pool.run(64, &|_| ());
+            while workers() + 1 != threads {
+                assert!(begin.elapsed() < Duration::from_secs(10), "{} workers for {threads} threads", workers());
+                pool.run(64, &|_| ());
+            }
+        }
+    }
+}
