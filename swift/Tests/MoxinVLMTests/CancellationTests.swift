@@ -164,6 +164,31 @@ extension All {
             }
         }
 
+        @Test func readingAheadHoldsUpNobodyAndCanBeCancelled() async throws {
+            try await withModel { model in
+                let other = try await answered(model)
+                let session = try await model.makeSession()
+                let reading = Locked(false)
+                let release = DispatchSemaphore(value: 0)
+                let task = Task {
+                    try await session.prewarm(images: [picture]) { _ in
+                        let isFirst = reading.with { reading in
+                            defer { reading = true }
+                            return !reading
+                        }
+                        if isFirst { _ = release.wait(timeout: .now() + 5) }
+                    }
+                }
+                while !reading.value { try await Task.sleep(for: .milliseconds(1)) }
+                #expect(await failure { _ = try await session.respond(to: written) }?.name == "sessionBusy")
+                #expect(try await other.respond(to: describe).text.hasSuffix("at the bottom."))
+                task.cancel()
+                release.signal()
+                await #expect(throws: CancellationError.self) { try await task.value }
+                #expect(try await session.respond(to: written, images: [picture]).text == "The word FISH.")
+            }
+        }
+
         @Test func unloadingEndsAStream() async throws {
             try await withModel { model in
                 let session = try await model.makeSession()
