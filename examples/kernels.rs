@@ -40,6 +40,11 @@ struct Bench {
 }
 
 impl Bench {
+    /// Whether an operation is asked for with one of its numbers of rows: to make its weights takes longer than to time it.
+    fn wants(&self, op: &str, scheme: &str) -> bool {
+        [1, PROMPT].iter().any(|rows| format!("{op} {scheme} {rows}").contains(&self.args.only))
+    }
+
     /// Times `f`, whose result is evaluated.
     fn time(&mut self, what: Value, f: &mut dyn FnMut() -> Result<Array>) -> Result<()> {
         let name = format!("{} {} {}", what["op"].as_str().unwrap_or(""), what["scheme"].as_str().unwrap_or(""), what["rows"]);
@@ -120,7 +125,7 @@ impl Layer {
 
 fn run(bench: &mut Bench) -> Result<()> {
     for scheme in SCHEMES {
-        for (name, output, input) in MATRICES {
+        for (name, output, input) in MATRICES.into_iter().filter(|(name, ..)| bench.wants(name, scheme)).collect::<Vec<_>>() {
             let matrix = matrix(scheme, output, input)?;
             for rows in [1, PROMPT] {
                 let x = activations(&[1, rows, input])?;
@@ -128,6 +133,9 @@ fn run(bench: &mut Bench) -> Result<()> {
                 let what = described(name, scheme, rows, [input, output], matrix.bytes(), flop);
                 bench.time(what, &mut || Ok(matrix.apply(&x)?))?;
             }
+        }
+        if !bench.wants("layer", scheme) {
+            continue;
         }
         let layer = Layer::new(scheme)?;
         let numbers: f64 = layer.matrices.iter().map(|matrix| (matrix.row_count() * matrix.columns()) as f64).sum();

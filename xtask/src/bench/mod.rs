@@ -9,7 +9,7 @@ mod plot;
 mod report;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -41,12 +41,20 @@ pub struct Options {
     /// The random checkpoint of 17.8 GB, written where it is not there yet [default: one in the user's cache; quantized ones go beside it]
     #[arg(long, value_name = "DIR")]
     checkpoint: Option<PathBuf>,
+    /// Measure nothing: write page and plot anew from the numbers of the last run
+    #[arg(long)]
+    page: bool,
     /// Where page, plot and numbers go, as FILE.md, FILE.svg and FILE.json
     #[arg(long, value_name = "FILE", default_value = "docs/performance")]
     output: PathBuf,
 }
 
 pub fn run(options: Options) -> Result<()> {
+    if options.page {
+        let numbers = setup::repository().join(&options.output).with_extension("json");
+        let numbers = fs::read_to_string(&numbers).with_context(|| format!("cannot read {}", numbers.display()))?;
+        return write(&serde_json::from_str(&numbers)?, &options.output);
+    }
     let home = setup::ensure()?;
     let cache = setup::cache_folder()?;
     fs::create_dir_all(&cache)?;
@@ -72,23 +80,30 @@ pub fn run(options: Options) -> Result<()> {
         for checkpoint in &checkpoints {
             ours::measure(&steps, checkpoint, *device, options.runs, &mut report)?;
         }
-        if let (Device::Cpu, Some(smallest)) = (device, checkpoints.last()) {
-            ours::measure_mlx(&steps, smallest, &mut report)?;
-        }
+        report.machine.push(ceilings.measure(&steps)?);
+        write(&report, &options.output)?; // what follows may take long, and be given up
         for environment in &environments {
             peers::measure(&steps, environment, *device, report.threads(), &scratch, &mut report)?;
+            write(&report, &options.output)?;
+        }
+        if let (Device::Cpu, Some(smallest)) = (device, checkpoints.last()) {
+            ours::measure_mlx(&steps, smallest, &mut report)?;
         }
     }
     steps.say("the machine again");
     report.machine.push(ceilings.measure(&steps)?);
+    write(&report, &options.output)?;
+    steps.say(&format!("wrote {0}.md, {0}.svg and {0}.json", options.output.display()));
+    Ok(())
+}
 
-    let output = setup::repository().join(&options.output);
-    let numbers = serde_json::to_string_pretty(&report)? + "\n";
-    for (extension, text) in [("json", numbers), ("md", page::page(&report, &options.output)?)] {
+/// Page, plot and numbers.
+fn write(report: &Report, to: &Path) -> Result<()> {
+    let output = setup::repository().join(to);
+    let numbers = serde_json::to_string_pretty(report)? + "\n";
+    for (extension, text) in [("json", numbers), ("md", page::page(report, to)?)] {
         let path = output.with_extension(extension);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    plot::draw(&output.with_extension("svg"), &report)?;
-    steps.say(&format!("wrote {0}.md, {0}.svg and {0}.json", options.output.display()));
-    Ok(())
+    plot::draw(&output.with_extension("svg"), report)
 }
