@@ -63,7 +63,7 @@ pub fn run(options: Options) -> Result<()> {
     let peers = if options.alone { Vec::new() } else { options.peers.clone() };
 
     steps.say("building");
-    for example in ["bench", "kernels", "save_quantized"] {
+    for example in ["bench", "generate", "kernels", "save_quantized"] {
         cargo::run(cargo::cargo().args(["build", "--quiet", "--release", "--example", example]))?;
     }
     let checkpoints = ours::checkpoints(&steps, &full_size::ensure(options.checkpoint)?)?;
