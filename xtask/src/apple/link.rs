@@ -119,10 +119,16 @@ fn build(home: &Home, scratch: &Path, mlx_c: &Path, target: &str) -> Result<Path
     dist::static_library(&["--profile", "release", "--target", target, "--config", config])
 }
 
+/// A file with the functions to export, as Apple's linkers read it.
+pub fn export_list(scratch: &Path, functions: &[String]) -> Result<PathBuf> {
+    let path = scratch.join("exports");
+    fs::write(&path, functions.iter().map(|name| format!("_{name}\n")).collect::<String>())?;
+    Ok(path)
+}
+
 /// rustc's linker for Mach-O, told what to export.
 pub fn linker(home: &Home, scratch: &Path, functions: &[String]) -> Result<Command> {
-    let exports = scratch.join("exports");
-    fs::write(&exports, functions.iter().map(|name| format!("_{name}\n")).collect::<String>())?;
+    let exports = export_list(scratch, functions)?;
     let output = Command::new("rustc").args(["--print", "target-libdir"]).output().context("cannot run rustc")?;
     let libraries = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
     let lld = libraries.parent().context("rustc's libraries lie in no folder")?.join("bin/rust-lld");
@@ -137,11 +143,7 @@ pub fn linker(home: &Home, scratch: &Path, functions: &[String]) -> Result<Comma
 
 /// What is wrong with a library for macOS.
 fn look(library: &macho::Library, functions: &[String]) -> Vec<String> {
-    let mut problems = super::verify::library(library, functions, macho::PLATFORM_MACOS, MACOS);
-    let install_name = Platform::MacOs.install_name();
-    if library.install_name != install_name {
-        problems.push(format!("its install name is {}, not {install_name}", library.install_name));
-    }
+    let mut problems = super::verify::library(library, functions, Platform::MacOs);
     let known = ["@rpath/libmlx.dylib", "/usr/lib/libc++.1.dylib", "/usr/lib/libSystem.B.dylib"];
     let strangers = library.loads.iter().filter(|name| !known.contains(&name.as_str()));
     problems.extend(strangers.map(|name| format!("it loads {name}")));

@@ -71,15 +71,7 @@ fn framework(folder: &Path, platform: Platform, version: &str, functions: &[Stri
 
 /// What is wrong with our library in a slice, and with MLX's beside it.
 fn slice_library(binary: &Library, platform: Platform, functions: &[String], binaries: &Path) -> Vec<String> {
-    let number = match platform {
-        Platform::MacOs => macho::PLATFORM_MACOS,
-        Platform::Ios => macho::PLATFORM_IOS,
-        Platform::Simulator => macho::PLATFORM_SIMULATOR,
-    };
-    let mut problems = library(binary, functions, number, platform.oldest().0);
-    if binary.install_name != platform.install_name() {
-        problems.push(format!("the install name is {}, not {}", binary.install_name, platform.install_name()));
-    }
+    let mut problems = library(binary, functions, platform);
     problems.extend(loads(NAME, binary, binaries));
     problems
 }
@@ -112,8 +104,11 @@ fn loads(name: &str, library: &Library, binaries: &Path) -> Vec<String> {
 }
 
 /// What is wrong with our library anywhere.
-pub fn library(library: &Library, functions: &[String], platform: u32, oldest: &str) -> Vec<String> {
+pub fn library(library: &Library, functions: &[String], platform: Platform) -> Vec<String> {
     let mut problems = Vec::new();
+    if library.install_name != platform.install_name() {
+        problems.push(format!("the install name is {}, not {}", library.install_name, platform.install_name()));
+    }
     let mut expected: Vec<String> = functions.iter().map(|name| format!("_{name}")).collect();
     expected.sort();
     let missing: Vec<&String> = expected.iter().filter(|name| !library.exports.contains(name)).collect();
@@ -124,8 +119,14 @@ pub fn library(library: &Library, functions: &[String], platform: u32, oldest: &
     if !strange.is_empty() {
         problems.push(format!("it exports {strange:?}, which the header does not have"));
     }
-    if (library.platform, library.oldest.as_str()) != (platform, oldest) {
-        problems.push(format!("it is for platform {} from {} on, not {platform} from {oldest} on", library.platform, library.oldest));
+    let system = match platform {
+        Platform::MacOs => macho::PLATFORM_MACOS,
+        Platform::Ios => macho::PLATFORM_IOS,
+        Platform::Simulator => macho::PLATFORM_SIMULATOR,
+    };
+    let (oldest, _) = platform.oldest();
+    if (library.platform, library.oldest.as_str()) != (system, oldest) {
+        problems.push(format!("it is for platform {} from {} on, not {system} from {oldest} on", library.platform, library.oldest));
     }
     if !library.signed {
         problems.push("it is not signed, not even without an identity: no Apple silicon loads it".into());

@@ -10,11 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use sha2::{Digest, Sha256};
 use zip::write::SimpleFileOptions;
 
 use super::framework::{NAME, Platform, Slice};
-use super::{Home, IOS, faults, framework, link, sdk, simulator, verify};
+use super::{Home, IOS, MACOS, faults, framework, link, sdk, simulator, verify};
 use crate::setup::step::Steps;
 use crate::{cargo, dist, setup};
 
@@ -66,8 +65,9 @@ pub fn run(options: Options) -> Result<()> {
     steps.say("zipping");
     let label = if let Tools::Linux(_) = tools { "-unproven" } else { "" };
     let archive = format!("{NAME}-{version}{label}.xcframework.zip");
-    let checksum = zip(&part, &scratch.path().join(&archive))?;
-    fs::write(scratch.path().join(format!("{archive}.sha256")), format!("{checksum}  {archive}\n"))?;
+    zip(&part, &scratch.path().join(&archive))?;
+    // What `swift package compute-checksum` prints.
+    let checksum = dist::write_checksum(scratch.path(), &archive)?;
 
     let finished = output.join(format!("{NAME}.xcframework"));
     if finished.exists() {
@@ -170,17 +170,16 @@ impl Tools {
 /// Builds, links and strips one slice on a Mac.
 fn mac_slice(steps: &Steps, scratch: &Path, platform: Platform) -> Result<Slice> {
     let (target, sdk, oldest) = match platform {
-        Platform::MacOs => ("aarch64-apple-darwin", "macosx", "-mmacosx-version-min=14.0"),
-        _ => ("aarch64-apple-ios", "iphoneos", "-mios-version-min=17.0"),
+        Platform::MacOs => ("aarch64-apple-darwin", "macosx", format!("-mmacosx-version-min={MACOS}")),
+        _ => ("aarch64-apple-ios", "iphoneos", format!("-mios-version-min={IOS}")),
     };
     super::add_target(target)?;
     steps.say(&format!("building the library for {target} (many minutes the first time: MLX with Metal)"));
     let archive = dist::static_library(&["--profile", "release", "--target", target])?;
-    let exports = scratch.join("exports");
-    fs::write(&exports, dist::header_functions()?.iter().map(|name| format!("_{name}\n")).collect::<String>())?;
+    let exports = link::export_list(scratch, &dist::header_functions()?)?;
     let library = scratch.join(platform.folder());
     let mut clang = xcrun(sdk);
-    clang.args(["-arch", "arm64", oldest, "-dynamiclib", "-Wl,-dead_strip", "-install_name", &platform.install_name()]);
+    clang.args(["-arch", "arm64", &oldest, "-dynamiclib", "-Wl,-dead_strip", "-install_name", &platform.install_name()]);
     clang.arg(format!("-Wl,-exported_symbols_list,{}", exports.display())).arg(format!("-Wl,-force_load,{}", archive.display()));
     clang.args(["-lc++", "-lobjc", "-framework", "Foundation", "-framework", "Metal", "-framework", "Accelerate", "-o"]).arg(&library);
     steps.expect(&mut clang, &format!("the library for {target} cannot be linked"))?;
@@ -194,19 +193,17 @@ fn mac_slice(steps: &Steps, scratch: &Path, platform: Platform) -> Result<Slice>
 fn xcrun(sdk: &str) -> Command {
     let mut command = Command::new("xcrun");
     command.args(["--sdk", sdk, "clang"]);
-    command.env("MACOSX_DEPLOYMENT_TARGET", super::MACOS);
+    command.env("MACOSX_DEPLOYMENT_TARGET", MACOS);
     command
 }
 
-/// Zips a folder with its links; gives the archive's SHA-256, which is what `swift package compute-checksum` prints.
-fn zip(folder: &Path, archive: &Path) -> Result<String> {
+/// Zips a folder with its links.
+fn zip(folder: &Path, archive: &Path) -> Result<()> {
     let mut writer = zip::ZipWriter::new(File::create(archive)?);
     let parent = folder.parent().context("a folder lies in another")?;
     add(&mut writer, parent, folder)?;
     writer.finish()?.flush()?;
-    let mut hash = Sha256::new();
-    io::copy(&mut File::open(archive)?, &mut hash)?;
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(())
 }
 
 fn add(writer: &mut zip::ZipWriter<File>, root: &Path, path: &Path) -> Result<()> {

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::report::{DECODER_WEIGHTS, Device, Report, Row, Stage, median};
+use super::report::{DECODER_WEIGHTS, Device, Report, Row, Stage};
 use super::{POSITIONS, TOKENS};
+use crate::measure::median;
 
 pub fn page(report: &Report, output: &Path) -> Result<String> {
     let name = output.file_name().context("--output names no file")?.to_string_lossy();
@@ -90,7 +91,7 @@ fn stages(report: &Report, rows: &[&Row]) -> String {
             Some(row.scheme.clone()),
             image,
             prefill,
-            row.first_token.as_ref().map(|seconds| time(median(seconds))),
+            row.first_token.as_ref().map(|seconds| time(median(seconds.iter().copied()))),
             decode,
             report.share(row).map(|share| format!("{:.1} %", share * 100.0)),
             beside_ours(row, rows),

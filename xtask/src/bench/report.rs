@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::measure::median;
+
 /// Where something ran.
 #[derive(Serialize, Deserialize, Clone, Copy, PartialEq, Debug)]
 #[serde(rename_all = "lowercase")]
@@ -45,7 +47,7 @@ pub struct Stage {
 
 impl Stage {
     pub fn median(&self) -> f64 {
-        median(&self.seconds)
+        median(self.seconds.iter().copied())
     }
 
     /// Positions or tokens a second.
@@ -169,10 +171,4 @@ impl Report {
     pub fn share(&self, row: &Row) -> Option<f64> {
         Some(row.decode.as_ref()?.rate() * row.bytes_per_token()? / self.bandwidth(row.device)?)
     }
-}
-
-pub fn median(values: &[f64]) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -19,11 +19,17 @@ pub fn write(folder: &Path, name: &str) -> Result<()> {
     append(&mut archive, folder, Path::new(name)).with_context(|| format!("cannot write {}", path.display()))?;
     archive.into_inner()?.finish()?.sync_all()?;
 
-    let mut hash = Sha256::new();
-    io::copy(&mut File::open(&path)?, &mut hash)?;
-    let digits: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    fs::write(folder.join(format!("{file_name}.sha256")), format!("{digits}  {file_name}\n"))?;
+    write_checksum(folder, &file_name)?;
     Ok(())
+}
+
+/// Writes the SHA-256 of a file in a folder beside it, as `<name>.sha256`, and gives its digits.
+pub fn write_checksum(folder: &Path, name: &str) -> Result<String> {
+    let mut hash = Sha256::new();
+    io::copy(&mut File::open(folder.join(name))?, &mut hash)?;
+    let digits: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    fs::write(folder.join(format!("{name}.sha256")), format!("{digits}  {name}\n"))?;
+    Ok(digits)
 }
 
 /// One file or folder, and all below it in the order of their names.

@@ -17,6 +17,7 @@ mod libraries;
 mod licences;
 mod package;
 
+pub use archive::write_checksum;
 pub use libraries::metallib;
 
 use std::fs::{self, File};
