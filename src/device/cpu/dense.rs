@@ -28,7 +28,7 @@ impl Dense<'_> {
     pub fn multiply(&self, isa: Isa, pool: &Pool, x: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
         assert_eq!(self.numbers.len(), self.rows * self.columns);
         let item = self.numbers.item();
-        with_rows!(self.numbers, self.rows, self.columns, matrix => multiply_rows(isa, pool, &matrix, item, x, bias, out));
+        with_rows!([self.numbers], self.rows, self.columns, [matrix] => multiply_rows(isa, pool, &matrix, item, x, bias, out));
     }
 }
 

@@ -23,6 +23,19 @@ pub(super) trait Rows: Sync {
     /// The vector that begins at a place in a row.
     fn vector<S: Simd>(&self, simd: S, row: usize, column: usize) -> S::F;
 
+    /// The same; where the row ends before, zeros follow.
+    #[inline(always)]
+    fn vector_or_rest<S: Simd>(&self, simd: S, row: usize, column: usize) -> S::F {
+        if column + S::LANES <= self.columns() {
+            return self.vector(simd, row, column);
+        }
+        let mut rest = [0.0; 16];
+        for (to, column) in rest.iter_mut().zip(column..self.columns()) {
+            *to = self.number(row, column);
+        }
+        simd.load(&rest)
+    }
+
     /// One number.
     fn number(&self, row: usize, column: usize) -> f32;
 
@@ -38,12 +51,29 @@ impl Floats<'_> {
         }
     }
 
+    /// Whether both are numbers of one kind.
+    pub fn is_like(&self, other: &Floats) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+    }
+
     /// One of them.
     pub fn get(&self, i: usize) -> f32 {
         match self {
             Floats::F32(numbers) => numbers[i],
             Floats::Bf16(numbers) => f32::from_bits(u32::from(numbers[i]) << 16),
             Floats::F16(numbers) => half::f16::from_bits(numbers[i]).to_f32(),
+        }
+    }
+
+    /// Has `count` of them brought near, which need not exist.
+    #[inline(always)]
+    pub fn prefetch<S: Simd>(&self, simd: S, from: usize, count: usize) {
+        let start: *const u8 = match self {
+            Floats::F32(numbers) => numbers.as_ptr().cast(),
+            Floats::Bf16(numbers) | Floats::F16(numbers) => numbers.as_ptr().cast(),
+        };
+        for byte in (from * self.item()..(from + count) * self.item()).step_by(64) {
+            simd.prefetch(start.wrapping_add(byte));
         }
     }
 
@@ -98,28 +128,42 @@ rows!(F32, load, x => x);
 rows!(Bf16, load_bf16, x => f32::from_bits(u32::from(x) << 16));
 rows!(F16, load_f16, x => half::f16::from_bits(x).to_f32());
 
-/// `with_rows!(floats, rows, columns, matrix => expression)`: the expression, for a matrix of the kind of number that it is.
+/// `with_rows!([floats], rows, columns, [matrix] => expression)`: the expression, for a matrix of the kind of number that it is; or for
+/// several of one shape and kind.
 macro_rules! with_rows {
-    ($floats:expr, $rows:expr, $columns:expr, $matrix:ident => $body:expr) => {{
+    ([$($floats:expr),+], $rows:expr, $columns:expr, [$($matrix:ident),+] => $body:expr) => {{
         use $crate::device::cpu::numbers::{Bf16, F16, F32, Floats, Matrix};
         let (rows, columns) = ($rows, $columns);
-        match $floats {
-            Floats::F32(numbers) => {
-                let $matrix = Matrix { numbers: F32(numbers), rows, columns };
+        match ($($floats,)+) {
+            ($(Floats::F32($matrix),)+) => {
+                $(let $matrix = Matrix { numbers: F32($matrix), rows, columns };)+
                 $body
             }
-            Floats::Bf16(numbers) => {
-                let $matrix = Matrix { numbers: Bf16(numbers), rows, columns };
+            ($(Floats::Bf16($matrix),)+) => {
+                $(let $matrix = Matrix { numbers: Bf16($matrix), rows, columns };)+
                 $body
             }
-            Floats::F16(numbers) => {
-                let $matrix = Matrix { numbers: F16(numbers), rows, columns };
+            ($(Floats::F16($matrix),)+) => {
+                $(let $matrix = Matrix { numbers: F16($matrix), rows, columns };)+
                 $body
             }
+            #[allow(unreachable_patterns)]
+            _ => unreachable!("matrices of different kinds"),
         }
     }};
 }
 pub(super) use with_rows;
+
+/// A vector of these numbers; where there are fewer, zeros follow.
+#[inline(always)]
+pub(super) fn load_some_floats<S: Simd>(simd: S, from: &[f32]) -> S::F {
+    if from.len() >= S::LANES {
+        return simd.load(from);
+    }
+    let mut numbers = [0.0; 16];
+    numbers[..from.len()].copy_from_slice(from);
+    simd.load(&numbers)
+}
 
 /// Writes the columns `from..from + count` of `width` rows, widened, as rows of `width` numbers. For rows past the last, the last.
 #[inline(always)]

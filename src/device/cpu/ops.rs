@@ -61,6 +61,11 @@ impl Kernels {
         let &[rows, groups] = scales.shape() else { return Err(misfit("scales", &scales)) };
         let (rows, columns) = (rows as usize, groups as usize * group_size);
         let words = numbers::<u32>(&weight)?;
+        // A kernel reads both in one way.
+        let (scales, biases) = match biases {
+            Some(biases) if biases.dtype() != scales.dtype() => (wide(&scales)?, Some(wide(&biases)?)),
+            biases => (scales, biases),
+        };
         let affine = match &biases {
             Some(biases) => Some((floats(&scales)?, floats(biases)?)),
             None => None,

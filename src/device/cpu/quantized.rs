@@ -16,7 +16,7 @@
 
 use super::{
     gemm::{Product, multiply, row_panels},
-    numbers::{Floats, transposed, with_rows},
+    numbers::{Floats, Rows, load_some_floats, transposed, with_rows},
     pool::Pool,
     shared::Shared,
     simd::{Isa, Kernel, Simd, with_simd},
@@ -35,7 +35,7 @@ pub(crate) struct Affine<'a> {
     pub words: &'a [u32],
     /// `[rows, columns / group size]`
     pub scales: Floats<'a>,
-    /// `[rows, columns / group size]`
+    /// `[rows, columns / group size]`, stored like the scales.
     pub biases: Floats<'a>,
 }
 
@@ -70,6 +70,7 @@ impl Affine<'_> {
         assert!(self.columns.is_multiple_of(self.group_size));
         assert_eq!(self.words.len(), self.rows * self.words_in_row());
         assert_eq!((self.scales.len(), self.biases.len()), (self.rows * self.groups(), self.rows * self.groups()));
+        assert!(self.scales.is_like(&self.biases));
     }
 
     /// `x [x rows, columns] · selfᵀ + bias` into `out [x rows, rows]`.
@@ -97,13 +98,13 @@ impl Affine<'_> {
             let first = task * in_task * S::LANES;
             let out = out.part(first, (in_task * S::LANES).min(self.rows - first));
             let work = Vector { matrix: self, x: &x, first, bias, out };
-            match (self.bits, self.group_size) {
-                (4, 32) => simd.run(Of::<4, 32>(work)),
-                (4, 64) => simd.run(Of::<4, 64>(work)),
-                (4, _) => simd.run(Of::<4, 128>(work)),
-                (_, 32) => simd.run(Of::<8, 32>(work)),
-                (_, 64) => simd.run(Of::<8, 64>(work)),
-                _ => simd.run(Of::<8, 128>(work)),
+            match (self.bits, self.words_in_group()) {
+                (4, 4) => simd.run(Of::<4, 4>(work)),
+                (4, 8) => simd.run(Of::<4, 8>(work)),
+                (4, _) => simd.run(Of::<4, 16>(work)),
+                (_, 8) => simd.run(Of::<8, 8>(work)),
+                (_, 16) => simd.run(Of::<8, 16>(work)),
+                _ => simd.run(Of::<8, 32>(work)),
             }
         });
     }
@@ -195,7 +196,7 @@ fn round(x: &[f32], to: &mut [i32]) -> (f32, i32) {
     (largest / 32767.0, sum)
 }
 
-/// The product with one row of x, for some rows of the matrix. A vector holds the sums of as many rows.
+/// The product with one row of x, for some rows of the matrix.
 struct Vector<'a> {
     matrix: &'a Affine<'a>,
     x: &'a Packed,
@@ -204,32 +205,39 @@ struct Vector<'a> {
     out: &'a mut [f32],
 }
 
-/// The same, bits and group size known to the compiler.
-struct Of<'a, const BITS: usize, const GROUP: usize>(Vector<'a>);
+/// The same, bits and the words of a group known to the compiler.
+struct Of<'a, const BITS: usize, const WORDS: usize>(Vector<'a>);
 
-impl<const BITS: usize, const GROUP: usize> Kernel for Of<'_, BITS, GROUP> {
+impl<const BITS: usize, const WORDS: usize> Kernel for Of<'_, BITS, WORDS> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Of(this) = self;
-        this.run::<S, BITS, GROUP>(simd);
+        this.run::<S, BITS, WORDS>(simd);
     }
 }
 
 impl Vector<'_> {
+    /// Takes as many rows as a vector has lanes: their groups' products with x one row after the other, since the processor reads ahead best
+    /// in one place, then the weighted sums of these products, a row in each lane.
     #[inline(always)]
-    fn run<S: Simd, const BITS: usize, const GROUP: usize>(self, simd: S) {
-        let groups = self.matrix.groups();
-        let (mut scales, mut biases) = (vec![0; groups * S::LANES], vec![0; groups * S::LANES]);
-        let end = self.first + self.out.len();
+    fn run<S: Simd, const BITS: usize, const WORDS: usize>(self, simd: S) {
+        let Affine { scales, biases, words, .. } = *self.matrix;
+        let (groups, in_row) = (self.matrix.groups(), self.matrix.words_in_row());
+        // `[groups / lanes, rows, lanes]`, so that a block of it can be transposed.
+        let mut products = vec![0; groups.next_multiple_of(S::LANES) * S::LANES];
         for (i, out) in self.out.chunks_mut(S::LANES).enumerate() {
             let first = self.first + i * S::LANES;
-            let Affine { rows, scales: all_scales, biases: all_biases, .. } = *self.matrix;
-            with_rows!(all_scales, rows, groups, all => transposed(simd, &all, first, S::LANES, 0, groups, &mut scales));
-            with_rows!(all_biases, rows, groups, all => transposed(simd, &all, first, S::LANES, 0, groups, &mut biases));
-            let next = (first + S::LANES < end).then_some(first + S::LANES);
-            let y = rows_times_vector::<S, BITS, GROUP>(simd, self.matrix, self.x, first, next, &scales, &biases);
+            for row in 0..out.len() {
+                scales.prefetch(simd, (first + S::LANES + row) * groups, groups);
+                biases.prefetch(simd, (first + S::LANES + row) * groups, groups);
+                let words = &words[(first + row) * in_row..][..in_row];
+                row_times_vector::<S, BITS, WORDS>(simd, words, self.x, &mut products[row * S::LANES..]);
+            }
+            let y = with_rows!([scales, biases], self.matrix.rows, groups, [scales, biases] => {
+                weighted(simd, &products, first, [&scales, &biases], self.x)
+            });
             let mut sums = [0.0; 16];
             simd.store(y, &mut sums);
             out.copy_from_slice(&sums[..out.len()]);
@@ -240,51 +248,71 @@ impl Vector<'_> {
     }
 }
 
-/// As many rows as a vector has lanes, times x. Meanwhile the memory of the `next` rows is brought near.
+/// The products of the rows' groups, weighted with the groups' scales, biases and steps and added up; those of rows past the last may be
+/// anything.
 #[inline(always)]
-fn rows_times_vector<S: Simd, const BITS: usize, const GROUP: usize>(
-    simd: S,
-    matrix: &Affine,
-    x: &Packed,
-    first: usize,
-    next: Option<usize>,
-    scales: &[u32],
-    biases: &[u32],
-) -> S::F {
-    let (words, in_row) = (GROUP * BITS / 32, matrix.columns * BITS / 32);
-    let mask = simd.splat_i(matrix.mask());
+fn weighted<S: Simd, R: Rows>(simd: S, products: &[u32], first: usize, [scales, biases]: [&R; 2], x: &Packed) -> S::F {
+    let (groups, last) = (scales.columns(), scales.rows() - 1);
     let mut y = simd.splat(0.0);
-    let starts: [usize; 16] = std::array::from_fn(|i| (first + i).min(matrix.rows - 1) * in_row);
-    for (group, pairs) in x.pairs.chunks_exact(GROUP / 2).enumerate() {
-        if let Some(next) = next {
-            let ahead = matrix.words.as_ptr().wrapping_add(next * in_row + group * words * S::LANES);
-            for line in 0..(words * S::LANES).div_ceil(16) {
-                simd.prefetch(ahead.wrapping_add(16 * line).cast());
-            }
+    let (mut rows, mut columns) = ([0; 256], [0; 256]);
+    for (block, products) in products.chunks_exact(S::LANES * S::LANES).enumerate() {
+        let group = block * S::LANES;
+        let count = S::LANES.min(groups - group);
+        let sums = load_some_floats(simd, &x.sums[group..][..count]);
+        for (i, (products, to)) in products.chunks_exact(S::LANES).zip(rows.chunks_exact_mut(S::LANES)).enumerate() {
+            let row = (first + i).min(last);
+            let (scale, bias) = (scales.vector_or_rest(simd, row, group), biases.vector_or_rest(simd, row, group));
+            let product = simd.convert(simd.load_i(products));
+            simd.store_i(simd.bits(weigh(simd, product, scale, bias, sums)), to);
         }
-        let mut sums = [simd.splat_i(0); 16];
-        for row in 0..S::LANES {
-            let row_words = &matrix.words[starts[row] + group * words..][..words];
-            for i in 0..words.div_ceil(S::LANES) {
-                let word = load_some(simd, &row_words[i * S::LANES..], words);
+        simd.transpose(&rows, &mut columns, S::LANES);
+        for (column, step) in columns.chunks_exact(S::LANES).zip(&x.steps[group..][..count]) {
+            y = simd.fma(simd.float(simd.load_i(column)), simd.splat(*step), y);
+        }
+    }
+    y
+}
+
+/// How far ahead of the words in use memory is brought near, in bytes: less is not in time, more is gone before it is used.
+const AHEAD: usize = 6 << 10;
+
+/// The products of the groups of a row with x, as many as a vector has lanes at a time.
+#[inline(always)]
+fn row_times_vector<S: Simd, const BITS: usize, const WORDS: usize>(simd: S, row: &[u32], x: &Packed, products: &mut [u32]) {
+    let mask = simd.splat_i(if BITS == 4 { 0x000F_000F } else { 0x00FF_00FF });
+    let mut sums = [simd.splat_i(0); 16];
+    let groups = row.as_chunks::<WORDS>().0.chunks(S::LANES);
+    let pairs = x.pairs.as_chunks::<WORDS>().0.chunks(S::LANES * 16 / BITS);
+    for ((groups, pairs), products) in groups.zip(pairs).zip(products.chunks_mut(S::LANES * S::LANES)) {
+        for (group, ((words, pairs), sum)) in groups.iter().zip(pairs.chunks_exact(16 / BITS)).zip(&mut sums).enumerate() {
+            if WORDS >= 16 || group * WORDS % 16 == 0 {
+                for line in (0..WORDS).step_by(16) {
+                    simd.prefetch(words.as_ptr().wrapping_byte_add(AHEAD).wrapping_add(line).cast());
+                }
+            }
+            *sum = simd.splat_i(0);
+            for i in (0..WORDS).step_by(S::LANES) {
+                let word = load_some(simd, &words[i..], WORDS);
                 for shift in 0..16 / BITS {
-                    let x = load_some(simd, &pairs[shift * words + i * S::LANES..], words);
                     let numbers = simd.and(simd.shr(word, (shift * BITS) as i32), mask);
-                    sums[row] = simd.dot_pairs(sums[row], numbers, x);
+                    *sum = simd.dot_pairs(*sum, numbers, load_some(simd, &pairs[shift][i..], WORDS));
                 }
             }
         }
-        let product = simd.convert(simd.sums(&sums[..S::LANES]));
-        let (scale, bias) = (simd.float(simd.load_i(&scales[group * S::LANES..])), simd.float(simd.load_i(&biases[group * S::LANES..])));
-        y = add_group(simd, product, scale, bias, x.steps[group], x.sums[group], y);
+        simd.store_i(simd.sums(&sums[..S::LANES]), products);
     }
-    y
+}
+
+/// `scale · product + bias · sum`
+#[inline(always)]
+fn weigh<S: Simd>(simd: S, product: S::F, scale: S::F, bias: S::F, sum: S::F) -> S::F {
+    simd.fma(bias, sum, simd.mul(product, scale))
 }
 
 /// `y + step · (scale · product + bias · sum)`
 #[inline(always)]
 fn add_group<S: Simd>(simd: S, product: S::F, scale: S::F, bias: S::F, step: f32, sum: f32, y: S::F) -> S::F {
-    simd.fma(simd.fma(bias, simd.splat(sum), simd.mul(product, scale)), simd.splat(step), y)
+    simd.fma(weigh(simd, product, scale, bias, simd.splat(sum)), simd.splat(step), y)
 }
 
 /// A vector's words, or the `count` that there are, and zeros.
@@ -345,8 +373,8 @@ impl Product for WithMatrix<'_> {
         packed.biases.resize(groups.len() * width, 0);
         let (from, count) = (groups.start, groups.len());
         let Affine { rows, scales, biases, .. } = *matrix;
-        with_rows!(scales, rows, matrix.groups(), all => transposed(simd, &all, first, width, from, count, &mut packed.scales));
-        with_rows!(biases, rows, matrix.groups(), all => transposed(simd, &all, first, width, from, count, &mut packed.biases));
+        with_rows!([scales], rows, matrix.groups(), [all] => transposed(simd, &all, first, width, from, count, &mut packed.scales));
+        with_rows!([biases], rows, matrix.groups(), [all] => transposed(simd, &all, first, width, from, count, &mut packed.biases));
         let mask = simd.splat_i(matrix.mask());
         let (mut rows, mut columns) = ([0; 256], [0; 256]);
         let count = groups.len() * words;
