@@ -8,7 +8,7 @@ use mlx_rs::{Array, Dtype, random, transforms::eval};
 use moxin_vlm::{
     Backend, KVCache, KeyValueCache, Quantization,
     device::{Device, cpu_threads, cpu_vectors},
-    nn::{Activation, Mask, Matrix, QuantizedMatrix, RmsNorm, attention, rotate_heads, silu_times, split_heads},
+    nn::{Activation, Linear, Mask, Matrix, QuantizedMatrix, RmsNorm, attention, rotate_heads, silu_times, split_heads, swiglu},
 };
 use serde_json::{Value, json};
 
@@ -95,32 +95,48 @@ fn described(op: &str, scheme: &str, rows: i32, [input, output]: [i32; 2], bytes
 
 /// A decoder layer of Mistral-7B's shape.
 struct Layer {
-    matrices: Vec<Matrix>,
+    linears: Vec<Linear>,
     norm: RmsNorm,
 }
 
 impl Layer {
     fn new(scheme: &str) -> Result<Layer> {
         let shapes = [(4096, 4096), (1024, 4096), (1024, 4096), (4096, 4096), (14336, 4096), (14336, 4096), (4096, 14336)];
-        let matrices = shapes.into_iter().map(|(output, input)| matrix(scheme, output, input)).collect::<Result<_>>()?;
-        Ok(Layer { matrices, norm: RmsNorm::new(Array::ones::<f32>(&[4096])?, 1e-5) })
+        let linear = |(output, input)| Ok(Linear::new(matrix(scheme, output, input)?, None));
+        let linears = shapes.into_iter().map(linear).collect::<Result<_>>()?;
+        Ok(Layer { linears, norm: RmsNorm::new(Array::ones::<f32>(&[4096])?, 1e-5) })
     }
 
     fn bytes(&self) -> u64 {
-        self.matrices.iter().map(Matrix::bytes).sum()
+        self.linears.iter().map(|linear| linear.weight.bytes()).sum()
     }
 
     fn forward(&self, x: &Array, cache: &mut KVCache) -> Result<Array> {
-        let [q, k, v, o, gate, up, down] = self.matrices.as_slice() else { unreachable!() };
+        let [q, k, v, o, gate, up, down] = self.linears.as_slice() else { unreachable!() };
         let (h, offset) = (self.norm.forward(x)?, cache.offset());
         let rotate = |x: Array| rotate_heads(&x, 128, 1e4, offset);
-        let (queries, keys) = (rotate(q.apply(&h)?)?, rotate(k.apply(&h)?)?);
+        let (queries, keys) = (rotate(q.forward(&h)?)?, rotate(k.forward(&h)?)?);
         let mask = if x.dim(1) == 1 { Mask::None } else { Mask::Causal };
-        let (keys, values) = cache.update_and_fetch(keys, split_heads(&v.apply(&h)?, 128)?)?;
-        let x = x.add(o.apply(&attention(&queries, &keys, &values, &mask)?)?)?;
+        let (keys, values) = cache.update_and_fetch(keys, split_heads(&v.forward(&h)?, 128)?)?;
+        let x = x.add(o.forward(&attention(&queries, &keys, &values, &mask)?)?)?;
         let h = self.norm.forward(&x)?;
-        Ok(x.add(down.apply(&silu_times(&gate.apply(&h)?, &up.apply(&h)?)?)?)?)
+        Ok(x.add(swiglu(&h, gate, up, down)?)?)
     }
+}
+
+/// What is no product with a matrix in a layer, `products` being theirs.
+fn rest(x: &Array, products: &[Array; 7], norm: &RmsNorm, cache: &mut KVCache) -> Result<Array> {
+    let [q, k, v, o, gate, up, down] = products;
+    let rotate = |x: &Array| rotate_heads(x, 128, 1e4, 0);
+    norm.forward(x)?.eval()?;
+    let (queries, keys) = (rotate(q)?, rotate(k)?);
+    let mask = if x.dim(1) == 1 { Mask::None } else { Mask::Causal };
+    let (keys, values) = cache.update_and_fetch(keys, split_heads(v, 128)?)?;
+    attention(&queries, &keys, &values, &mask)?.eval()?;
+    let x = x.add(o)?;
+    norm.forward(&x)?.eval()?;
+    silu_times(gate, up)?.eval()?;
+    Ok(x.add(down)?)
 }
 
 fn run(bench: &mut Bench) -> Result<()> {
@@ -138,7 +154,7 @@ fn run(bench: &mut Bench) -> Result<()> {
             continue;
         }
         let layer = Layer::new(scheme)?;
-        let numbers: f64 = layer.matrices.iter().map(|matrix| (matrix.row_count() * matrix.columns()) as f64).sum();
+        let numbers: f64 = layer.linears.iter().map(|linear| (linear.weight.row_count() * linear.weight.columns()) as f64).sum();
         for rows in [1, PROMPT] {
             let x = activations(&[1, rows, 4096])?;
             let mut held = KVCache::new();
@@ -172,6 +188,12 @@ fn run(bench: &mut Bench) -> Result<()> {
         bench
             .time(described("rope", "f32", rows, [4096, 4096], 4 * rows as u64 * 4096, 0.0), &mut || Ok(rotate_heads(&x, 128, 1e4, 0)?))?;
     }
+    let widths = [4096, 1024, 1024, 4096, 14336, 14336, 4096];
+    let products: Vec<Array> = widths.into_iter().map(|width| activations(&[1, PROMPT, width])).collect::<Result<_>>()?;
+    let (x, norm) = (activations(&[1, PROMPT, 4096])?, RmsNorm::new(Array::ones::<f32>(&[4096])?, 1e-5));
+    let products = products.try_into().expect("as many as widths");
+    let what = described("layer_rest", "f32", PROMPT, [4096, 4096], 0, 0.0);
+    bench.time(what, &mut || rest(&x, &products, &norm, &mut KVCache::new()))?;
     let x = activations(&[1, 256, 4304])?;
     let bytes = x.nbytes() as u64;
     bench.time(described("gelu", "f32", 256, [4304, 4304], bytes, 0.0), &mut || Ok(Activation::Gelu.apply(&x)?))?;

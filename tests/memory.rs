@@ -1,4 +1,4 @@
-//! What a model takes, as reckoned from the headers alone, beside MLX's own count. A file of its own, and so a process of its own: the counters
+//! What a model takes, as reckoned from the headers alone, beside what is counted. A file of its own, and so a process of its own: the counters
 //! are the process's.
 
 use std::path::{Path, PathBuf};
@@ -25,12 +25,12 @@ fn peak<T>(f: impl FnOnce() -> T) -> (u64, T) {
 fn compare(folder: &str, words: &str, options: LoadOptions, context: usize, chunk: usize) {
     let folder = in_repository(folder);
     let demo = Picture::open(in_repository("models/demo.png"), &Default::default()).unwrap();
-    let (dtype, own) = (options.dtype, options.cpu_kernels == CpuKernels::Own && options.dtype.is_none());
+    let dtype = options.dtype;
     let generation = GenerationOptions { max_context: Some(context), prefill_chunk: chunk, max_tokens: 20, ..Default::default() };
     let reckoned = Model::estimate(&folder, &options, &generation).unwrap();
     let before = memory_stats().unwrap().active;
 
-    // Reading a tensor takes our own buffer, which MLX does not count.
+    // Reading a tensor takes a buffer that is not counted.
     let (load, model) = peak(|| Model::load(&folder, options, Op::default()).unwrap());
     let weights = memory_stats().unwrap().active - before;
     let (vision, embedding) = peak(|| model.encode_image(&demo, Op::default()).unwrap());
@@ -46,9 +46,7 @@ fn compare(folder: &str, words: &str, options: LoadOptions, context: usize, chun
     let close = |name: &str, reckoned: u64, measured: u64, tolerance: f64| {
         let ratio = reckoned as f64 / measured as f64;
         println!("{name:12} {reckoned:>10} reckoned, {measured:>10} measured: {ratio:.3}");
-        // What our kernels work with beside arrays is reckoned, but MLX does not count it.
-        let most = if own { 1.0 + 2.0 * tolerance.max(0.5) } else { 1.0 + tolerance };
-        assert!((1.0 - tolerance..=most).contains(&ratio), "{name} of {} in {dtype:?}, {context} positions by {chunk}", folder.display());
+        assert!((ratio - 1.0).abs() <= tolerance, "{name} of {} in {dtype:?}, {context} positions by {chunk}", folder.display());
     };
     close("weights", reckoned.weights, weights, 0.06);
     close("load", reckoned.load_peak, load.max(weights), 0.10);

@@ -8,12 +8,13 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+use super::cpu::buffer;
 use crate::{Error, Result};
 
-/// Memory that MLX holds, in bytes, for the whole process.
+/// Memory that MLX and the kernels of this library hold, in bytes, for the whole process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MemoryStats {
-    /// In use by arrays.
+    /// In use by arrays, and by kernels at work.
     pub active: u64,
     /// Kept for reuse, given back by [`clear_cache`].
     pub cache: u64,
@@ -21,22 +22,26 @@ pub struct MemoryStats {
     pub peak: u64,
 }
 
-/// What MLX's allocator holds now.
+/// What is held now.
 pub fn memory_stats() -> Result<MemoryStats> {
+    let [active, cache, peak] = buffer::memory();
     Ok(MemoryStats {
-        active: mlx_rs::memory::active_memory()? as u64,
-        cache: mlx_rs::memory::cache_memory()? as u64,
-        peak: mlx_rs::memory::peak_memory()? as u64,
+        active: mlx_rs::memory::active_memory()? as u64 + active,
+        cache: mlx_rs::memory::cache_memory()? as u64 + cache,
+        // Of each the most: at the same time they were at most this.
+        peak: mlx_rs::memory::peak_memory()? as u64 + peak,
     })
 }
 
 /// Starts a new measurement of [`MemoryStats::peak`].
 pub fn reset_peak_memory() -> Result<()> {
+    buffer::reset_peak();
     Ok(mlx_rs::memory::reset_peak_memory()?)
 }
 
-/// Gives MLX's unused buffers back to the system.
+/// Gives MLX's unused buffers back to the system, and what the processor's kernels keep for this thread.
 pub fn clear_cache() -> Result<()> {
+    buffer::clear_scratch();
     Ok(mlx_rs::memory::clear_cache()?)
 }
 

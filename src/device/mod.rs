@@ -6,7 +6,7 @@ mod memory;
 mod mlx;
 
 pub use cpu::{CpuKernels, cpu_threads, cpu_vectors, set_cpu_threads};
-pub(crate) use cpu::{Kernels, PackedMatrix, kernels};
+pub(crate) use cpu::{PackedMatrix, Weight, kernels};
 pub use memory::{MemoryStats, available_memory, clear_cache, memory_limit, memory_stats, require, reset_peak_memory, set_memory_limits};
 pub(crate) use mlx::{dequantize, quantize, quantized_matmul};
 pub use mlx::{mlx_version, set_metallib_path};

@@ -2,8 +2,11 @@
 
 use mlx_rs::{Array, Dtype, error::Exception};
 
-use super::matrix::{Matrix, load_vector};
-use crate::{Result, checkpoint::Weights};
+use super::{
+    activation::silu_times,
+    matrix::{Matrix, load_vector},
+};
+use crate::{Result, checkpoint::Weights, device};
 
 /// `y = x · weightᵀ + bias`.
 ///
@@ -18,6 +21,11 @@ pub struct Linear {
 }
 
 impl Linear {
+    /// A layer with a weight `[out, in]` and a bias `[out]`.
+    pub fn new(weight: Matrix, bias: Option<Array>) -> Linear {
+        Linear { weight, bias }
+    }
+
     /// Reads `weight` `[output, input]`, and `bias` `[output]` where the checkpoint has one. `dtype` is that of the activations.
     pub fn load(weights: &Weights, output: usize, input: usize, dtype: Dtype) -> Result<Linear> {
         let weight = Matrix::load(weights, output, input, dtype)?;
@@ -41,6 +49,14 @@ impl Linear {
             Some(bias) => self.weight.apply_with_bias(x, bias),
             None => self.weight.apply(x),
         }
+    }
+}
+
+/// SwiGLU (<https://arxiv.org/abs/2002.05202>): `down(silu(gate(x)) · up(x))`.
+pub fn swiglu(x: &Array, gate: &Linear, up: &Linear, down: &Linear) -> Result<Array, Exception> {
+    match device::kernels(x) {
+        Some(kernels) => kernels.swiglu(x, [gate, up, down].map(|linear| (linear.weight.arrays(), linear.bias.as_ref()))),
+        None => down.forward(&silu_times(&gate.forward(x)?, &up.forward(x)?)?),
     }
 }
 

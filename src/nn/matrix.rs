@@ -57,7 +57,7 @@ impl Matrix {
     /// `x [.., columns]` to `x · matrixᵀ [.., rows]`, in x's dtype.
     pub fn apply(&self, x: &Array) -> Result<Array, Exception> {
         if let Some(kernels) = device::kernels(x) {
-            return self.apply_kernels(kernels, x, None);
+            return kernels.linear(x, self.arrays(), None);
         }
         match self {
             Matrix::Dense(weight) => x.matmul(weight.as_dtype(x.dtype())?.transpose()?),
@@ -68,7 +68,7 @@ impl Matrix {
     /// `x · matrixᵀ + bias`.
     pub fn apply_with_bias(&self, x: &Array, bias: &Array) -> Result<Array, Exception> {
         if let Some(kernels) = device::kernels(x) {
-            return self.apply_kernels(kernels, x, Some(bias));
+            return kernels.linear(x, self.arrays(), Some(bias));
         }
         match self {
             Matrix::Dense(weight) => ops::addmm(bias, x, weight.as_dtype(x.dtype())?.transpose()?, None, None),
@@ -76,10 +76,11 @@ impl Matrix {
         }
     }
 
-    fn apply_kernels(&self, kernels: device::Kernels, x: &Array, bias: Option<&Array>) -> Result<Array, Exception> {
+    /// Its arrays, for the kernels.
+    pub(super) fn arrays(&self) -> device::Weight<'_> {
         match self {
-            Matrix::Dense(weight) => kernels.dense(x, weight, bias),
-            Matrix::Quantized(matrix) => kernels.packed(x, matrix.packed(), bias),
+            Matrix::Dense(weight) => device::Weight::Dense(weight),
+            Matrix::Quantized(matrix) => device::Weight::Packed(matrix.packed()),
         }
     }
 

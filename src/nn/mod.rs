@@ -14,7 +14,7 @@ mod vit;
 pub use activation::{Activation, silu, silu_times};
 pub use attention::{Mask, attention, causal_mask, rotate_heads, split_heads};
 pub use kv_cache::{ConcatKeyValueCache, KVCache, KeyValueCache};
-pub use linear::{Embedding, Linear};
+pub use linear::{Embedding, Linear, swiglu};
 pub use matrix::{Matrix, QuantizedMatrix};
 pub use norm::{LayerNorm, RmsNorm};
 pub use vit::{ViTConfig, ViTEncoder, load_vit_encoder};

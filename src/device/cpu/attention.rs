@@ -42,8 +42,8 @@ pub(crate) struct Attention<'a> {
     pub scale: f32,
 }
 
-/// Queries of a task, and keys of a block: scores take 96 KiB and what is packed up to 64 KiB, a thread.
-const QUERIES: usize = 96;
+/// Rows of a task, a query of one head each, and keys of a block: scores take 96 KiB and what is packed up to 64 KiB, a thread.
+const ROWS: usize = 96;
 const KEYS: usize = 256;
 
 impl<'a> Heads<'a> {
@@ -107,21 +107,23 @@ impl Attention<'_> {
         }
         let worth = batch * heads * queries * keys * width > 1 << 18;
         let out = Shared::new(out);
+        let group = heads / kv_heads;
         if queries == 1 {
             pool.run_if(worth, batch * kv_heads, &|task| {
                 let (batch, kv_head) = (task / kv_heads, task % kv_heads);
-                let group = heads / kv_heads;
                 let out = out.part((batch * heads + kv_head * group) * width, group * width);
                 with_simd!(isa, simd => simd.run(One { all: self, batch, kv_head, out }));
             });
             return;
         }
-        let blocks = queries.div_ceil(QUERIES);
-        pool.run_if(worth, batch * heads * blocks, &|task| {
-            let (batch, head, first) = (task / blocks / heads, task / blocks % heads, task % blocks * QUERIES);
-            let mixed = with_simd!(isa, simd => simd.run(Block { all: self, batch, head, first }));
-            for (i, row) in mixed.chunks_exact(width).enumerate() {
-                out.write(((batch * queries + first + i) * heads + head) * width, row);
+        let in_block = (ROWS / group).max(1);
+        let blocks = queries.div_ceil(in_block);
+        pool.run_if(worth, batch * kv_heads * blocks, &|task| {
+            let (batch, kv_head, first) = (task / blocks / kv_heads, task / blocks % kv_heads, task % blocks * in_block);
+            let count = in_block.min(queries - first);
+            let mixed = with_simd!(isa, simd => simd.run(Block { all: self, batch, kv_head, group, first, count }));
+            for (i, heads_of_query) in mixed.chunks_exact(group * width).enumerate() {
+                out.write(((batch * queries + first + i) * heads + kv_head * group) * width, heads_of_query);
             }
         });
     }
@@ -234,29 +236,34 @@ impl Kernel for One<'_> {
     }
 }
 
-/// Several queries of a head, from `first` on.
+/// `count` queries from `first` on, each of the `group` heads that share keys and values.
 struct Block<'a> {
     all: &'a Attention<'a>,
     batch: usize,
-    head: usize,
+    kv_head: usize,
+    group: usize,
     first: usize,
+    count: usize,
 }
 
 impl Kernel for Block<'_> {
-    /// `[queries, width]`
+    /// `[queries, heads, width]`
     type Output = Vec<f32>;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> Vec<f32> {
-        let Block { all, batch, head, first } = self;
-        let kv_head = head / (all.queries.shape[1] / all.keys.shape[1]);
-        let (queries, keys, values) = (all.queries.head(batch, head), all.keys.head(batch, kv_head), all.values.head(batch, kv_head));
-        let rows = QUERIES.min(queries.tokens - first);
+        let Block { all, batch, kv_head, group, first, count } = self;
+        let (keys, values) = (all.keys.head(batch, kv_head), all.values.head(batch, kv_head));
+        let rows = count * group;
         let width = 2 * S::LANES;
         let strips = values.width.div_ceil(width);
 
         // Queries, packed as tiles.
-        let scaled: Vec<f32> = (first..first + rows).flat_map(|i| queries.token(i)).map(|x| x * all.scale).collect();
+        let mut scaled = Vec::with_capacity(rows * keys.width);
+        for row in 0..rows {
+            let query = all.queries.head(batch, kv_head * group + row % group).token(first + row / group);
+            scaled.extend(query.iter().map(|x| x * all.scale));
+        }
         let packed_queries = pack_rows::<S>(&scaled, rows);
         let (mut packed, mut scores) = (vec![0; keys.width.max(KEYS) * width], vec![0.0; rows * KEYS]);
         // Of each query the largest score so far, the sum of the exponentials, and that of the values: [strips, queries, two vectors].
@@ -264,24 +271,24 @@ impl Kernel for Block<'_> {
 
         // No query of these sees further.
         let last = match all.sees {
-            Sees::Past => (first + rows + keys.tokens).saturating_sub(queries.tokens).min(keys.tokens),
+            Sees::Past => (first + count + keys.tokens).saturating_sub(all.queries.shape[2]).min(keys.tokens),
             _ => keys.tokens,
         };
         for start in (0..last).step_by(KEYS) {
-            let count = KEYS.min(last - start);
+            let in_block = KEYS.min(last - start);
             let mut product = vec![0.0; rows * width];
-            for panel in (0..count).step_by(width) {
+            for panel in (0..in_block).step_by(width) {
                 transposed(simd, &keys, start + panel, width, 0, keys.width, &mut packed);
                 product.fill(0.0);
                 add_tiles(simd, &packed_queries, rows, &packed[..keys.width * width], &mut product);
-                let used = width.min(count - panel);
+                let used = width.min(in_block - panel);
                 for (row, product) in product.chunks_exact(width).enumerate() {
-                    scores[row * count + panel..][..used].copy_from_slice(&product[..used]);
+                    scores[row * in_block + panel..][..used].copy_from_slice(&product[..used]);
                 }
             }
             for row in 0..rows {
-                let scores = &mut scores[row * count..][..count];
-                all.hide(first + row, start, scores);
+                let scores = &mut scores[row * in_block..][..in_block];
+                all.hide(first + row / group, start, scores);
                 let top = largest[row].max(maximum(simd, scores));
                 let factor = (largest[row] - top).exp();
                 totals[row] = totals[row] * factor + exponentials(simd, scores, top);
@@ -292,22 +299,25 @@ impl Kernel for Block<'_> {
                     }
                 }
             }
-            let weights = pack_rows::<S>(&scores[..rows * count], rows);
+            let weights = pack_rows::<S>(&scores[..rows * in_block], rows);
             for (strip, mixed) in mixed.chunks_exact_mut(rows * width).enumerate() {
                 let used = width.min(values.width - strip * width);
-                for (i, to) in packed.chunks_exact_mut(width).take(count).enumerate() {
+                for (i, to) in packed.chunks_exact_mut(width).take(in_block).enumerate() {
                     let from = &values.token(start + i)[strip * width..][..used];
                     to[used..].fill(0);
                     to.iter_mut().zip(from).for_each(|(to, from)| *to = from.to_bits());
                 }
-                add_tiles(simd, &weights, rows, &packed[..count * width], mixed);
+                add_tiles(simd, &weights, rows, &packed[..in_block * width], mixed);
             }
         }
-        let number = |i: usize| {
-            let (row, column) = (i / values.width, i % values.width);
-            mixed[(column / width * rows + row) * width + column % width] / totals[row]
-        };
-        (0..rows * values.width).map(number).collect()
+        let mut out = Vec::with_capacity(rows * values.width);
+        for (row, total) in totals.into_iter().enumerate() {
+            for (strip, mixed) in mixed.chunks_exact(rows * width).enumerate() {
+                let used = width.min(values.width - strip * width);
+                out.extend(mixed[row * width..][..used].iter().map(|x| x / total));
+            }
+        }
+        out
     }
 }
 

@@ -2,6 +2,7 @@
 //! float32 as they are read, and multiplied and added in float32.
 
 use super::{
+    buffer::Buffer,
     gemm::{Product, multiply, row_panels},
     numbers::{Floats, Rows, transposed, with_rows},
     pool::Pool,
@@ -103,9 +104,9 @@ impl<R: Rows> Kernel for Vector<'_, R> {
 }
 
 /// Rows of x, packed for the tiles of [`row_panels`]: of each `[columns, H]`.
-pub(super) fn pack<S: Simd>(simd: S, pool: &Pool, x: &[f32], rows: usize) -> Vec<f32> {
+pub(super) fn pack<S: Simd>(simd: S, pool: &Pool, x: &[f32], rows: usize) -> Buffer<f32> {
     let columns = x.len() / rows;
-    let mut packed = vec![0.0; x.len()];
+    let mut packed = Buffer::zeros(x.len());
     let panels: Vec<_> = row_panels(rows, S::TILE).collect();
     let shared = Shared::new(&mut packed);
     pool.run_if(x.len() > 1 << 16, panels.len(), &|panel| {

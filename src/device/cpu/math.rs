@@ -98,28 +98,26 @@ fn erf<S: Simd>(simd: S, x: S::F) -> S::F {
     simd.div(simd.mul(x, polynomial(simd, square, above)), polynomial(simd, square, below))
 }
 
-/// `function(x)`, times `times` where that is given, number for number.
-pub(super) fn map<F: Function>(isa: Isa, pool: &Pool, _: F, x: &[f32], times: Option<&[f32]>, out: &mut [f32]) {
-    assert!(x.len() == out.len() && times.is_none_or(|times| times.len() == x.len()));
-    const PART: usize = 1 << 14;
+/// `function(x)`, times `times` where that is given, number for number; without `x` of what is in `out`.
+pub(super) fn map<F: Function>(isa: Isa, pool: &Pool, _: F, x: Option<&[f32]>, times: Option<&[f32]>, out: &mut [f32]) {
     let len = out.len();
+    assert!([x, times].iter().flatten().all(|numbers| numbers.len() == len));
+    const PART: usize = 1 << 14;
     let out = Shared::new(out);
     pool.run_if(len > 2 * PART, len.div_ceil(PART), &|part| {
         let range = part * PART..((part + 1) * PART).min(len);
-        let map = Map::<F> {
-            x: &x[range.clone()],
-            times: times.map(|times| &times[range.clone()]),
-            out: out.part(range.start, range.len()),
-            function: std::marker::PhantomData,
-        };
+        let out = out.part(range.start, range.len());
+        if let Some(x) = x {
+            out.copy_from_slice(&x[range.clone()]);
+        }
+        let map = Map::<F> { numbers: out, times: times.map(|times| &times[range]), function: std::marker::PhantomData };
         with_simd!(isa, simd => simd.run(map));
     });
 }
 
 struct Map<'a, F> {
-    x: &'a [f32],
+    numbers: &'a mut [f32],
     times: Option<&'a [f32]>,
-    out: &'a mut [f32],
     function: std::marker::PhantomData<F>,
 }
 
@@ -128,21 +126,22 @@ impl<F: Function> Kernel for Map<'_, F> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let whole = self.x.len() / S::LANES * S::LANES;
+        let Map { numbers, times, .. } = self;
+        let whole = numbers.len() / S::LANES * S::LANES;
         for i in (0..whole).step_by(S::LANES) {
-            let mut y = F::at(simd, simd.load(&self.x[i..]));
-            if let Some(times) = self.times {
+            let mut y = F::at(simd, simd.load(&numbers[i..]));
+            if let Some(times) = times {
                 y = simd.mul(y, simd.load(&times[i..]));
             }
-            simd.store(y, &mut self.out[i..]);
+            simd.store(y, &mut numbers[i..]);
         }
         let mut rest = [0.0; 16];
-        let left = self.x.len() - whole;
-        rest[..left].copy_from_slice(&self.x[whole..]);
+        let left = numbers.len() - whole;
+        rest[..left].copy_from_slice(&numbers[whole..]);
         let y = F::at(simd, simd.load(&rest));
         simd.store(y, &mut rest);
         for i in 0..left {
-            self.out[whole + i] = rest[i] * self.times.map_or(1.0, |times| times[whole + i]);
+            numbers[whole + i] = rest[i] * times.map_or(1.0, |times| times[whole + i]);
         }
     }
 }

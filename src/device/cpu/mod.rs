@@ -4,6 +4,7 @@
 //! [`kernels`] whether they are in use. [`quantized`] says how products with quantized matrices are rounded.
 
 mod attention;
+pub(super) mod buffer;
 mod coded;
 mod dense;
 mod gemm;
@@ -30,8 +31,8 @@ use std::{
     sync::{LazyLock, OnceLock},
 };
 
-pub(crate) use ops::{Kernels, PackedMatrix};
-use {pool::Pool, simd::Isa};
+pub(crate) use ops::{PackedMatrix, Weight};
+use {ops::Kernels, pool::Pool, simd::Isa};
 
 use super::mlx;
 

@@ -11,6 +11,7 @@ use mlx_rs::{
 
 use super::{
     attention::{Attention, Heads, Sees},
+    buffer::{Buffer, with_scratch},
     coded::{Code, Coded},
     dense::Dense,
     math::{self, Function},
@@ -44,70 +45,113 @@ pub(crate) struct PackedMatrix<'a> {
     pub mode: &'a CStr,
 }
 
-impl Kernels {
-    /// `x [.., columns]` to `x · weightᵀ + bias [.., rows]`, for a weight `[rows, columns]` in float32, bfloat16 or float16.
-    pub fn dense(self, x: &Array, weight: &Array, bias: Option<&Array>) -> Result<Array, Exception> {
-        let &[rows, columns] = weight.shape() else { return Err(misfit("a weight", weight)) };
-        let weight = contiguous(weight)?;
-        let dense = Dense { rows: rows as usize, columns: columns as usize, numbers: floats(&weight)? };
-        self.product(x, dense.rows, dense.columns, bias, |x, bias, out| dense.multiply(self.isa, self.pool, x, bias, out))
+/// The weight of a linear layer.
+#[derive(Clone, Copy)]
+pub(crate) enum Weight<'a> {
+    /// `[rows, columns]` in float32, bfloat16 or float16.
+    Dense(&'a Array),
+    Packed(PackedMatrix<'a>),
+}
+
+/// A linear layer, its arrays evaluated and each side by side in memory.
+struct Layer<'a> {
+    rows: usize,
+    columns: usize,
+    weight: Array,
+    packed: Option<Packed<'a>>,
+    bias: Option<Array>,
+}
+
+struct Packed<'a> {
+    scales: Array,
+    biases: Option<Array>,
+    matrix: PackedMatrix<'a>,
+}
+
+impl<'a> Layer<'a> {
+    fn new(weight: Weight<'a>, bias: Option<&Array>) -> Result<Layer<'a>, Exception> {
+        let (weight, packed) = match weight {
+            Weight::Dense(weight) => (contiguous(weight)?, None),
+            Weight::Packed(matrix) => (contiguous(matrix.weight)?, Some(Packed::new(matrix)?)),
+        };
+        let (rows, columns) = match &packed {
+            Some(Packed { scales, matrix, .. }) => (scales.dim(0) as usize, scales.dim(-1) as usize * matrix.group_size),
+            None => (weight.dim(0) as usize, weight.dim(-1) as usize),
+        };
+        let bias = bias.map(wide).transpose()?;
+        if bias.as_ref().is_some_and(|bias| bias.size() != rows) {
+            return Err(Exception::custom(format!("a bias for another matrix than one of {rows} rows")));
+        }
+        Ok(Layer { rows, columns, weight, packed, bias })
     }
 
-    /// [`Kernels::dense`] for a packed matrix.
-    pub fn packed(self, x: &Array, matrix: PackedMatrix, bias: Option<&Array>) -> Result<Array, Exception> {
-        let PackedMatrix { group_size, bits, .. } = matrix;
-        let (weight, scales) = (contiguous(matrix.weight)?, contiguous(matrix.scales)?);
-        let biases = matrix.biases.map(contiguous).transpose()?;
-        let &[rows, groups] = scales.shape() else { return Err(misfit("scales", &scales)) };
-        let (rows, columns) = (rows as usize, groups as usize * group_size);
-        let words = numbers::<u32>(&weight)?;
+    /// `x · weightᵀ + bias`
+    fn multiply(&self, kernels: Kernels, x: &[f32], out: &mut [f32]) -> Result<(), Exception> {
+        let (&Layer { rows, columns, .. }, Kernels { isa, pool }) = (self, kernels);
+        let bias = self.bias.as_ref().map(numbers).transpose()?;
+        let Some(Packed { scales, biases, matrix }) = &self.packed else {
+            Dense { rows, columns, numbers: floats(&self.weight)? }.multiply(isa, pool, x, bias, out);
+            return Ok(());
+        };
+        let (bits, group_size, words) = (matrix.bits, matrix.group_size, numbers::<u32>(&self.weight)?);
+        let code = match (biases, matrix.mode.to_bytes()) {
+            (Some(biases), b"affine") => {
+                let (scales, biases) = (floats(scales)?, floats(biases)?);
+                if bits == 4 || bits == 8 {
+                    Affine { rows, columns, bits, group_size, words, scales, biases }.multiply(isa, pool, x, bias, out);
+                    return Ok(());
+                }
+                Code::Affine { scales, biases }
+            }
+            (None, b"mxfp4") => Code::Mxfp4 { scales: numbers(scales)? },
+            (None, b"mxfp8") => Code::Mxfp8 { scales: numbers(scales)? },
+            (None, b"nvfp4") => Code::Nvfp4 { scales: numbers(scales)? },
+            _ => return Err(Exception::custom(format!("a matrix in the mode {}", matrix.mode.to_string_lossy()))),
+        };
+        Coded { rows, columns, bits, group_size, words, code }.multiply(isa, pool, x, bias, out);
+        Ok(())
+    }
+}
+
+impl<'a> Packed<'a> {
+    fn new(matrix: PackedMatrix<'a>) -> Result<Packed<'a>, Exception> {
+        let (scales, biases) = (contiguous(matrix.scales)?, matrix.biases.map(contiguous).transpose()?);
         // A kernel reads both in one way.
         let (scales, biases) = match biases {
             Some(biases) if biases.dtype() != scales.dtype() => (wide(&scales)?, Some(wide(&biases)?)),
             biases => (scales, biases),
         };
-        let affine = match &biases {
-            Some(biases) => Some((floats(&scales)?, floats(biases)?)),
-            None => None,
-        };
-        let code = match (affine, matrix.mode.to_bytes()) {
-            (Some((scales, biases)), b"affine") if bits == 4 || bits == 8 => {
-                let affine = Affine { rows, columns, bits, group_size, words, scales, biases };
-                return self.product(x, rows, columns, bias, |x, bias, out| affine.multiply(self.isa, self.pool, x, bias, out));
-            }
-            (Some((scales, biases)), b"affine") => Code::Affine { scales, biases },
-            (None, b"mxfp4") => Code::Mxfp4 { scales: numbers(&scales)? },
-            (None, b"mxfp8") => Code::Mxfp8 { scales: numbers(&scales)? },
-            (None, b"nvfp4") => Code::Nvfp4 { scales: numbers(&scales)? },
-            _ => return Err(Exception::custom(format!("a matrix in the mode {}", matrix.mode.to_string_lossy()))),
-        };
-        let coded = Coded { rows, columns, bits, group_size, words, code };
-        self.product(x, rows, columns, bias, |x, bias, out| coded.multiply(self.isa, self.pool, x, bias, out))
+        Ok(Packed { scales, biases, matrix })
+    }
+}
+
+impl Kernels {
+    /// `x [.., columns]` to `x · weightᵀ + bias [.., rows]`.
+    pub fn linear(self, x: &Array, weight: Weight, bias: Option<&Array>) -> Result<Array, Exception> {
+        let layer = Layer::new(weight, bias)?;
+        let x = contiguous(x)?;
+        new_array(&product_shape(&x, &layer)?, |out| layer.multiply(self, numbers(&x)?, out))
     }
 
-    fn product(
-        self,
-        x: &Array,
-        rows: usize,
-        columns: usize,
-        bias: Option<&Array>,
-        multiply: impl FnOnce(&[f32], Option<&[f32]>, &mut [f32]),
-    ) -> Result<Array, Exception> {
-        if x.shape().last() != Some(&(columns as i32)) {
-            return Err(Exception::custom(format!("{:?} times a matrix of {columns} columns", x.shape())));
+    /// `down(silu(gate(x)) · up(x))`
+    pub fn swiglu(self, x: &Array, [gate, up, down]: [(Weight, Option<&Array>); 3]) -> Result<Array, Exception> {
+        let [gate, up, down] = [Layer::new(gate.0, gate.1)?, Layer::new(up.0, up.1)?, Layer::new(down.0, down.1)?];
+        if (up.rows, up.columns) != (gate.rows, gate.columns) || down.columns != gate.rows {
+            let shapes = [&gate, &up, &down].map(|layer| [layer.rows, layer.columns]);
+            return Err(Exception::custom(format!("a gate, an up and a down projection of {shapes:?} do not fit")));
         }
         let x = contiguous(x)?;
-        let bias = bias.map(wide).transpose()?;
-        let bias = bias.as_ref().map(numbers).transpose()?;
-        if bias.is_some_and(|bias| bias.len() != rows) {
-            return Err(Exception::custom(format!("a bias for another matrix than one of {rows} rows")));
-        }
-        let mut shape = x.shape().to_vec();
-        shape.pop();
-        shape.push(rows as i32);
+        let mut shape = product_shape(&x, &gate)?;
+        let size = shape.iter().product::<i32>() as usize;
+        *shape.last_mut().expect("x has rows") = down.rows as i32;
         new_array(&shape, |out| {
-            multiply(numbers(&x)?, bias, out);
-            Ok(())
+            with_scratch(2 * size, |scratch| {
+                let (inner, times) = scratch.split_at_mut(size);
+                gate.multiply(self, numbers(&x)?, inner)?;
+                up.multiply(self, numbers(&x)?, times)?;
+                math::map(self.isa, self.pool, math::Silu, None, Some(times), inner);
+                down.multiply(self, inner, out)
+            })
         })
     }
 
@@ -140,7 +184,7 @@ impl Kernels {
         let times = times.map(wide).transpose()?;
         let times = times.as_ref().map(numbers).transpose()?;
         new_array(x.shape(), |out| {
-            math::map(self.isa, self.pool, function, numbers(&x)?, times, out);
+            math::map(self.isa, self.pool, function, Some(numbers(&x)?), times, out);
             Ok(())
         })
     }
@@ -213,9 +257,17 @@ fn misfit(what: &str, array: &Array) -> Exception {
     Exception::custom(format!("{what} of shape {:?} and {:?} does not fit", array.shape(), array.dtype()))
 }
 
+/// What comes of rows `x` and a layer.
+fn product_shape(x: &Array, layer: &Layer) -> Result<Vec<i32>, Exception> {
+    match x.shape() {
+        [rows @ .., columns] if *columns as usize == layer.columns => Ok([rows, &[layer.rows as i32]].concat()),
+        other => Err(Exception::custom(format!("{other:?} times a matrix of {} columns", layer.columns))),
+    }
+}
+
 /// An array of float32 that `fill` fills.
 fn new_array(shape: &[i32], fill: impl FnOnce(&mut [f32]) -> Result<(), Exception>) -> Result<Array, Exception> {
-    let mut numbers = vec![0.0; shape.iter().map(|size| *size as usize).product()];
+    let mut numbers = Buffer::zeros(shape.iter().map(|size| *size as usize).product());
     fill(&mut numbers)?;
     Ok(Array::from_slice(&numbers, shape))
 }

@@ -15,6 +15,7 @@
 //! bits the numbers s and s + 4 for the shift by s numbers, with 8 bits s and s + 2. So x is packed in these pairs.
 
 use super::{
+    buffer::Buffer,
     gemm::{Product, multiply, row_panels},
     numbers::{Floats, Rows, load_some_floats, transposed, with_rows},
     pool::Pool,
@@ -113,17 +114,17 @@ impl Affine<'_> {
 /// Numbers of x as int16, packed for the tiles of [`row_panels`]; of a tile `H` rows high everything stands as `[.., H]`.
 struct Packed {
     /// `[groups, shifts, words of a group, H]`
-    pairs: Vec<u32>,
+    pairs: Buffer<u32>,
     /// What an int16 stands for, `[groups, H]`.
-    steps: Vec<f32>,
+    steps: Buffer<f32>,
     /// Sums of the int16, `[groups, H]`. They are whole and below 2²⁴.
-    sums: Vec<f32>,
+    sums: Buffer<f32>,
 }
 
 impl Packed {
     fn new<S: Simd>(simd: S, pool: &Pool, matrix: &Affine, x: &[f32]) -> Packed {
         let (rows, groups) = (x.len() / matrix.columns, matrix.groups());
-        let (mut pairs, mut steps, mut sums) = (vec![0; x.len() / 2], vec![0.0; rows * groups], vec![0.0; rows * groups]);
+        let (mut pairs, mut steps, mut sums) = (Buffer::zeros(x.len() / 2), Buffer::zeros(rows * groups), Buffer::zeros(rows * groups));
         let panels: Vec<_> = row_panels(rows, S::TILE).collect();
         let shared = (Shared::new(&mut pairs), Shared::new(&mut steps), Shared::new(&mut sums));
         let pack = |panel: usize| {

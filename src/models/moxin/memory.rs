@@ -52,10 +52,10 @@ impl MemoryNeeds {
         let layer = (0..text.num_hidden_layers).map(|i| sizes.widened(&format!("{language}.{i}."))).max().unwrap_or(0);
         let head_name = if text.tie_word_embeddings { "language_model.model.embed_tokens." } else { "language_model.lm_head." };
         let width = (text.hidden_size + text.num_key_value_heads * text.head_dim()) as u64;
-        // On the CPU each layer is done before the next is begun; where they are not, more of each remains. Our kernels compute one after the
-        // other, each with its result beside the array that is made of it and with its packed input.
+        // On the CPU each layer is done before the next is begun; where they are not, more of each remains. Our kernels take most in the MLP:
+        // the gate and the up projection, and what comes of them packed for the last product.
         let (widths, inners, pairs) = match dtype {
-            _ if own_kernels => (6, 5, 0),
+            _ if own_kernels => (3, 3, 0),
             Dtype::Float32 => (6, 3, 1),
             _ => (14, 3, 1),
         };
@@ -182,7 +182,7 @@ impl Sizes<'_> {
         let heads = config.num_heads(i).unwrap_or(1) as u64;
         let pixels = 3 * config.image_sizes[i].pow(2) as u64;
         let activations = match self.own_kernels {
-            true => tokens * (6 * width + 4 * inner) + 2 * pixels,
+            true => tokens * (4 * width + 3 * inner) + 2 * pixels,
             false => tokens * (10 * width + 5 * inner) + heads * tokens * tokens + 2 * pixels,
         };
         self.widened(&format!("{encoder}.blocks.0.")) + activations * item_size(self.dtype)
@@ -191,7 +191,11 @@ impl Sizes<'_> {
     fn projector(&self, config: &VLMConfig) -> u64 {
         let (inner, input) = (self.size("projector.fc1.weight", 0), self.size("projector.fc1.weight", 1));
         let tokens = self.size(&format!("{}.pos_embed", ENCODERS[0]), 1);
-        let activations = tokens * (4 * inner + 2 * (input + config.text_config.hidden_size as u64));
+        let outside = input + config.text_config.hidden_size as u64;
+        let activations = match self.own_kernels {
+            true => tokens * (3 * inner + outside),
+            false => tokens * (4 * inner + 2 * outside),
+        };
         self.widened("projector.") + activations * item_size(self.dtype)
     }
 

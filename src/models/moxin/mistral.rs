@@ -7,7 +7,7 @@ use super::MistralConfig;
 use crate::{
     Error, Result,
     checkpoint::Weights,
-    nn::{Embedding, KeyValueCache, Linear, Mask, Matrix, RmsNorm, attention, causal_mask, rotate_heads, silu_times, split_heads},
+    nn::{Embedding, KeyValueCache, Linear, Mask, Matrix, RmsNorm, attention, causal_mask, rotate_heads, split_heads, swiglu},
 };
 
 /// Which rows the output head runs on.
@@ -200,6 +200,6 @@ impl Mlp {
 
     /// `[batch, tokens, hidden]` to the same shape.
     fn forward(&self, x: &Array) -> Result<Array, Exception> {
-        self.down_proj.forward(&silu_times(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?)
+        swiglu(x, &self.gate_proj, &self.up_proj, &self.down_proj)
     }
 }

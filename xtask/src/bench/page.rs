@@ -147,6 +147,18 @@ fn kernels(report: &Report) -> String {
             significant(kernel.seconds_median * 1e3)
         );
     }
+    let prompt =
+        |op: &str, scheme: &str| report.kernels.iter().find(|kernel| kernel.op == op && kernel.scheme == scheme && kernel.rows > 1);
+    if let Some(rest) = prompt("layer_rest", "f32") {
+        let share =
+            |scheme: &str| Some(format!("{:.1} % with {scheme}", rest.seconds_median / prompt("layer", scheme)?.seconds_median * 100.0));
+        let shares: Vec<String> = ["int4", "int8", "bf16"].into_iter().filter_map(share).collect();
+        text += &format!(
+            "\n`layer_rest` is all that is no product with a matrix in a layer (norms, rotary positions, the cache, attention, SwiGLU's product,\n\
+            the residual stream): of a prompt's time in a layer {}.\n",
+            shares.join(", ")
+        );
+    }
     text
 }
 
