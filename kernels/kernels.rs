@@ -1,0 +1,29 @@
+//! The kernels for the processor, compiled here without MLX, so that their tests run where there is none: under AddressSanitizer, and on an
+//! Arm processor that is emulated. `cargo xtask kernels-test` does both.
+#![allow(dead_code)] // what the library uses and these tests do not
+
+#[path = "../src/device"]
+mod device {
+    mod cpu {
+        mod attention;
+        mod buffer;
+        mod coded;
+        mod dense;
+        mod gemm;
+        mod math;
+        mod norm;
+        mod numbers;
+        mod pool;
+        mod portable;
+        mod quantized;
+        mod shared;
+        mod simd;
+        #[cfg(target_arch = "x86_64")]
+        mod x86;
+
+        #[cfg(target_arch = "aarch64")]
+        mod neon;
+
+        mod tests;
+    }
+}
