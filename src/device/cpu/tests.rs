@@ -1,4 +1,6 @@
-//! The products on every kind of vector that this processor has, beside sums in float64.
+//! The kernels on every kind of vector that this processor has, beside sums in float64, and the vectors beside single numbers.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rand_chacha::{
     ChaCha8Rng,
@@ -9,10 +11,12 @@ use super::{
     attention::{Attention, Heads, Sees},
     coded::{Code, Coded},
     dense::Dense,
+    math::{Function, Gelu, GeluTanh, QuickGelu, Silu, map},
+    norm::{Norm, normalize},
     numbers::Floats,
     pool::Pool,
     quantized::Affine,
-    simd::Isa,
+    simd::{Isa, Kernel, Simd, with_simd},
 };
 
 struct Random(ChaCha8Rng);
@@ -61,6 +65,100 @@ fn bf16(numbers: &[f32]) -> Vec<u16> {
 
 fn f16(numbers: &[f32]) -> Vec<u16> {
     numbers.iter().map(|x| half::f16::from_f32(*x).to_bits()).collect()
+}
+
+/// Each operation of a kind of vector, lane by lane and to the last bit.
+struct Operations(Random);
+
+impl Kernel for Operations {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        let n = S::LANES;
+        let stored = |x: S::F| {
+            let mut to = vec![0.0; n];
+            simd.store(x, &mut to);
+            to.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+        };
+        let stored_i = |x: S::I| {
+            let mut to = vec![0; n];
+            simd.store_i(x, &mut to);
+            to
+        };
+        let each = |f: &dyn Fn(usize) -> f32| (0..n).map(|i| f(i).to_bits()).collect::<Vec<u32>>();
+        let each_i = |f: &dyn Fn(usize) -> i32| (0..n).map(|i| f(i) as u32).collect::<Vec<u32>>();
+
+        let [x, y, z] = std::array::from_fn(|_| self.0.floats(n));
+        let (a, b, c) = (simd.load(&x), simd.load(&y), simd.load(&z));
+        assert_eq!(stored(a), each(&|i| x[i]));
+        assert_eq!(stored(simd.splat(x[0])), each(&|_| x[0]));
+        assert_eq!(stored(simd.add(a, b)), each(&|i| x[i] + y[i]));
+        assert_eq!(stored(simd.sub(a, b)), each(&|i| x[i] - y[i]));
+        assert_eq!(stored(simd.mul(a, b)), each(&|i| x[i] * y[i]));
+        assert_eq!(stored(simd.div(a, b)), each(&|i| x[i] / y[i]));
+        assert_eq!(stored(simd.min(a, b)), each(&|i| x[i].min(y[i])));
+        assert_eq!(stored(simd.max(a, b)), each(&|i| x[i].max(y[i])));
+        assert_eq!(stored(simd.fma(a, b, c)), each(&|i| x[i].mul_add(y[i], z[i])));
+        assert_eq!(stored_i(simd.bits(a)), stored(a));
+        assert!((simd.sum(a) - x.iter().sum::<f32>()).abs() < 1e-4);
+        assert_eq!(simd.largest(a), x.iter().copied().fold(f32::MIN, f32::max));
+        // Of a number and NaN, in this order, NaN is the least and the largest.
+        let nan = simd.splat(f32::NAN);
+        for y in [simd.min(a, nan), simd.max(a, nan)] {
+            assert!(stored(y).into_iter().all(|bits| f32::from_bits(bits).is_nan()));
+        }
+
+        let [p, q, r] = std::array::from_fn(|_| self.0.words(n).into_iter().map(|word| word as i32).collect::<Vec<i32>>());
+        let [d, e, f] = [&p, &q, &r].map(|x| simd.load_i(&each_i(&|i| x[i])));
+        assert_eq!(stored_i(d), each_i(&|i| p[i]));
+        assert_eq!(stored_i(simd.splat_i(p[0])), each_i(&|_| p[0]));
+        assert_eq!(stored_i(simd.add_i(d, e)), each_i(&|i| p[i].wrapping_add(q[i])));
+        assert_eq!(stored_i(simd.and(d, e)), each_i(&|i| p[i] & q[i]));
+        for by in [0, 1, 4, 12, 23, 31] {
+            assert_eq!(stored_i(simd.shl(d, by)), each_i(&|i| p[i] << by));
+            assert_eq!(stored_i(simd.shr(d, by)), each_i(&|i| (p[i] as u32 >> by) as i32));
+        }
+        assert_eq!(stored(simd.convert(d)), each(&|i| p[i] as f32));
+        assert_eq!(stored(simd.float(simd.bits(a))), stored(a));
+        let dot = |a: i32, b: i32| i32::from(a as i16) * i32::from(b as i16) + (a >> 16) * (b >> 16);
+        assert_eq!(stored_i(simd.dot_pairs(f, d, e)), each_i(&|i| r[i].wrapping_add(dot(p[i], q[i]))));
+
+        let block = self.0.words(n * n);
+        let vectors: Vec<S::I> = block.chunks_exact(n).map(|row| simd.shr(simd.load_i(row), 8)).collect();
+        assert_eq!(stored_i(simd.sums(&vectors)), each_i(&|i| block[i * n..][..n].iter().map(|word| (word >> 8) as i32).sum()));
+        let (stride, mut turned) = (n + 3, vec![7; n * (n + 3)]);
+        simd.transpose(&block, &mut turned, stride);
+        for (i, word) in turned.into_iter().enumerate() {
+            let (row, column) = (i / stride, i % stride);
+            assert_eq!(word, if column < n { block[column * n + row] } else { 7 });
+        }
+
+        // Small, large, and too small and too large for float16.
+        let halves: Vec<u16> = (0..n).map(|i| half::f16::from_f32(x[i] * [1.0, 1e-6, 1e4, 1e9][i % 4]).to_bits()).collect();
+        assert_eq!(stored(simd.load_f16(&halves)), each(&|i| half::f16::from_bits(halves[i]).to_f32()));
+        assert_eq!(stored(simd.load_bf16(&halves)), each(&|i| half::bf16::from_bits(halves[i]).to_f32()));
+
+        let panics = |what: &str, f: &mut dyn FnMut()| assert!(catch_unwind(AssertUnwindSafe(f)).is_err(), "{what} one number too short");
+        panics("load", &mut || drop(stored(simd.load(&x[1..]))));
+        panics("load_i", &mut || drop(stored_i(simd.load_i(&block[..n - 1]))));
+        panics("load_bf16", &mut || drop(stored(simd.load_bf16(&halves[1..]))));
+        panics("load_f16", &mut || drop(stored(simd.load_f16(&halves[1..]))));
+        panics("store", &mut || simd.store(a, &mut vec![0.0; n - 1]));
+        panics("store_i", &mut || simd.store_i(d, &mut vec![0; n - 1]));
+        panics("transpose from", &mut || simd.transpose(&block[1..], &mut vec![0; n * n], n));
+        panics("transpose to", &mut || simd.transpose(&block, &mut vec![0; n * n - 1], n));
+        simd.prefetch(std::ptr::null());
+    }
+}
+
+#[test]
+fn vectors_compute_as_single_numbers_do() {
+    for isa in Isa::all() {
+        for seed in 0..20 {
+            with_simd!(isa, simd => simd.run(Operations(Random::new(seed))));
+        }
+    }
 }
 
 const SHAPES: [(usize, usize, usize); 7] = [(1, 1, 1), (1, 37, 3), (2, 9, 1), (3, 33, 2), (7, 16, 5), (19, 70, 9), (300, 65, 3)];
@@ -238,6 +336,68 @@ fn attention_is_that_of_float64() {
                 let attention = Attention { queries: by_token, keys: in_cache(&k), values: in_cache(&v), sees, scale: 0.3 };
                 attention.run(isa, &pool(2), &mut found);
                 assert!(error(&found, &expected) < 2e-6, "{queries} x {keys}, {}: {}", isa.name(), error(&found, &expected));
+            }
+        }
+    }
+}
+
+/// A function of each number, where the vectors end within the numbers too, and in more than one task.
+fn check_function<F: Function>(function: impl Fn() -> F, expected: impl Fn(f64) -> f64) {
+    let mut random = Random::new(6);
+    for len in [1, 21, 40_000] {
+        let x: Vec<f32> = random.floats(len).into_iter().map(|x| 4.0 * x).collect();
+        let times = random.floats(len);
+        let alone: Vec<f64> = x.iter().map(|x| expected(f64::from(*x))).collect();
+        let product: Vec<f64> = alone.iter().zip(&times).map(|(y, times)| y * f64::from(*times)).collect();
+        for isa in Isa::all() {
+            let mut found = vec![f32::NAN; len];
+            map(isa, &pool(2), function(), Some(&x), None, &mut found);
+            assert!(error(&found, &alone) < 1e-6, "{len}, {}: {}", isa.name(), error(&found, &alone));
+            found.copy_from_slice(&x);
+            map(isa, &pool(2), function(), None, Some(&times), &mut found);
+            assert!(error(&found, &product) < 1e-6, "{len}, {}: {}", isa.name(), error(&found, &product));
+            found.fill(f32::NAN);
+            map(isa, &pool(2), function(), None, None, &mut found);
+            assert!(found.iter().all(|y| y.is_nan()), "{len}, {}", isa.name());
+        }
+    }
+}
+
+#[test]
+fn functions_are_those_of_float64() {
+    let logistic = |x: f64| 1.0 / (1.0 + (-x).exp());
+    // By Simpson's rule.
+    let erf = |x: f64| {
+        let at = |i: u32| (-(x * f64::from(i) / 200.0).powi(2)).exp() * if i.is_multiple_of(2) { 2.0 } else { 4.0 };
+        ((0..=200).map(at).sum::<f64>() - at(0) / 2.0 - at(200) / 2.0) * x / 600.0 * std::f64::consts::FRAC_2_SQRT_PI
+    };
+    check_function(|| Silu, |x| x * logistic(x));
+    check_function(|| QuickGelu, |x| x * logistic(1.702 * x));
+    check_function(|| Gelu, |x| x * (1.0 + erf((x / 2f64.sqrt()).clamp(-6.0, 6.0))) / 2.0);
+    check_function(|| GeluTanh, |x| x * logistic((8.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))));
+}
+
+#[test]
+fn normalized_rows_are_those_of_float64() {
+    let mut random = Random::new(7);
+    for (rows, width) in [(1, 1), (3, 5), (7, 64), (300, 131)] {
+        let (x, weight, bias) = (random.floats(rows * width), random.floats(width), random.floats(width));
+        let normalized = |centred: bool| {
+            let row = |x: &[f32]| -> Vec<f64> {
+                let mean = |f: &dyn Fn(f64) -> f64| x.iter().map(|x| f(f64::from(*x))).sum::<f64>() / width as f64;
+                let centre = if centred { mean(&|x| x) } else { 0.0 };
+                let factor = 1.0 / (mean(&|x| (x - centre).powi(2)) + 1e-5).sqrt();
+                let bias = |i: usize| if centred { f64::from(bias[i]) } else { 0.0 };
+                (0..width).map(|i| (f64::from(x[i]) - centre) * factor * f64::from(weight[i]) + bias(i)).collect()
+            };
+            x.chunks_exact(width).flat_map(row).collect::<Vec<f64>>()
+        };
+        let layer = Norm::Layer { weight: &weight, bias: &bias };
+        for (norm, expected) in [(Norm::Rms { weight: &weight }, normalized(false)), (layer, normalized(true))] {
+            for isa in Isa::all() {
+                let mut found = vec![f32::NAN; rows * width];
+                normalize(isa, &pool(2), norm, 1e-5, &x, &mut found);
+                assert!(error(&found, &expected) < 1e-6, "{rows} x {width}, {}: {}", isa.name(), error(&found, &expected));
             }
         }
     }
