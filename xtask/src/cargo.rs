@@ -1,7 +1,7 @@
 //! Cargo, as the chores call it.
 
-use std::env;
-use std::path::PathBuf;
+use std::env::{self, consts::ARCH};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -51,4 +51,22 @@ pub fn build_example(name: &str) -> Result<()> {
 /// Runs an example that is built.
 pub fn run_example(name: &str, arguments: &[&str]) -> Result<()> {
     run(cargo().args(["run", "--quiet", "--example", name, "--"]).args(arguments)).with_context(|| format!("the example {name}"))
+}
+
+/// The target triple of this machine. Named to cargo, it keeps flags away from build scripts and macros.
+pub fn host() -> String {
+    if cfg!(target_os = "macos") { format!("{ARCH}-apple-darwin") } else { format!("{ARCH}-unknown-linux-gnu") }
+}
+
+/// Has rustup fetch the standard library of a target, where it is not there.
+pub fn add_target(target: &str) -> Result<()> {
+    let output = Command::new("rustc").args(["--print", "target-libdir", "--target", target]).output().context("cannot run rustc")?;
+    if Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir() {
+        return Ok(());
+    }
+    let status = Command::new("rustup").args(["target", "add", target]).status();
+    if !status.is_ok_and(|status| status.success()) {
+        bail!("Rust's standard library for {target} is missing, and `rustup target add {target}` cannot get it");
+    }
+    Ok(())
 }

@@ -1,7 +1,6 @@
 //! The targets in fuzz/ under libFuzzer and AddressSanitizer. Stable Rust is enough: its compiler has all that is needed, but two of the
 //! flags are not promised to stay.
 
-use std::env::consts::ARCH;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 use std::{env, fs};
@@ -46,7 +45,7 @@ pub struct Options {
 
 pub fn run(options: Options) -> Result<()> {
     setup::ensure()?;
-    let host = host();
+    let host = cargo::host();
     let folder = setup::repository().join("target/fuzz");
     let targets = targets(options.target.as_deref())?;
     println!("Building {} (with all dependencies, the first time: some minutes)", targets.join(", "));
@@ -72,11 +71,6 @@ fn targets(only: Option<&str>) -> Result<Vec<String>> {
         Some(only) if names.iter().any(|name| name == only) => Ok(vec![only.into()]),
         Some(only) => bail!("there is no target {only}; there are {}", names.join(", ")),
     }
-}
-
-/// The target triple of this machine. Named to cargo, it keeps the flags away from build scripts and macros.
-fn host() -> String {
-    if cfg!(target_os = "macos") { format!("{ARCH}-apple-darwin") } else { format!("{ARCH}-unknown-linux-gnu") }
 }
 
 fn build(host: &str, folder: &Path) -> Result<()> {

@@ -18,13 +18,14 @@ mod verify;
 pub mod xcframework;
 
 use std::env;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
+use crate::cargo::add_target;
 use crate::setup::{self, step::Steps, wheels};
 
 /// The oldest systems that it runs on. Package.swift names them too.
@@ -53,18 +54,13 @@ impl Home {
         let hash: String = hash[..6].iter().map(|byte| format!("{byte:02x}")).collect();
         let home = Home { path: cache.join(format!("apple-{hash}")) };
         if !home.path.is_dir() {
-            let lock = File::create(cache.join("lock"))?;
-            lock.lock()?;
-            let part = cache.join(format!("{}apple-{}", setup::PART, std::process::id()));
-            let outcome = home.install(&part);
-            fs::remove_dir_all(&part).ok(); // else the next set-up does it
-            outcome?;
+            setup::make(&home.path, || home.path.is_dir(), Home::build)?;
         }
         Ok(home)
     }
 
-    /// Makes everything beside its place, and moves it there.
-    fn install(&self, part: &Path) -> Result<()> {
+    /// Makes everything in `part`; returns the folder of it.
+    fn build(part: &Path) -> Result<PathBuf> {
         let folder = |name: &str| -> Result<PathBuf> {
             let path = part.join(name);
             fs::create_dir_all(&path)?;
@@ -82,10 +78,7 @@ impl Home {
         for (target, clang) in TARGETS {
             made.write_bindings(&steps, &tools, target, clang)?;
         }
-        if !self.path.exists() {
-            fs::rename(&made.path, &self.path)?; // else another process was faster
-        }
-        Ok(())
+        Ok(made.path)
     }
 
     fn zig(&self) -> PathBuf {
@@ -156,17 +149,4 @@ pub fn lacks() -> Option<String> {
         return Some("x86-64 Linux; on a Mac the other steps compile for it".to_owned());
     }
     TARGETS.iter().find_map(|(target, _)| add_target(target).err().map(|_| format!("rustup target add {target}")))
-}
-
-/// Has rustup fetch the standard library of a target, where it is not there.
-fn add_target(target: &str) -> Result<()> {
-    let output = Command::new("rustc").args(["--print", "target-libdir", "--target", target]).output().context("cannot run rustc")?;
-    if Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir() {
-        return Ok(());
-    }
-    let status = Command::new("rustup").args(["target", "add", target]).status();
-    if !status.is_ok_and(|status| status.success()) {
-        bail!("Rust's standard library for {target} is missing, and `rustup target add {target}` cannot get it");
-    }
-    Ok(())
 }

@@ -1,13 +1,12 @@
 //! CMake for the tests, which build programs with it: the system's, or on Linux the wheel that the set-up of MLX builds with.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::step::Steps;
-use super::{PART, cache_folder, native, remove, wheels};
+use super::step::{Steps, runs};
+use super::{cache_folder, make, native, wheels};
 
 /// Prints where it is.
 pub fn run() -> Result<()> {
@@ -28,7 +27,7 @@ fn find() -> Result<PathBuf> {
     let home = cache_folder()?.join(version);
     let program = home.join("cmake/data/bin/cmake");
     if !runs(&program) {
-        install(pinned, &home)?;
+        make(&home, || runs(&program), |part| build(pinned, part))?;
     }
     if !runs(&program) {
         bail!("{} does not run", program.display());
@@ -36,23 +35,8 @@ fn find() -> Result<PathBuf> {
     Ok(program)
 }
 
-fn runs(program: &Path) -> bool {
-    Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
-}
-
-/// Unpacks the wheel beside its folder, under the set-up's lock, and moves it there.
-fn install(pinned: &str, home: &Path) -> Result<()> {
-    let cache = cache_folder()?;
-    fs::create_dir_all(&cache)?;
-    let lock = File::create(cache.join("lock"))?;
-    lock.lock()?;
-    let part = cache.join(format!("{PART}cmake-{}", std::process::id()));
-    let outcome = build(pinned, &part, home);
-    remove(&part).ok(); // else the next set-up does it
-    outcome
-}
-
-fn build(pinned: &str, part: &Path, home: &Path) -> Result<()> {
+/// Unpacks the wheel.
+fn build(pinned: &str, part: &Path) -> Result<PathBuf> {
     let (downloads, made) = (part.join("wheels"), part.join("made"));
     fs::create_dir_all(&downloads)?;
     let steps = Steps::new(part.with_file_name("cmake.log"), part.to_owned());
@@ -62,6 +46,5 @@ fn build(pinned: &str, part: &Path, home: &Path) -> Result<()> {
     for name in ["cmake", "ctest"] {
         native::executable(made.join("cmake/data/bin").join(name))?;
     }
-    remove(home)?;
-    Ok(fs::rename(made, home)?)
+    Ok(made)
 }

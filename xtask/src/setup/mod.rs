@@ -9,6 +9,7 @@
 //! The result lies in the user's cache folder, under a name made from all that went into it, and is
 //! shared by all clones. It is built beside that name and renamed when complete.
 
+pub mod apt;
 pub mod bindings;
 mod cargo_config;
 pub mod cmake;
@@ -37,7 +38,7 @@ const MLX_VERSION: &str = "0.32.2";
 const MLX_SYS_VERSION: &str = "0.7.0";
 
 /// How the folders begin that a set-up is built in.
-pub const PART: &str = "part-";
+const PART: &str = "part-";
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -190,10 +191,10 @@ fn recipe_hash(backend: Backend) -> String {
     hash.finalize()[..6].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Builds what `home` is to hold beside it, under a lock, and moves it there.
+/// Makes `home`, with words for what is wrong with the disk.
 fn install(home: &Home) -> Result<()> {
     let cache = home.path.parent().unwrap_or(&home.path);
-    install_in(cache, home).map_err(|error| match error.downcast_ref::<io::Error>() {
+    make(&home.path, || home.is_complete(), |part| build(part, home)).map_err(|error| match error.downcast_ref::<io::Error>() {
         Some(io) if io.kind() == io::ErrorKind::StorageFull => anyhow!(
             "the disk that holds {} is full: make room (0.5 GB, for cuda 6 GB), or set MOXIN_MLX_HOME to a folder on another disk",
             cache.display()
@@ -203,29 +204,33 @@ fn install(home: &Home) -> Result<()> {
     })
 }
 
-fn install_in(cache: &Path, home: &Home) -> Result<()> {
+/// Makes a folder of the cache folder, unless another process that was at it has made it: `build` gets an empty folder beside it, and says
+/// what of that is moved to the place once it is complete.
+pub fn make(home: &Path, is_complete: impl Fn() -> bool, build: impl FnOnce(&Path) -> Result<PathBuf>) -> Result<()> {
+    let cache = home.parent().unwrap_or(home);
     fs::create_dir_all(cache)?;
     let lock = File::create(cache.join("lock"))?;
     if lock.try_lock().is_err() {
         println!("Another set-up is running; waiting for it …");
         lock.lock()?;
     }
-    if home.is_complete() {
+    if is_complete() {
         return Ok(()); // the other one made it
     }
 
     remove_parts(cache)?;
     let part = cache.join(format!("{PART}{}", std::process::id()));
-    let outcome = build(&part, home).and_then(|()| {
-        remove(&home.path)?;
-        Ok(fs::rename(part.join("home"), &home.path)?)
+    fs::create_dir_all(&part)?;
+    let outcome = build(&part).and_then(|made| {
+        remove(home)?;
+        Ok(fs::rename(made, home)?)
     });
     remove(&part).ok(); // else the next run does it
     outcome
 }
 
-/// Builds everything in `part`, leaving the result in `part/home`.
-fn build(part: &Path, home: &Home) -> Result<()> {
+/// Builds everything in `part`; returns the folder of the result.
+fn build(part: &Path, home: &Home) -> Result<PathBuf> {
     let folder = |name: &str| -> Result<PathBuf> {
         let path = part.join(name);
         fs::create_dir_all(&path)?;
@@ -251,11 +256,11 @@ fn build(part: &Path, home: &Home) -> Result<()> {
     let built = native::build(&steps, &tools, &recipe, &mlx_c, &compiler, &made)?;
     let found = native::check(&steps, &built, home.backend)?;
     steps.say(&found);
-    Ok(())
+    Ok(made.path)
 }
 
 /// Removes what runs that were interrupted have left. Only for who has the lock.
-pub fn remove_parts(cache: &Path) -> io::Result<()> {
+fn remove_parts(cache: &Path) -> io::Result<()> {
     for entry in fs::read_dir(cache)? {
         let path = entry?.path();
         if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PART)) {

@@ -65,6 +65,11 @@ impl Steps {
     }
 }
 
+/// Whether there is such a program.
+pub fn runs(program: impl AsRef<OsStr>) -> bool {
+    Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
+}
+
 fn name(command: &Command) -> std::path::Display<'_> {
     let program: &OsStr = command.get_program();
     std::path::Path::new(program).display()

@@ -3,14 +3,15 @@
 //! mounts belong to a namespace of the one command, and go with it, however it ends.
 
 use std::env;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
-use crate::setup::step::Steps;
-use crate::setup::{PART, cache_folder, remove, remove_parts};
+use crate::setup::apt::Apt;
+use crate::setup::step::{Steps, runs};
+use crate::setup::{self, cache_folder, remove};
 
 const SUITE: &str = "trixie";
 const PACKAGES: &str = "swiftlang,libc6-dev,libstdc++-14-dev,pkg-config,git";
@@ -47,12 +48,11 @@ impl Debian {
     /// What a machine lacks for having one, in a word to its user.
     pub fn obstacle() -> Option<&'static str> {
         let is_root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n");
-        let has = |program: &str| Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
         if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
             Some("Swift 6.0 or newer, from swift.org")
         } else if !is_root {
             Some("Swift 6.0 or newer, from swift.org; or root, for a Debian with Swift in a folder")
-        } else if !has("debootstrap") && !has("dpkg-deb") {
+        } else if !runs("debootstrap") && !runs("dpkg-deb") {
             Some("Swift 6.0 or newer, from swift.org; or debootstrap, for a Debian with Swift in a folder")
         } else {
             None
@@ -65,22 +65,10 @@ impl Debian {
             bail!("there is no Swift 6 here; it needs: {obstacle}");
         }
         let debian = Debian::cached()?;
-        let cache = cache_folder()?;
-        fs::create_dir_all(&cache)?;
-        let lock = File::create(cache.join("lock"))?;
-        lock.lock()?;
-        if debian.is_complete() {
-            return Ok(debian);
+        if !debian.is_complete() {
+            setup::make(&debian.root, || debian.is_complete(), build)?;
         }
-        remove_parts(&cache)?;
-        let part = cache.join(format!("{PART}{SUITE}-{}", std::process::id()));
-        fs::create_dir_all(part.join("tmp"))?;
-        let outcome = build(&part).and_then(|made| {
-            remove(&debian.root)?;
-            Ok(fs::rename(made, &debian.root)?)
-        });
-        remove(&part).ok(); // else the next set-up does it
-        outcome.map(|()| debian)
+        Ok(debian)
     }
 
     /// A program in the root, in a folder of the host, with that and other folders of the host at their own paths. What it starts ends with
@@ -95,6 +83,7 @@ impl Debian {
 }
 
 fn build(part: &Path) -> Result<PathBuf> {
+    fs::create_dir(part.join("tmp"))?;
     let steps = Steps::new(part.with_file_name("swift.log"), part.join("tmp"));
     let root = part.join(SUITE);
     let (program, files) = debootstrap(&steps, part)?;
@@ -118,22 +107,8 @@ fn debootstrap(steps: &Steps, part: &Path) -> Result<(PathBuf, Option<PathBuf>)>
     if Command::new(&system).arg("--version").output().is_ok() {
         return Ok((system, None));
     }
-    let (apt, unpacked) = (part.join("apt"), part.join("debootstrap"));
-    fs::create_dir_all(apt.join("lists/partial"))?;
-    fs::create_dir_all(apt.join("cache/archives/partial"))?;
-    let apt_get = |arguments: &[&str]| {
-        let mut command = Command::new("apt-get");
-        command.current_dir(&apt).arg("-q").args(arguments);
-        for (name, folder) in [("State::Lists", "lists"), ("Cache", "cache")] {
-            command.arg("-o").arg(format!("Dir::{name}={}", apt.join(folder).display()));
-        }
-        command
-    };
-    steps.expect(&mut apt_get(&["update"]), "apt-get cannot get its lists; or install debootstrap")?;
-    steps.expect(&mut apt_get(&["download", "debootstrap"]), "there is no debootstrap: install it")?;
-    let mut files = fs::read_dir(&apt)?.filter_map(|entry| Some(entry.ok()?.path()));
-    let package = files.find(|path| path.extension().is_some_and(|extension| extension == "deb")).context("no debootstrap came")?;
-    steps.expect(Command::new("dpkg-deb").arg("-x").arg(package).arg(&unpacked), "cannot unpack debootstrap")?;
+    let unpacked = part.join("debootstrap");
+    Apt::new(steps, part)?.unpack("debootstrap", &unpacked)?;
     Ok((unpacked.join("usr/sbin/debootstrap"), Some(unpacked.join("usr/share/debootstrap"))))
 }
 
