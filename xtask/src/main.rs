@@ -8,6 +8,7 @@ mod dist;
 mod full_size;
 mod fuzz;
 mod header;
+mod kernels;
 mod measure;
 mod processor;
 mod quality;
@@ -38,6 +39,8 @@ enum Chore {
     Reference,
     /// Package the library for C and C++ programs: a folder that can be moved anywhere, and an archive of it
     Dist(dist::Options),
+    /// Test the kernels for the processor under AddressSanitizer, and with NEON on an emulated Arm processor
+    KernelsTest,
     /// Build and test the Swift package, with this machine's Swift or, as root, with that of a Debian in the cache folder
     SwiftTest(swift::Options),
     /// Measure what quantization costs in quality, and write docs/quantization.md
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Chore::Header => header::run().and_then(|()| reference::run()),
         Chore::Reference => reference::run(),
         Chore::Dist(options) => dist::run(options),
+        Chore::KernelsTest => kernels::run(),
         Chore::SwiftTest(options) => swift::run(options),
         Chore::Quality(options) => quality::run(options),
         Chore::Soak(options) => measure::soak(options),

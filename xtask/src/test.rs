@@ -36,7 +36,7 @@ impl Step {
 /// Quick ones first. So that each dependency is checked once and built once, every step on the library takes in the development
 /// dependencies (with the examples): without them some crates would have fewer features, which makes them other crates. The chores' own
 /// tests keep to the chores' profile, in which their dependencies are built already.
-const STEPS: [Step; 6] = [
+const STEPS: [Step; 7] = [
     Step::new("format", &["fmt", "--all", "--check"]),
     Step::new("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
     Step {
@@ -53,6 +53,7 @@ const STEPS: [Step; 6] = [
         environment: &[("OPENBLAS_NUM_THREADS", "1"), ("MOXIN_WATCH", "sanitizers")],
         ..Step::new("sanitizers", &["test", "--package", "moxin-vlm", "--package", "moxin-vlm-fuzz", "--test", "c"])
     },
+    Step::new("kernels", &["xtask", "kernels-test"]),
 ];
 
 /// A step that needs a program which not everyone has.
