@@ -286,7 +286,7 @@ fn row_times_vector<S: Simd, const BITS: usize, const WORDS: usize>(simd: S, row
     let pairs = x.pairs.as_chunks::<WORDS>().0.chunks(S::LANES * 16 / BITS);
     for ((groups, pairs), products) in groups.zip(pairs).zip(products.chunks_mut(S::LANES * S::LANES)) {
         for (group, ((words, pairs), sum)) in groups.iter().zip(pairs.chunks_exact(16 / BITS)).zip(&mut sums).enumerate() {
-            if WORDS >= 16 || group * WORDS % 16 == 0 {
+            if WORDS >= 16 || (group * WORDS).is_multiple_of(16) {
                 for line in (0..WORDS).step_by(16) {
                     simd.prefetch(words.as_ptr().wrapping_byte_add(AHEAD).wrapping_add(line).cast());
                 }
@@ -294,9 +294,9 @@ fn row_times_vector<S: Simd, const BITS: usize, const WORDS: usize>(simd: S, row
             *sum = simd.splat_i(0);
             for i in (0..WORDS).step_by(S::LANES) {
                 let word = load_some(simd, &words[i..], WORDS);
-                for shift in 0..16 / BITS {
+                for (shift, pairs) in pairs.iter().enumerate() {
                     let numbers = simd.and(simd.shr(word, (shift * BITS) as i32), mask);
-                    *sum = simd.dot_pairs(*sum, numbers, load_some(simd, &pairs[shift][i..], WORDS));
+                    *sum = simd.dot_pairs(*sum, numbers, load_some(simd, &pairs[i..], WORDS));
                 }
             }
         }
