@@ -74,12 +74,25 @@ impl TensorInfo {
     /// Reads some of the tensor's bytes.
     fn read_part(&self, start: u64, bytes: u64) -> Result<Vec<u8>> {
         let mut data = Vec::new();
-        let read = data.try_reserve_exact(bytes as usize).map_err(|_| ErrorKind::OutOfMemory.into()).and_then(|()| {
-            data.resize(bytes as usize, 0);
-            self.file.file.read_exact_at(&mut data, self.offset + start)
+        self.read_part_into(start, bytes, &mut data)?;
+        Ok(data)
+    }
+
+    /// Reads the tensor's bytes into a buffer, which grows where it must; they are its first ones.
+    pub(super) fn read_into<'b>(&self, buffer: &'b mut Vec<u8>) -> Result<&'b [u8]> {
+        self.read_part_into(0, self.bytes, buffer)?;
+        Ok(&buffer[..self.bytes as usize])
+    }
+
+    fn read_part_into(&self, start: u64, bytes: u64, buffer: &mut Vec<u8>) -> Result<()> {
+        let bytes = bytes as usize;
+        let more = bytes.saturating_sub(buffer.len());
+        let read = buffer.try_reserve_exact(more).map_err(|_| ErrorKind::OutOfMemory.into()).and_then(|()| {
+            buffer.resize(buffer.len() + more, 0);
+            self.file.file.read_exact_at(&mut buffer[..bytes], self.offset + start)
         });
         match read {
-            Ok(()) => Ok(data),
+            Ok(()) => Ok(()),
             Err(e) if e.kind() == ErrorKind::UnexpectedEof => {
                 Err(self.corrupt("the file ends within this tensor; it was longer when the model was opened"))
             }

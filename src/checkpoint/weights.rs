@@ -20,6 +20,8 @@ pub struct LoadContext<'a> {
     total_bytes: u64,
     progress: &'a dyn Fn(u64, u64) -> Result<()>,
     state: RefCell<State>,
+    /// What tensors are read into: the system takes longer to give new memory for each than to fill it.
+    buffer: RefCell<Vec<u8>>,
     stored: QuantizationConfig,
     apply: Plan<'a>,
 }
@@ -38,7 +40,15 @@ impl<'a> LoadContext<'a> {
     /// error that it returns, such as [`Error::Cancelled`], ends the loading and comes out of [`Weights::load`].
     pub fn new(checkpoint: &'a Checkpoint, progress: &'a dyn Fn(u64, u64) -> Result<()>) -> Self {
         let (stored, apply): (_, Plan) = (QuantizationConfig::default(), &|_, _| None);
-        Self { checkpoint, total_bytes: checkpoint.total_bytes(), progress, state: RefCell::default(), stored, apply }
+        Self {
+            checkpoint,
+            total_bytes: checkpoint.total_bytes(),
+            progress,
+            state: RefCell::default(),
+            buffer: RefCell::default(),
+            stored,
+            apply,
+        }
     }
 
     /// Matrices that are quantized are so as `stored` says; of the others those are quantized while loading that `apply` gives a scheme.
@@ -141,8 +151,8 @@ impl<'a> Weights<'a> {
             let what = format!("{} is stored as {}, expected {expected}", self.describe(name, tensor), tensor.dtype);
             return Err(Error::unsupported(tensor.file(), what));
         }
-        let data = tensor.read()?;
-        let array = TensorView::new(tensor.dtype, tensor.shape.clone(), &data)
+        let mut buffer = self.context.buffer.borrow_mut();
+        let array = TensorView::new(tensor.dtype, tensor.shape.clone(), tensor.read_into(&mut buffer)?)
             .map_err(ConversionError::from)
             .and_then(Array::try_from)
             .map_err(|e| Error::corrupt(tensor.file(), format!("{}: {e}", self.describe(name, tensor))))?;
