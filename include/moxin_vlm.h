@@ -442,7 +442,7 @@ typedef struct moxin_memory_stats {
      */
     uint64_t active;
     /**
-     * Kept by MLX for reuse; moxin_memory_trim gives it back.
+     * Kept for reuse; moxin_memory_trim gives it back.
      */
     uint64_t cache;
     /**

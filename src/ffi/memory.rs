@@ -17,7 +17,7 @@ pub struct moxin_memory_stats {
     pub struct_size: usize,
     /// In use: weights, conversations, embeddings, and what is being computed.
     pub active: u64,
-    /// Kept by MLX for reuse; moxin_memory_trim gives it back.
+    /// Kept for reuse; moxin_memory_trim gives it back.
     pub cache: u64,
     /// The most that was ever in use.
     pub peak: u64,

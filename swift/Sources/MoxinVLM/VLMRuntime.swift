@@ -75,7 +75,7 @@ public enum VLMRuntime {
 public struct MemorySnapshot: Sendable, Equatable {
     /// In use: weights, conversations, embeddings, and what is being computed.
     public var active: UInt64
-    /// Kept by MLX for reuse; ``VLMRuntime/trim()`` gives it back.
+    /// Kept for reuse; ``VLMRuntime/trim()`` gives it back.
     public var cache: UInt64
     /// The most that was ever in use.
     public var peak: UInt64
