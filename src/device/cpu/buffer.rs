@@ -95,3 +95,28 @@ pub(in crate::device) fn memory() -> [u64; 3] {
 pub(in crate::device) fn reset_peak() {
     PEAK.store(NOW.load(Ordering::Relaxed), Ordering::Relaxed);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_follows_what_is_needed() {
+        let kept = || SCRATCH.with_borrow(|kept| kept.as_ref().map(|kept| kept.0.len()));
+        for (needed, expected) in [(800, 800), (100, 800), (99, 99), (801, 801)] {
+            assert_eq!(with_scratch(needed, |scratch| scratch.len()), needed);
+            assert_eq!(kept(), Some(expected), "after {needed}");
+        }
+        clear_scratch();
+        assert_eq!(kept(), None);
+    }
+
+    #[test]
+    fn work_within_work_has_memory_of_its_own() {
+        with_scratch(10, |outer| {
+            outer.fill(1.0);
+            with_scratch(10, |inner| inner.fill(2.0));
+            assert!(outer.iter().all(|x| *x == 1.0));
+        });
+    }
+}

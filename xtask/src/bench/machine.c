@@ -1,5 +1,6 @@
 /* What the processor and its memory can do at most: `machine OPENBLAS-LIBRARY` prints one JSON object. All figures are the medians of five
- * runs: bandwidth in bytes a second, arithmetic in floating-point operations a second. */
+ * runs: bandwidth in bytes a second, arithmetic in floating-point operations a second. Without a library it prints only how fast all threads
+ * read memory. */
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdint.h>
@@ -143,9 +144,13 @@ int main(int count, char **arguments)
 {
     int threads = (int)sysconf(_SC_NPROCESSORS_ONLN);
     words *memory = aligned_alloc(64, BYTES);
-    if (!memory || count != 2)
+    if (!memory || count > 2)
         return 1;
     memset(memory, 1, BYTES);
+    if (count == 1) {
+        printf("%.4g\n", (double)BYTES / seconds(read_all, memory, threads));
+        return 0;
+    }
     double operations = 2.0 * STEPS * CHAINS * LANES;
     printf("{\"threads\": %d, \"read_1\": %.4g, \"read_all\": %.4g, ", threads, (double)BYTES / seconds(read_all, memory, 1),
            (double)BYTES / seconds(read_all, memory, threads));

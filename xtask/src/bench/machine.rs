@@ -31,6 +31,12 @@ impl Program {
         Ok(Program { path, openblas })
     }
 
+    /// Bytes a second at which all threads read memory now.
+    pub fn read(&self, steps: &Steps) -> Result<f64> {
+        let text = steps.expect(&mut Command::new(&self.path), "the machine could not be measured")?;
+        text.trim().parse().context("what the machine's program printed")
+    }
+
     pub fn measure(&self, steps: &Steps) -> Result<Ceilings> {
         let text = steps.expect(Command::new(&self.path).arg(&self.openblas), "the machine could not be measured")?;
         serde_json::from_str(&text).context("what the machine's program printed")

@@ -78,12 +78,14 @@ pub fn run(options: Options) -> Result<()> {
     report.kernels = ours::kernels(&steps)?;
     for device in devices {
         for checkpoint in &checkpoints {
-            ours::measure(&steps, checkpoint, *device, options.runs, &mut report)?;
+            beside_reading(&steps, &ceilings, &mut report, |report| ours::measure(&steps, checkpoint, *device, options.runs, report))?;
         }
         report.machine.push(ceilings.measure(&steps)?);
         write(&report, &options.output)?; // what follows may take long, and be given up
         for environment in &environments {
-            peers::measure(&steps, environment, *device, report.threads(), &scratch, &mut report)?;
+            let threads = report.threads();
+            let measure = |report: &mut Report| peers::measure(&steps, environment, *device, threads, &scratch, report);
+            beside_reading(&steps, &ceilings, &mut report, measure)?;
             write(&report, &options.output)?;
         }
         if let (Device::Cpu, Some(smallest)) = (device, checkpoints.last()) {
@@ -94,6 +96,21 @@ pub fn run(options: Options) -> Result<()> {
     report.machine.push(ceilings.measure(&steps)?);
     write(&report, &options.output)?;
     steps.say(&format!("wrote {0}.md, {0}.svg and {0}.json", options.output.display()));
+    Ok(())
+}
+
+/// Does what adds rows to the report, and measures before and after how fast memory is read: where others use the machine, that is one thing in
+/// one minute and another in the next.
+fn beside_reading(
+    steps: &Steps,
+    ceilings: &machine::Program,
+    report: &mut Report,
+    measure: impl FnOnce(&mut Report) -> Result<()>,
+) -> Result<()> {
+    let (before, first) = (ceilings.read(steps)?, report.rows.len());
+    measure(report)?;
+    let read = before.max(ceilings.read(steps)?);
+    report.rows[first..].iter_mut().for_each(|row| row.read = Some(read));
     Ok(())
 }
 

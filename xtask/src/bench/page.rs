@@ -93,17 +93,26 @@ fn stages(report: &Report, rows: &[&Row]) -> String {
             prefill,
             row.first_token.as_ref().map(|seconds| time(median(seconds.iter().copied()))),
             decode,
-            report.share(row).map(|share| format!("{:.1} %", share * 100.0)),
+            report.share(row).map(|share| format!("{:.1} %{}", share * 100.0, of_read(row))),
             beside_ours(row, rows),
         ];
         text += &format!("| {} |\n", cells.map(Option::unwrap_or_default).join(" | "));
     }
     text += "\n*Beside ours*: how many times as fast as that program this library is in decoding and in the prompt, with weights of the same number\n\
-        of bits. *Of what memory allows*: tokens a second beside the reading of all weights of the decoder once a token.\n";
+        of bits. *Of what memory allows*: tokens a second beside the reading of all weights of the decoder once a token";
+    text += match rows.iter().any(|row| row.read.is_some()) {
+        true => ", as fast as memory\nwas read just before or just after, whichever was faster.\n",
+        false => ".\n",
+    };
     for (i, note) in notes.iter().enumerate() {
         text += &format!("\n[{}] Reckoned {note}.\n", i + 1);
     }
     text
+}
+
+/// Of how much, where that was measured beside it.
+fn of_read(row: &Row) -> String {
+    row.read.map_or(String::new(), |read| format!(" of {:.1} GB/s", read / 1e9))
 }
 
 /// How many times as fast ours is, in decoding and in the prompt.
@@ -235,6 +244,7 @@ mod tests {
             command: format!("run {program}"),
             load: None,
             disk: None,
+            read: None,
             weight_bytes: None,
             resident_peak: None,
             reckoned: None,
@@ -260,6 +270,10 @@ mod tests {
         let report =
             report(vec![row(OURS, "INT4", 5.0, None), row("peer", "Q4_0", 2.5, Some("from a guess")), row(OURS, "BF16", 1.0, None)]);
         assert!((report.share(&report.rows[0]).unwrap() - 5.0 / 6.68).abs() < 1e-3);
+        // Where memory was measured beside it, that counts.
+        let measured = Row { read: Some(4e10), ..row(OURS, "INT4", 5.0, None) };
+        assert!((report.share(&measured).unwrap() - 5.0 / 8.91).abs() < 1e-3);
+        assert_eq!(of_read(&measured), " of 40.0 GB/s");
         let text = page(&report, Path::new("docs/performance")).unwrap();
         let line = |start: &str| text.lines().find(|line| line.starts_with(start)).unwrap();
         assert!(line("| moxin-vlm | INT4").contains("5.00 tokens/s | 74.8 % |"), "{text}");

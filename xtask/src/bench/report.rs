@@ -72,6 +72,9 @@ pub struct Row {
     pub disk: Option<f64>,
     #[serde(default)]
     pub weight_bytes: Option<u64>,
+    /// Bytes a second at which all threads read memory just before or just after, whichever was more.
+    #[serde(default)]
+    pub read: Option<f64>,
     /// The most memory of the process, in bytes.
     pub resident_peak: Option<u64>,
     /// What the library reckoned beforehand.
@@ -167,8 +170,9 @@ impl Report {
         }
     }
 
-    /// The share of the bandwidth that decoding uses.
+    /// The share of the bandwidth that decoding uses: of that of its own minutes, where it was measured then.
     pub fn share(&self, row: &Row) -> Option<f64> {
-        Some(row.decode.as_ref()?.rate() * row.bytes_per_token()? / self.bandwidth(row.device)?)
+        let bandwidth = row.read.filter(|_| row.device == Device::Cpu).or_else(|| self.bandwidth(row.device))?;
+        Some(row.decode.as_ref()?.rate() * row.bytes_per_token()? / bandwidth)
     }
 }
