@@ -32,6 +32,8 @@ const PROMPT: i32 = 290;
 /// (name, output, input) of a decoder layer's matrices, and of the head.
 const MATRICES: [(&str, i32, i32); 5] =
     [("q_o", 4096, 4096), ("k_v", 1024, 4096), ("gate_up", 14336, 4096), ("down", 4096, 14336), ("head", 32064, 4096)];
+/// (output, input) of all matrices of a layer: queries, keys, values, output, gate, up, down.
+const LAYER: [(i32, i32); 7] = [(4096, 4096), (1024, 4096), (1024, 4096), (4096, 4096), (14336, 4096), (14336, 4096), (4096, 14336)];
 const SCHEMES: [&str; 3] = ["int4", "int8", "bf16"];
 
 struct Bench {
@@ -101,9 +103,8 @@ struct Layer {
 
 impl Layer {
     fn new(scheme: &str) -> Result<Layer> {
-        let shapes = [(4096, 4096), (1024, 4096), (1024, 4096), (4096, 4096), (14336, 4096), (14336, 4096), (4096, 14336)];
         let linear = |(output, input)| Ok(Linear::new(matrix(scheme, output, input)?, None));
-        let linears = shapes.into_iter().map(linear).collect::<Result<_>>()?;
+        let linears = LAYER.into_iter().map(linear).collect::<Result<_>>()?;
         Ok(Layer { linears, norm: RmsNorm::new(Array::ones::<f32>(&[4096])?, 1e-5) })
     }
 
@@ -141,7 +142,10 @@ fn rest(x: &Array, products: &[Array; 7], norm: &RmsNorm, cache: &mut KVCache) -
 
 fn run(bench: &mut Bench) -> Result<()> {
     for scheme in SCHEMES {
-        for (name, output, input) in MATRICES.into_iter().filter(|(name, ..)| bench.wants(name, scheme)).collect::<Vec<_>>() {
+        for (name, output, input) in MATRICES {
+            if !bench.wants(name, scheme) {
+                continue;
+            }
             let matrix = matrix(scheme, output, input)?;
             for rows in [1, PROMPT] {
                 let x = activations(&[1, rows, input])?;
@@ -188,10 +192,9 @@ fn run(bench: &mut Bench) -> Result<()> {
         bench
             .time(described("rope", "f32", rows, [4096, 4096], 4 * rows as u64 * 4096, 0.0), &mut || Ok(rotate_heads(&x, 128, 1e4, 0)?))?;
     }
-    let widths = [4096, 1024, 1024, 4096, 14336, 14336, 4096];
-    let products: Vec<Array> = widths.into_iter().map(|width| activations(&[1, PROMPT, width])).collect::<Result<_>>()?;
+    let products: Vec<Array> = LAYER.into_iter().map(|(output, _)| activations(&[1, PROMPT, output])).collect::<Result<_>>()?;
     let (x, norm) = (activations(&[1, PROMPT, 4096])?, RmsNorm::new(Array::ones::<f32>(&[4096])?, 1e-5));
-    let products = products.try_into().expect("as many as widths");
+    let products = products.try_into().expect("as many as LAYER has");
     let what = described("layer_rest", "f32", PROMPT, [4096, 4096], 0, 0.0);
     bench.time(what, &mut || rest(&x, &products, &norm, &mut KVCache::new()))?;
     let x = activations(&[1, 256, 4304])?;

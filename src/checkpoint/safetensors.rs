@@ -91,13 +91,10 @@ impl TensorInfo {
             buffer.resize(buffer.len() + more, 0);
             self.file.file.read_exact_at(&mut buffer[..bytes], self.offset + start)
         });
-        match read {
-            Ok(()) => Ok(()),
-            Err(e) if e.kind() == ErrorKind::UnexpectedEof => {
-                Err(self.corrupt("the file ends within this tensor; it was longer when the model was opened"))
-            }
-            Err(source) => Err(Error::Io { path: self.file().into(), source }),
-        }
+        read.map_err(|source| match source.kind() {
+            ErrorKind::UnexpectedEof => self.corrupt("the file ends within this tensor; it was longer when the model was opened"),
+            _ => Error::Io { path: self.file().into(), source },
+        })
     }
 
     /// Adds to a hash what tells this tensor from others: its name, dtype and shape, its first bytes and its last.

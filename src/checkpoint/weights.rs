@@ -118,7 +118,8 @@ impl<'a> Weights<'a> {
         Ok(tensor.shape.clone())
     }
 
-    /// Loads a tensor of floats in the dtype it is stored in. Takes the memory of the array, and as much again while it reads.
+    /// Loads a tensor of floats in the dtype it is stored in. Takes the memory of the array; while
+    /// the loading lasts there is a buffer as large as the largest tensor read so far.
     ///
     /// Fails with [`Error::CorruptModel`] when the tensor is missing or its shape is not `shape`, [`Error::UnsupportedModel`] when it is
     /// not BF16, F16 or F32, and with whatever the progress callback returns.
@@ -156,6 +157,7 @@ impl<'a> Weights<'a> {
             .map_err(ConversionError::from)
             .and_then(Array::try_from)
             .map_err(|e| Error::corrupt(tensor.file(), format!("{}: {e}", self.describe(name, tensor))))?;
+        drop(buffer); // what the progress callback does is its own affair
         self.context.loaded(self.path(name), tensor.bytes)?;
         Ok(array)
     }

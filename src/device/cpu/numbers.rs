@@ -154,17 +154,6 @@ macro_rules! with_rows {
 }
 pub(super) use with_rows;
 
-/// A vector of these numbers; where there are fewer, zeros follow.
-#[inline(always)]
-pub(super) fn load_some_floats<S: Simd>(simd: S, from: &[f32]) -> S::F {
-    if from.len() >= S::LANES {
-        return simd.load(from);
-    }
-    let mut numbers = [0.0; 16];
-    numbers[..from.len()].copy_from_slice(from);
-    simd.load(&numbers)
-}
-
 /// Writes the columns `from..from + count` of `width` rows, widened, as rows of `width` numbers. For rows past the last, the last.
 #[inline(always)]
 pub(super) fn transposed<S: Simd, R: Rows>(simd: S, matrix: &R, first: usize, width: usize, from: usize, count: usize, to: &mut [u32]) {

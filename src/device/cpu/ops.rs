@@ -75,8 +75,11 @@ impl<'a> Layer<'a> {
             Weight::Packed(matrix) => (contiguous(matrix.weight)?, Some(Packed::new(matrix)?)),
         };
         let (rows, columns) = match &packed {
-            Some(Packed { scales, matrix, .. }) => (scales.dim(0) as usize, scales.dim(-1) as usize * matrix.group_size),
-            None => (weight.dim(0) as usize, weight.dim(-1) as usize),
+            Some(Packed { scales, matrix, .. }) => {
+                let (rows, groups) = matrix_shape(scales)?;
+                (rows, groups * matrix.group_size)
+            }
+            None => matrix_shape(&weight)?,
         };
         let bias = bias.map(wide).transpose()?;
         if bias.as_ref().is_some_and(|bias| bias.size() != rows) {
@@ -130,7 +133,8 @@ impl Kernels {
     pub fn linear(self, x: &Array, weight: Weight, bias: Option<&Array>) -> Result<Array, Exception> {
         let layer = Layer::new(weight, bias)?;
         let x = contiguous(x)?;
-        new_array(&product_shape(&x, &layer)?, |out| layer.multiply(self, numbers(&x)?, out))
+        let shape = [rows_for(&x, &layer)?, &[layer.rows as i32]].concat();
+        new_array(&shape, |out| layer.multiply(self, numbers(&x)?, out))
     }
 
     /// `down(silu(gate(x)) · up(x))`
@@ -141,10 +145,9 @@ impl Kernels {
             return Err(Exception::custom(format!("a gate, an up and a down projection of {shapes:?} do not fit")));
         }
         let x = contiguous(x)?;
-        let mut shape = product_shape(&x, &gate)?;
-        let size = shape.iter().product::<i32>() as usize;
-        *shape.last_mut().expect("x has rows") = down.rows as i32;
-        new_array(&shape, |out| {
+        let rows = rows_for(&x, &gate)?;
+        let size = rows.iter().map(|size| *size as usize).product::<usize>() * gate.rows;
+        new_array(&[rows, &[down.rows as i32]].concat(), |out| {
             with_scratch(2 * size, |scratch| {
                 let (inner, times) = scratch.split_at_mut(size);
                 gate.multiply(self, numbers(&x)?, inner)?;
@@ -257,10 +260,18 @@ fn misfit(what: &str, array: &Array) -> Exception {
     Exception::custom(format!("{what} of shape {:?} and {:?} does not fit", array.shape(), array.dtype()))
 }
 
-/// What comes of rows `x` and a layer.
-fn product_shape(x: &Array, layer: &Layer) -> Result<Vec<i32>, Exception> {
+/// Rows and columns of a matrix.
+fn matrix_shape(matrix: &Array) -> Result<(usize, usize), Exception> {
+    match matrix.shape() {
+        [rows, columns] => Ok((*rows as usize, *columns as usize)),
+        _ => Err(misfit("a matrix", matrix)),
+    }
+}
+
+/// The shape of x without its last axis, along which a layer's columns lie.
+fn rows_for<'x>(x: &'x Array, layer: &Layer) -> Result<&'x [i32], Exception> {
     match x.shape() {
-        [rows @ .., columns] if *columns as usize == layer.columns => Ok([rows, &[layer.rows as i32]].concat()),
+        [rows @ .., columns] if *columns as usize == layer.columns => Ok(rows),
         other => Err(Exception::custom(format!("{other:?} times a matrix of {} columns", layer.columns))),
     }
 }

@@ -17,7 +17,7 @@
 use super::{
     buffer::Buffer,
     gemm::{Product, multiply, row_panels},
-    numbers::{Floats, Rows, load_some_floats, transposed, with_rows},
+    numbers::{F32, Floats, Matrix, Rows, transposed, with_rows},
     pool::Pool,
     shared::Shared,
     simd::{Isa, Kernel, Simd, with_simd},
@@ -59,11 +59,6 @@ impl Affine<'_> {
     /// Shifts that bring all numbers of a word into the masked bits.
     fn shifts(&self) -> usize {
         16 / self.bits
-    }
-
-    /// The lowest number of each half of a word.
-    fn mask(&self) -> i32 {
-        if self.bits == 4 { 0x000F_000F } else { 0x00FF_00FF }
     }
 
     fn check(&self) {
@@ -197,6 +192,12 @@ fn round(x: &[f32], to: &mut [i32]) -> (f32, i32) {
     (largest / 32767.0, sum)
 }
 
+/// The lowest number of each half of a word.
+#[inline(always)]
+fn mask(bits: usize) -> i32 {
+    if bits == 4 { 0x000F_000F } else { 0x00FF_00FF }
+}
+
 /// The product with one row of x, for some rows of the matrix.
 struct Vector<'a> {
     matrix: &'a Affine<'a>,
@@ -254,12 +255,13 @@ impl Vector<'_> {
 #[inline(always)]
 fn weighted<S: Simd, R: Rows>(simd: S, products: &[u32], first: usize, [scales, biases]: [&R; 2], x: &Packed) -> S::F {
     let (groups, last) = (scales.columns(), scales.rows() - 1);
+    let x_sums = Matrix { numbers: F32(&x.sums), rows: 1, columns: groups };
     let mut y = simd.splat(0.0);
     let (mut rows, mut columns) = ([0; 256], [0; 256]);
     for (block, products) in products.chunks_exact(S::LANES * S::LANES).enumerate() {
         let group = block * S::LANES;
         let count = S::LANES.min(groups - group);
-        let sums = load_some_floats(simd, &x.sums[group..][..count]);
+        let sums = x_sums.vector_or_rest(simd, 0, group);
         for (i, (products, to)) in products.chunks_exact(S::LANES).zip(rows.chunks_exact_mut(S::LANES)).enumerate() {
             let row = (first + i).min(last);
             let (scale, bias) = (scales.vector_or_rest(simd, row, group), biases.vector_or_rest(simd, row, group));
@@ -280,7 +282,7 @@ const AHEAD: usize = 6 << 10;
 /// The products of the groups of a row with x, as many as a vector has lanes at a time.
 #[inline(always)]
 fn row_times_vector<S: Simd, const BITS: usize, const WORDS: usize>(simd: S, row: &[u32], x: &Packed, products: &mut [u32]) {
-    let mask = simd.splat_i(if BITS == 4 { 0x000F_000F } else { 0x00FF_00FF });
+    let mask = simd.splat_i(mask(BITS));
     let mut sums = [simd.splat_i(0); 16];
     let groups = row.as_chunks::<WORDS>().0.chunks(S::LANES);
     let pairs = x.pairs.as_chunks::<WORDS>().0.chunks(S::LANES * 16 / BITS);
@@ -376,7 +378,7 @@ impl Product for WithMatrix<'_> {
         let Affine { rows, scales, biases, .. } = *matrix;
         with_rows!([scales], rows, matrix.groups(), [all] => transposed(simd, &all, first, width, from, count, &mut packed.scales));
         with_rows!([biases], rows, matrix.groups(), [all] => transposed(simd, &all, first, width, from, count, &mut packed.biases));
-        let mask = simd.splat_i(matrix.mask());
+        let mask = simd.splat_i(mask(matrix.bits));
         let (mut rows, mut columns) = ([0; 256], [0; 256]);
         let count = groups.len() * words;
         for side in (0..width).step_by(S::LANES) {

@@ -110,7 +110,7 @@ fn beside_reading(
     let (before, first) = (ceilings.read(steps)?, report.rows.len());
     measure(report)?;
     let read = before.max(ceilings.read(steps)?);
-    report.rows[first..].iter_mut().for_each(|row| row.read = Some(read));
+    report.rows[first..].iter_mut().filter(|row| row.device == Device::Cpu).for_each(|row| row.read = Some(read));
     Ok(())
 }
 

@@ -72,7 +72,7 @@ pub struct Row {
     pub disk: Option<f64>,
     #[serde(default)]
     pub weight_bytes: Option<u64>,
-    /// Bytes a second at which all threads read memory just before or just after, whichever was more.
+    /// Of what ran on the processor: bytes a second at which all threads read memory just before or just after, whichever was more.
     #[serde(default)]
     pub read: Option<f64>,
     /// The most memory of the process, in bytes.
@@ -172,7 +172,7 @@ impl Report {
 
     /// The share of the bandwidth that decoding uses: of that of its own minutes, where it was measured then.
     pub fn share(&self, row: &Row) -> Option<f64> {
-        let bandwidth = row.read.filter(|_| row.device == Device::Cpu).or_else(|| self.bandwidth(row.device))?;
+        let bandwidth = row.read.or_else(|| self.bandwidth(row.device))?;
         Some(row.decode.as_ref()?.rate() * row.bytes_per_token()? / bandwidth)
     }
 }
