@@ -9,7 +9,7 @@ mod programs;
 
 use std::{
     env,
-    ffi::{OsStr, OsString},
+    ffi::OsStr,
     fs,
     os::unix::{ffi::OsStrExt, process::ExitStatusExt},
     path::{Path, PathBuf},
@@ -22,22 +22,9 @@ use moxin_vlm::{DecodeOptions, Event, GenerationOptions, LoadOptions, Model, Op,
 use serde::Deserialize;
 use tempfile::TempDir;
 
-use programs::{compiler, succeed};
+use programs::{C99, LIBRARY_PATH, compiler, copy_tiny, demo, in_repository, library_folder, library_path, succeed, tiny};
 
 const HEADER: &str = include_str!("../include/moxin_vlm.h");
-const C99: [&str; 5] = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror"];
-
-fn in_repository(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
-}
-
-fn tiny() -> PathBuf {
-    in_repository("models/tiny")
-}
-
-fn demo() -> PathBuf {
-    in_repository("models/demo.png")
-}
 
 // The header.
 
@@ -432,21 +419,6 @@ fn rust_answers(picture: Picture, prompts: &[&str], max_tokens: usize) -> Vec<An
     prompts.iter().map(ask).collect()
 }
 
-/// Cargo puts the shared library beside the tests that it is built for.
-fn library_folder() -> PathBuf {
-    env::current_exe().unwrap().parent().unwrap().to_owned()
-}
-
-const LIBRARY_PATH: &str = "LD_LIBRARY_PATH";
-
-/// The library of these tests first: cargo's own search path, which goes before a program's, begins with the folder of what `cargo build`
-/// made, maybe long ago.
-fn library_path() -> OsString {
-    let others = env::var_os(LIBRARY_PATH).unwrap_or_default();
-    let others = env::split_paths(&others).filter(|path| !path.as_os_str().is_empty());
-    env::join_paths([library_folder()].into_iter().chain(others)).unwrap()
-}
-
 /// The demo picture as a JPEG that says it is to be turned by a quarter.
 fn write_turned_jpeg(path: &Path) {
     let picture = Picture::open(demo(), &DecodeOptions::default()).unwrap();
@@ -455,12 +427,4 @@ fn write_turned_jpeg(path: &Path) {
     let mut encoder = JpegEncoder::new(fs::File::create(path).unwrap());
     encoder.set_exif_metadata(exif.to_vec()).unwrap();
     encoder.write_image(picture.rgb(), picture.width(), picture.height(), ExtendedColorType::Rgb8).unwrap();
-}
-
-fn copy_tiny(folder: &Path) {
-    fs::create_dir(folder).unwrap();
-    for entry in fs::read_dir(tiny()).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
-    }
 }

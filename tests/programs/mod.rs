@@ -1,6 +1,19 @@
-//! Running compilers and other programs, for the tests that do.
+//! Running compilers and other programs, for the tests that do, and where things are that they use.
+#![allow(dead_code)] // each test uses some of it
 
-use std::{env, process::Command};
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// Flags for C programs.
+pub const C99: [&str; 5] = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror"];
+
+/// The variable that names folders of shared libraries.
+pub const LIBRARY_PATH: &str = "LD_LIBRARY_PATH";
 
 /// `$CC` or `$CXX`, which may have flags, or the system's.
 pub fn compiler(variable: &str, usual: &str) -> Command {
@@ -16,4 +29,41 @@ pub fn succeed(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{command:?}\n{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// A file of the repository.
+pub fn in_repository(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// The small model.
+pub fn tiny() -> PathBuf {
+    in_repository("models/tiny")
+}
+
+/// A picture for it.
+pub fn demo() -> PathBuf {
+    in_repository("models/demo.png")
+}
+
+/// Copies the small model into a new folder.
+pub fn copy_tiny(folder: &Path) {
+    fs::create_dir(folder).unwrap();
+    for entry in fs::read_dir(tiny()).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
+    }
+}
+
+/// Cargo puts the shared library beside the tests that it is built for.
+pub fn library_folder() -> PathBuf {
+    env::current_exe().unwrap().parent().unwrap().to_owned()
+}
+
+/// The library of these tests first: cargo's own search path, which goes before a program's, begins with the folder of what `cargo build`
+/// made, maybe long ago.
+pub fn library_path() -> OsString {
+    let others = env::var_os(LIBRARY_PATH).unwrap_or_default();
+    let others = env::split_paths(&others).filter(|path| !path.as_os_str().is_empty());
+    env::join_paths([library_folder()].into_iter().chain(others)).unwrap()
 }

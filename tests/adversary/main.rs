@@ -1,0 +1,8 @@
+//! Attacks on the library, each in a process of its own with limits on time, memory, threads and files. SECURITY.md says what is promised
+//! against whom, and which test here shows it.
+#![cfg(unix)]
+
+#[allow(dead_code)] // each platform uses some of it
+mod child;
+#[path = "../programs/mod.rs"]
+mod programs;
