@@ -32,6 +32,7 @@ pub mod image;
 pub mod models;
 pub mod nn;
 mod panic;
+mod process;
 pub mod runtime;
 pub mod text;
 

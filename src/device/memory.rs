@@ -9,7 +9,7 @@ use std::sync::{
 };
 
 use super::cpu::buffer;
-use crate::{Error, Result};
+use crate::{Error, Result, process};
 
 /// Memory that MLX and the kernels of this library hold, in bytes, for the whole process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -23,7 +23,11 @@ pub struct MemoryStats {
 }
 
 /// What is held now.
+///
+/// # Errors
+/// [`Error::InvalidState`] in a forked child, as for all functions here that ask MLX: its locks may be held by a thread that is not there.
 pub fn memory_stats() -> Result<MemoryStats> {
+    process::check()?;
     let [active, cache, peak] = buffer::memory();
     Ok(MemoryStats {
         active: mlx_rs::memory::active_memory()? as u64 + active,
@@ -35,12 +39,14 @@ pub fn memory_stats() -> Result<MemoryStats> {
 
 /// Starts a new measurement of [`MemoryStats::peak`].
 pub fn reset_peak_memory() -> Result<()> {
+    process::check()?;
     buffer::reset_peak();
     Ok(mlx_rs::memory::reset_peak_memory()?)
 }
 
 /// Gives MLX's unused buffers back to the system, and what the processor's kernels keep for this thread.
 pub fn clear_cache() -> Result<()> {
+    process::check()?;
     buffer::clear_scratch();
     Ok(mlx_rs::memory::clear_cache()?)
 }
@@ -52,6 +58,7 @@ static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
 ///
 /// What is in use already stays; an operation that would go beyond is refused with [`Error::OutOfMemory`].
 pub fn set_memory_limits(total: u64, cache: u64) -> Result<()> {
+    process::check()?;
     static MACHINE: OnceLock<u64> = OnceLock::new();
     let machine = match MACHINE.get() {
         Some(machine) => *machine,

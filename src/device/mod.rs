@@ -15,7 +15,7 @@ pub(crate) use exit::at_exit;
 
 use mlx_rs::{Device as MlxDevice, DeviceType, Dtype, Stream};
 
-use crate::{Error, Result};
+use crate::{Error, Result, process};
 
 /// The hardware that MLX computes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -92,7 +92,12 @@ pub struct Device {
 
 impl Device {
     /// The device behind a backend, for the calling thread.
+    ///
+    /// # Errors
+    /// [`Error::BackendUnavailable`]; [`Error::InvalidState`] in a child that was forked after a device was made.
     pub fn new(backend: Backend) -> Result<Device> {
+        // MLX has threads of its own.
+        process::enter()?;
         mlx::install_error_handler();
         let backend = backend.resolve()?;
         let (device, dtype) = match backend {

@@ -15,7 +15,8 @@ use crate::{
     Backend, Error, Result,
     device::{mlx_version, set_cpu_threads, set_metallib_path},
     panic::guarded,
-    runtime::{LogSink, resume, set_log, suspend},
+    process,
+    runtime::{LogSink, callback, resume, set_log, suspend},
 };
 
 /// What a model computes on: one of MOXIN_BACKEND_*.
@@ -64,10 +65,13 @@ pub extern "C" fn moxin_version() -> *const c_char {
 }
 
 /// What the library is made of, as JSON: "version", "abi", "mlx" (its version), "target", "backends" (those that work here and now), and
-/// "models" (the model_type of each kind that it runs). Lives as long as the library.
+/// "models" (the model_type of each kind that it runs). Lives as long as the library. In a forked child it may be "{}".
 #[unsafe(no_mangle)]
 pub extern "C" fn moxin_build_info() -> *const c_char {
     static INFO: OnceLock<CString> = OnceLock::new();
+    if INFO.get().is_none() && process::is_forked() {
+        return c"{}".as_ptr();
+    }
     INFO.get_or_init(|| c_string(&guarded(|| Ok(build_info())).unwrap_or_else(|_| "{}".into()))).as_ptr()
 }
 
@@ -87,7 +91,11 @@ fn build_info() -> String {
 /// Whether models can run on a backend, here and now. False for a number that is no backend.
 #[unsafe(no_mangle)]
 pub extern "C" fn moxin_backend_available(backend: moxin_backend) -> bool {
-    guarded(|| Ok(backend_from(backend)?.is_available())).unwrap_or(false)
+    guarded(|| {
+        process::check()?;
+        Ok(backend_from(backend)?.is_available())
+    })
+    .unwrap_or(false)
 }
 
 /// Says where Metal's kernels, mlx.metallib, lie; to be called before any other function but moxin_version and moxin_abi_version. Needed only
@@ -107,10 +115,14 @@ pub unsafe extern "C" fn moxin_set_metallib_path(path: *const c_char, error: *mu
 /// gets what was logged until now.
 ///
 /// log is called on a thread of the library that does nothing else, one message after the other; it may take its time, and may call any
-/// function of this header. destroy(user_data) is called exactly once: on that thread after the last message, or before this call returns
-/// where it fails. destroy may be NULL. When the process ends, neither is called any more.
+/// function of this header. What is logged on that thread is dropped. So is what comes faster than log takes it: at most 1,024 messages, or
+/// 1 MiB of them, wait. Then one message says how many were dropped.
 ///
-/// Fails with INVALID_ARGUMENT for an unknown level, and with INVALID_STATE in a Rust program that has a logger of its own.
+/// destroy(user_data) is called exactly once: on that thread after the last message, or before this call returns where it fails or log is
+/// NULL. destroy may be NULL. When the process ends, neither is called any more.
+///
+/// Fails with INVALID_ARGUMENT for an unknown level, and with INVALID_STATE in a Rust program that has a logger of its own and where the
+/// thread cannot be started. The function set before stays then.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_set_log(
     log: moxin_log_fn,
@@ -199,10 +211,11 @@ impl UserData {
 }
 
 impl Drop for UserData {
+    /// Calls `destroy`, as all functions of the program are called: wherever the data are dropped, it may free what would wait for it.
     fn drop(&mut self) {
         if let Some(destroy) = self.destroy {
             // SAFETY: the caller's function with the caller's data, once.
-            unsafe { destroy(self.pointer) };
+            callback::enter(|| unsafe { destroy(self.pointer) });
         }
     }
 }

@@ -33,6 +33,7 @@ pub use session::*;
 use crate::{
     Error, Result,
     panic::{guarded, inject},
+    process,
 };
 
 /// Grows with every release that breaks what is in this header. Compare with moxin_abi_version before anything else.
@@ -60,6 +61,7 @@ static HANDLES: AtomicU64 = AtomicU64::new(0);
 /// The one guard around every entry point: runs `f`, turns its error, or a panic in it, into a status, and into `*error` where that is wanted.
 fn guard(error: *mut *mut moxin_error, f: impl FnOnce() -> Result<()>) -> moxin_status {
     let checked = || {
+        process::check()?;
         inject("call")?;
         f()
     };

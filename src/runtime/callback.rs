@@ -1,8 +1,14 @@
-//! Whether this thread is inside a function of the program that the library called.
+//! Calls of the program's functions.
 
-use std::cell::Cell;
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
 
-use super::sync::thread_local;
+use super::sync::{
+    atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread, thread_local,
+};
 
 thread_local! {
     #[allow(clippy::missing_const_for_thread_local)] // shuttle's thread_local has no const form
@@ -25,4 +31,49 @@ pub fn enter<R>(f: impl FnOnce() -> R) -> R {
 /// Whether the calling thread is in such a function.
 pub fn is_inside() -> bool {
     DEPTH.with(Cell::get) > 0
+}
+
+/// Calls that are made until the process ends.
+pub struct Calls {
+    running: AtomicUsize,
+    over: AtomicBool,
+}
+
+impl Calls {
+    /// No call yet.
+    pub const fn new() -> Calls {
+        Calls { running: AtomicUsize::new(0), over: AtomicBool::new(false) }
+    }
+
+    /// Calls a function of the program, unless calls are over: then returns `None`.
+    pub fn enter<R>(&self, f: impl FnOnce() -> R) -> Option<R> {
+        struct Running<'a>(&'a AtomicUsize);
+        impl Drop for Running<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+        self.running.fetch_add(1, Ordering::SeqCst);
+        let _running = Running(&self.running);
+        // Counted first: either this sees that calls are over, or who ends them sees this one.
+        (!self.are_over()).then(|| enter(f))
+    }
+
+    /// Lets no call begin any more. Returns whether calls were over before.
+    pub fn end(&self) -> bool {
+        self.over.swap(true, Ordering::SeqCst)
+    }
+
+    /// Whether no call begins any more.
+    pub fn are_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
+    }
+
+    /// Waits at most `patience` for the calls that other threads are in.
+    pub fn wait(&self, patience: Duration) {
+        let begin = Instant::now();
+        while self.running.load(Ordering::SeqCst) > usize::from(is_inside()) && begin.elapsed() < patience {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
 }

@@ -2,12 +2,15 @@
 
 use std::{
     cell::{Cell, RefCell},
-    sync::{Arc, OnceLock},
+    mem,
+    sync::{Arc, Mutex, OnceLock},
     thread,
     time::Duration,
 };
 
 use super::{
+    callback::Calls,
+    lock,
     op::Op,
     queue::{Queue, Reporter},
 };
@@ -15,7 +18,14 @@ use crate::{
     Error, Result,
     device::{Backend, Device, at_exit},
     panic::inject,
+    process,
 };
+
+/// Calls of the program's functions from threads of the library.
+pub static CALLS: Calls = Calls::new();
+
+/// How long the end of the process waits for the program's functions that are running.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Runs `job` on the engine thread, in turn, and waits for its result: see [`Queue::run`].
 pub fn run<R: Send + 'static>(op: Op, job: impl FnOnce(&Reporter<R>) -> Result<R> + Send + 'static) -> Result<R> {
@@ -35,7 +45,7 @@ pub fn turn<R: Send + 'static>(job: impl FnOnce() -> Result<R> + Send + 'static)
     engine()?.turn(job)
 }
 
-/// Has `job` done on the engine thread, in turn, without waiting. It does not panic.
+/// Has `job` done on the engine thread, in turn, without waiting. A panic in it is lost.
 pub fn post(job: impl FnOnce() + Send + 'static) {
     if let Ok(engine) = engine() {
         engine.post(job);
@@ -44,9 +54,12 @@ pub fn post(job: impl FnOnce() + Send + 'static) {
 
 /// Drops something that holds MLX arrays on the engine thread, without waiting.
 pub fn dispose(thing: impl Send + 'static) {
-    // Where the engine cannot be reached the thing is dropped here, which MLX permits for evaluated arrays.
-    if let Ok(engine) = engine() {
-        engine.dispose(thing);
+    match engine() {
+        Ok(engine) => engine.dispose(thing),
+        // MLX's locks may be held by a thread that is not there.
+        Err(_) if process::is_forked() => mem::forget(thing),
+        // MLX permits it for evaluated arrays.
+        Err(_) => drop(thing),
     }
 }
 
@@ -77,11 +90,6 @@ pub fn wait_for_resume(enough: impl Fn() -> bool) {
     }
 }
 
-/// Whether the process is about to end.
-pub fn is_ending() -> bool {
-    started().is_some_and(|engine| engine.is_ending())
-}
-
 /// Calls `f` with operations going to a backend's device. On the engine thread only: devices belong to their thread.
 pub fn on_device<T>(backend: Backend, f: impl FnOnce(&Device) -> Result<T>) -> Result<T> {
     thread_local! {
@@ -99,20 +107,32 @@ pub fn on_device<T>(backend: Backend, f: impl FnOnce(&Device) -> Result<T>) -> R
     device.run(|| f(&device))
 }
 
-static ENGINE: OnceLock<Result<Arc<Queue>, String>> = OnceLock::new();
+static ENGINE: OnceLock<Arc<Queue>> = OnceLock::new();
 
 /// The engine, where something has needed it already.
 fn started() -> Option<&'static Arc<Queue>> {
-    ENGINE.get()?.as_ref().ok()
+    ENGINE.get().filter(|_| !process::is_forked())
 }
 
 fn engine() -> Result<&'static Arc<Queue>> {
-    let engine = ENGINE.get_or_init(|| start().map_err(|error| error.to_string()));
-    engine.as_ref().map_err(|why| Error::InvalidState(format!("the engine thread could not be started: {why}")))
+    static STARTING: Mutex<()> = Mutex::new(());
+    process::enter()?;
+    if let Some(engine) = ENGINE.get() {
+        return Ok(engine);
+    }
+    let _starting = lock(&STARTING);
+    if ENGINE.get().is_none() {
+        // A failure is not kept: the next call tries again.
+        let _ = ENGINE.set(start()?);
+    }
+    ENGINE.get().ok_or_else(|| Error::InvalidState("the engine has not started; try again".into()))
 }
 
-fn start() -> std::io::Result<Arc<Queue>> {
-    let queue = Arc::new(Queue::default());
+fn start() -> Result<Arc<Queue>> {
+    if CALLS.are_over() {
+        return Err(Error::Cancelled);
+    }
+    let queue = Queue::new(&CALLS);
     let works = queue.clone();
     let work = move || {
         ENGINE_THREAD.set(true);
@@ -121,19 +141,22 @@ fn start() -> std::io::Result<Arc<Queue>> {
         at_exit(stop);
         works.work();
     };
-    thread::Builder::new().name("moxin-engine".into()).spawn(work)?;
+    let thread = thread::Builder::new().name("moxin-engine".into()).spawn(work);
+    thread.map_err(|why| Error::InvalidState(format!("the engine's thread could not be started ({why}); try again")))?;
     log::debug!("the engine thread has started");
     Ok(queue)
 }
 
-/// When the process ends, MLX's objects are destroyed under the engine's feet. So it lets go of them before.
-extern "C" fn stop() {
-    if ENGINE_THREAD.get() {
+/// Ends what the library does, when the process ends: lets no function of the program be called any more, and has the engine let go of
+/// MLX's objects before they are destroyed. Does nothing in a forked child, nor a second time.
+pub extern "C" fn stop() {
+    if ENGINE_THREAD.get() || process::is_forked() || CALLS.end() {
         return;
     }
     if let Some(engine) = started() {
         engine.end();
     }
+    CALLS.wait(PATIENCE);
 }
 
 thread_local! {
@@ -208,7 +231,7 @@ mod tests {
 
     /// The tests here share the engine; these two use queues of their own.
     fn queue() -> Arc<Queue> {
-        let queue = Arc::new(Queue::default());
+        let queue = Queue::new(&CALLS);
         let works = queue.clone();
         thread::spawn(move || works.work());
         queue

@@ -1,84 +1,120 @@
 //! What the library has to say while it works, for a program that is not written in Rust. One that is uses a logger of its own, for the
 //! [`log`] crate.
 
-use std::sync::{LazyLock, Mutex, mpsc};
+use std::{
+    cell::Cell,
+    mem,
+    sync::{LazyLock, Mutex},
+    thread,
+};
 
-use log::{LevelFilter, Log, Metadata, Record};
+use log::{LevelFilter, Log, Metadata};
 
-use super::{callback, engine, sync::thread};
-use crate::{Error, Result, panic::guarded};
+use super::{
+    callback,
+    engine::{self, CALLS},
+    lock,
+    outbox::{Message, Outbox, Record},
+};
+use crate::{Error, Result, device::at_exit, panic::guarded, process};
 
 /// Where messages go: level, target (such as `moxin_vlm::runtime`), text. Called on a thread of its own, one message after the other; dropped
 /// there too, after its last.
 pub type LogSink = Box<dyn FnMut(log::Level, &str, &str) + Send>;
 
-enum Message {
-    Sink(Option<LogSink>),
-    Record(log::Level, String, String),
-}
-
 /// Passes messages to the thread that calls the sink: who logs never waits for the program.
 struct Forward;
 
-/// The way to that thread, once there is one.
-static THREAD: LazyLock<Result<Mutex<mpsc::Sender<Message>>, String>> = LazyLock::new(|| {
-    let (sender, messages) = mpsc::channel();
-    let started = thread::Builder::new().name("moxin-log".into()).spawn(move || deliver(messages));
-    started.map(|_| Mutex::new(sender)).map_err(|error| error.to_string())
-});
+/// What waits for that thread.
+static OUTBOX: Outbox<LogSink> = Outbox::new();
+
+thread_local! {
+    /// Whether this is the log's thread. What is logged there, by a sink that calls the library, would feed the sink for ever.
+    static LOG_THREAD: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Has messages up to a level go to `sink` from now on, or nowhere. What was logged before goes to the earlier sink, which is then dropped.
 ///
+/// What is logged while the sink runs, on its thread, is dropped. So is what comes faster than the sink takes it: at most 1,024 messages, or
+/// 1 MiB of them, wait. Then one message says how many were dropped.
+///
 /// # Errors
-/// [`Error::InvalidState`] where the program has installed another logger for the `log` crate.
+/// [`Error::InvalidState`] where the program has installed another logger for the `log` crate, in a forked child, and where the log's thread
+/// cannot be started. The earlier sink stays then, and `sink` is dropped before this returns.
 pub fn set_log(sink: Option<LogSink>, level: LevelFilter) -> Result<()> {
-    static INSTALLED: LazyLock<bool> = LazyLock::new(|| log::set_logger(&Forward).is_ok());
-    if !*INSTALLED {
-        return Err(Error::InvalidState("the program has installed a logger of its own, which gets the messages".into()));
+    if let Err(error) = prepare() {
+        callback::enter(|| drop(sink));
+        return Err(error);
     }
-    let level = if sink.is_some() { level } else { LevelFilter::Off };
-    send(Message::Sink(sink))?;
-    log::set_max_level(level);
+    OUTBOX.set(sink, level, log::set_max_level);
     Ok(())
 }
 
-fn send(message: Message) -> Result<()> {
-    let sender = THREAD.as_ref().map_err(|why| Error::InvalidState(format!("the log's thread could not be started: {why}")))?;
-    let sender = sender.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    sender.send(message).map_err(|_| Error::Panic("the log's thread has ended".into()))
+/// Installs the logger and starts its thread, where that was not done before.
+fn prepare() -> Result<()> {
+    static INSTALLED: LazyLock<bool> = LazyLock::new(|| log::set_logger(&Forward).is_ok());
+    static STARTED: Mutex<bool> = Mutex::new(false);
+    process::enter()?;
+    if CALLS.are_over() {
+        return Err(Error::Cancelled);
+    }
+    if !*INSTALLED {
+        return Err(Error::InvalidState("the program has installed a logger of its own, which gets the messages".into()));
+    }
+    let mut started = lock(&STARTED);
+    if !*started {
+        let thread = thread::Builder::new().name("moxin-log".into()).spawn(deliver);
+        thread.map_err(|why| Error::InvalidState(format!("the log's thread could not be started ({why}); try again")))?;
+        at_exit(engine::stop);
+        *started = true;
+    }
+    Ok(())
 }
 
-fn deliver(messages: mpsc::Receiver<Message>) {
+/// The log's thread.
+fn deliver() {
+    LOG_THREAD.set(true);
     let mut sink = None;
-    for message in messages {
-        // Where the process ends the program's function is not to be called any more: what it would use may be gone.
-        while engine::is_ending() {
-            thread::park();
-        }
+    // A sink may fork; in the child there is nothing left to do.
+    while !process::is_forked() {
+        let mut message = Some(OUTBOX.next());
         // A panic in the program's function costs its message only.
-        let _ = guarded(|| {
-            callback::enter(|| match message {
-                Message::Sink(new) => sink = new,
-                Message::Record(level, target, text) => {
-                    if let Some(sink) = &mut sink {
-                        sink(level, &target, &text);
-                    }
-                }
-            });
-            Ok(())
+        let told = CALLS.enter(|| {
+            guarded(|| {
+                tell(&mut sink, message.take());
+                Ok(())
+            })
         });
+        if told.is_none() {
+            // What the sink would use may be gone.
+            mem::forget(message);
+            break;
+        }
+    }
+    mem::forget(sink);
+}
+
+fn tell(sink: &mut Option<LogSink>, message: Option<Message<LogSink>>) {
+    match message {
+        Some(Message::Sink(new)) => *sink = new,
+        Some(Message::Record(Record { level, target, text })) => {
+            if let Some(sink) = sink {
+                sink(level, &target, &text);
+            }
+        }
+        None => {}
     }
 }
 
 impl Log for Forward {
     fn enabled(&self, metadata: &Metadata) -> bool {
-        metadata.level() <= log::max_level()
+        metadata.level() <= log::max_level() && !LOG_THREAD.get()
     }
 
-    fn log(&self, record: &Record) {
-        if self.enabled(record.metadata()) {
-            // A message that cannot be delivered has nowhere to be complained of.
-            let _ = send(Message::Record(record.level(), record.target().into(), record.args().to_string()));
+    fn log(&self, record: &log::Record) {
+        // In a forked child the lock may be held by a thread that is not there.
+        if self.enabled(record.metadata()) && !process::is_forked() {
+            OUTBOX.add(Record { level: record.level(), target: record.target().into(), text: record.args().to_string() });
         }
     }
 

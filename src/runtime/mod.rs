@@ -3,11 +3,12 @@
 //! All MLX work happens on one thread that the library owns. Operations queue for it and each takes one turn: a session's is one chunk of a
 //! prompt or one token, so that sessions advance side by side.
 
-mod callback;
+pub(crate) mod callback;
 mod engine;
 mod log;
 mod model;
 mod op;
+mod outbox;
 mod queue;
 mod session;
 mod slot;

@@ -20,6 +20,7 @@ use crate::{
     image::{Picture, PictureHash, Processor},
     models::moxin::{MoxinVLM, QuantizeOptions, Source, TokenIds, VLMConfig, most_common},
     nn::Matrix,
+    process,
     text::load_tokenizer,
 };
 
@@ -162,7 +163,7 @@ struct Disposed(Mutex<Option<Array>>);
 
 impl Drop for Disposed {
     fn drop(&mut self) {
-        engine::dispose(lock(&self.0).take());
+        engine::dispose(self.0.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner()).take());
     }
 }
 
@@ -397,6 +398,9 @@ impl Embedding {
 /// Gives back what is kept for reuse, without waiting: tokens of pictures seen before, and MLX's free buffers. For when the system says that
 /// memory is short.
 pub fn trim_memory() {
+    if process::is_forked() {
+        return;
+    }
     // Registered models, not their weights: they are used on the engine thread only.
     let models: Vec<_> = lock(&MODELS).iter().filter_map(Weak::upgrade).collect();
     engine::post(move || {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    callback,
+    callback::Calls,
     op::{Control, Op, Stage},
     sync::{
         Arc, Condvar, Mutex, MutexGuard,
@@ -15,7 +15,7 @@ use super::{
         mpsc,
     },
 };
-use crate::{Error, Result, panic::guarded};
+use crate::{Error, Result, panic::guarded, process};
 
 /// How often a thread that waits for its turn looks whether it is still to wait.
 const GLANCE: Duration = Duration::from_millis(20);
@@ -29,8 +29,8 @@ enum Message<R> {
 }
 
 /// Jobs that wait for one thread.
-#[derive(Default)]
 pub struct Queue {
+    calls: &'static Calls,
     line: Mutex<Line>,
     changed: Condvar,
     suspended: AtomicBool,
@@ -63,6 +63,13 @@ impl<R> Reporter<R> {
 }
 
 impl Queue {
+    /// One without jobs, which reports progress until `calls` are over.
+    pub fn new(calls: &'static Calls) -> Arc<Queue> {
+        let (line, changed) = (Mutex::default(), Condvar::default());
+        let [suspended, ending, ended] = [(); 3].map(|()| AtomicBool::new(false));
+        Arc::new(Queue { calls, line, changed, suspended, ending, ended })
+    }
+
     /// Does jobs, for ever, on the thread that calls.
     pub fn work(&self) {
         loop {
@@ -160,11 +167,13 @@ impl Queue {
                 }
                 Ok(Message::Done(result)) => return result,
                 Ok(Message::Progress(stage, fraction)) => {
-                    if op.progress.as_mut().is_some_and(|progress| !callback::enter(|| progress(stage, fraction))) {
+                    if op.progress.as_mut().is_some_and(|progress| self.calls.enter(|| progress(stage, fraction)) == Some(false)) {
                         control.refused.trigger();
                     }
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {
+                    // Progress may have forked: nobody answers in the child.
+                    process::check()?;
                     if let Err(error) = self.check(&control)
                         && !begun.swap(true, Ordering::AcqRel)
                     {
@@ -239,10 +248,10 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Waits until the queue is resumed, or `enough` says so, which is asked now and then.
+    /// Waits until the queue is resumed, or the process ends, or `enough` says so, which is asked now and then.
     pub fn wait_for_resume(&self, enough: impl Fn() -> bool) {
         let mut line = self.line();
-        while self.suspended.load(Ordering::SeqCst) && !enough() {
+        while self.suspended.load(Ordering::SeqCst) && !self.is_ending() && !enough() {
             line = self.changed.wait_timeout(line, GLANCE).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
         }
     }

@@ -9,7 +9,9 @@ use std::{
 };
 
 use super::{
-    Cancel, Embedding, Model, Op, Stage, engine, lock,
+    Cancel, Embedding, Model, Op, Stage,
+    engine::{self, CALLS},
+    lock,
     op::Control,
     slot::{Claim, Slot},
     stream::{Next, Streams},
@@ -228,7 +230,7 @@ impl Session {
                 None => Next::Last(Err(Error::InvalidState("the stream has ended".into()))),
             }
         };
-        shared.streams.spawn(next, on_event, move || refused.cancel.store(true, Ordering::Relaxed), release)
+        shared.streams.spawn(&CALLS, next, on_event, move || refused.cancel.store(true, Ordering::Relaxed), release)
     }
 
     /// A stream's next event: waits while the library is suspended, and ends the answer where its options say so.
@@ -246,10 +248,6 @@ impl Session {
                 Err(Error::Suspended) => {
                     engine::wait_for_resume(|| control.check().is_err() || self.shared.cancel.load(Ordering::Relaxed));
                 }
-                // Where the process ends nobody is to be called any more: what a callback would use may be gone.
-                _ if engine::is_ending() => loop {
-                    std::thread::park();
-                },
                 event => return event,
             }
         }
@@ -263,10 +261,10 @@ impl Session {
     }
 
     /// Cancels the answer that is being generated and waits until its stream, where there is one, has told its end and dropped its callback.
-    /// Inside a callback it does not wait.
+    /// Inside a callback it does not wait, nor when the process ends: callbacks are not called any more then.
     pub fn close(&self) {
         self.cancel();
-        self.shared.streams.wait();
+        self.shared.streams.wait(&CALLS);
     }
 
     /// A session of its own whose conversation has been the same until now, computed keys and values included.

@@ -4,7 +4,7 @@ use super::sync::{
     Arc, Mutex, MutexGuard,
     atomic::{AtomicBool, Ordering},
 };
-use crate::{Error, Result};
+use crate::{Error, Result, process};
 
 /// Holds a value; who comes second is told [`Error::Busy`] instead of being made to wait.
 pub struct Slot<T> {
@@ -21,8 +21,9 @@ impl<T> Slot<T> {
         Arc::new(Slot { busy: AtomicBool::new(false), value: Mutex::new(value) })
     }
 
-    /// The right to use the value, where nobody else has it.
+    /// The right to use the value, where nobody else has it. Fails in a forked child: who has it may not be there.
     pub fn claim(self: &Arc<Self>) -> Result<Claim<T>> {
+        process::check()?;
         match self.busy.swap(true, Ordering::AcqRel) {
             true => Err(Error::Busy),
             false => Ok(Claim(self.clone())),

@@ -4,5 +4,6 @@
 
 #[allow(dead_code)] // each platform uses some of it
 mod child;
+mod process;
 #[path = "../programs/mod.rs"]
 mod programs;
