@@ -1112,7 +1112,7 @@ const char *moxin_version(void);
 
 /**
  * What the library is made of, as JSON: "version", "abi", "mlx" (its version), "target", "backends" (those that work here and now), and
- * "models" (the model_type of each kind that it runs). Lives as long as the library.
+ * "models" (the model_type of each kind that it runs). Lives as long as the library. In a forked child it may be "{}".
  */
 const char *moxin_build_info(void);
 
@@ -1138,10 +1138,14 @@ enum moxin_status moxin_set_metallib_path(const char *path,
  * gets what was logged until now.
  *
  * log is called on a thread of the library that does nothing else, one message after the other; it may take its time, and may call any
- * function of this header. destroy(user_data) is called exactly once: on that thread after the last message, or before this call returns
- * where it fails. destroy may be NULL. When the process ends, neither is called any more.
+ * function of this header. What is logged on that thread is dropped. So is what comes faster than log takes it: at most 1,024 messages, or
+ * 1 MiB of them, wait. Then one message says how many were dropped.
  *
- * Fails with INVALID_ARGUMENT for an unknown level, and with INVALID_STATE in a Rust program that has a logger of its own.
+ * destroy(user_data) is called exactly once: on that thread after the last message, or before this call returns where it fails or log is
+ * NULL. destroy may be NULL. When the process ends, neither is called any more.
+ *
+ * Fails with INVALID_ARGUMENT for an unknown level, and with INVALID_STATE in a Rust program that has a logger of its own and where the
+ * thread cannot be started. The function set before stays then.
  */
 enum moxin_status moxin_set_log(moxin_log_fn log,
                                 moxin_log_level max_level,
@@ -1152,8 +1156,13 @@ enum moxin_status moxin_set_log(moxin_log_fn log,
 /**
  * Sets the number of threads that this library's own kernels for the CPU use in the whole process, from the next work on. 0, the default: the
  * environment variable `MOXIN_CPU_THREADS` does not count any more, and there are as many as cores. Results do not depend on it.
+ *
+ * The most is four for each CPU that the process may use, or 64 where that is more. Where `MOXIN_CPU_THREADS` is not a number up to that, it
+ * does not count, and a warning is logged.
+ *
+ * Fails with INVALID_ARGUMENT for more, and then changes nothing.
  */
-void moxin_set_cpu_threads(uint32_t threads);
+enum moxin_status moxin_set_cpu_threads(uint32_t threads);
 
 /**
  * Lets nothing compute from now on: for an app that goes to the background, which iOS ends if it submits work to the GPU there.

@@ -708,10 +708,14 @@ inline void set_memory_limits(std::uint64_t total_bytes, std::uint64_t cache_byt
     detail::call(moxin_memory_set_limits, total_bytes, cache_bytes);
 }
 
-/// Threads of this library's own kernels for the CPU; 0 for as many as there are cores.
-inline void set_cpu_threads(std::uint32_t threads) noexcept
+/// Sets the number of threads of this library's own kernels for the CPU; 0 for as many as there are cores.
+inline void set_cpu_threads(std::uint32_t threads)
 {
-    moxin_set_cpu_threads(threads);
+    moxin_status status = moxin_set_cpu_threads(threads);
+    if (status == MOXIN_STATUS_INVALID_ARGUMENT) {
+        throw Error(status, "too many threads: at most four for each CPU, or 64 where that is more");
+    }
+    detail::check(status, nullptr);
 }
 
 /// Gives back what is kept for reuse.

@@ -8,6 +8,7 @@ mod device {
         mod attention;
         mod buffer;
         mod coded;
+        mod cores;
         mod dense;
         mod gemm;
         mod math;

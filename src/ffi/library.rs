@@ -3,6 +3,7 @@
 use std::{
     ffi::{CStr, CString, c_char, c_void},
     path::Path,
+    ptr,
     sync::OnceLock,
     time::Duration,
 };
@@ -165,12 +166,14 @@ fn level_number(level: Level) -> moxin_log_level {
 
 /// Sets the number of threads that this library's own kernels for the CPU use in the whole process, from the next work on. 0, the default: the
 /// environment variable `MOXIN_CPU_THREADS` does not count any more, and there are as many as cores. Results do not depend on it.
+///
+/// The most is four for each CPU that the process may use, or 64 where that is more. Where `MOXIN_CPU_THREADS` is not a number up to that, it
+/// does not count, and a warning is logged.
+///
+/// Fails with INVALID_ARGUMENT for more, and then changes nothing.
 #[unsafe(no_mangle)]
-pub extern "C" fn moxin_set_cpu_threads(threads: u32) {
-    let _ = guarded(|| {
-        set_cpu_threads(threads as usize);
-        Ok(())
-    });
+pub extern "C" fn moxin_set_cpu_threads(threads: u32) -> moxin_status {
+    guard(ptr::null_mut(), || set_cpu_threads(threads as usize))
 }
 
 /// Lets nothing compute from now on: for an app that goes to the background, which iOS ends if it submits work to the GPU there.

@@ -1,5 +1,5 @@
 /*
- * Ends while a stream runs, with handlers of its own that free things and call the library: `exit MODE MODEL`. Run by process.rs. No
+ * Ends while a stream runs, with handlers of its own that free things and call the library: `exit MODE MODEL IMAGE`. Run by process.rs. No
  * callback may be called once a handler runs that was registered before the library's.
  */
 #include "check.h"
@@ -164,7 +164,7 @@ static void join_freer(void)
 int main(int argc, char **argv)
 {
     moxin_error *error = NULL;
-    if (argc != 3) {
+    if (argc != 4) {
         return 2;
     }
     mode = argv[1];

@@ -943,9 +943,10 @@ static void check_quantize(const char *path, const moxin_image *image, const cha
     quant.mode = MOXIN_QUANT_MODE_MXFP8;
     NEED(moxin_model_quantize(loaded, &quant, NULL, &error));
     here = answer_of(model, image);
-    moxin_set_cpu_threads(1); /* makes no difference to an answer */
+    CHECK(moxin_set_cpu_threads(1) == MOXIN_STATUS_OK); /* makes no difference to an answer */
     there = answer_of(loaded, image);
-    moxin_set_cpu_threads(0);
+    CHECK(moxin_set_cpu_threads(1000000) == MOXIN_STATUS_INVALID_ARGUMENT);
+    CHECK(moxin_set_cpu_threads(0) == MOXIN_STATUS_OK);
     CHECK(same_answer(&here, &there));
     moxin_model_free(loaded);
     moxin_model_free(model);

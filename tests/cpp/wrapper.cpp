@@ -317,6 +317,8 @@ void library(const std::string &folder, const moxin::Image &image)
     moxin::suspend(std::chrono::milliseconds(1000));
     CHECK(status_of([&] { session.step(); }) == MOXIN_STATUS_SUSPENDED);
     moxin::resume();
+    moxin::set_cpu_threads(0);
+    CHECK(status_of([] { moxin::set_cpu_threads(1000000); }) == MOXIN_STATUS_INVALID_ARGUMENT);
     moxin::QuantOptions four_bits;
     four_bits.modules.push_back({"language_model.lm_head", 8, 64, MOXIN_QUANT_MODE_AFFINE});
     int told = 0;

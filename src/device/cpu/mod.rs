@@ -6,6 +6,7 @@
 mod attention;
 pub(super) mod buffer;
 mod coded;
+mod cores;
 mod dense;
 mod gemm;
 mod math;
@@ -35,6 +36,7 @@ pub(crate) use ops::{PackedMatrix, Weight};
 use {ops::Kernels, pool::Pool, simd::Isa};
 
 use super::mlx;
+use crate::{Error, Result};
 
 /// Whose code computes on the processor. On a GPU it makes no difference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -73,8 +75,8 @@ static POOL: LazyLock<Pool> = LazyLock::new(|| {
     let pool = Pool::new();
     if let Ok(text) = std::env::var("MOXIN_CPU_THREADS") {
         match text.parse() {
-            Ok(threads) => pool.set_threads(threads),
-            Err(_) => log::warn!("MOXIN_CPU_THREADS is {text:?}; a number is expected"),
+            Ok(threads) if threads <= most_cpu_threads() => pool.set_threads(threads),
+            _ => log::warn!("MOXIN_CPU_THREADS is {text:?} and does not count; a number from 0 to {} is expected", most_cpu_threads()),
         }
     }
     pool
@@ -83,15 +85,28 @@ static POOL: LazyLock<Pool> = LazyLock::new(|| {
 /// The best vectors of this processor.
 static ISA: LazyLock<Isa> = LazyLock::new(Isa::best);
 
-/// Threads that the kernels of this library divide their work among: as many as there are cores, unless the environment variable
-/// `MOXIN_CPU_THREADS` or [`set_cpu_threads`] said otherwise.
+/// Returns the number of threads that the kernels of this library divide their work among: as many as there are cores that the process may
+/// use, unless the environment variable `MOXIN_CPU_THREADS` or [`set_cpu_threads`] said otherwise.
 pub fn cpu_threads() -> usize {
     POOL.threads()
 }
 
 /// Sets [`cpu_threads`] for the whole process, from the next work on; 0 for as many as there are cores. Results do not depend on it.
-pub fn set_cpu_threads(threads: usize) {
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for more than [`most_cpu_threads`]; then nothing changes.
+pub fn set_cpu_threads(threads: usize) -> Result<()> {
+    let most = most_cpu_threads();
+    if threads > most {
+        return Err(Error::InvalidArgument(format!("{threads} CPU threads; 0 to {most} are possible here: four for each CPU, and at least 64")));
+    }
     POOL.set_threads(threads);
+    Ok(())
+}
+
+/// Returns the most threads that can be asked for: four for each CPU that the process may use, or 64 where that is more.
+pub fn most_cpu_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).saturating_mul(4).max(64)
 }
 
 /// What the kernels in use are made for, such as `AVX-512`.

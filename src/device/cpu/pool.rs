@@ -14,6 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::cores::cores;
+
 /// How long a thread looks for work before it sleeps: it takes about as long to wake it.
 const PATIENCE: Duration = Duration::from_micros(50);
 
@@ -118,7 +120,7 @@ impl Pool {
         // no worker is busy and none can find the job any more.
         let task = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task) };
         let job = Arc::new(Job { task, tasks, next: AtomicUsize::new(0), panic: Mutex::new(None) });
-        self.begin(&job, self.threads() - 1);
+        self.begin(&job, self.threads() - 1, workers);
         job.work();
         self.end();
         drop(turn);
@@ -127,10 +129,11 @@ impl Pool {
         }
     }
 
-    fn begin(&self, job: &Arc<Job>, wanted: usize) {
+    /// Gives the workers a job. Starts some where there are fewer than `needed` for it; those beyond `wanted` will end.
+    fn begin(&self, job: &Arc<Job>, wanted: usize, needed: usize) {
         let mut state = lock(&self.shared.state);
         state.wanted = wanted;
-        while state.workers < wanted {
+        while state.workers < needed {
             let shared = self.shared.clone();
             let worker = std::thread::Builder::new().name("moxin-cpu".into()).spawn(move || shared.work());
             // Where no more threads can be had, those that there are do.
@@ -205,14 +208,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// The cores that this process may use: two threads of one core would wait for the same units.
-fn cores() -> usize {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let siblings = |i: usize| std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list")).ok();
-    let cores: std::collections::HashSet<String> = (0..).map_while(siblings).collect();
-    if cores.is_empty() { threads } else { threads.min(cores.len()) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -281,5 +276,17 @@ mod tests {
                 pool.run(64, &|_| ());
             }
         }
+    }
+
+    #[test]
+    fn there_are_no_more_threads_than_tasks() {
+        let pool = pool(64);
+        let workers = || lock(&pool.shared.state).workers;
+        pool.run(3, &|_| ());
+        assert_eq!(workers(), 2);
+        pool.run(5, &|_| ());
+        assert_eq!(workers(), 4);
+        pool.run(2, &|_| ());
+        assert_eq!(workers(), 4);
     }
 }
