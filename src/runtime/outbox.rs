@@ -54,7 +54,7 @@ impl<S> Outbox<S> {
         let level = if sink.is_some() { level } else { LevelFilter::Off };
         let mut line = self.line();
         if let Some(notice) = line.notice() {
-            line.messages.push_back(Message::Record(notice));
+            line.push(notice);
         }
         line.messages.push_back(Message::Sink(sink));
         line.level = level;
@@ -74,9 +74,7 @@ impl<S> Outbox<S> {
             line.dropped += 1;
             return;
         }
-        line.records += 1;
-        line.bytes += record.bytes();
-        line.messages.push_back(Message::Record(record));
+        line.push(record);
         drop(line);
         self.came.notify_one();
     }
@@ -106,6 +104,12 @@ impl<S> Outbox<S> {
 }
 
 impl<S> Line<S> {
+    fn push(&mut self, record: Record) {
+        self.records += 1;
+        self.bytes += record.bytes();
+        self.messages.push_back(Message::Record(record));
+    }
+
     /// Takes a record that says how many were dropped, where any were.
     fn notice(&mut self) -> Option<Record> {
         let dropped = mem::take(&mut self.dropped);

@@ -1,9 +1,9 @@
 //! A process ends whatever the library is doing, a forked child lives, and what runs short for a moment is not kept for ever.
 
-use std::ffi::OsStr;
+use std::{ffi::OsStr, fs};
 
 use crate::{
-    child::{Limits, Outcome, Program},
+    child::{Limits, Outcome, Program, in_child, watch},
     programs::{demo, tiny},
 };
 
@@ -18,8 +18,7 @@ fn run(program: &Program, mode: &str, limits: Limits) -> Outcome {
 #[test]
 fn exit_handlers_may_free_what_streams() {
     let program = Program::build("exit.c");
-    let modes =
-        ["before", "after", "suspended", "callback", "log", "slow-log", "operation", "progress", "inside", "freeing"];
+    let modes = ["before", "after", "suspended", "callback", "log", "slow-log", "operation", "progress", "inside", "freeing"];
     for mode in modes {
         run(&program, mode, Limits::default().seconds(10));
     }
@@ -46,4 +45,71 @@ fn a_forked_child_is_refused_and_ends() {
 #[test]
 fn a_child_that_was_forked_before_the_first_use_works() {
     run(&Program::build("fork.c"), "first", Limits::default().seconds(20));
+}
+
+/// Each kind of thread cannot be started for a moment: an error says so, and the next attempt works. The CPU's go without.
+#[test]
+#[cfg(target_os = "linux")] // elsewhere a program's pthread_create does not stand before the system's
+fn a_moment_without_threads_passes() {
+    let program = Program::build("threads.c");
+    for mode in ["engine", "log", "stream", "pool"] {
+        run(&program, mode, Limits::default().seconds(20));
+    }
+    // One after the other, until there is none that fails.
+    let (tiny, demo) = (tiny(), demo());
+    let refused = |number: &usize| {
+        let number = number.to_string();
+        let arguments = [OsStr::new("each"), tiny.as_os_str(), demo.as_os_str(), OsStr::new(&number)];
+        program.run(&arguments, Limits::default().seconds(20)).stdout == "refused 1\n"
+    };
+    let threads = (0..30).take_while(refused).count();
+    assert!((4..30).contains(&threads), "{threads} threads: log, engine, MLX's, the CPU's, stream");
+}
+
+#[test]
+fn too_many_cpu_threads_are_refused() {
+    let program = Program::build("cpu.c");
+    let limits = Limits { threads: 16, ..Limits::default().seconds(20) };
+    run(&program, "function", limits);
+    let (tiny, demo) = (tiny(), demo());
+    for number in ["100000", "18446744073709551616", "-1", "many", ""] {
+        let mut command = program.command(&["variable".as_ref(), tiny.as_os_str(), demo.as_os_str()]);
+        command.env("MOXIN_CPU_THREADS", number);
+        let outcome = watch(command, limits);
+        assert!(outcome.status.success(), "{number:?}: {outcome:#?}");
+    }
+}
+
+/// As many threads as CPUs that the process may use, not as the machine has.
+#[test]
+#[cfg(target_os = "linux")]
+fn cpu_threads_follow_the_affinity() {
+    in_child("process::cpu_threads_follow_the_affinity", Limits::default(), || {
+        let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+        let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+        let first: usize = list.trim().split([',', '-']).next().unwrap().parse().unwrap();
+        // SAFETY: the set is plain numbers, made, filled and read here.
+        let bound = unsafe {
+            let mut one: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(first, &mut one);
+            libc::sched_setaffinity(0, size_of_val(&one), &one)
+        };
+        assert_eq!(bound, 0);
+        moxin_vlm::device::set_cpu_threads(0).unwrap();
+        assert_eq!(moxin_vlm::device::cpu_threads(), 1);
+    });
+}
+
+/// A log function that calls the library, or is slow, takes no more memory than one that is not; function and level go together.
+#[test]
+fn a_careless_log_function_is_bounded() {
+    let program = Program::build("log.c");
+    for mode in ["feed", "slow", "set"] {
+        run(&program, mode, Limits::mebibytes(64).seconds(20));
+    }
+}
+
+#[test]
+fn a_free_in_the_destroy_of_a_failed_call_does_not_wait() {
+    run(&Program::build("log.c"), "destroy", Limits::default().seconds(20));
 }

@@ -98,7 +98,9 @@ pub fn cpu_threads() -> usize {
 pub fn set_cpu_threads(threads: usize) -> Result<()> {
     let most = most_cpu_threads();
     if threads > most {
-        return Err(Error::InvalidArgument(format!("{threads} CPU threads; 0 to {most} are possible here: four for each CPU, and at least 64")));
+        return Err(Error::InvalidArgument(format!(
+            "{threads} CPU threads; 0 to {most} are possible here: four for each CPU, and at least 64"
+        )));
     }
     POOL.set_threads(threads);
     Ok(())
