@@ -1,4 +1,4 @@
-//! The engine's queue, a session's slot and its streams under orders of threads that a machine rarely shows: shuttle
+//! The engine's queue, a session's slot and its streams, and the log's messages under orders of threads that a machine rarely shows: shuttle
 //! (<https://docs.rs/shuttle>) runs each test again and again with another one. The files are compiled here with shuttle's threads and locks
 //! in place of the standard library's. ThreadSanitizer would need a standard library of its own; loom has no channels.
 #![allow(dead_code)] // what the sessions use and these tests do not
@@ -7,6 +7,10 @@
 mod callback;
 #[path = "../src/runtime/op.rs"]
 mod op;
+#[path = "../src/runtime/outbox.rs"]
+mod outbox;
+#[path = "../src/process.rs"]
+mod process;
 #[path = "../src/runtime/queue.rs"]
 mod queue;
 #[path = "../src/runtime/slot.rs"]
@@ -18,8 +22,17 @@ mod stream;
 mod sync {
     pub use shuttle::{
         sync::{Arc, Condvar, Mutex, MutexGuard, atomic},
-        thread, thread_local,
+        thread_local,
     };
+
+    pub mod thread {
+        pub use shuttle::thread::*;
+
+        /// Lets others go on, as who sleeps does.
+        pub fn sleep(_: std::time::Duration) {
+            yield_now();
+        }
+    }
 
     pub mod mpsc {
         use std::time::Duration;
@@ -63,8 +76,11 @@ mod panic {
 
 use std::time::Duration;
 
+use callback::Calls;
+use log::{Level, LevelFilter};
 use moxin_vlm::{Error, Result};
 use op::{Cancel, Op, Stage};
+use outbox::{Message, Outbox, Record, Room};
 use queue::Queue;
 use slot::Slot;
 use stream::{Next, Streams};
@@ -84,6 +100,11 @@ fn in_any_order(test: fn()) {
     shuttle::check_pct(test, ORDERS, 3);
 }
 
+/// Calls that are not over, for one order of threads.
+fn calls() -> &'static Calls {
+    Box::leak(Box::new(Calls::new()))
+}
+
 /// A queue with a thread that works for it.
 struct Engine {
     queue: Arc<Queue>,
@@ -93,7 +114,7 @@ struct Engine {
 
 impl Engine {
     fn start() -> Engine {
-        let (queue, over) = (Arc::new(Queue::default()), Arc::new(AtomicBool::new(false)));
+        let (queue, over) = (Queue::new(calls()), Arc::new(AtomicBool::new(false)));
         let (works, is_over) = (queue.clone(), over.clone());
         let worker = thread::spawn(move || {
             while !is_over.load(Ordering::SeqCst) {
@@ -268,6 +289,7 @@ struct Seen {
 /// A stream of three events and a last one, which an atomic flag cancels, as a session's does.
 fn start(
     streams: &Arc<Streams>,
+    calls: &'static Calls,
     slot: &Arc<Slot<u32>>,
     cancel: &Arc<AtomicBool>,
     in_callback: impl Fn() + Send + 'static,
@@ -300,22 +322,23 @@ fn start(
         tells.0.last.fetch_add(is_last.into(), Ordering::SeqCst);
         true
     };
-    streams.spawn(next, on_event, move || refuses.store(true, Ordering::SeqCst), move || drop(releases.lock().unwrap().take()))?;
+    streams.spawn(calls, next, on_event, move || refuses.store(true, Ordering::SeqCst), move || drop(releases.lock().unwrap().take()))?;
     Ok(seen)
 }
 
 #[test]
 fn a_stream_ends_once_whoever_cancels_or_frees_it() {
     in_any_order(|| {
-        let (streams, slot, cancel) = (Arc::new(Streams::default()), Slot::new(0), Arc::new(AtomicBool::new(false)));
-        let seen = start(&streams, &slot, &cancel, || ()).unwrap();
+        let (streams, calls) = (Arc::new(Streams::default()), calls());
+        let (slot, cancel) = (Slot::new(0), Arc::new(AtomicBool::new(false)));
+        let seen = start(&streams, calls, &slot, &cancel, || ()).unwrap();
         let cancels = {
             let cancel = cancel.clone();
             thread::spawn(move || cancel.store(true, Ordering::SeqCst))
         };
         // As a session is freed: when this returns all is over.
         cancel.store(true, Ordering::SeqCst);
-        streams.wait();
+        streams.wait(calls);
         assert_eq!(seen.last.load(Ordering::SeqCst), 1);
         assert!(seen.dropped.load(Ordering::SeqCst));
         assert!(seen.events.load(Ordering::SeqCst) <= 4);
@@ -327,15 +350,111 @@ fn a_stream_ends_once_whoever_cancels_or_frees_it() {
 #[test]
 fn a_stream_that_is_freed_in_its_callback_does_not_wait_for_itself() {
     in_any_order(|| {
-        let (streams, slot, cancel) = (Arc::new(Streams::default()), Slot::new(0), Arc::new(AtomicBool::new(false)));
+        let (streams, calls) = (Arc::new(Streams::default()), calls());
+        let (slot, cancel) = (Slot::new(0), Arc::new(AtomicBool::new(false)));
         let (inside, cancels) = (streams.clone(), cancel.clone());
         let free = move || {
             cancels.store(true, Ordering::SeqCst);
-            inside.wait();
+            inside.wait(calls);
         };
-        let seen = start(&streams, &slot, &cancel, free).unwrap();
-        streams.wait();
+        let seen = start(&streams, calls, &slot, &cancel, free).unwrap();
+        streams.wait(calls);
         assert!(seen.dropped.load(Ordering::SeqCst));
         assert!(seen.events.load(Ordering::SeqCst) <= 2);
+    });
+}
+
+/// When the process ends, who waits for a stream goes on, and no callback runs or is dropped after the exit handler.
+#[test]
+fn a_stream_stops_where_the_process_ends() {
+    in_any_order(|| {
+        let (streams, calls) = (Arc::new(Streams::default()), calls());
+        let (slot, cancel) = (Slot::new(0), Arc::new(AtomicBool::new(false)));
+        let (over, late) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (is_over, is_late) = (over.clone(), late.clone());
+        let in_callback = move || {
+            thread::yield_now();
+            is_late.fetch_or(is_over.load(Ordering::SeqCst), Ordering::SeqCst);
+        };
+        let seen = start(&streams, calls, &slot, &cancel, in_callback).unwrap();
+        let frees = {
+            let streams = streams.clone();
+            thread::spawn(move || streams.wait(calls))
+        };
+        // As the exit handler does.
+        calls.end();
+        calls.wait(Duration::from_secs(60));
+        over.store(true, Ordering::SeqCst);
+        let dropped = seen.dropped.load(Ordering::SeqCst);
+        streams.wait(calls);
+        frees.join().unwrap();
+        thread::yield_now();
+        assert!(!late.load(Ordering::SeqCst));
+        assert_eq!(seen.dropped.load(Ordering::SeqCst), dropped);
+    });
+}
+
+/// A sink and its level are set together: a sink gets no record that it did not ask for, none is lost that it asked for, and the filter is
+/// the latest sink's.
+#[test]
+fn a_sink_gets_what_it_asked_for() {
+    const LEVELS: [LevelFilter; 2] = [LevelFilter::Error, LevelFilter::Debug];
+    in_any_order(|| {
+        let (outbox, filter) =
+            (Arc::new(Outbox::<LevelFilter>::new(Room { records: 8, bytes: 100 })), Arc::new(Mutex::new(LevelFilter::Off)));
+        let mut threads: Vec<_> = LEVELS
+            .map(|level| {
+                let (outbox, filter) = (outbox.clone(), filter.clone());
+                thread::spawn(move || outbox.set(Some(level), level, |level| *filter.lock().unwrap() = level))
+            })
+            .into();
+        let adds = outbox.clone();
+        threads.push(thread::spawn(move || {
+            for level in [Level::Debug, Level::Error] {
+                adds.add(Record { level, target: String::new(), text: String::new() });
+            }
+        }));
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        outbox.add(Record { level: Level::Error, target: "last".into(), text: String::new() });
+        let mut sink = None;
+        loop {
+            match outbox.next() {
+                Message::Sink(new) => sink = new,
+                Message::Record(record) => {
+                    let asked = sink.expect("no record without a sink");
+                    assert!(record.level <= asked);
+                    if record.target == "last" {
+                        assert_eq!(*filter.lock().unwrap(), asked);
+                        return;
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// However fast records come, each is taken or counted as dropped, and no more wait than may.
+#[test]
+fn what_does_not_fit_is_counted() {
+    in_any_order(|| {
+        const EACH: usize = 3;
+        let outbox = Arc::new(Outbox::<()>::new(Room { records: 8, bytes: 3 }));
+        outbox.set(Some(()), LevelFilter::Info, |_| ());
+        let record = || Record { level: Level::Info, target: String::new(), text: "xx".into() };
+        let threads: Vec<_> = (0..2)
+            .map(|_| {
+                let outbox = outbox.clone();
+                thread::spawn(move || (0..EACH).for_each(|_| outbox.add(record())))
+            })
+            .collect();
+        let mut count = 0;
+        while count < 2 * EACH {
+            if let Message::Record(record) = outbox.next() {
+                let dropped = record.text.split(' ').next().and_then(|number| number.parse::<usize>().ok());
+                count += dropped.unwrap_or(1);
+            }
+        }
+        assert_eq!(count, 2 * EACH);
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
     });
 }

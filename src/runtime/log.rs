@@ -14,7 +14,7 @@ use super::{
     callback,
     engine::{self, CALLS},
     lock,
-    outbox::{Message, Outbox, Record},
+    outbox::{Message, Outbox, Record, Room},
 };
 use crate::{Error, Result, device::at_exit, panic::guarded, process};
 
@@ -26,7 +26,7 @@ pub type LogSink = Box<dyn FnMut(log::Level, &str, &str) + Send>;
 struct Forward;
 
 /// What waits for that thread.
-static OUTBOX: Outbox<LogSink> = Outbox::new();
+static OUTBOX: Outbox<LogSink> = Outbox::new(Room { records: 1024, bytes: 1 << 20 });
 
 thread_local! {
     /// Whether this is the log's thread. What is logged there, by a sink that calls the library, would feed the sink for ever.

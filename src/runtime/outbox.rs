@@ -6,12 +6,9 @@ use log::{Level, LevelFilter};
 
 use super::sync::{Condvar, Mutex, MutexGuard};
 
-/// Records that may wait, and bytes of their texts; what comes when they are reached is dropped.
-const MOST_RECORDS: usize = 1024;
-const MOST_BYTES: usize = 1 << 20;
-
 /// Messages for a sink of type `S`, in order.
 pub struct Outbox<S> {
+    most: Room,
     line: Mutex<Line<S>>,
     came: Condvar,
 }
@@ -31,21 +28,27 @@ pub struct Record {
     pub text: String,
 }
 
+/// Records, and bytes of their texts.
+pub struct Room {
+    pub records: usize,
+    pub bytes: usize,
+}
+
 struct Line<S> {
     messages: VecDeque<Message<S>>,
     /// What the latest sink wants.
     level: LevelFilter,
-    records: usize,
-    bytes: usize,
+    waiting: Room,
     /// Records that found no room since the last one that did.
     dropped: usize,
 }
 
 impl<S> Outbox<S> {
-    /// One that wants no records.
-    pub const fn new() -> Outbox<S> {
-        let line = Line { messages: VecDeque::new(), level: LevelFilter::Off, records: 0, bytes: 0, dropped: 0 };
-        Outbox { line: Mutex::new(line), came: Condvar::new() }
+    /// One that wants no records yet. Those that come while `most` or more wait are dropped.
+    pub const fn new(most: Room) -> Outbox<S> {
+        let waiting = Room { records: 0, bytes: 0 };
+        let line = Line { messages: VecDeque::new(), level: LevelFilter::Off, waiting, dropped: 0 };
+        Outbox { most, line: Mutex::new(line), came: Condvar::new() }
     }
 
     /// Has records up to `level` go to `sink` from now on; those that wait go to the earlier one. Calls `also` with the level, in the same
@@ -70,7 +73,7 @@ impl<S> Outbox<S> {
             return;
         }
         // Once something was dropped, all is until there is nothing left: so one notice tells of many.
-        if line.dropped > 0 || line.records >= MOST_RECORDS || line.bytes >= MOST_BYTES {
+        if line.dropped > 0 || line.waiting.records >= self.most.records || line.waiting.bytes >= self.most.bytes {
             line.dropped += 1;
             return;
         }
@@ -85,8 +88,8 @@ impl<S> Outbox<S> {
         loop {
             if let Some(message) = line.messages.pop_front() {
                 if let Message::Record(record) = &message {
-                    line.records -= 1;
-                    line.bytes -= record.bytes();
+                    line.waiting.records -= 1;
+                    line.waiting.bytes -= record.bytes();
                 }
                 return message;
             }
@@ -105,8 +108,8 @@ impl<S> Outbox<S> {
 
 impl<S> Line<S> {
     fn push(&mut self, record: Record) {
-        self.records += 1;
-        self.bytes += record.bytes();
+        self.waiting.records += 1;
+        self.waiting.bytes += record.bytes();
         self.messages.push_back(Message::Record(record));
     }
 
