@@ -600,7 +600,8 @@ public:
 
     /// The answer, pushed: on_event gets each event, on a thread of the library, and cancels by returning false. The last event is
     /// FINISHED; then on_event is destroyed, and then the future is ready. It has the finish reason, or throws what on_event threw, or the
-    /// Error that ended the answer. The future may be dropped: the answer goes on. The op's progress must be empty.
+    /// Error that ended the answer. The future may be dropped: the answer goes on. When the process ends, it may never become ready: do not
+    /// wait for it in an exit handler or the destructor of a global. The op's progress must be empty.
     std::future<moxin_finish_reason> start(std::function<bool(const Event &)> on_event, Op op = {})
     {
         return detail::Push::start(get(), std::make_unique<detail::Push>(std::move(on_event), std::move(op)));

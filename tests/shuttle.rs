@@ -383,7 +383,7 @@ fn a_stream_stops_where_the_process_ends() {
         };
         // As the exit handler does.
         calls.end();
-        calls.wait(Duration::from_secs(60));
+        calls.wait();
         over.store(true, Ordering::SeqCst);
         let dropped = seen.dropped.load(Ordering::SeqCst);
         streams.wait(calls);

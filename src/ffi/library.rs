@@ -70,10 +70,15 @@ pub extern "C" fn moxin_version() -> *const c_char {
 #[unsafe(no_mangle)]
 pub extern "C" fn moxin_build_info() -> *const c_char {
     static INFO: OnceLock<CString> = OnceLock::new();
-    if INFO.get().is_none() && process::is_forked() {
-        return c"{}".as_ptr();
+    if let Some(info) = INFO.get() {
+        return info.as_ptr();
     }
-    INFO.get_or_init(|| c_string(&guarded(|| Ok(build_info())).unwrap_or_else(|_| "{}".into()))).as_ptr()
+    let info = guarded(|| {
+        process::check()?;
+        Ok(c_string(&build_info()))
+    });
+    // A failure is not kept: the next call tries again.
+    info.map_or(c"{}".as_ptr(), |info| INFO.get_or_init(|| info).as_ptr())
 }
 
 fn build_info() -> String {

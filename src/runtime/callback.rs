@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -9,6 +10,9 @@ use super::sync::{
     atomic::{AtomicBool, AtomicUsize, Ordering},
     thread, thread_local,
 };
+
+/// How long the end of the process waits for functions of the program that are running.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 thread_local! {
     #[allow(clippy::missing_const_for_thread_local)] // shuttle's thread_local has no const form
@@ -37,12 +41,14 @@ pub fn is_inside() -> bool {
 pub struct Calls {
     running: AtomicUsize,
     over: AtomicBool,
+    /// When they ended.
+    since: OnceLock<Instant>,
 }
 
 impl Calls {
     /// No call yet.
     pub const fn new() -> Calls {
-        Calls { running: AtomicUsize::new(0), over: AtomicBool::new(false) }
+        Calls { running: AtomicUsize::new(0), over: AtomicBool::new(false), since: OnceLock::new() }
     }
 
     /// Calls a function of the program, unless calls are over: then returns `None`.
@@ -61,6 +67,7 @@ impl Calls {
 
     /// Lets no call begin any more. Returns whether calls were over before.
     pub fn end(&self) -> bool {
+        let _ = self.since.set(Instant::now());
         self.over.swap(true, Ordering::SeqCst)
     }
 
@@ -69,10 +76,10 @@ impl Calls {
         self.over.load(Ordering::SeqCst)
     }
 
-    /// Waits at most `patience` for the calls that other threads are in.
-    pub fn wait(&self, patience: Duration) {
-        let begin = Instant::now();
-        while self.running.load(Ordering::SeqCst) > usize::from(is_inside()) && begin.elapsed() < patience {
+    /// Waits for the calls that other threads are in, where calls are over. One that does not return for long is not waited for.
+    pub fn wait(&self) {
+        let others = || self.running.load(Ordering::SeqCst) > usize::from(is_inside());
+        while others() && self.since.get().is_some_and(|since| since.elapsed() < PATIENCE) {
             thread::sleep(Duration::from_millis(1));
         }
     }

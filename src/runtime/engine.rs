@@ -24,9 +24,6 @@ use crate::{
 /// Calls of the program's functions from threads of the library.
 pub static CALLS: Calls = Calls::new();
 
-/// How long the end of the process waits for the program's functions that are running.
-const PATIENCE: Duration = Duration::from_millis(500);
-
 /// Runs `job` on the engine thread, in turn, and waits for its result: see [`Queue::run`].
 pub fn run<R: Send + 'static>(op: Op, job: impl FnOnce(&Reporter<R>) -> Result<R> + Send + 'static) -> Result<R> {
     engine()?.run(op, |reporter| {
@@ -156,7 +153,7 @@ pub extern "C" fn stop() {
     if let Some(engine) = started() {
         engine.end();
     }
-    CALLS.wait(PATIENCE);
+    CALLS.wait();
 }
 
 thread_local! {

@@ -170,10 +170,13 @@ impl Queue {
                     if op.progress.as_mut().is_some_and(|progress| self.calls.enter(|| progress(stage, fraction)) == Some(false)) {
                         control.refused.trigger();
                     }
+                    // Progress may have forked. In the child nobody answers, and the channel may be in the middle of a message.
+                    if let Err(error) = process::check() {
+                        mem::forget(messages);
+                        return Err(error);
+                    }
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {
-                    // Progress may have forked: nobody answers in the child.
-                    process::check()?;
                     if let Err(error) = self.check(&control)
                         && !begun.swap(true, Ordering::AcqRel)
                     {

@@ -70,7 +70,7 @@ impl Streams {
         thread.map(drop).map_err(|error| Error::InvalidState(format!("the stream's thread could not be started ({error}); try again")))
     }
 
-    /// Waits until all have ended, their callbacks dropped, or until `calls` are over. Inside a callback it does not wait: what waits for
+    /// Waits until all have ended, their callbacks dropped, or until `calls` are over and none is running. Inside a callback it does not wait: what waits for
     /// itself waits for ever. Nor in a forked child, where they do not run.
     pub fn wait(&self, calls: &Calls) {
         if callback::is_inside() || process::is_forked() {
@@ -79,6 +79,11 @@ impl Streams {
         let mut running = self.running();
         while *running > 0 && !calls.are_over() {
             running = self.ended.wait_timeout(running, GLANCE).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+        }
+        let has_ended = *running == 0;
+        drop(running);
+        if !has_ended {
+            calls.wait();
         }
     }
 

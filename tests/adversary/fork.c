@@ -227,6 +227,42 @@ static bool forks_in_progress(void *user_data, moxin_stage stage, float fraction
     return true;
 }
 
+static bool forks_in_event(void *user_data, const moxin_event *event)
+{
+    forks_in_progress(user_data, MOXIN_STAGE_LOAD, 0);
+    CHECK(generation == 0 || event->kind != MOXIN_EVENT_KIND_FINISHED || event->error != NULL);
+    return true;
+}
+
+static void forks_in_log(void *user_data, moxin_log_level level, moxin_str target, moxin_str message)
+{
+    (void)level;
+    (void)target;
+    (void)message;
+    forks_in_progress(user_data, MOXIN_STAGE_LOAD, 0);
+}
+
+/* As above, on the threads of a stream and of the log. */
+static int fork_in_callbacks(void)
+{
+    moxin_error *error = NULL;
+    static pid_t in_event = -1, in_log = -1;
+    NEED(moxin_set_log(forks_in_log, MOXIN_LOG_LEVEL_DEBUG, &in_log, on_destroy, &error));
+    moxin_model *loaded = load(path);
+    moxin_session *talk = begin(loaded);
+    NEED(moxin_session_add_text(talk, MOXIN_ROLE_USER, "Describe", MOXIN_STRLEN, &error));
+    NEED(moxin_generate_start(talk, NULL, forks_in_event, &in_event, on_destroy, &error));
+    NEED(moxin_set_log(NULL, MOXIN_LOG_LEVEL_OFF, NULL, NULL, &error));
+    for (int i = 0; i < CHILD_MS && atomic_load(&destroyed) < 2; i++) {
+        sleep_ms(1);
+    }
+    CHECK(in_event > 0 && ends_well(in_event));
+    CHECK(in_log > 0 && ends_well(in_log));
+    moxin_session_free(talk);
+    moxin_model_free(loaded);
+    return failures > 0;
+}
+
 static int fork_in_progress(void)
 {
     moxin_error *error = NULL;
@@ -263,6 +299,9 @@ int main(int argc, char **argv)
     if (is_mode("progress")) {
         return fork_in_progress();
     }
+    if (is_mode("callbacks")) {
+        return fork_in_callbacks();
+    }
     atexit(free_everything);
     model = load(path);
     session = begin(model);
@@ -292,6 +331,7 @@ int main(int argc, char **argv)
         fork_once(i % 2);
         sleep_ms(i);
     }
+    CHECK(system("exit 0") == 0); /* a child that calls exec is as good as ever */
     if (is_mode("suspended")) {
         moxin_resume();
     }

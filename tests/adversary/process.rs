@@ -37,7 +37,7 @@ fn globals_may_own_what_streams() {
 #[test]
 fn a_forked_child_is_refused_and_ends() {
     let program = Program::build("fork.c");
-    for mode in ["idle", "streaming", "suspended", "working", "progress"] {
+    for mode in ["idle", "streaming", "suspended", "working", "progress", "callbacks"] {
         run(&program, mode, Limits::default().seconds(30));
     }
 }
