@@ -8,7 +8,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use super::cpu::buffer;
+use super::{available::available, cpu::buffer};
 use crate::{Error, Result, process};
 
 /// Memory that MLX and the kernels of this library hold, in bytes, for the whole process.
@@ -79,13 +79,14 @@ pub fn memory_limit() -> u64 {
     LIMIT.load(Ordering::Relaxed)
 }
 
-/// Bytes that arrays could still take: what the system has available and MLX keeps for reuse, within the limit that was set.
+/// Returns the bytes that arrays could still take: what the system has available and MLX keeps for reuse, within the limit that was set.
 ///
-/// On Linux what the kernel calls available (<https://docs.kernel.org/filesystems/proc.html#meminfo>); elsewhere MLX's own limit less what it
-/// holds, which on a Mac follows from the size of the machine's memory.
+/// On Linux the system has the least of what the kernel calls available on the machine, what the control groups of this process leave (those
+/// of containers and services, versions 1 and 2), and what its resource limits leave (`ulimit -v` and `-d`). Elsewhere it has MLX's own limit
+/// less what MLX holds, which on a Mac follows from the size of the machine's memory.
 pub fn available_memory() -> Result<u64> {
     let used = memory_stats()?;
-    let system = match linux_available() {
+    let system = match available() {
         Some(bytes) => bytes.saturating_add(used.cache),
         None => (mlx_rs::memory::memory_limit()? as u64).saturating_sub(used.active),
     };
@@ -100,10 +101,4 @@ pub fn require(what: &str, needed: u64, limit: u64) -> Result<()> {
         return Err(Error::OutOfMemory { what: what.into(), needed, limit });
     }
     Ok(())
-}
-
-fn linux_available() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }

@@ -1,5 +1,6 @@
 //! Where the arithmetic runs: which backend there is, the dtype to compute in, and how much memory there is.
 
+mod available;
 mod cpu;
 mod exit;
 mod memory;
