@@ -119,7 +119,7 @@ impl Layer {
         let (queries, keys) = (rotate(q.forward(&h)?)?, rotate(k.forward(&h)?)?);
         let mask = if x.dim(1) == 1 { Mask::None } else { Mask::Causal };
         let (keys, values) = cache.update_and_fetch(keys, split_heads(&v.forward(&h)?, 128)?)?;
-        let x = x.add(o.forward(&attention(&queries, &keys, &values, &mask)?)?)?;
+        let x = x.add(o.forward(&attention(&queries, &keys, &values, mask)?)?)?;
         let h = self.norm.forward(&x)?;
         Ok(x.add(swiglu(&h, gate, up, down)?)?)
     }
@@ -133,7 +133,7 @@ fn rest(x: &Array, products: &[Array; 7], norm: &RmsNorm, cache: &mut KVCache) -
     let (queries, keys) = (rotate(q)?, rotate(k)?);
     let mask = if x.dim(1) == 1 { Mask::None } else { Mask::Causal };
     let (keys, values) = cache.update_and_fetch(keys, split_heads(v, 128)?)?;
-    attention(&queries, &keys, &values, &mask)?.eval()?;
+    attention(&queries, &keys, &values, mask)?.eval()?;
     let x = x.add(o)?;
     norm.forward(&x)?.eval()?;
     silu_times(gate, up)?.eval()?;
@@ -182,9 +182,8 @@ fn run(bench: &mut Bench) -> Result<()> {
         let seen = if rows == 1 { f64::from(PROMPT) } else { f64::from(PROMPT) / 2.0 };
         let flop = 4.0 * f64::from(rows) * seen * 4096.0;
         let bytes = 2 * 4 * 1024 * PROMPT as u64;
-        bench.time(described("attention", "f32", rows, [4096, 4096], bytes, flop), &mut || {
-            Ok(attention(&queries, &keys, &values, &mask)?)
-        })?;
+        bench
+            .time(described("attention", "f32", rows, [4096, 4096], bytes, flop), &mut || Ok(attention(&queries, &keys, &values, mask)?))?;
         let (gate, up) = (activations(&[1, rows, 14336])?, activations(&[1, rows, 14336])?);
         let numbers = rows as u64 * 14336;
         bench.time(described("silu_times", "f32", rows, [14336, 14336], 8 * numbers, 0.0), &mut || Ok(silu_times(&gate, &up)?))?;
@@ -203,7 +202,7 @@ fn run(bench: &mut Bench) -> Result<()> {
     let heads: Vec<Array> = (0..3).map(|_| activations(&[1, 16, 256, 72])).collect::<Result<_>>()?;
     let flop = 4.0 * 16.0 * 256.0 * 256.0 * 72.0;
     let what = described("vision_attention", "f32", 256, [1152, 1152], 2 * heads[0].nbytes() as u64, flop);
-    bench.time(what, &mut || Ok(attention(&heads[0], &heads[1], &heads[2], &Mask::None)?))
+    bench.time(what, &mut || Ok(attention(&heads[0], &heads[1], &heads[2], Mask::None)?))
 }
 
 fn main() -> Result<()> {

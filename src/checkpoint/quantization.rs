@@ -92,10 +92,12 @@ impl Quantization {
         columns > 0 && columns.is_multiple_of(self.group_size)
     }
 
-    /// Bytes of a quantized matrix whose scales and biases, in the affine mode, have `item` bytes each; in the others a scale has one byte.
+    /// Returns the bytes of a quantized matrix whose scales and biases, in the affine mode, have `item` bytes each; in the others a scale has
+    /// one byte. `u64::MAX` where they are more than that.
     pub fn bytes(self, elements: u64, item: u64) -> u64 {
-        let group = if self.mode == Mode::Affine { 2 * item } else { 1 };
-        elements * self.bits as u64 / 8 + group * (elements / self.group_size as u64)
+        let group = if self.mode == Mode::Affine { item.saturating_mul(2) } else { 1 };
+        let packed = elements.saturating_mul(self.bits as u64) / 8;
+        packed.saturating_add(group.saturating_mul(elements.checked_div(self.group_size as u64).unwrap_or(0)))
     }
 
     fn to_json(self) -> Value {

@@ -102,3 +102,17 @@ pub fn require(what: &str, needed: u64, limit: u64) -> Result<()> {
     }
     Ok(())
 }
+
+/// Makes an empty vector with room for so many items, which are a part of `what`.
+///
+/// # Errors
+/// [`Error::OutOfMemory`] where the system has no such room.
+pub(crate) fn room<T>(items: usize, what: impl FnOnce() -> String) -> Result<Vec<T>> {
+    let mut vector = Vec::new();
+    vector.try_reserve_exact(items).map_err(|_| Error::OutOfMemory {
+        what: what(),
+        needed: (items as u64).saturating_mul(size_of::<T>() as u64),
+        limit: available_memory().unwrap_or(0),
+    })?;
+    Ok(vector)
+}

@@ -54,7 +54,8 @@ impl ChatModel {
             log::debug!("picture {:016x}: encoded before", hash.short());
             return Ok(Encoded { tokens, picture: hash, cached: true });
         }
-        require("encoding a picture", self.memory.vision, u64::MAX)?;
+        let making = Processor::working_bytes(self.processor.size(), picture.width().max(picture.height()) as usize);
+        require("encoding a picture", self.memory.vision.max(making), u64::MAX)?;
         let clock = Instant::now();
         let features = self.vlm.encode_by_blocks(&self.processor.process(picture)?, progress)?;
         let tokens = self.vlm.project(&features)?;

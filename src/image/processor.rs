@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::Picture;
 use super::resize::{Axis, Canvas, resize};
-use crate::{Error, Result};
+use crate::{Error, Result, device::room};
 
 /// The largest side that an encoder's input may have; it bounds the memory that a configuration can ask for.
 const MAX_SIZE: u64 = 4096;
@@ -101,15 +101,25 @@ impl Processor {
     /// Resizes and normalizes a picture: `[3 * encoders, size, size]`, encoder after encoder.
     ///
     /// # Errors
-    /// None at present: every [`Picture`] has a result.
+    /// [`Error::OutOfMemory`] where there is no room for the result.
     pub fn process(&self, picture: &Picture) -> Result<Pixels> {
-        let square = self.square(picture);
-        let data = self.normalizations.iter().flat_map(|n| normalize(&square, n.mean, n.std)).collect();
+        let square = self.square(picture)?;
+        let mut data = room(3 * self.encoders() * self.size * self.size, || "the pixels of a picture".into())?;
+        self.normalizations.iter().for_each(|n| data.extend(normalized(&square, n.mean, n.std)));
         Ok(Pixels { data, channels: 3 * self.encoders(), height: self.size, width: self.size })
     }
 
+    /// Returns the bytes that [`Processor::process`] takes beyond its result, for a picture whose longer side is `side`: the sums of the
+    /// resized square, the square itself, and the weights of each source pixel, those of columns twice.
+    pub(crate) fn working_bytes(size: usize, side: usize) -> u64 {
+        let (size, side) = (size as u64, side as u64);
+        let sums = size.saturating_mul(size).saturating_mul(12 + 3);
+        let weights = side.saturating_add(size).saturating_mul(4 * 4 * 3);
+        sums.saturating_add(weights)
+    }
+
     /// The picture as a square of RGB8.
-    fn square(&self, picture: &Picture) -> Vec<u8> {
+    fn square(&self, picture: &Picture) -> Result<Vec<u8>> {
         let mut canvas = Canvas { picture, border_x: 0, border_y: 0, fill: [0; 3] };
         if let Strategy::Letterbox { fill } = self.strategy {
             let (width, height) = (canvas.width(), canvas.height());
@@ -133,13 +143,17 @@ impl Processor {
     }
 }
 
-/// RGB8 pixels as three planes of (value / 255 - mean) / std, each step rounded to `f32`.
+/// Makes three planes of (value / 255 - mean) / std from RGB8 pixels, each step rounded to `f32`.
 pub fn normalize(rgb: &[u8], mean: [f32; 3], std: [f32; 3]) -> Vec<f32> {
-    let plane = |channel: usize| {
+    normalized(rgb, mean, std).collect()
+}
+
+fn normalized(rgb: &[u8], mean: [f32; 3], std: [f32; 3]) -> impl Iterator<Item = f32> {
+    let plane = move |channel: usize| {
         let table: [f32; 256] = std::array::from_fn(|value| (value as f32 / 255.0 - mean[channel]) / std[channel]);
         rgb.chunks_exact(3).map(move |pixel| table[usize::from(pixel[channel])])
     };
-    (0..3).flat_map(plane).collect()
+    (0..3).flat_map(plane)
 }
 
 /// `tvf_resize_params`: what torchvision's `resize` is called with. A size of one number is that of the shorter side.

@@ -9,6 +9,7 @@
 use std::ops::Range;
 
 use super::Picture;
+use crate::{Result, device::room};
 
 /// Bits after the binary point of a weight: what 8-bit samples and 2 bits for overshoot leave of 32.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
@@ -90,11 +91,13 @@ impl Column {
 ///
 /// Rows of the source are taken one by one and added to the output rows that they are part of, so that the memory used is that of the
 /// output, however long and thin the picture is.
-pub(super) fn resize(canvas: &Canvas, x: &Axis, y: &Axis) -> Vec<u8> {
+pub(super) fn resize(canvas: &Canvas, x: &Axis, y: &Axis) -> Result<Vec<u8>> {
     let columns: Vec<Column> = taps(x).iter().map(|taps| Column::new(taps, canvas)).collect();
     let rows = taps(y);
     let row_bytes = columns.len() * 3;
-    let mut sums = vec![HALF; rows.len() * row_bytes];
+    let what = || format!("a picture of {} x {} pixels, resized", columns.len(), rows.len());
+    let (mut sums, mut output) = (room(rows.len() * row_bytes, what)?, room(rows.len() * row_bytes, what)?);
+    sums.resize(rows.len() * row_bytes, HALF);
     let border: Vec<u8> = columns.iter().flat_map(|column| column.border.map(round)).collect();
     let mut resized = vec![0; row_bytes];
     let mut unfinished = 0;
@@ -118,7 +121,8 @@ pub(super) fn resize(canvas: &Canvas, x: &Axis, y: &Axis) -> Vec<u8> {
             sums.iter_mut().zip(row).for_each(|(sum, &sample)| *sum += weight * i32::from(sample));
         }
     }
-    sums.into_iter().map(round).collect()
+    output.extend(sums.into_iter().map(round));
+    Ok(output)
 }
 
 /// Resizes one row of the picture, RGB8, and the border beside it.
@@ -218,8 +222,10 @@ mod tests {
         let pixels: Vec<u8> = (0..31 * 17 * 3).map(|i| (i * i % 251) as u8).collect();
         let picture = Picture::from_pixels(&pixels, 31, 17, 31 * 3, PixelFormat::Rgb8).unwrap();
         let canvas = Canvas { picture: &picture, border_x: 0, border_y: 7, fill: [9, 8, 7] };
-        let whole = resize(&canvas, &Axis { source: 31, scaled: 20, window: 0..20 }, &Axis { source: 31, scaled: 44, window: 0..44 });
-        let part = resize(&canvas, &Axis { source: 31, scaled: 20, window: 3..15 }, &Axis { source: 31, scaled: 44, window: 11..40 });
+        let whole =
+            resize(&canvas, &Axis { source: 31, scaled: 20, window: 0..20 }, &Axis { source: 31, scaled: 44, window: 0..44 }).unwrap();
+        let part =
+            resize(&canvas, &Axis { source: 31, scaled: 20, window: 3..15 }, &Axis { source: 31, scaled: 44, window: 11..40 }).unwrap();
         let cut: Vec<u8> = whole.chunks_exact(20 * 3).skip(11).take(29).flat_map(|row| row[3 * 3..15 * 3].to_vec()).collect();
         assert_eq!(part, cut);
     }

@@ -250,7 +250,7 @@ impl Attention {
         let qkv = self.qkv.forward(x)?.reshape(&[batch, tokens, 3, self.heads, width / self.heads])?;
         let qkv = qkv.transpose_axes(&[2, 0, 3, 1, 4])?;
         let part = |i: i32| qkv.try_index(i);
-        self.proj.forward(&attention(&part(0)?, &part(1)?, &part(2)?, &Mask::None)?)
+        self.proj.forward(&attention(&part(0)?, &part(1)?, &part(2)?, Mask::None)?)
     }
 }
 

@@ -3,6 +3,8 @@
 //! For several queries keys and values are read block by block, so that the scores never take more than a block of them
 //! (<https://arxiv.org/abs/2205.14135>); a single query reads them as they lie.
 
+use std::ops::Range;
+
 use super::{
     dense::{add_tile, pack_tile},
     gemm::row_panels,
@@ -24,12 +26,12 @@ pub(crate) struct Heads<'a> {
 
 /// Which keys a query sees.
 #[derive(Clone, Copy)]
-pub(crate) enum Sees<'a> {
+pub(crate) enum Sees {
     All,
-    /// Those up to its own position, the last query standing at the last key.
-    Past,
-    /// `[queries, keys]`
-    Mask(&'a [bool]),
+    /// Those up to its own position, the last query standing at the last key; of them the last `window`.
+    Past {
+        window: usize,
+    },
 }
 
 /// Queries, keys and values.
@@ -38,7 +40,7 @@ pub(crate) struct Attention<'a> {
     pub queries: Heads<'a>,
     pub keys: Heads<'a>,
     pub values: Heads<'a>,
-    pub sees: Sees<'a>,
+    pub sees: Sees,
     pub scale: f32,
 }
 
@@ -102,9 +104,6 @@ impl Attention<'_> {
         let [_, kv_heads, keys, width] = self.values.shape;
         assert_eq!(out.len(), batch * heads * queries * width);
         assert!(self.keys.shape[2] == keys && heads.is_multiple_of(kv_heads) && keys > 0);
-        if let Sees::Mask(mask) = self.sees {
-            assert_eq!(mask.len(), queries * keys);
-        }
         let worth = batch * heads * queries * keys * width > 1 << 18;
         let out = Shared::new(out);
         let group = heads / kv_heads;
@@ -128,24 +127,26 @@ impl Attention<'_> {
         });
     }
 
-    /// The keys from `start` on that a query sees, of `count`, are these first ones, or those that the mask has.
+    /// Returns the keys that a query sees.
     #[inline(always)]
-    fn hide(&self, query: usize, start: usize, scores: &mut [f32]) {
+    fn seen(&self, query: usize) -> Range<usize> {
         let (queries, keys) = (self.queries.shape[2], self.keys.shape[2]);
         match self.sees {
-            Sees::All => (),
-            Sees::Past => {
-                let seen = (query + 1 + keys).saturating_sub(queries + start).min(scores.len());
-                scores[seen..].fill(f32::NEG_INFINITY);
-            }
-            Sees::Mask(mask) => {
-                for (score, seen) in scores.iter_mut().zip(&mask[query * keys + start..]) {
-                    if !seen {
-                        *score = f32::NEG_INFINITY;
-                    }
-                }
+            Sees::All => 0..keys,
+            Sees::Past { window } => {
+                let end = (query + 1 + keys).saturating_sub(queries);
+                end.saturating_sub(window)..end
             }
         }
+    }
+
+    /// Hides what a query does not see of the keys from `start` on, whose scores these are.
+    #[inline(always)]
+    fn hide(&self, query: usize, start: usize, scores: &mut [f32]) {
+        let seen = self.seen(query);
+        let [first, end] = [seen.start, seen.end].map(|key| key.saturating_sub(start).min(scores.len()));
+        scores[..first].fill(f32::NEG_INFINITY);
+        scores[end..].fill(f32::NEG_INFINITY);
     }
 }
 
@@ -202,8 +203,9 @@ impl Kernel for One<'_> {
         let (keys, values) = (all.keys.head(self.batch, self.kv_head), all.values.head(self.batch, self.kv_head));
         let heads = self.out.len() / values.width;
         let whole = keys.width / S::LANES * S::LANES;
-        let mut scores = vec![0.0; heads * keys.tokens];
-        for key in 0..keys.tokens {
+        let seen = all.seen(0);
+        let mut scores = vec![0.0; heads * seen.len()];
+        for (i_key, key) in seen.clone().enumerate() {
             let numbers = keys.token(key);
             for head in 0..heads {
                 let query = all.queries.head(self.batch, self.kv_head * heads + head).token(0);
@@ -212,16 +214,15 @@ impl Kernel for One<'_> {
                     sum = simd.fma(simd.load(&query[i..]), simd.load(&numbers[i..]), sum);
                 }
                 let rest: f32 = (whole..keys.width).map(|i| query[i] * numbers[i]).sum();
-                scores[head * keys.tokens + key] = (simd.sum(sum) + rest) * all.scale;
+                scores[head * seen.len() + i_key] = (simd.sum(sum) + rest) * all.scale;
             }
         }
         let whole = values.width / S::LANES * S::LANES;
         self.out.fill(0.0);
-        for (scores, out) in scores.chunks_exact_mut(keys.tokens).zip(self.out.chunks_exact_mut(values.width)) {
-            all.hide(0, 0, scores);
+        for (scores, out) in scores.chunks_exact_mut(seen.len()).zip(self.out.chunks_exact_mut(values.width)) {
             let largest = maximum(simd, scores);
             let total = exponentials(simd, scores, largest);
-            for (value, score) in scores.iter().enumerate() {
+            for (value, score) in seen.clone().zip(&*scores) {
                 let numbers = values.token(value);
                 for i in (0..whole).step_by(S::LANES) {
                     let sum = simd.fma(simd.splat(*score), simd.load(&numbers[i..]), simd.load(&out[i..]));
@@ -269,12 +270,9 @@ impl Kernel for Block<'_> {
         // Of each query the largest score so far, the sum of the exponentials, and that of the values: [strips, queries, two vectors].
         let (mut largest, mut totals, mut mixed) = (vec![LOWEST; rows], vec![0.0f32; rows], vec![0.0; strips * rows * width]);
 
-        // No query of these sees further.
-        let last = match all.sees {
-            Sees::Past => (first + count + keys.tokens).saturating_sub(all.queries.shape[2]).min(keys.tokens),
-            _ => keys.tokens,
-        };
-        for start in (0..last).step_by(KEYS) {
+        // No query of these sees further, in either direction. Blocks begin where they would without a window.
+        let last = all.seen(first + count - 1).end;
+        for start in (all.seen(first).start / KEYS * KEYS..last).step_by(KEYS) {
             let in_block = KEYS.min(last - start);
             let mut product = vec![0.0; rows * width];
             for panel in (0..in_block).step_by(width) {

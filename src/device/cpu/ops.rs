@@ -226,29 +226,18 @@ impl Kernels {
         })
     }
 
-    /// Attention of `[batch, heads, queries, width]` over keys and values `[batch, kv heads, keys, width]`; gives
-    /// `[batch, queries, heads · width]`. With a mask `[queries, keys]`, or where `causal` each query sees the keys up to its own position.
-    pub fn attention(
-        self,
-        [queries, keys, values]: [&Array; 3],
-        scale: f32,
-        causal: bool,
-        mask: Option<&Array>,
-    ) -> Result<Array, Exception> {
-        eval([queries, keys, values].into_iter().chain(mask))?;
+    /// Computes attention of `[batch, heads, queries, width]` over keys and values `[batch, kv heads, keys, width]`; gives
+    /// `[batch, queries, heads · width]`. Each query sees all keys, or the last `window` of those up to its own position.
+    pub fn attention(self, [queries, keys, values]: [&Array; 3], scale: f32, window: Option<usize>) -> Result<Array, Exception> {
+        eval([queries, keys, values])?;
         let arrays = [wide_heads(queries)?, wide_heads(keys)?, wide_heads(values)?];
         let [queries, keys, values] = [heads(&arrays[0])?, heads(&arrays[1])?, heads(&arrays[2])?];
         let ([batch, count, tokens, width], [k_batch, k_heads, k_tokens, k_width]) = (queries.shape, keys.shape);
         let fits = (k_batch, k_width) == (batch, width) && k_heads > 0 && count.is_multiple_of(k_heads) && k_tokens > 0;
-        if !fits || values.shape[..3] != keys.shape[..3] {
+        if !fits || values.shape[..3] != keys.shape[..3] || window == Some(0) {
             return Err(Exception::custom(format!("attention of {:?} over {:?} and {:?}", queries.shape, keys.shape, values.shape)));
         }
-        let sees = match mask {
-            Some(mask) if mask.shape() == [tokens as i32, k_tokens as i32] => Sees::Mask(numbers(mask)?),
-            Some(mask) => return Err(misfit("a mask", mask)),
-            None if causal => Sees::Past,
-            None => Sees::All,
-        };
+        let sees = window.map_or(Sees::All, |window| Sees::Past { window });
         new_array(&[batch as i32, tokens as i32, (count * values.shape[3]) as i32], |out| {
             Attention { queries, keys, values, sees, scale }.run(self.isa, self.pool, out);
             Ok(())

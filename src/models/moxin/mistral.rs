@@ -112,7 +112,7 @@ impl MistralDecoder {
         let mask = causal_mask(embeds.dim(1) as usize, offset as usize, self.config.sliding_window);
         let mut x = embeds.clone();
         for (block, cache) in self.blocks.iter().zip(cache) {
-            x = block.forward(&x, &mask, cache)?;
+            x = block.forward(&x, mask, cache)?;
             if self.dtype == Dtype::Float32 {
                 x.eval()?; // weights widened for this layer go before the next
             }
@@ -141,7 +141,7 @@ impl Block {
     }
 
     /// `[batch, tokens, hidden]` to the same shape.
-    fn forward<C: KeyValueCache>(&self, x: &Array, mask: &Mask, cache: &mut C) -> Result<Array, Exception> {
+    fn forward<C: KeyValueCache>(&self, x: &Array, mask: Mask, cache: &mut C) -> Result<Array, Exception> {
         let x = x.add(self.self_attn.forward(&self.input_layernorm.forward(x)?, mask, cache)?)?;
         x.add(self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?)
     }
@@ -172,7 +172,7 @@ impl Attention {
     }
 
     /// `[batch, tokens, hidden]` to the same shape.
-    fn forward<C: KeyValueCache>(&self, x: &Array, mask: &Mask, cache: &mut C) -> Result<Array, Exception> {
+    fn forward<C: KeyValueCache>(&self, x: &Array, mask: Mask, cache: &mut C) -> Result<Array, Exception> {
         let rotate = |x: Array| rotate_heads(&x, self.head_dim, self.rope_theta, cache.offset());
         let (queries, keys) = (rotate(self.q_proj.forward(x)?)?, rotate(self.k_proj.forward(x)?)?);
         let (keys, values) = cache.update_and_fetch(keys, split_heads(&self.v_proj.forward(x)?, self.head_dim)?)?;
