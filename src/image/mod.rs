@@ -4,6 +4,7 @@
 //! The numbers are those of the checkpoints' own processor (transformers and torchvision over Pillow 12.0.0), to the last bit, from the
 //! same RGB pixels.
 
+mod bounds;
 mod picture;
 mod processor;
 mod resize;

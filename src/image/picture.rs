@@ -1,25 +1,30 @@
 //! Pictures: decoding of files, and pixels that a program already has.
 
-use std::io::Cursor;
+use std::fs::File;
+use std::io::{Cursor, Read};
 use std::path::Path;
 use std::sync::Arc;
 
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+use image::{ColorType, ImageDecoder, ImageFormat, ImageReader, Limits};
 
-use crate::{Error, Result, device::available_memory};
+use super::bounds;
+use crate::{
+    Error, Result,
+    device::{require, room},
+};
 
 /// The formats that this library reads, for error messages.
 const SUPPORTED: &str = "PNG, JPEG, GIF, WebP, BMP and TIFF are supported";
 
 /// No side may be longer: JPEG's own limit. It bounds the work that a picture of one pixel's width can cause.
-const MAX_SIDE: u32 = 65_535;
+pub(super) const MAX_SIDE: u32 = 65_535;
 
 /// Bytes that the largest pixel of any format takes (four 32-bit numbers, in TIFF).
 const MAX_PIXEL_BYTES: u64 = 16;
 
-/// Memory that decoding a file may take, and its largest size, however few pixels are allowed: metadata and colour profiles need some.
-const MIN_DECODE_BYTES: u64 = 64 << 20;
+/// The largest size of a file, however few pixels are allowed: it may be an animation, or carry a sound.
+const MIN_FILE_BYTES: u64 = 64 << 20;
 
 /// How to decode a picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +34,13 @@ pub struct DecodeOptions {
     pub apply_orientation: bool,
     /// Pictures of more pixels (width x height) are refused before any pixel is decoded (default: 100,000,000).
     pub max_pixels: u64,
+}
+
+impl DecodeOptions {
+    /// Returns the size of the largest file that is read.
+    fn file_bytes(&self) -> u64 {
+        self.max_pixels.saturating_mul(MAX_PIXEL_BYTES).max(MIN_FILE_BYTES)
+    }
 }
 
 impl Default for DecodeOptions {
@@ -78,7 +90,7 @@ impl PixelFormat {
 /// * JPEG samples may differ by up to 2 of 255, as decoders do; by up to 4 where colour is stored at half the resolution, and more in
 ///   the last column and row of such a picture if its size is no multiple of 16 (the padding beyond is mixed into the colour there);
 /// * what the first frame of a GIF leaves uncovered is black;
-/// * TIFF with a palette, YCbCr samples, or alpha beside gray is refused.
+/// * TIFF with a palette, YCbCr samples, alpha beside gray, or JPEG within is refused.
 ///
 /// Clones share the pixels.
 #[derive(Clone, PartialEq, Eq)]
@@ -105,27 +117,32 @@ impl Picture {
     ///
     /// # Errors
     /// [`Error::NotFound`] and [`Error::Io`] for the file; [`Error::UnsupportedImage`] when it is no picture of a supported format,
-    /// damaged, cut off or too large.
+    /// damaged, cut off or too large; [`Error::OutOfMemory`] when decoding it takes more than is available, before it does.
     pub fn open(path: impl AsRef<Path>, options: &DecodeOptions) -> Result<Self> {
         let path = path.as_ref();
-        let refuse = |what| Error::UnsupportedImage { path: Some(path.into()), what };
         let io = |source| Error::io(path, "the picture", source);
-        let metadata = std::fs::metadata(path).map_err(io)?;
-        if !metadata.is_file() {
+        let refuse = |what| Error::UnsupportedImage { path: Some(path.into()), what };
+        // Before it is opened: that alone may take for ever where it is a pipe.
+        if !std::fs::metadata(path).map_err(io)?.is_file() {
             return Err(refuse("a folder or a device, not a file".into()));
         }
-        if metadata.len() > decode_bytes(options) {
-            return Err(refuse(format!("{} bytes; at most {} are read", metadata.len(), decode_bytes(options))));
+        let file = File::open(path).map_err(io)?;
+        let (size, most) = (file.metadata().map_err(io)?.len(), options.file_bytes());
+        if size > most {
+            return Err(refuse(format!("{size} bytes; at most {most} are read")));
         }
-        decode(&std::fs::read(path).map_err(io)?, options).map_err(refuse)
+        require(&format!("reading {}", path.display()), size, u64::MAX)?;
+        let mut bytes = room(size as usize, || format!("the content of {}", path.display()))?;
+        file.take(size).read_to_end(&mut bytes).map_err(io)?;
+        decode(&bytes, Some(path), options)
     }
 
     /// Decodes the content of a file.
     ///
     /// # Errors
-    /// [`Error::UnsupportedImage`], as [`Picture::open`].
+    /// [`Error::UnsupportedImage`] and [`Error::OutOfMemory`], as [`Picture::open`].
     pub fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<Self> {
-        decode(bytes, options).map_err(|what| Error::UnsupportedImage { path: None, what })
+        decode(bytes, None, options)
     }
 
     /// Copies pixels that a program has in memory: `height` rows of `width` pixels, each row `stride` bytes after the last.
@@ -146,16 +163,11 @@ impl Picture {
             let what = format!("{} bytes of pixels for {width} x {height} in {format:?} with a stride of {stride}", pixels.len());
             return Err(Error::InvalidArgument(what));
         }
+        let size = u64::from(width) * u64::from(height) * 3;
+        require(&format!("a picture of {width} x {height} pixels"), size, u64::MAX)?;
+        let rows = pixels.chunks(stride).take(height as usize).map(|row| &row[..row_bytes]);
         let offsets = format.rgb_offsets();
-        let rows = pixels.chunks(stride).take(height as usize);
-        let pixels = rows.flat_map(|row| row[..row_bytes].chunks_exact(format.bytes_per_pixel()));
-        let mut rgb = Vec::new();
-        rgb.try_reserve_exact(width as usize * height as usize * 3).map_err(|_| Error::OutOfMemory {
-            what: format!("a picture of {width} x {height} pixels"),
-            needed: u64::from(width) * u64::from(height) * 3,
-            limit: available_memory().unwrap_or(0),
-        })?;
-        pixels.for_each(|pixel| rgb.extend(offsets.map(|offset| pixel[offset])));
+        let rgb = gather(rows, format.bytes_per_pixel(), size as usize, |pixel| offsets.map(|offset| pixel[offset]))?;
         Ok(Self { rgb: Arc::new(rgb), width, height })
     }
 
@@ -188,43 +200,62 @@ impl std::fmt::Debug for Picture {
     }
 }
 
-/// How many bytes decoding may take.
-fn decode_bytes(options: &DecodeOptions) -> u64 {
-    options.max_pixels.saturating_mul(MAX_PIXEL_BYTES).max(MIN_DECODE_BYTES)
-}
-
-/// [`Picture::decode`]; the error is what is wrong, for a person.
-fn decode(bytes: &[u8], options: &DecodeOptions) -> std::result::Result<Picture, String> {
-    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|error| error.to_string())?;
-    let Some(format) = reader.format().filter(ImageFormat::reading_enabled) else {
-        return Err(format!("{}; {SUPPORTED}", describe(bytes)));
+/// [`Picture::decode`] for a file that lies at `path`, if it is one.
+fn decode(bytes: &[u8], path: Option<&Path>, options: &DecodeOptions) -> Result<Picture> {
+    let refuse = |what| Error::UnsupportedImage { path: path.map(Into::into), what };
+    let guessed = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|error| refuse(error.to_string()))?;
+    let Some(format) = guessed.format().filter(ImageFormat::reading_enabled) else {
+        return Err(refuse(format!("{}; {SUPPORTED}", describe(bytes))));
     };
     let name = format!("{format:?}").to_uppercase();
-    let undecodable = |error| format!("{name} that cannot be decoded: {error}");
+    let undecodable = |error| refuse(format!("{name} that cannot be decoded: {error}"));
+    let header_bytes = bounds::header_bytes(format, bytes.len() as u64);
+    require(&format!("reading a {name} of {} bytes", bytes.len()), header_bytes, u64::MAX)?;
+    let checked = bounds::check(format, bytes, refuse)?;
+    let mut reader = ImageReader::with_format(Cursor::new(&*checked), format);
     let mut limits = Limits::default();
-    limits.max_alloc = Some(decode_bytes(options));
-    reader.limits(limits);
-
-    let mut decoder = reader.into_decoder().map_err(undecodable)?;
+    limits.max_alloc = Some(bounds::TABLES);
+    reader.no_limits();
+    let mut decoder = match format {
+        // The only one that heeds its limits from the first byte.
+        ImageFormat::Png => {
+            reader.limits(limits.clone());
+            reader.into_decoder()
+        }
+        _ => reader.into_decoder(),
+    }
+    .map_err(undecodable)?;
     let (width, height) = decoder.dimensions();
-    check_sides(width, height)?;
+    check_sides(width, height).map_err(refuse)?;
     if u64::from(width) * u64::from(height) > options.max_pixels {
-        return Err(format!("{width} x {height} pixels; at most {} in all are allowed", options.max_pixels));
+        return Err(refuse(format!("{width} x {height} pixels; at most {} in all are allowed", options.max_pixels)));
     }
     if format == ImageFormat::Jpeg && !jpeg_is_complete(bytes) {
-        return Err("JPEG that is cut off: its end is missing".into());
+        return Err(refuse("JPEG that is cut off: its end is missing".into()));
     }
     // A damaged orientation is no reason to refuse the picture.
     let orientation = match format {
         _ if !options.apply_orientation => None,
+        ImageFormat::Png => bounds::png_exif(bytes).and_then(Orientation::from_exif_chunk),
         // The decoder would ask for as much memory as the file says that its EXIF data takes, up to 4 GB.
-        ImageFormat::WebP => webp_exif(bytes).and_then(Orientation::from_exif_chunk),
+        ImageFormat::WebP => bounds::webp_exif(bytes).and_then(Orientation::from_exif_chunk),
         _ => decoder.orientation().ok(),
     };
-    let image = DynamicImage::from_decoder(decoder).map_err(undecodable)?;
-    let mut image = DynamicImage::ImageRgb8(to_rgb8(image));
-    image.apply_orientation(orientation.unwrap_or(Orientation::NoTransforms));
-    Ok(Picture { width: image.width(), height: image.height(), rgb: Arc::new(image.into_bytes()) })
+    let what = format!("decoding a {name} of {width} x {height} pixels");
+    let color = decoder.color_type();
+    let decoding = bounds::decoding_bytes(format, width, height, color);
+    let pixels = u64::from(width) * u64::from(height);
+    // What is decoded is gathered, and what is gathered turned, into new memory.
+    require(&what, decoding.saturating_add(header_bytes).max(pixels * (u64::from(color.bytes_per_pixel()).max(3) + 3)), u64::MAX)?;
+    limits.max_alloc = Some(decoding);
+    decoder.set_limits(limits).map_err(undecodable)?;
+    let size = usize::try_from(decoder.total_bytes()).unwrap_or(usize::MAX);
+    let mut decoded = room(size, || what.clone())?;
+    decoded.resize(size, 0);
+    decoder.read_image(&mut decoded).map_err(undecodable)?;
+    drop(checked);
+    let rgb = to_rgb8(decoded, color)?;
+    turn(rgb, [width, height], orientation.unwrap_or(Orientation::NoTransforms))
 }
 
 fn check_sides(width: u32, height: u32) -> std::result::Result<(), String> {
@@ -235,16 +266,57 @@ fn check_sides(width: u32, height: u32) -> std::result::Result<(), String> {
 }
 
 /// Drops alpha and repeats gray. 16-bit samples lose their lower half, as in Pillow; the image crate would round.
-fn to_rgb8(image: DynamicImage) -> image::RgbImage {
-    match image {
-        DynamicImage::ImageLuma16(_) | DynamicImage::ImageLumaA16(_) | DynamicImage::ImageRgb16(_) | DynamicImage::ImageRgba16(_) => {
-            let deep = image.into_rgb16();
-            image::RgbImage::from_fn(deep.width(), deep.height(), |x, y| {
-                image::Rgb(deep.get_pixel(x, y).0.map(|sample| (sample >> 8) as u8))
-            })
-        }
-        _ => image.into_rgb8(),
+fn to_rgb8(decoded: Vec<u8>, color: ColorType) -> Result<Vec<u8>> {
+    let (pixel, sample) = (usize::from(color.bytes_per_pixel()), usize::from(color.bytes_per_pixel() / color.channel_count()));
+    let offsets = if color.has_color() { [0, sample, 2 * sample] } else { [0; 3] };
+    let upper = if cfg!(target_endian = "little") { sample - 1 } else { 0 };
+    let float = |bytes: &[u8]| match bytes.first_chunk().map(|bytes| f32::from_ne_bytes(*bytes)) {
+        Some(number) if number < 1.0 => (number.max(0.0) * 255.0).round() as u8,
+        _ => u8::MAX,
+    };
+    let size = decoded.len() / pixel * 3;
+    match sample {
+        1 if color == ColorType::Rgb8 => Ok(decoded),
+        4 => gather([&*decoded], pixel, size, |pixel| offsets.map(|offset| float(&pixel[offset..]))),
+        _ => gather([&*decoded], pixel, size, |pixel| offsets.map(|offset| pixel[offset + upper])),
     }
+}
+
+/// Makes RGB of pixels that have so many bytes each.
+fn gather<'a>(
+    rows: impl IntoIterator<Item = &'a [u8]>,
+    pixel_bytes: usize,
+    size: usize,
+    rgb_of: impl Fn(&[u8]) -> [u8; 3],
+) -> Result<Vec<u8>> {
+    let mut rgb = room(size, || format!("a picture of {size} bytes"))?;
+    rows.into_iter().for_each(|row| row.chunks_exact(pixel_bytes).for_each(|pixel| rgb.extend(rgb_of(pixel))));
+    Ok(rgb)
+}
+
+/// Turns and mirrors a picture.
+fn turn(rgb: Vec<u8>, [width, height]: [u32; 2], orientation: Orientation) -> Result<Picture> {
+    // Whether columns and rows change places; then, whether they run backwards in the picture that is given.
+    let (swap, from_right, from_below) = match orientation {
+        Orientation::NoTransforms => return Ok(Picture { rgb: Arc::new(rgb), width, height }),
+        Orientation::FlipHorizontal => (false, true, false),
+        Orientation::Rotate180 => (false, true, true),
+        Orientation::FlipVertical => (false, false, true),
+        Orientation::Rotate90FlipH => (true, false, false),
+        Orientation::Rotate90 => (true, false, true),
+        Orientation::Rotate270FlipH => (true, true, true),
+        Orientation::Rotate270 => (true, true, false),
+    };
+    let mut turned = room(rgb.len(), || format!("a picture of {width} x {height} pixels, turned"))?;
+    let [new_width, new_height] = if swap { [height, width] } else { [width, height] };
+    for (x, y) in (0..new_height).flat_map(|y| (0..new_width).map(move |x| (x, y))) {
+        let (x, y) = if swap { (y, x) } else { (x, y) };
+        let x = if from_right { width - 1 - x } else { x } as usize;
+        let y = if from_below { height - 1 - y } else { y } as usize;
+        let at = (y * width as usize + x) * 3;
+        turned.extend(&rgb[at..at + 3]);
+    }
+    Ok(Picture { rgb: Arc::new(turned), width: new_width, height: new_height })
 }
 
 /// Whether a JPEG reaches its end marker. The decoder takes one that is cut off for whole, and makes up the rest.
@@ -263,21 +335,6 @@ fn jpeg_is_complete(bytes: &[u8]) -> bool {
         rest = segment.get(usize::from(u16::from_be_bytes([high, low]))..).unwrap_or_default();
     }
     false
-}
-
-/// The EXIF data of a WebP: a chunk of the file, after the one that says what is in it. A chunk is four letters, a size, and the content, to
-/// an even length.
-fn webp_exif(bytes: &[u8]) -> Option<&[u8]> {
-    let mut rest = bytes.strip_prefix(b"RIFF")?.get(8..)?;
-    loop {
-        let (name, after) = rest.split_at_checked(4)?;
-        let (size, after) = after.split_first_chunk()?;
-        let size = u32::from_le_bytes(*size) as usize;
-        if name == b"EXIF" {
-            return after.get(..size);
-        }
-        rest = after.get(size.checked_next_multiple_of(2)?..)?;
-    }
 }
 
 /// What bytes that are no supported picture seem to be.

@@ -13,24 +13,27 @@ use tempfile::TempDir;
 
 use crate::programs::{C99, LIBRARY_PATH, compiler, in_repository, library_folder, library_path, succeed};
 
-/// Set in a child: the test that it runs.
+/// Set in a child: the test that it runs, and which part of it.
 const CASE: &str = "MOXIN_ADVERSARY_CASE";
+const PART: &str = "MOXIN_ADVERSARY_PART";
 
 /// How often a child is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// What a child may take. Memory is resident memory in bytes; memory and threads are watched where there is /proc.
+/// What a child may take. Memory is resident memory in bytes; memory and threads are watched where there is /proc. The address space is
+/// limited for the child itself, which then sees its allocations fail.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub time: Duration,
     pub memory: u64,
     pub threads: u64,
     pub files: u64,
+    pub address_space: Option<u64>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { time: Duration::from_secs(60), memory: 1 << 30, threads: 32, files: 256 }
+        Limits { time: Duration::from_secs(60), memory: 1 << 30, threads: 32, files: 256, address_space: None }
     }
 }
 
@@ -61,13 +64,28 @@ pub struct Outcome {
 /// Runs `body` in a child: this test program again, which runs the test called `name` alone. `name` is the test's path, such as
 /// `folder::a_pipe_is_refused`. Everything the test does belongs into `body`.
 pub fn in_child(name: &str, limits: Limits, body: impl FnOnce()) {
+    in_children(name, limits, 1, |_| body());
+}
+
+/// Runs `body` in so many children, one after the other, with the number of each.
+pub fn in_children(name: &str, limits: Limits, count: usize, body: impl FnOnce(usize)) {
     if std::env::var_os(CASE).is_some_and(|case| case == name) {
-        return body();
+        let part = std::env::var(PART).unwrap_or_default();
+        return body(part.parse().unwrap_or(0));
     }
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", name, "--nocapture", "--test-threads=1"]).env(CASE, name);
-    let outcome = watch(command, limits);
-    assert!(outcome.status.success() && outcome.stdout.contains("1 passed"), "{name}: {outcome:#?}");
+    for part in 0..count {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", name, "--nocapture", "--test-threads=1"]).env(CASE, name).env(PART, part.to_string());
+        let outcome = watch(command, limits);
+        assert!(outcome.status.success() && outcome.stdout.contains("1 passed"), "{name}, part {part}: {outcome:#?}");
+        let told = |line: &&str| line.starts_with("NOTE: ") || line.starts_with("SKIPPED: ");
+        outcome.stdout.lines().filter(told).for_each(|line| println!("{line}"));
+    }
+}
+
+/// What this process takes, in bytes: a line of /proc/self/status, such as `VmHWM:` for the most that was resident.
+pub fn memory(field: &str) -> Option<u64> {
+    Some(proc_status(std::process::id(), field)? << 10)
 }
 
 /// A C or C++ program from this folder, built against the library that cargo built for these tests.
@@ -122,7 +140,7 @@ fn watched(command: Command, limits: Limits) -> Result<Outcome, String> {
     let folder = TempDir::new().unwrap();
     let (out, err) = (folder.path().join("stdout"), folder.path().join("stderr"));
     let text = |path: &Path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
-    let mut command = with_file_limit(&command, limits.files);
+    let mut command = with_limits(&command, limits);
     command.stdout(File::create(&out).unwrap()).stderr(File::create(&err).unwrap());
     let begin = Instant::now();
     let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
@@ -144,10 +162,11 @@ fn watched(command: Command, limits: Limits) -> Result<Outcome, String> {
     }
 }
 
-/// The command, run by a shell that first limits the number of open files.
-fn with_file_limit(command: &Command, files: u64) -> Command {
+/// The command, run by a shell that first limits the number of open files, and maybe the address space.
+fn with_limits(command: &Command, limits: Limits) -> Command {
     let mut shell = Command::new("sh");
-    shell.args(["-c", &format!("ulimit -n {files}; exec \"$0\" \"$@\"")]);
+    let address_space = limits.address_space.map_or(String::new(), |bytes| format!("ulimit -v {}; ", bytes >> 10));
+    shell.args(["-c", &format!("ulimit -n {}; {address_space}exec \"$0\" \"$@\"", limits.files)]);
     shell.arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {

@@ -4,6 +4,8 @@
 
 #[allow(dead_code)] // each platform uses some of it
 mod child;
+mod memory;
+mod pictures;
 mod process;
 #[path = "../programs/mod.rs"]
 mod programs;
