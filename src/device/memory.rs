@@ -51,8 +51,9 @@ pub fn clear_cache() -> Result<()> {
     Ok(mlx_rs::memory::clear_cache()?)
 }
 
-/// Bytes that arrays may take in this process; `u64::MAX` where no limit was set.
+/// Bytes that arrays may take in this process, and those of them that MLX may keep for reuse; `u64::MAX` where no limit was set.
 static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
+static CACHE_LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
 
 /// Limits the bytes that arrays may take, and those of them that MLX keeps for reuse. `u64::MAX` stands for no limit but the machine's.
 ///
@@ -71,6 +72,7 @@ pub fn set_memory_limits(total: u64, cache: u64) -> Result<()> {
     mlx_rs::memory::set_memory_limit(total.min(machine) as usize)?;
     mlx_rs::memory::set_cache_limit(cache.min(machine) as usize)?;
     LIMIT.store(total, Ordering::Relaxed);
+    CACHE_LIMIT.store(cache, Ordering::Relaxed);
     Ok(())
 }
 
@@ -95,10 +97,25 @@ pub fn available_memory() -> Result<u64> {
 
 /// Fails with [`Error::OutOfMemory`] where `needed` bytes for `what` are more than are available, or than `limit`.
 pub fn require(what: &str, needed: u64, limit: u64) -> Result<()> {
-    let limit = available_memory()?.min(limit);
+    let available = available_memory()?;
+    let limit = available.min(limit);
     if needed > limit {
         log::warn!("refused: {what} needs {needed} bytes, {limit} are available");
         return Err(Error::OutOfMemory { what: what.into(), needed, limit });
+    }
+    keep_at_most(available - needed)
+}
+
+/// Has MLX keep no more for reuse than is left beside what an operation needs. It cannot use all of that again, and does not know the limits
+/// of control groups. On Apple's systems it knows the machine.
+fn keep_at_most(left: u64) -> Result<()> {
+    if cfg!(target_vendor = "apple") {
+        return Ok(());
+    }
+    let most = usize::try_from(left.min(CACHE_LIMIT.load(Ordering::Relaxed))).unwrap_or(usize::MAX);
+    mlx_rs::memory::set_cache_limit(most)?;
+    if mlx_rs::memory::cache_memory()? > most {
+        mlx_rs::memory::clear_cache()?;
     }
     Ok(())
 }

@@ -49,8 +49,8 @@ pub(super) fn decoding_bytes(format: ImageFormat, width: u32, height: u32, color
         ImageFormat::Gif => 4 + 1,
         // A canvas, a frame, its planes, and those of its alpha.
         ImageFormat::WebP => 4 + 4 + 2 + 5,
-        // As the file has it, with four channels in CMYK, and a strip of it.
-        ImageFormat::Tiff => 2 * output.max(8),
+        // As the file has it, with a fourth channel in CMYK, and a strip of it.
+        ImageFormat::Tiff => 2 * (output + output / 3 + 1),
         _ => 0,
     };
     pixels * (output + inner) + TABLES

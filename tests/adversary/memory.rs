@@ -11,7 +11,7 @@ use std::{
 use mlx_rs::Dtype;
 use moxin_vlm::{
     Error, GenerationOptions, LoadOptions, Model, Op, Picture, PixelFormat, Quantization, QuantizeOptions, Result, Role,
-    device::{CpuKernels, available_memory},
+    device::{CpuKernels, available_memory, memory_stats, set_memory_limits},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -144,8 +144,8 @@ fn random_model(random: &mut Random, path: &Path) {
     let kv_heads = random.of(&[1, 2, 4]);
     let heads = kv_heads * random.of(&[1, 2, 4]);
     let head_dim = random.of(&[16, 32, 64]);
-    let (hidden, inner) = (random.of(&[256, 512, 1024]), random.of(&[512, 1024, 3072]));
-    let (layers, vocabulary) = (random.of(&[1, 2, 3]), random.of(&[576, 5000, 40_000]));
+    let (hidden, inner) = (random.of(&[256, 512, 768]), random.of(&[512, 1024, 2048]));
+    let (layers, vocabulary) = (random.of(&[1, 2, 3]), random.of(&[576, 5000, 20_000]));
     let window = random.of(&[None, None, Some(50), Some(700)]);
     let mut config: Value = serde_json::from_slice(&fs::read(path.join("config.json")).unwrap()).unwrap();
     let text = json!({
@@ -186,15 +186,22 @@ fn random_model(random: &mut Random, path: &Path) {
     write_zeros(&path.join(WEIGHTS), &all);
 }
 
-/// What the process takes beyond what is estimated: threads and their stacks, the tokenizer, the allocator's waste.
-const SLACK: u64 = 24 << 20;
+fn text_config(path: &Path) -> Value {
+    let config: Value = serde_json::from_slice(&fs::read(path.join("config.json")).unwrap()).unwrap();
+    config["text_config"].clone()
+}
+
+/// What the process takes beyond what is estimated: threads and their stacks, the tokenizer, what the allocator and BLAS waste.
+const SLACK: u64 = 12 << 20;
 
 /// The estimate of models of random shape against the most that the process takes, from loading to the last token.
 #[test]
 fn the_estimate_holds_for_the_process() {
-    const RUNS: usize = 12;
+    const RUNS: usize = 8;
     in_children("memory::the_estimate_holds_for_the_process", Limits::mebibytes(1500).seconds(120), RUNS, |run| {
         let mut random = Random(run as u64);
+        // What is kept for reuse is not reckoned: it is held where there is room beside what is needed.
+        set_memory_limits(u64::MAX, 0).unwrap();
         let folder = TempDir::new().unwrap();
         let path = with_config(&folder, |_| ());
         random_model(&mut random, &path);
@@ -203,27 +210,35 @@ fn the_estimate_holds_for_the_process() {
         let cpu_kernels = random.of(&[CpuKernels::Own, CpuKernels::Mlx]);
         let dtype = random.of(&[None, None, Some(Dtype::Bfloat16)]);
         let options = LoadOptions { quantize, cpu_kernels, dtype, ..Default::default() };
-        let context = random.of(&[300, 1000, 2500]);
+        let context = random.of(&[300, 700]);
         let prefill_chunk = random.of(&[64, 512, 65_536]);
         let generation = GenerationOptions { max_context: Some(context), prefill_chunk, max_tokens: 3, ..Default::default() };
         let estimate = Model::estimate(&path, &options, &generation).unwrap();
-        let Some(before) = memory("VmHWM:") else {
+        // The library's code is read from its file as it runs.
+        let held = || Some(memory("VmHWM:")?.saturating_sub(memory("RssFile:")?));
+        let Some(before) = held() else {
             println!("SKIPPED: no /proc to read the process's memory from");
             return;
         };
-        let what = format!("{options:?}, {generation:?}, {estimate:?}, {}", fs::read_to_string(path.join("config.json")).unwrap());
+        let taken = || held().unwrap() - before;
+        let what = format!("{cpu_kernels:?}, {dtype:?}, {context} positions by {prefill_chunk}, {estimate:?}, {}", text_config(&path));
         let model = Model::load(&path, options, Op::default()).unwrap();
+        let load = taken();
         let picture = Picture::from_pixels(&[99; 300 * 200 * 3], 300, 200, 900, PixelFormat::Rgb8).unwrap();
         let embedding = model.encode_image(&picture, Op::default()).unwrap();
+        let vision = taken();
         let session = model.session(generation).unwrap();
         session.add_embedding(&embedding).unwrap();
         session.add_text(Role::User, &"red ".repeat(context - 90)).unwrap();
         session.generate().for_each(|event| drop(event.unwrap()));
-        let taken = memory("VmHWM:").unwrap() - before;
+        let taken = taken();
         println!(
-            "NOTE: {run}: estimated {} MiB, taken {} MiB; {cpu_kernels:?} {dtype:?} {context} by {prefill_chunk}",
+            "NOTE: {run}: estimated {} MiB; taken {} to load, {} with vision, {} in all, {} counted: {what}",
             estimate.total >> 20,
-            taken >> 20
+            load >> 20,
+            vision >> 20,
+            taken >> 20,
+            memory_stats().unwrap().peak >> 20
         );
         assert!(taken <= estimate.total + SLACK, "{taken} bytes taken: {what}");
         assert!(estimate.total <= 2 * taken + SLACK, "{taken} bytes taken: {what}");
@@ -238,18 +253,18 @@ fn little_is_left() {
     let model = load(&path).unwrap();
 
     let large = TempDir::new().unwrap();
-    let large = with_config(&large, |config| config["text_config"]["vocab_size"] = json!(400_000));
+    let large = with_config(&large, |config| config["text_config"]["vocab_size"] = json!(1_500_000));
     let mut all = shapes();
     for name in ["language_model.model.embed_tokens.weight", "language_model.lm_head.weight"] {
-        all.get_mut(name).unwrap()[0] = 400_000;
+        all.get_mut(name).unwrap()[0] = 1_500_000;
     }
     write_zeros(&large.join(WEIGHTS), &all);
     let (needed, left) = figures(load(&large));
-    assert!(needed > 300_000_000 && left < limit, "{needed} {left} {limit}");
+    assert!(needed > 1_000_000_000 && left < limit, "{needed} {left} {limit}");
 
     let long = GenerationOptions { max_context: Some(1 << 20), ..Default::default() };
     figures(model.session(long.clone()));
-    figures(Picture::decode(&png(9000, 9000, &[]), &Default::default()));
+    figures(Picture::decode(&png(9999, 9999, &[]), &Default::default()));
 
     // What fits when the session begins, and does not any more when it is asked.
     let options = GenerationOptions { max_context: Some(3000), max_tokens: 2, ..Default::default() };
@@ -326,10 +341,10 @@ fn the_address_space_is_a_limit() {
     if !cfg!(target_os = "linux") {
         return println!("SKIPPED: only Linux says how much of its address space a process uses");
     }
-    let limits = Limits { address_space: Some(1 << 30), ..Limits::default() };
+    let limits = Limits { address_space: Some(800 << 20), ..Limits::default() };
     in_child("memory::the_address_space_is_a_limit", limits, || {
         let limit = available_memory().unwrap();
-        assert!(limit < 1 << 30, "{limit}");
+        assert!(limit < 800 << 20, "{limit}");
         little_is_left();
     });
 }

@@ -63,14 +63,15 @@ impl MemoryNeeds {
         let sizes = Sizes { checkpoint, dtype, own_kernels, plan };
         let head_name = if text.tie_word_embeddings { "language_model.model.embed_tokens." } else { "language_model.lm_head." };
         let [heads, kv_heads, head_dim] = [text.num_attention_heads, text.num_key_value_heads, text.head_dim()].map(count);
-        let (hidden, layers) = (count(text.hidden_size), count(text.num_hidden_layers));
-        let width = hidden + kv_heads * head_dim;
-        // On the CPU each layer is done before the next is begun; where they are not, more of each remains. Our kernels take most in the MLP:
-        // the gate and the up projection, and what comes of them packed for the last product.
-        let (widths, inners) = match dtype {
-            _ if own_kernels => (3, 3),
-            Dtype::Float32 => (6, 3),
-            _ => (14, 3),
+        let (hidden, layers, inner) = (count(text.hidden_size), count(text.num_hidden_layers), count(text.intermediate_size));
+        let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
+        let [three, four, six, fourteen] = [3, 4, 6, 14].map(Saturating);
+        // On the CPU each layer is done before the next is begun; where they are not, more of each remains. Our kernels take most in the MLP,
+        // for the gate and the up projection, and what comes of them packed for the last product; or in attention, where heads are many.
+        let numbers = match dtype {
+            _ if own_kernels => (three * (hidden + keys) + three * inner).max(three * hidden + four * (queries + keys)),
+            Dtype::Float32 => six * (hidden.max(queries) + keys) + three * inner,
+            _ => fourteen * (hidden.max(queries) + keys) + three * inner,
         };
         // Our kernels keep no scores of several queries, and the window is no array to them.
         let (pair, single) = if own_kernels { (Saturating(0), heads * Saturating(4)) } else { (heads * item + MASK, Saturating(0)) };
@@ -79,10 +80,10 @@ impl MemoryNeeds {
             weights: weights.0,
             load: (weights + sizes.reading()).0,
             vision: sizes.vision(config).0,
-            kv_per_token: (Saturating(2) * layers * kv_heads * head_dim * item).0,
+            kv_per_token: (Saturating(2) * layers * keys * item).0,
             layer: sizes.widest_layer(),
-            head: sizes.widened(head_name) + Saturating(3) * count(text.vocab_size) * item,
-            position: (Saturating(widths) * width + Saturating(inners) * count(text.intermediate_size)) * item,
+            head: sizes.widened(head_name) + three * count(text.vocab_size) * item,
+            position: numbers * item,
             pair,
             single,
             window: text.sliding_window.unwrap_or(usize::MAX),
