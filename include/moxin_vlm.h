@@ -457,7 +457,7 @@ typedef struct moxin_memory_stats {
      */
     uint64_t limit;
     /**
-     * What could still be taken: what the machine has available, within the limit.
+     * What could still be taken: what the machine, the process's control groups and its resource limits leave, within the limit.
      */
     uint64_t available;
     /**
@@ -1057,7 +1057,8 @@ void moxin_image_params_init(struct moxin_image_params *params, size_t struct_si
  *
  * path: UTF-8, NUL-terminated. params, error: may be NULL. *out_image receives an image that the caller frees with moxin_image_free.
  *
- * Fails with NOT_FOUND, IO, UNSUPPORTED_IMAGE, and with INVALID_ARGUMENT for a path that is not UTF-8.
+ * Fails with NOT_FOUND, IO, UNSUPPORTED_IMAGE, and with INVALID_ARGUMENT for a path that is not UTF-8. Fails with OUT_OF_MEMORY and both
+ * figures, before it is done, where reading or decoding takes more than is available or than moxin_memory_set_limits leaves.
  */
 enum moxin_status moxin_image_from_file(const char *path,
                                         const struct moxin_image_params *params,
@@ -1067,7 +1068,7 @@ enum moxin_status moxin_image_from_file(const char *path,
 /**
  * As moxin_image_from_file, from the bytes of a file in memory. They are not needed any more when the call returns.
  *
- * Fails with UNSUPPORTED_IMAGE.
+ * Fails with UNSUPPORTED_IMAGE, and with OUT_OF_MEMORY as moxin_image_from_file does.
  */
 enum moxin_status moxin_image_from_bytes(const void *data,
                                          size_t len,

@@ -59,7 +59,8 @@ pub unsafe extern "C" fn moxin_image_params_init(params: *mut moxin_image_params
 ///
 /// path: UTF-8, NUL-terminated. params, error: may be NULL. *out_image receives an image that the caller frees with moxin_image_free.
 ///
-/// Fails with NOT_FOUND, IO, UNSUPPORTED_IMAGE, and with INVALID_ARGUMENT for a path that is not UTF-8.
+/// Fails with NOT_FOUND, IO, UNSUPPORTED_IMAGE, and with INVALID_ARGUMENT for a path that is not UTF-8. Fails with OUT_OF_MEMORY and both
+/// figures, before it is done, where reading or decoding takes more than is available or than moxin_memory_set_limits leaves.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_image_from_file(
     path: *const c_char,
@@ -80,7 +81,7 @@ pub unsafe extern "C" fn moxin_image_from_file(
 
 /// As moxin_image_from_file, from the bytes of a file in memory. They are not needed any more when the call returns.
 ///
-/// Fails with UNSUPPORTED_IMAGE.
+/// Fails with UNSUPPORTED_IMAGE, and with OUT_OF_MEMORY as moxin_image_from_file does.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_image_from_bytes(
     data: *const c_void,

@@ -23,7 +23,7 @@ pub struct moxin_memory_stats {
     pub peak: u64,
     /// What may be in use: see moxin_memory_set_limits. UINT64_MAX: what the machine has.
     pub limit: u64,
-    /// What could still be taken: what the machine has available, within the limit.
+    /// What could still be taken: what the machine, the process's control groups and its resource limits leave, within the limit.
     pub available: u64,
     /// Of what is in use, tokens of pictures seen before; moxin_memory_trim gives them back.
     pub image_cache: u64,

@@ -153,7 +153,7 @@ fn check_tiff(bytes: &[u8]) -> Result<(), String> {
     let Some((first, entries)) = number(pointer, word).and_then(|at| Some((at.checked_add(counter)?, number(at, counter)?))) else {
         return Ok(());
     };
-    let tags = || (0..entries).map_while(|i| Some(first.checked_add(entry * i)?)).map_while(|at| Some((number(at, 2)?, at)));
+    let tags = || (0..entries).map_while(|i| first.checked_add(i.checked_mul(entry)?)).map_while(|at| Some((number(at, 2)?, at)));
     // Of values that lie in the entry itself, the first.
     let value = |at: u64| match number(at + 2, 2)? {
         1 => number(at + 4 + word, 1),
