@@ -44,8 +44,10 @@ pub struct MemoryNeeds {
     head: Count,
     /// Activations of one position in a decoder layer.
     position: Count,
-    /// Scores of one position's attention to another, and its place in a mask.
+    /// Scores of one position's attention to another.
     pair: Count,
+    /// The place of one position's attention to another in the mask of a window.
+    mask: Count,
     /// Scores of a single position's attention to another.
     single: Count,
     /// Positions that a position sees at most, itself included.
@@ -74,7 +76,8 @@ impl MemoryNeeds {
             _ => fourteen * (hidden.max(queries) + keys) + three * inner,
         };
         // Our kernels keep no scores of several queries, and the window is no array to them.
-        let (pair, single) = if own_kernels { (Saturating(0), heads * Saturating(4)) } else { (heads * item + MASK, Saturating(0)) };
+        let none = Saturating(0);
+        let (pair, mask, single) = if own_kernels { (none, none, heads * four) } else { (heads * item, three, none) };
         let weights = sizes.weights();
         MemoryNeeds {
             weights: weights.0,
@@ -85,6 +88,7 @@ impl MemoryNeeds {
             head: sizes.widened(head_name) + three * count(text.vocab_size) * item,
             position: numbers * item,
             pair,
+            mask,
             single,
             window: text.sliding_window.unwrap_or(usize::MAX),
             embedding: hidden * item,
@@ -102,9 +106,10 @@ impl MemoryNeeds {
         let chunk = chunk.min(positions);
         let seen = |positions: usize| count(positions.min(chunk.saturating_add(self.window)));
         let (rows, all) = (count(chunk), count(positions));
+        let pair = if positions > self.window { self.pair + self.mask } else { self.pair };
         // The first chunk is computed with the embeddings of the whole prompt, twice; the last one has the most to attend to.
-        let first = rows * seen(chunk) * self.pair + Saturating(2) * all * self.embedding;
-        let last = rows * seen(positions) * self.pair + rows * self.embedding;
+        let first = rows * seen(chunk) * pair + Saturating(2) * all * self.embedding;
+        let last = rows * seen(positions) * pair + rows * self.embedding;
         let one = seen(positions) * self.single;
         (self.layer + one + rows * self.position + first.max(last)).max(self.head).0
     }
@@ -119,9 +124,6 @@ impl MemoryNeeds {
         self.load.max(self.weights.saturating_add(self.vision.max(self.conversation(positions, chunk))))
     }
 }
-
-/// Bytes of a position's place in a mask of MLX's, with what it is made of.
-const MASK: Count = Saturating(3);
 
 /// What the headers of a checkpoint tell.
 struct Sizes<'a> {
