@@ -118,11 +118,12 @@ fn engine() -> Result<&'static Arc<Queue>> {
         return Ok(engine);
     }
     let _starting = lock(&STARTING);
-    if ENGINE.get().is_none() {
-        // A failure is not kept: the next call tries again.
-        let _ = ENGINE.set(start()?);
+    if let Some(engine) = ENGINE.get() {
+        return Ok(engine);
     }
-    ENGINE.get().ok_or_else(|| Error::InvalidState("the engine has not started; try again".into()))
+    // A failure is not kept: the next call tries again.
+    let engine = start()?;
+    Ok(ENGINE.get_or_init(|| engine))
 }
 
 fn start() -> Result<Arc<Queue>> {
@@ -145,11 +146,12 @@ fn start() -> Result<Arc<Queue>> {
 }
 
 /// Ends what the library does, when the process ends: lets no function of the program be called any more, and has the engine let go of
-/// MLX's objects before they are destroyed. Does nothing in a forked child, nor a second time.
+/// MLX's objects before they are destroyed. Does nothing in a forked child. May be called twice.
 pub extern "C" fn stop() {
-    if ENGINE_THREAD.get() || process::is_forked() || CALLS.end() {
+    if ENGINE_THREAD.get() || process::is_forked() {
         return;
     }
+    CALLS.end();
     if let Some(engine) = started() {
         engine.end();
     }

@@ -30,7 +30,9 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { time: Duration::from_secs(60), memory: 1 << 30, threads: 32, files: 256 }
+        // Some libraries start a thread for each CPU, whatever they are used for.
+        let cpus = thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64);
+        Limits { time: Duration::from_secs(60), memory: 1 << 30, threads: 32 + 2 * cpus, files: 256 }
     }
 }
 
