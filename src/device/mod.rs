@@ -11,7 +11,7 @@ pub use memory::{MemoryStats, available_memory, clear_cache, memory_limit, memor
 pub(crate) use mlx::{dequantize, quantize, quantized_matmul};
 pub use mlx::{mlx_version, set_metallib_path};
 
-pub(crate) use exit::at_exit;
+pub(crate) use exit::{at_exit, leave};
 
 use mlx_rs::{Device as MlxDevice, DeviceType, Dtype, Stream};
 

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    device::{Backend, Device, at_exit},
+    device::{Backend, Device, at_exit, leave},
     panic::inject,
     process,
 };
@@ -146,9 +146,12 @@ fn start() -> Result<Arc<Queue>> {
 }
 
 /// Ends what the library does, when the process ends: lets no function of the program be called any more, and has the engine let go of
-/// MLX's objects before they are destroyed. Does nothing in a forked child. May be called twice.
-pub extern "C" fn stop() {
-    if ENGINE_THREAD.get() || process::is_forked() {
+/// MLX's objects before they are destroyed. May be called twice.
+pub fn stop(status: Option<i32>) {
+    if process::is_forked() {
+        return stop_in_child(status);
+    }
+    if ENGINE_THREAD.get() {
         return;
     }
     CALLS.end();
@@ -156,6 +159,16 @@ pub extern "C" fn stop() {
         engine.end();
     }
     CALLS.wait();
+}
+
+/// Ends a forked child at once where the engine was at work when it was forked: MLX was in the middle of changing what its destructors,
+/// which run next, give back. Else does nothing.
+fn stop_in_child(status: Option<i32>) {
+    if let Some(status) = status
+        && ENGINE.get().is_some_and(|engine| engine.is_working())
+    {
+        leave(status);
+    }
 }
 
 thread_local! {
