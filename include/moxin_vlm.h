@@ -17,7 +17,8 @@
  *           must return: no exception and no longjmp may leave it.
  * Process   When the process ends, calls in exit handlers are answered at once, and no callback is called any more. In a child
  *           that was forked after the library was first used, every call that can fail returns INVALID_STATE, and frees give
- *           nothing back: fork before the first use, or call exec in the child.
+ *           nothing back: fork before the first use, or call exec in the child. Where the library was computing at the fork, the
+ *           child's exit may skip handlers that were registered before the library's first use.
  * Structs   Parameter structs are set up by their _init function, which also writes struct_size; NULL stands for the defaults.
  *           Structs that receive results have struct_size set by the caller: `moxin_event event = { sizeof event };`
  * Text      UTF-8. What comes in is a pointer and a length, or MOXIN_STRLEN for text that ends with NUL. What goes out is also
