@@ -1000,8 +1000,11 @@ void moxin_error_free(struct moxin_error *error);
  * Encodes the picture, or reads one chunk of the prompt, or generates one token, and tells of it in *out_event, whose struct_size must be
  * set. Call it until the event is FINISHED.
  *
- * A failure takes the turn back, its texts and a picture added with them; the session can go on with another. SUSPENDED does not: the next
- * step goes on where this one did not. Fails with INVALID_STATE where there is nothing to answer or the model was unloaded, CONTEXT_FULL for
+ * moxin_session_cancel is heard before every layer: the event is then FINISHED with MOXIN_FINISH_REASON_CANCELLED, and the turn is taken
+ * back. So does a failure: the turn's texts go, and a picture added with them; the session can go on with another. SUSPENDED does not: the
+ * next step goes on where this one did not, and until then an answer is being generated. After BACKEND and PANIC all is read anew.
+ *
+ * Fails with INVALID_STATE where there is nothing to answer or the model was unloaded, CONTEXT_FULL for
  * a prompt that does not fit, OUT_OF_MEMORY, BUSY, SUSPENDED, BACKEND.
  */
 enum moxin_status moxin_generate_step(const struct moxin_session *session,
@@ -1032,9 +1035,16 @@ enum moxin_status moxin_generate_start(const struct moxin_session *session,
  * Reads the prompt ahead, so that the first token of the answer comes at once: encodes the picture and computes keys and values, in chunks
  * between which other sessions have their turns. Before the first question it reads the picture alone.
  *
- * op, error: may be NULL. Progress has the stages MOXIN_STAGE_ENCODE and MOXIN_STAGE_PREFILL.
+ * op, error: may be NULL. Progress has the stages MOXIN_STAGE_ENCODE and MOXIN_STAGE_PREFILL. The op's cancel object, moxin_session_cancel,
+ * the time limit and moxin_suspend are heard before every block of an encoder and every layer of the decoder.
  *
- * Fails as moxin_generate_step does, with INVALID_STATE where there is nothing to read, with CANCELLED, TIMEOUT.
+ * Fails as moxin_generate_step does, with INVALID_STATE where there is nothing to read, with CANCELLED, TIMEOUT. No failure leaves an answer
+ * being generated. What was added is kept or taken back so:
+ *
+ * - SUSPENDED: all is kept. The next call, or an answer, goes on where this one ended, and texts may be added before.
+ * - Any other failure, while the picture is read alone: the picture is kept. After CANCELLED and TIMEOUT what was read is not read again.
+ *   A picture that is kept so, or after SUSPENDED, may be replaced: adding one does not fail.
+ * - Any other failure, where there is a question: the turn is taken back, its texts and a picture added with them.
  */
 enum moxin_status moxin_session_prefill(const struct moxin_session *session,
                                         const struct moxin_op *op,
@@ -1169,9 +1179,9 @@ enum moxin_status moxin_set_log(moxin_log_fn log,
 enum moxin_status moxin_set_cpu_threads(uint32_t threads);
 
 /**
- * Lets nothing compute from now on: for an app that goes to the background, which iOS ends if it submits work to the GPU there.
+ * Lets nothing compute from now on: for an app that goes to the background, where iOS refuses work for the GPU and answers would fail.
  *
- * Operations fail with MOXIN_STATUS_SUSPENDED until moxin_resume; a load, an encoding or a prefill that is under way ends so too; a stream
+ * Operations fail with MOXIN_STATUS_SUSPENDED until moxin_resume; what is under way ends so too, at its next tensor, block or layer; a stream
  * pauses and goes on later. Conversations stay as they are. What computes nothing works all the while: adding to a conversation, cancelling,
  * freeing, moxin_model_unload, moxin_memory_trim. The call returns when nothing is under way any more.
  *
@@ -1430,9 +1440,9 @@ enum moxin_status moxin_session_add_embedding(const struct moxin_session *sessio
                                               struct moxin_error **error);
 
 /**
- * Ends the answer that is being generated, or the question that waits for one, from any thread: its next step, or its stream's last event, is
- * FINISHED with MOXIN_FINISH_REASON_CANCELLED, and the turn is taken back. Where there is neither it does nothing: what is added afterwards is
- * not touched. NULL is fine. It only stores a flag, so that a signal handler may call it.
+ * Ends the answer that is being generated, or the question that waits for one, from any thread, within a layer: its step, or its stream's
+ * last event, is FINISHED with MOXIN_FINISH_REASON_CANCELLED, and the turn is taken back. A moxin_session_prefill that is under way fails
+ * with CANCELLED. Where there is none of these it does nothing: what is added afterwards is not touched. NULL is fine. It only stores a flag, so that a signal handler may call it.
  */
 void moxin_session_cancel(const struct moxin_session *session);
 

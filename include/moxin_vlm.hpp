@@ -607,7 +607,7 @@ public:
         return detail::Push::start(get(), std::make_unique<detail::Push>(std::move(on_event), std::move(op)));
     }
 
-    /// Ends the answer that is being generated, from any thread.
+    /// Ends the answer that is being generated, or a prefill, from any thread, within a layer.
     void cancel() const noexcept { moxin_session_cancel(get()); }
 
     /// A second session with the same conversation, which goes its own way from here.

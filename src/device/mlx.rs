@@ -179,6 +179,14 @@ pub(super) fn strided_numbers(x: &Array) -> Result<&[f32], Exception> {
     unsafe { Ok(std::slice::from_raw_parts(mlx_sys::mlx_array_data_float32(x.as_ptr()), last + 1)) }
 }
 
+/// Waits for all that this thread has given to its stream, and drops the errors that are left of it: MLX reports each to whoever
+/// comes next, which would be somebody else.
+pub fn settle() {
+    install_error_handler();
+    // SAFETY: the stream outlives the call. The status says whether there was an error, which is the one that is being dropped.
+    let _ = unsafe { mlx_sys::mlx_synchronize(Stream::thread_local_or_default().as_ptr()) };
+}
+
 fn some(value: usize) -> mlx_sys::mlx_optional_int {
     mlx_sys::mlx_optional_int { value: value as i32, has_value: true }
 }

@@ -192,9 +192,9 @@ pub unsafe extern "C" fn moxin_session_add_embedding(
     guard(error, || unsafe { hold(session, "session")?.session.add_embedding(&hold(embedding, "embedding")?.0) })
 }
 
-/// Ends the answer that is being generated, or the question that waits for one, from any thread: its next step, or its stream's last event, is
-/// FINISHED with MOXIN_FINISH_REASON_CANCELLED, and the turn is taken back. Where there is neither it does nothing: what is added afterwards is
-/// not touched. NULL is fine. It only stores a flag, so that a signal handler may call it.
+/// Ends the answer that is being generated, or the question that waits for one, from any thread, within a layer: its step, or its stream's
+/// last event, is FINISHED with MOXIN_FINISH_REASON_CANCELLED, and the turn is taken back. A moxin_session_prefill that is under way fails
+/// with CANCELLED. Where there is none of these it does nothing: what is added afterwards is not touched. NULL is fine. It only stores a flag, so that a signal handler may call it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_cancel(session: *const moxin_session) {
     // SAFETY: NULL or a handle of this library that was not freed.

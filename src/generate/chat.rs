@@ -2,7 +2,6 @@
 
 use std::{
     cell::RefCell,
-    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -57,7 +56,7 @@ impl ChatModel {
         require("encoding a picture", self.memory.vision, u64::MAX)?;
         let clock = Instant::now();
         let features = self.vlm.encode_by_blocks(&self.processor.process(picture)?, progress)?;
-        let tokens = self.vlm.project(&features)?;
+        let tokens = self.vlm.project_by_layers(&features, &|| progress(1.0))?;
         tokens.eval()?;
         log::debug!("picture {:016x}: encoded in {:?}", hash.short(), clock.elapsed());
         self.images.borrow_mut().insert(hash, tokens.clone());
@@ -119,6 +118,15 @@ impl GenerationOptions {
         }
         StopStrings::new(self.stop.clone()).map(drop)
     }
+}
+
+/// What a step tells and asks while it computes. An error from either ends the step.
+#[derive(Clone, Copy)]
+pub struct Watch<'a> {
+    /// Told the part of the picture's encoding that is done, 0 to 1, after every block.
+    pub progress: &'a dyn Fn(f32) -> Result<()>,
+    /// Called before every layer of the decoder.
+    pub poll: &'a dyn Fn() -> Result<()>,
 }
 
 /// What one step brought.
@@ -215,8 +223,10 @@ pub struct Chat {
     max_context: usize,
     turns: Vec<Turn>,
     image: Option<ChatImage>,
+    /// Whether another picture may take its place: it was being read ahead, and that ended early.
+    replaceable: bool,
     cache: Vec<KVCache>,
-    /// Text tokens whose positions are in the cache; a picture's stand behind the first.
+    /// Text tokens of the prompt that the cache holds the beginning of; a picture's stand behind the first.
     cached: Vec<u32>,
     phase: Phase,
     stats: Stats,
@@ -234,7 +244,7 @@ pub enum ChatImage {
 enum Phase {
     Idle,
     Encode(Turning),
-    Prefill { turn: Turning, ids: Vec<u32>, embeds: Array },
+    Prefill { turn: Turning, embeds: Array },
     Decode { turn: Turning, answer: Box<Answer>, next: Next },
 }
 
@@ -272,6 +282,7 @@ impl Chat {
             max_context,
             turns: Vec::new(),
             image: None,
+            replaceable: false,
             cache: model.vlm.new_cache(),
             cached: Vec::new(),
             phase: Phase::Idle,
@@ -311,10 +322,10 @@ impl Chat {
         Ok(())
     }
 
-    /// Sets the picture that the conversation is about.
+    /// Sets the picture that the conversation is about. It may take the place of one whose reading ahead ended early.
     pub fn add_image(&mut self, image: ChatImage) -> Result<()> {
         self.between_turns()?;
-        if self.image.is_some() {
+        if self.image.is_some() && !self.replaceable {
             return Err(Error::InvalidState("this model takes one image a conversation; begin a new session for another".into()));
         }
         if self.turns.iter().any(|turn| turn.role == Role::Assistant) {
@@ -323,6 +334,7 @@ impl Chat {
             ));
         }
         self.image = Some(image);
+        self.replaceable = false;
         self.forget();
         Ok(())
     }
@@ -336,6 +348,7 @@ impl Chat {
             max_context: self.max_context,
             turns: self.turns.clone(),
             image: self.image.clone(),
+            replaceable: self.replaceable,
             cache: self.cache.clone(),
             cached: self.cached.clone(),
             phase: Phase::Idle,
@@ -354,11 +367,25 @@ impl Chat {
         Ok(())
     }
 
-    /// Ends a turn that is under way and takes it back.
-    pub fn abandon(&mut self) {
-        if let Some(turn) = self.current() {
-            self.take_back(turn);
+    /// Takes back the turn that is under way, or the question that waits for its answer; returns whether there was one. A picture that
+    /// was being read ahead, before any question, stays.
+    pub fn withdraw(&mut self) -> bool {
+        let turn = match self.current() {
+            Some(turn) => turn,
+            None if self.can_step() => self.open_turn(true),
+            None => return false,
+        };
+        log::info!("an answer was cancelled after {} tokens", self.stats.generated_tokens);
+        self.take_back(turn);
+        turn.answers
+    }
+
+    /// Stops reading ahead. The conversation stays as it is, and what was read is not read again.
+    pub fn pause(&mut self) {
+        if self.is_reading() {
+            self.phase = Phase::Idle;
         }
+        self.replaceable = !self.can_step();
     }
 
     /// Forgets the conversation; the options stay.
@@ -395,27 +422,23 @@ impl Chat {
         matches!(self.phase, Phase::Encode(_) | Phase::Prefill { .. })
     }
 
-    /// Encodes the picture, reads a chunk of the prompt or generates a token. A flag set in `cancel` ends the turn and takes it back: its
-    /// texts, and a picture added since the last answer. So does an error, but [`Error::Suspended`].
+    /// Encodes the picture, reads a chunk of the prompt or generates a token.
     ///
-    /// `progress` is told the part of the picture's encoding that is done, 0 to 1; an error from it ends the step.
-    pub fn step(&mut self, model: &ChatModel, cancel: &AtomicBool, progress: &dyn Fn(f32) -> Result<()>) -> Result<Event> {
+    /// # Errors
+    /// [`Error::Cancelled`], [`Error::Timeout`] and [`Error::Suspended`], which come from `watch`, change nothing: the next step does
+    /// what this one did not. Other errors take the turn back: its texts, and a picture added since the last answer.
+    pub fn step(&mut self, model: &ChatModel, watch: Watch) -> Result<Event> {
         let turn = match self.current() {
             Some(turn) => turn,
             None if self.can_step() => self.open_turn(true),
-            None => return Err(Error::InvalidState("there is nothing to answer: add the user's text first".into())),
+            None => return Err(nothing_to_answer()),
         };
-        if cancel.swap(false, Ordering::Relaxed) {
-            log::info!("an answer was cancelled after {} tokens", self.stats.generated_tokens);
-            self.take_back(turn);
-            return Ok(Event::Finished { reason: FinishReason::Cancelled, text: String::new() });
-        }
-        self.advance_or_take_back(model, turn, progress)
+        self.advance_or_take_back(model, turn, watch)
     }
 
-    /// As [`Chat::step`] before the first token: encodes the picture or reads a chunk of the prompt. Where there is a picture and no question
-    /// yet, the picture is read.
-    pub fn read_step(&mut self, model: &ChatModel, progress: &dyn Fn(f32) -> Result<()>) -> Result<Event> {
+    /// Does what [`Chat::step`] does before the first token: encodes the picture or reads a chunk of the prompt. Where there is a picture
+    /// and no question yet, it reads the picture, and no error takes that back.
+    pub fn read_step(&mut self, model: &ChatModel, watch: Watch) -> Result<Event> {
         let asked = self.turns.last().is_some_and(|last| last.role == Role::User);
         let turn = match self.current() {
             Some(turn) if self.is_reading() => turn,
@@ -423,23 +446,21 @@ impl Chat {
             None if asked || self.turns.is_empty() && self.image.is_some() => self.open_turn(asked),
             None => return Err(Error::InvalidState("there is nothing to read: add a picture or the user's text first".into())),
         };
-        self.advance_or_take_back(model, turn, progress)
+        self.advance_or_take_back(model, turn, watch)
     }
 
-    fn advance_or_take_back(&mut self, model: &ChatModel, turn: Turning, progress: &dyn Fn(f32) -> Result<()>) -> Result<Event> {
+    fn advance_or_take_back(&mut self, model: &ChatModel, turn: Turning, watch: Watch) -> Result<Event> {
         let event = guarded(|| {
             inject("chat")?;
-            self.advance(model, turn, progress)
+            self.advance(model, turn, watch)
         });
         match &event {
-            Ok(_) => {}
-            // What was computed is not to be trusted.
-            Err(Error::Panic(_)) => {
+            Ok(_) | Err(Error::Cancelled | Error::Timeout | Error::Suspended) => {}
+            // What was computed cannot be trusted: MLX takes all that it evaluated beside a failure for computed.
+            Err(Error::Panic(_) | Error::Backend(_)) => {
                 self.take_back(turn);
                 self.forget();
             }
-            // Only an encoding is left off in its middle. It begins anew.
-            Err(Error::Suspended) => self.phase = Phase::Encode(turn),
             Err(_) => self.take_back(turn),
         }
         self.stats.peak_bytes = memory_stats()?.peak;
@@ -456,6 +477,7 @@ impl Chat {
     }
 
     fn open_turn(&mut self, answers: bool) -> Turning {
+        self.replaceable = false;
         let turn = Turning { began: Instant::now(), kept_turns: self.answered(), answers };
         self.stats = Stats { messages: self.turns.len(), ..Stats::default() };
         self.phase = Phase::Encode(turn);
@@ -467,17 +489,18 @@ impl Chat {
         self.turns.iter().rposition(|turn| turn.role == Role::Assistant).map_or(0, |i| i + 1)
     }
 
-    fn advance(&mut self, model: &ChatModel, turn: Turning, progress: &dyn Fn(f32) -> Result<()>) -> Result<Event> {
-        match std::mem::replace(&mut self.phase, Phase::Idle) {
-            Phase::Idle => Err(Error::InvalidState("there is nothing to answer: add the user's text first".into())),
-            Phase::Encode(_) => self.begin(model, turn, progress),
-            Phase::Prefill { ids, embeds, .. } => self.prefill(model, turn, ids, embeds),
-            Phase::Decode { answer, next, .. } => self.decode(model, turn, answer, next),
+    /// Does the next thing of the phase. Where the watch ends it, the phase is as it was.
+    fn advance(&mut self, model: &ChatModel, turn: Turning, watch: Watch) -> Result<Event> {
+        match std::mem::replace(&mut self.phase, Phase::Encode(turn)) {
+            Phase::Idle => Err(nothing_to_answer()),
+            Phase::Encode(_) => self.begin(model, turn, watch),
+            Phase::Prefill { embeds, .. } => self.prefill(model, turn, embeds, watch),
+            Phase::Decode { answer, next, .. } => self.decode(model, turn, answer, next, watch),
         }
     }
 
     /// Encodes the picture where that is still to be done; else makes the prompt and reads its first chunk.
-    fn begin(&mut self, model: &ChatModel, turn: Turning, progress: &dyn Fn(f32) -> Result<()>) -> Result<Event> {
+    fn begin(&mut self, model: &ChatModel, turn: Turning, watch: Watch) -> Result<Event> {
         let prompt = if turn.answers { pure_prompt(&self.turns)? } else { String::new() };
         let ids = model.tokenizer.encode(&prompt, true)?;
         if ids.is_empty() {
@@ -491,7 +514,7 @@ impl Chat {
         }
         if let Some(ChatImage::Picture(picture)) = &self.image {
             let clock = Instant::now();
-            let encoded = model.encode_image(picture, progress)?;
+            let encoded = model.encode_image(picture, watch.progress)?;
             self.image = Some(ChatImage::Tokens(encoded.tokens));
             self.stats.vision = clock.elapsed();
             self.stats.cached_images = encoded.cached.into();
@@ -504,56 +527,75 @@ impl Chat {
         require(&format!("a prompt of {total} tokens and its answer"), needed, u64::MAX)?;
         self.stats.prompt_tokens = total;
         self.stats.image_tokens = image_tokens;
+        let kept = self.keep(&ids, image_tokens, turn);
+        if kept == total {
+            self.phase = Phase::Idle;
+            return Ok(Event::Prefill { done: total, total });
+        }
         let clock = Instant::now();
-        let embeds = self.embed(model, &ids, image_tokens)?;
+        let embeds = self.embed(model, &ids, image_tokens, kept)?;
         self.stats.prefill += clock.elapsed();
-        self.prefill(model, turn, ids, embeds)
+        self.cached = ids;
+        self.prefill(model, turn, embeds, watch)
     }
 
-    /// Embeddings of the part of the prompt that is not in the cache, which is cut back to what the two have in common.
-    fn embed(&mut self, model: &ChatModel, ids: &[u32], image_tokens: usize) -> Result<Array> {
-        let common = self.cached.iter().zip(ids).take_while(|(a, b)| a == b).count().min(ids.len() - 1);
-        let kept = if common > 0 { common + image_tokens } else { 0 };
-        self.cached.truncate(common);
+    /// Cuts the cache back to what it has in common with a prompt; returns its positions. They end anywhere, also within the picture.
+    fn keep(&mut self, ids: &[u32], image_tokens: usize, turn: Turning) -> usize {
+        let common = self.cached.iter().zip(ids).take_while(|(a, b)| a == b).count();
+        let held = if common > 0 { self.positions().min(common + image_tokens) } else { 0 };
+        // An answer begins with the logits of the last position.
+        let kept = held.min(ids.len() + image_tokens - usize::from(turn.answers));
         self.cache.iter_mut().for_each(|layer| layer.truncate(kept as i32));
         self.stats.reused_tokens = kept;
-        let image = match &self.image {
-            Some(ChatImage::Tokens(tokens)) if kept == 0 => Some(tokens),
-            _ => None,
-        };
-        model.vlm.embed(&ids[common..], image)
+        kept
     }
 
-    fn prefill(&mut self, model: &ChatModel, turn: Turning, ids: Vec<u32>, embeds: Array) -> Result<Event> {
+    /// Embeddings of a prompt from a position on.
+    fn embed(&self, model: &ChatModel, ids: &[u32], image_tokens: usize, from: usize) -> Result<Array> {
+        let image = match &self.image {
+            Some(ChatImage::Tokens(tokens)) if from <= image_tokens => Some(tokens),
+            _ => return model.vlm.embed(&ids[from - image_tokens..], None),
+        };
+        let embeds = model.vlm.embed(ids, image)?;
+        Ok(if from > 0 { embeds.try_index((.., from as i32.., ..))? } else { embeds })
+    }
+
+    fn prefill(&mut self, model: &ChatModel, turn: Turning, embeds: Array, watch: Watch) -> Result<Event> {
         let clock = Instant::now();
         let total = self.stats.prompt_tokens;
         let chunk = self.options.prefill_chunk as i32;
         let decoder = &model.vlm.decoder;
+        self.phase = Phase::Prefill { turn, embeds: embeds.clone() };
         if embeds.dim(1) > chunk {
-            decoder.prefill(&embeds.try_index((.., ..chunk, ..))?, &mut self.cache)?;
+            decoder.prefill_by_layers(&embeds.try_index((.., ..chunk, ..))?, &mut self.cache, watch.poll)?;
             let embeds = embeds.try_index((.., chunk.., ..))?;
             embeds.eval()?;
-            self.phase = Phase::Prefill { turn, ids, embeds };
+            self.phase = Phase::Prefill { turn, embeds };
         } else if !turn.answers {
-            decoder.prefill(&embeds, &mut self.cache)?;
-            self.cached = ids;
+            decoder.prefill_by_layers(&embeds, &mut self.cache, watch.poll)?;
+            self.phase = Phase::Idle;
         } else {
-            let logits = decoder.forward(&embeds, &mut self.cache, Rows::Last)?;
+            let logits = decoder.forward_by_layers(&embeds, &mut self.cache, Rows::Last, watch.poll)?;
             let answer = Box::new(self.answer(model)?);
             self.phase = Phase::Decode { turn, answer, next: Next::Sample(row(&logits)?) };
-            self.cached = ids;
         }
         self.stats.prefill += clock.elapsed();
         Ok(Event::Prefill { done: self.positions(), total })
     }
 
-    fn decode(&mut self, model: &ChatModel, turn: Turning, mut answer: Box<Answer>, next: Next) -> Result<Event> {
+    fn decode(&mut self, model: &ChatModel, turn: Turning, mut answer: Box<Answer>, next: Next, watch: Watch) -> Result<Event> {
         let clock = Instant::now();
         let logits = match next {
             Next::Finish(reason) => return self.finish(*answer, reason),
             Next::Sample(logits) => logits,
             Next::Feed(_) if self.positions() >= self.max_context => return self.finish(*answer, FinishReason::ContextFull),
-            Next::Feed(token) => self.feed(model, token)?,
+            Next::Feed(token) => match self.feed(model, token, watch) {
+                Ok(logits) => logits,
+                Err(error) => {
+                    self.phase = Phase::Decode { turn, answer, next };
+                    return Err(error);
+                }
+            },
         };
         let (choice, top) = answer.choose(&logits, &self.cached, self.options.top_logprobs)?;
         if self.stats.generated_tokens == 0 {
@@ -577,9 +619,9 @@ impl Chat {
     }
 
     /// Reads one token; gives the logits of the next.
-    fn feed(&mut self, model: &ChatModel, token: u32) -> Result<Vec<f32>> {
+    fn feed(&mut self, model: &ChatModel, token: u32, watch: Watch) -> Result<Vec<f32>> {
         let embeds = model.vlm.embed(&[token], None)?;
-        let logits = model.vlm.decoder.forward(&embeds, &mut self.cache, Rows::Last)?;
+        let logits = model.vlm.decoder.forward_by_layers(&embeds, &mut self.cache, Rows::Last, watch.poll)?;
         self.cached.push(token);
         row(&logits)
     }
@@ -615,11 +657,16 @@ impl Chat {
         Ok(Event::Finished { reason, text })
     }
 
-    /// Undoes a turn that did not end well. The cache is cut back when the next turn begins.
+    /// Undoes a turn that did not end well. The cache is cut back when the next turn begins. A picture that is read before there is a
+    /// question is no turn: nothing of it is undone.
     fn take_back(&mut self, turn: Turning) {
+        self.phase = Phase::Idle;
+        self.replaceable = !turn.answers;
+        if !turn.answers {
+            return;
+        }
         self.turns.truncate(turn.kept_turns);
         self.stats.messages = turn.kept_turns;
-        self.phase = Phase::Idle;
         if turn.kept_turns == 0 {
             self.image = None;
             self.forget();
@@ -643,6 +690,10 @@ impl Chat {
     }
 }
 
+fn nothing_to_answer() -> Error {
+    Error::InvalidState("there is nothing to answer: add the user's text first".into())
+}
+
 /// The positions that a conversation may have; an error where options are out of their range or there is no room for so many.
 fn permitted_context(model: &ChatModel, options: &GenerationOptions) -> Result<usize> {
     options.validate()?;
@@ -661,5 +712,6 @@ impl Answer {
 /// Logits `[1, 1, vocabulary]` as numbers.
 fn row(logits: &Array) -> Result<Vec<f32>> {
     let logits = logits.as_dtype(Dtype::Float32)?;
+    logits.eval()?;
     logits.to_vec_cast::<f32>().map_err(|error| Error::InvalidState(format!("reading logits: {error}")))
 }

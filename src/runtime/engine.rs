@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    device::{Backend, Device, at_exit, leave},
+    device::{Backend, Device, at_exit, leave, settle},
     panic::inject,
     process,
 };
@@ -33,7 +33,7 @@ pub fn run<R: Send + 'static>(op: Op, job: impl FnOnce(&Reporter<R>) -> Result<R
 }
 
 /// As [`run`], for a job that changes something: a cancellation that comes when it is done comes too late.
-pub fn run_to_its_end(op: Op, job: impl FnOnce(&Reporter<()>) -> Result<()> + Send + 'static) -> Result<()> {
+pub fn run_to_its_end<R: Send + 'static>(op: Op, job: impl FnOnce(&Reporter<R>) -> Result<R> + Send + 'static) -> Result<R> {
     engine()?.run_to_its_end(op, job)
 }
 
@@ -62,8 +62,8 @@ pub fn dispose(thing: impl Send + 'static) {
 
 /// Lets no operation compute from now on; waits at most `drain` for what is under way.
 ///
-/// An app that goes to the background must not submit work to the GPU: iOS would end it. Operations fail with [`Error::Suspended`]; a load,
-/// an encoding or a prefill that is under way ends so at its next tensor, layer or chunk; a stream pauses. Conversations stay as they are.
+/// An app that goes to the background must not submit work to the GPU: iOS refuses it, and answers would fail. Operations fail with
+/// [`Error::Suspended`]; what is under way ends so at its next tensor, block or layer; a stream pauses. Conversations stay as they are.
 ///
 /// # Errors
 /// [`Error::Timeout`] where something is still under way then. The library is suspended all the same.
@@ -101,7 +101,13 @@ pub fn on_device<T>(backend: Backend, f: impl FnOnce(&Device) -> Result<T>) -> R
             device
         }
     };
-    device.run(|| f(&device))
+    device.run(|| {
+        f(&device).inspect_err(|error| {
+            if let Error::Backend(_) = error {
+                settle();
+            }
+        })
+    })
 }
 
 static ENGINE: OnceLock<Arc<Queue>> = OnceLock::new();

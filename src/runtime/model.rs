@@ -389,6 +389,7 @@ impl Embedding {
             // The dtype is the device's; reading it as float32 is an operation of its own.
             engine::on_device(Backend::Cpu, |_| {
                 let wide = array.as_dtype(mlx_rs::Dtype::Float32)?;
+                wide.eval()?;
                 wide.to_vec_cast::<f32>().map_err(|error| Error::InvalidState(format!("reading an embedding: {error}")))
             })
         })

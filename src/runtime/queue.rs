@@ -53,6 +53,11 @@ impl<R> Reporter<R> {
     pub fn report(&self, stage: Stage, fraction: f32) -> Result<()> {
         // Where nobody waits any more, nobody misses it.
         let _ = self.sender.send(Message::Progress(stage, fraction));
+        self.check()
+    }
+
+    /// Fails where the operation is to end.
+    pub fn check(&self) -> Result<()> {
         self.queue.check(&self.control)
     }
 }

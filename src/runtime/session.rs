@@ -1,11 +1,8 @@
 //! A conversation that any thread may hold.
 
 use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant},
+    sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use super::{
@@ -18,8 +15,9 @@ use super::{
 };
 use crate::{
     Error, Result,
-    generate::{Chat, ChatImage, ChatModel, Event, GenerationOptions, Stats},
+    generate::{Chat, ChatImage, ChatModel, Event, FinishReason, GenerationOptions, Stats, Watch},
     image::Picture,
+    panic::inject,
     text::{Role, Turn},
 };
 
@@ -35,7 +33,7 @@ pub struct Session {
 
 struct Shared {
     slot: Arc<Slot<Conversation>>,
-    cancel: AtomicBool,
+    cancel: Cancel,
     /// Those of the latest step.
     stats: Mutex<Stats>,
     streams: Arc<Streams>,
@@ -68,7 +66,7 @@ impl Session {
 
     fn with(model: Model, chat: Conversation, stats: Stats) -> Session {
         let (slot, stats) = (Slot::new(chat), Mutex::new(stats));
-        Session { model, shared: Arc::new(Shared { slot, cancel: AtomicBool::new(false), stats, streams: Arc::default() }) }
+        Session { model, shared: Arc::new(Shared { slot, cancel: Cancel::new(), stats, streams: Arc::default() }) }
     }
 
     /// The model it talks to.
@@ -105,22 +103,35 @@ impl Session {
     ///
     /// # Errors
     /// An error takes the turn back: its texts, and a picture added with them. The session can go on with another. [`Error::Suspended`] does
-    /// not: the next step goes on where this one did not.
+    /// not: the next step goes on where this one did not, and until then the session is generating. [`Session::cancel`] is heard before
+    /// every layer; the event is then [`Event::Finished`] with [`FinishReason::Cancelled`], and the turn is taken back.
+    ///
+    /// | a step or a stream ends with | what is kept |
+    /// |---|---|
+    /// | [`Error::Suspended`], steps only: a stream waits | all; the next step goes on |
+    /// | [`FinishReason::Cancelled`], [`Error::Timeout`] | the turn is taken back; what was read of the turns before stays in the cache |
+    /// | [`Error::OutOfMemory`], [`Error::ContextFull`] | the same |
+    /// | [`Error::Backend`], [`Error::Panic`] | the turn is taken back, and all is read anew: nothing computed is trusted |
     pub fn step(&self) -> Result<Event> {
         let claim = self.shared.slot.claim()?;
-        self.step_of(&claim)
+        self.step_of(&claim, Op { cancel: Some(self.shared.cancel.clone()), ..Op::default() })
     }
 
-    fn step_of(&self, claim: &Claim<Conversation>) -> Result<Event> {
+    /// Does a step that `op` may end too. A step that was done is not cancelled any more: its event is the answer's.
+    fn step_of(&self, claim: &Claim<Conversation>, op: Op) -> Result<Event> {
         let (session, slot) = (self.clone(), claim.slot().clone());
-        if self.shared.cancel.load(Ordering::Relaxed) {
-            // Nothing is computed: it works while the library is suspended too.
-            return engine::turn(move || session.at(&slot, |chat, loaded| chat.step(loaded, &session.shared.cancel, &|_| Ok(()))));
+        let event = engine::run_to_its_end(op, move |reporter| {
+            inject("engine")?;
+            let (progress, poll) = (|part| reporter.report(Stage::Encode, part), || reporter.check());
+            session.at(&slot, |chat, loaded| chat.step(loaded, Watch { progress: &progress, poll: &poll }))
+        });
+        match event {
+            Err(Error::Cancelled) => match self.withdraw(claim)? {
+                true => Ok(Event::Finished { reason: FinishReason::Cancelled, text: String::new() }),
+                false => Err(Error::InvalidState("there is nothing to answer: add the user's text first".into())),
+            },
+            event => event,
         }
-        engine::run(Op::default(), move |reporter| {
-            let progress = |part| reporter.report(Stage::Encode, part);
-            session.at(&slot, |chat, loaded| chat.step(loaded, &session.shared.cancel, &progress))
-        })
     }
 
     /// The answer's events as an iterator, which ends after [`Event::Finished`] or an error.
@@ -140,37 +151,55 @@ impl Session {
     /// sessions have their turns. Before the first question it reads the picture alone.
     ///
     /// # Errors
-    /// As for [`Session::step`]; [`Error::Cancelled`] and [`Error::Timeout`] take the turn back as well. [`Error::InvalidState`] where there
-    /// is nothing to read.
+    /// [`Error::Cancelled`], also by [`Session::cancel`], [`Error::Timeout`], [`Error::Suspended`], and what [`Session::step`] fails with.
+    /// None leaves the session generating. [`Error::InvalidState`] where there is nothing to read. What is kept is in this table; a
+    /// picture that is kept before any question may be replaced by adding one.
+    ///
+    /// | ends with | a picture, before any question | a question |
+    /// |---|---|---|
+    /// | [`Error::Suspended`] | all stays; the next call goes on where this one ended, and so does an answer | the same |
+    /// | [`Error::Cancelled`], [`Error::Timeout`] | all stays, as above | the turn is taken back |
+    /// | [`Error::OutOfMemory`], [`Error::ContextFull`] | all stays | the turn is taken back |
+    /// | [`Error::Backend`], [`Error::Panic`] | the picture stays, and is read anew | the turn is taken back, and all is read anew |
     pub fn prefill(&self, mut op: Op) -> Result<()> {
         let claim = self.shared.slot.claim()?;
-        let deadline = op.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        if !lock_chat(claim.slot(), |chat| Ok(chat.can_step()))? {
+            // What was cancelled before would have been a question.
+            self.shared.cancel.clear();
+        }
+        let control = Control::new(Some(self.shared.cancel.or(op.cancel.as_ref())), op.timeout);
         loop {
             let (session, slot) = (self.clone(), claim.slot().clone());
-            let step = Op {
-                progress: op.progress.as_mut().map(|progress| &mut **progress as &mut dyn FnMut(Stage, f32) -> bool),
-                cancel: op.cancel.clone(),
-                timeout: deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())),
-            };
-            let read = engine::run(step, move |reporter| {
-                let progress = |part| reporter.report(Stage::Encode, part);
+            let progress = op.progress.as_mut().map(|progress| &mut **progress as &mut dyn FnMut(Stage, f32) -> bool);
+            let read = engine::run(Op { progress, ..control.op() }, move |reporter| {
+                let (progress, poll) = (|part| reporter.report(Stage::Encode, part), || reporter.check());
                 let (event, reading) = session.at(&slot, |chat, loaded| {
-                    let event = chat.read_step(loaded, &progress)?;
+                    let event = chat.read_step(loaded, Watch { progress: &progress, poll: &poll })?;
                     Ok((event, chat.is_reading()))
                 })?;
                 if let Event::Prefill { done, total } = event {
-                    reporter.report(Stage::Prefill, done as f32 / total.max(1) as f32)?;
+                    match reporter.report(Stage::Prefill, done as f32 / total.max(1) as f32) {
+                        // Nothing is left to be done later.
+                        Err(Error::Suspended) if !reading => {}
+                        goes_on => goes_on?,
+                    }
                 }
                 Ok(reading)
             });
             match read {
                 Ok(true) => {}
                 Ok(false) => return Ok(()),
-                // Other errors have taken the turn back, or have not touched it.
                 Err(error @ (Error::Cancelled | Error::Timeout)) => {
-                    self.abandon(&claim)?;
+                    if !self.withdraw(&claim)? {
+                        self.mend(&claim, Chat::pause)?;
+                    }
                     return Err(error);
                 }
+                Err(Error::Suspended) => {
+                    self.mend(&claim, Chat::pause)?;
+                    return Err(Error::Suspended);
+                }
+                // The chat has put itself right, or was not touched.
                 Err(error) => return Err(error),
             }
         }
@@ -214,7 +243,7 @@ impl Session {
         if !lock_chat(claim.slot(), |chat| Ok(chat.can_step()))? {
             return Err(Error::InvalidState("there is nothing to answer: add the user's text first".into()));
         }
-        let control = Control::new(options.cancel, options.timeout);
+        let control = Control::new(Some(self.shared.cancel.or(options.cancel.as_ref())), options.timeout);
         let (session, refused, shared) = (self.clone(), self.shared.clone(), self.shared.clone());
         let held = Arc::new(Mutex::new(Some(claim)));
         let release = {
@@ -230,34 +259,29 @@ impl Session {
                 None => Next::Last(Err(Error::InvalidState("the stream has ended".into()))),
             }
         };
-        shared.streams.spawn(&CALLS, next, on_event, move || refused.cancel.store(true, Ordering::Relaxed), release)
+        shared.streams.spawn(&CALLS, next, on_event, move || refused.cancel.trigger(), release)
     }
 
     /// A stream's next event: waits while the library is suspended, and ends the answer where its options say so.
     fn next(&self, claim: &Claim<Conversation>, control: &Control) -> Result<Event> {
         loop {
-            match control.check() {
-                Ok(()) => {}
-                Err(Error::Cancelled) => self.cancel(),
-                Err(error) => {
-                    self.abandon(claim)?;
-                    return Err(error);
-                }
-            }
-            match self.step_of(claim) {
-                Err(Error::Suspended) => {
-                    engine::wait_for_resume(|| control.check().is_err() || self.shared.cancel.load(Ordering::Relaxed));
+            match self.step_of(claim, control.op()) {
+                Err(Error::Suspended) => engine::wait_for_resume(|| control.check().is_err()),
+                Err(Error::Timeout) => {
+                    self.withdraw(claim)?;
+                    return Err(Error::Timeout);
                 }
                 event => return event,
             }
         }
     }
 
-    /// Ends the answer that is being generated, or the question that waits for one, from any thread: its next step is [`Event::Finished`]
-    /// with [`FinishReason::Cancelled`](crate::generate::FinishReason::Cancelled). Where there is neither it does nothing: whatever is added
-    /// afterwards is not touched. Nothing but an atomic store: a signal handler may do it.
+    /// Ends the answer that is being generated, or the question that waits for one, from any thread, within a layer: its step is
+    /// [`Event::Finished`] with [`FinishReason::Cancelled`]. A [`Session::prefill`] that is under way fails with [`Error::Cancelled`].
+    /// Where there is none of these it does nothing: whatever is added afterwards is not touched. Nothing but an atomic store: a signal
+    /// handler may do it.
     pub fn cancel(&self) {
-        self.shared.cancel.store(true, Ordering::Relaxed);
+        self.shared.cancel.trigger();
     }
 
     /// Cancels the answer that is being generated and waits until its stream, where there is one, has told its end and dropped its callback.
@@ -335,21 +359,30 @@ impl Session {
         engine::turn(move || {
             lock_chat(&slot, |chat| {
                 f(chat)?;
-                shared.cancel.store(false, Ordering::Relaxed);
+                shared.cancel.clear();
                 *lock(&shared.stats) = chat.stats();
                 Ok(())
             })
         })
     }
 
-    /// Takes a turn back that is under way.
-    fn abandon(&self, claim: &Claim<Conversation>) -> Result<()> {
+    /// Takes the turn back that is under way or waits, and with it a cancellation; returns whether there was one.
+    fn withdraw(&self, claim: &Claim<Conversation>) -> Result<bool> {
+        let shared = self.shared.clone();
+        self.mend(claim, move |chat| {
+            shared.cancel.clear();
+            chat.withdraw()
+        })
+    }
+
+    /// Changes the chat without the model, in the engine's turn, for it may drop arrays.
+    fn mend<T: Send + 'static>(&self, claim: &Claim<Conversation>, f: impl FnOnce(&mut Chat) -> T + Send + 'static) -> Result<T> {
         let (shared, slot) = (self.shared.clone(), claim.slot().clone());
         engine::turn(move || {
             lock_chat(&slot, |chat| {
-                chat.abandon();
+                let result = f(chat);
                 *lock(&shared.stats) = chat.stats();
-                Ok(())
+                Ok(result)
             })
         })
     }

@@ -2,8 +2,10 @@
 //! against whom, and which test here shows it.
 #![cfg(unix)]
 
+mod answers;
 #[allow(dead_code)] // each platform uses some of it
 mod child;
+mod mlx;
 mod process;
 #[path = "../programs/mod.rs"]
 mod programs;

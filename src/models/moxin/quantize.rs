@@ -4,7 +4,7 @@ use super::{MoxinVLM, Source, load::ENCODERS};
 use crate::{
     Error, Result,
     checkpoint::Quantization,
-    device::require,
+    device::{require, settle},
     nn::{Matrix, QuantizedMatrix},
     panic::{guarded, inject},
 };
@@ -120,6 +120,7 @@ impl Source {
                 quantize_matrix(path, matrix, options)
             });
             if let Err(error) = done {
+                settle();
                 for (j, (path, matrix)) in planned.iter_mut().take(i).enumerate() {
                     **matrix = match kept.get_mut(j).and_then(Option::take) {
                         Some(old) => old,

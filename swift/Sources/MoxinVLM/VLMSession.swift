@@ -88,7 +88,8 @@ public actor VLMSession {
     ///
     /// Other sessions go on meanwhile.
     ///
-    /// - Throws: ``VLMError/invalidState(_:)`` where there is nothing to read.
+    /// - Throws: ``VLMError/invalidState(_:)`` where there is nothing to read. Where it throws, for whatever reason, `images` are not part of
+    ///   the conversation: pass them again.
     public func prewarm(images: [VLMImage] = [], timeout: Duration? = nil, progress: ProgressHandler? = nil) async throws {
         try claim()
         isReading = true
@@ -101,7 +102,7 @@ public actor VLMSession {
             }
             self.images += images
         } catch {
-            // Not every failure has taken the pictures back.
+            // A failure leaves the pictures with the library's session.
             if transcript.isEmpty {
                 try handle.call(moxin_session_reset)
                 hasLostImages = true
