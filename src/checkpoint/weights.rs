@@ -1,8 +1,9 @@
 //! Weights by path, as the modules of a model ask for them.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
+use std::thread;
 
 use mlx_rs::Array;
 use mlx_rs::error::ConversionError;
@@ -10,6 +11,9 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use super::{Checkpoint, Quantization, QuantizationConfig, TensorInfo};
 use crate::{Error, Result};
+
+/// Bytes from which on a tensor is hashed on a thread of its own.
+const BYTES_FOR_A_THREAD: usize = 1 << 20;
 
 /// How many existing names the report of a missing tensor lists.
 const NAMES_IN_HINT: usize = 3;
@@ -24,6 +28,7 @@ pub struct LoadContext<'a> {
     buffer: RefCell<Vec<u8>>,
     stored: QuantizationConfig,
     apply: Plan<'a>,
+    is_hashed: &'a dyn Fn(&str) -> bool,
 }
 
 /// Which scheme the module with a path, and with rows of so many numbers, is to be quantized in.
@@ -33,6 +38,8 @@ pub type Plan<'a> = &'a dyn Fn(&str, usize) -> Option<Quantization>;
 struct State {
     loaded: BTreeSet<String>,
     bytes: u64,
+    /// Of tensors by name.
+    hashes: BTreeMap<String, blake3::Hash>,
 }
 
 impl<'a> LoadContext<'a> {
@@ -48,12 +55,28 @@ impl<'a> LoadContext<'a> {
             buffer: RefCell::default(),
             stored,
             apply,
+            is_hashed: &|_| false,
         }
     }
 
     /// Matrices that are quantized are so as `stored` says; of the others those are quantized while loading that `apply` gives a scheme.
     pub fn with_quantization(self, stored: &QuantizationConfig, apply: Plan<'a>) -> Self {
         Self { stored: stored.clone(), apply, ..self }
+    }
+
+    /// Hashes the tensors whose names are given while they are read, for [`LoadContext::hash`].
+    pub fn with_hashing(self, is_hashed: &'a dyn Fn(&str) -> bool) -> Self {
+        Self { is_hashed, ..self }
+    }
+
+    /// Returns a hash of the tensors that were hashed: their names, dtypes, shapes and all their bytes. The order in which they were read
+    /// has no part in it.
+    pub fn hash(&self) -> blake3::Hash {
+        let mut all = blake3::Hasher::new();
+        for (name, hash) in &self.state.borrow().hashes {
+            all.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes()).update(hash.as_bytes());
+        }
+        all.finalize()
     }
 
     /// All weights, to be narrowed with [`Weights::at`].
@@ -153,23 +176,43 @@ impl<'a> Weights<'a> {
             return Err(Error::unsupported(tensor.file(), what));
         }
         let mut buffer = self.context.buffer.borrow_mut();
-        let array = TensorView::new(tensor.dtype, tensor.shape.clone(), tensor.read_into(&mut buffer)?)
-            .map_err(ConversionError::from)
-            .and_then(Array::try_from)
-            .map_err(|e| Error::corrupt(tensor.file(), format!("{}: {e}", self.describe(name, tensor))))?;
+        let bytes = tensor.read_into(&mut buffer)?;
+        let make = || {
+            TensorView::new(tensor.dtype, tensor.shape.clone(), bytes)
+                .map_err(ConversionError::from)
+                .and_then(Array::try_from)
+                .map_err(|e| Error::corrupt(tensor.file(), format!("{}: {e}", self.describe(name, tensor))))
+        };
+        let full_name = self.path(name);
+        let array = match (self.context.is_hashed)(&full_name) {
+            true => {
+                let (hash, array) = beside(bytes.len(), &|| hash(tensor, bytes), make);
+                self.context.state.borrow_mut().hashes.insert(full_name.clone(), hash);
+                array?
+            }
+            false => make()?,
+        };
         drop(buffer); // what the progress callback does is its own affair
-        self.context.loaded(self.path(name), tensor.bytes)?;
+        self.context.loaded(full_name, tensor.bytes)?;
         Ok(array)
     }
 
-    /// The scheme of the matrix below this path, which is stored quantized.
-    pub fn stored_quantization(&self) -> Result<Quantization> {
+    /// Returns the scheme of the matrix below this path, which is stored quantized and has rows of so many numbers.
+    ///
+    /// Fails with [`Error::CorruptModel`] where config.json has no scheme for it, or one whose groups do not divide a row.
+    pub fn stored_quantization(&self, columns: usize) -> Result<Quantization> {
         let tensor = self.find("weight")?;
         let stored = tensor.stored_name.strip_suffix(".weight").unwrap_or(&tensor.stored_name);
-        self.context.stored.of(&[stored, &self.prefix]).ok_or_else(|| {
-            let what = format!("{} has scales, but config.json has no `quantization` for it", self.describe("weight", tensor));
-            Error::corrupt(tensor.file(), what)
-        })
+        let corrupt = |what: &str| Error::corrupt(tensor.file(), format!("{} {what}", self.describe("weight", tensor)));
+        let scheme = self.context.stored.of(&[stored, &self.prefix]);
+        let scheme = scheme.ok_or_else(|| corrupt("has scales, but config.json has no `quantization` for it"))?;
+        match scheme.divides(columns) {
+            true => Ok(scheme),
+            false => Err(corrupt(&format!(
+                "has rows of {columns} numbers, which config.json's group size of {} does not divide",
+                scheme.group_size
+            ))),
+        }
     }
 
     /// The scheme that the matrix below this path, with rows of so many numbers, is to be quantized in as it is loaded.
@@ -212,4 +255,24 @@ impl<'a> Weights<'a> {
             format!("tensor `{full_name}` (stored as `{}`)", tensor.stored_name)
         }
     }
+}
+
+/// A hash of a tensor's dtype, shape and bytes.
+fn hash(tensor: &TensorInfo, bytes: &[u8]) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(format!("{} {:?}\n", tensor.dtype, tensor.shape).as_bytes()).update(bytes);
+    hasher.finalize()
+}
+
+/// Does two things with so many bytes: at the same time where they are many and a thread can be had.
+fn beside<A: Send, B>(bytes: usize, first: &(impl Fn() -> A + Sync), second: impl FnOnce() -> B) -> (A, B) {
+    if bytes < BYTES_FOR_A_THREAD {
+        return (first(), second());
+    }
+    thread::scope(|scope| {
+        let there = thread::Builder::new().name("moxin-hash".into()).spawn_scoped(scope, first);
+        let second = second();
+        let there = there.ok().and_then(|thread| thread.join().ok());
+        (there.unwrap_or_else(first), second)
+    })
 }

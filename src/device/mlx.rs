@@ -9,7 +9,7 @@ use std::{
 
 use mlx_rs::{Array, Stream, error::Exception};
 
-use crate::{Error, Result};
+use crate::{Error, Result, file};
 
 /// Whether a device was asked for: then Metal's kernels may be loaded.
 static IN_USE: AtomicBool = AtomicBool::new(false);
@@ -45,7 +45,7 @@ pub fn set_metallib_path(path: &Path) -> Result<()> {
     if !cfg!(target_vendor = "apple") {
         return Err(Error::BackendUnavailable("this build computes without Metal and needs no metallib".into()));
     }
-    std::fs::metadata(path).map_err(|error| Error::io(path, "Metal's kernels", error))?;
+    file::open(path, "Metal's kernels")?;
     if IN_USE.load(Ordering::Relaxed) {
         return Err(Error::InvalidState("MLX is in use already; set the metallib path before anything else".into()));
     }

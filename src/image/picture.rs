@@ -7,7 +7,7 @@ use std::sync::Arc;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
-use crate::{Error, Result, device::available_memory};
+use crate::{Error, Result, device::available_memory, file};
 
 /// The formats that this library reads, for error messages.
 const SUPPORTED: &str = "PNG, JPEG, GIF, WebP, BMP and TIFF are supported";
@@ -109,15 +109,11 @@ impl Picture {
     pub fn open(path: impl AsRef<Path>, options: &DecodeOptions) -> Result<Self> {
         let path = path.as_ref();
         let refuse = |what| Error::UnsupportedImage { path: Some(path.into()), what };
-        let io = |source| Error::io(path, "the picture", source);
-        let metadata = std::fs::metadata(path).map_err(io)?;
-        if !metadata.is_file() {
-            return Err(refuse("a folder or a device, not a file".into()));
-        }
-        if metadata.len() > decode_bytes(options) {
-            return Err(refuse(format!("{} bytes; at most {} are read", metadata.len(), decode_bytes(options))));
-        }
-        decode(&std::fs::read(path).map_err(io)?, options).map_err(refuse)
+        let bytes = file::read(path, "the picture", decode_bytes(options)).map_err(|error| match error {
+            Error::CorruptModel { what, .. } => refuse(what),
+            other => other,
+        })?;
+        decode(&bytes, options).map_err(refuse)
     }
 
     /// Decodes the content of a file.

@@ -145,9 +145,9 @@ impl QuantizedMatrix {
     }
 
     fn load(weights: &Weights, rows: usize, columns: usize, dtype: Dtype) -> Result<QuantizedMatrix> {
-        let quantization = weights.stored_quantization()?;
+        let quantization = weights.stored_quantization(columns)?;
         let Quantization { group_size, bits, mode } = quantization;
-        let groups = columns.div_ceil(group_size);
+        let groups = columns / group_size;
         let weight = weights.load_packed("weight", &[rows, columns * bits / 32])?;
         let load = |name: &str| match dtype {
             Dtype::Float32 => weights.load(name, &[rows, groups]),

@@ -1,14 +1,16 @@
 //! A checkpoint's `tokenizer.json`, read and run by Hugging Face's `tokenizers`.
 
 use std::fmt;
-use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokenizers::DecoderWrapper;
 
-use crate::{Error, Result};
+use crate::{Error, Result, file};
+
+/// The largest tokenizers that are published have up to about 35 MB.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// Turns text into token ids and back. Cloning is cheap: the clones share one vocabulary. Any number of threads may use it at once.
 #[derive(Clone)]
@@ -31,7 +33,7 @@ impl Tokenizer {
     /// [`Error::NotFound`] or [`Error::Io`] where the file cannot be read, [`Error::CorruptModel`] where it is not a tokenizer.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let bytes = fs::read(path).map_err(|e| Error::io(path, "the tokenizer", e))?;
+        let bytes = file::read_json(path, "the tokenizer", MAX_BYTES)?;
         let tokenizer = contained(path, "not a usable tokenizer", || {
             let mut tokenizer = tokenizers::Tokenizer::from_bytes(&bytes)?;
             tokenizer.with_truncation(None)?;

@@ -12,7 +12,7 @@ mod quantize;
 mod save;
 
 pub use config::{MistralConfig, TokenIds, VLMConfig};
-pub(crate) use load::Source;
+pub(crate) use load::{Source, is_vision};
 pub use load::{load_model, load_model_on};
 pub use memory::MemoryNeeds;
 pub use mistral::{MistralDecoder, Rows};
