@@ -9,9 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use mlx_rs::Array;
-use rustix::fs::{
-    AtFlags, FileType, Mode, RenameFlags, fchmod, fsync, mkdirat, readlinkat, renameat, renameat_with, statat, unlinkat,
-};
+use rustix::fs::{AtFlags, FileType, Mode, RenameFlags, fchmod, fsync, mkdirat, readlinkat, renameat, renameat_with, statat, unlinkat};
 use rustix::io::Errno;
 use safetensors::tensor::Dtype;
 use serde_json::{Map, Value, json};
@@ -398,7 +396,9 @@ fn read_text(source: &Folder, name: &str) -> Result<Vec<u8>> {
 fn blob<'a>(snapshot: &Path, link: &'a Path) -> Option<(usize, &'a OsStr)> {
     let steps = link.components().take_while(|part| *part == Component::ParentDir).count();
     let mut rest = link.components().skip(steps);
-    let (Some(Component::Normal(blobs)), Some(Component::Normal(blob)), None) = (rest.next(), rest.next(), rest.next()) else { return None };
+    let (Some(Component::Normal(blobs)), Some(Component::Normal(blob)), None) = (rest.next(), rest.next(), rest.next()) else {
+        return None;
+    };
     let snapshot = snapshot.canonicalize().ok()?;
     let mut outer = snapshot.ancestors().map(|folder| folder.file_name().unwrap_or_default()).skip(steps.checked_sub(1)?);
     let is_cache = outer.next()? == "snapshots" && outer.next()?.as_bytes().starts_with(b"models--");
@@ -482,7 +482,8 @@ fn write_shard(folder: &Folder, name: &str, tensors: &[SavedTensor], written: &m
 }
 
 fn write_json(folder: &Folder, name: &str, value: &Value) -> Result<()> {
-    let text = serde_json::to_string_pretty(value).map_err(|error| Error::io(&folder.path().join(name), "a file to write", error.into()))?;
+    let text =
+        serde_json::to_string_pretty(value).map_err(|error| Error::io(&folder.path().join(name), "a file to write", error.into()))?;
     write_file(folder, name, format!("{text}\n").as_bytes())
 }
 

@@ -146,10 +146,10 @@ fn watched(command: Command, limits: Limits) -> Result<Outcome, String> {
     }
 }
 
-/// The command, run by a shell that first limits the number of open files.
+/// The command, run by a shell that first limits the number of open files, and closes no new file to others.
 fn with_file_limit(command: &Command, files: u64) -> Command {
     let mut shell = Command::new("sh");
-    shell.args(["-c", &format!("ulimit -n {files}; exec \"$0\" \"$@\"")]);
+    shell.args(["-c", &format!("umask 0; ulimit -n {files}; exec \"$0\" \"$@\"")]);
     shell.arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {

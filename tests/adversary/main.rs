@@ -5,7 +5,9 @@
 mod answers;
 #[allow(dead_code)] // each platform uses some of it
 mod child;
+mod folder;
 mod mlx;
 mod process;
 #[path = "../programs/mod.rs"]
 mod programs;
+mod saving;

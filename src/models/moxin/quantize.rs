@@ -104,7 +104,8 @@ impl Source {
         let keep = !self.checkpoint.is_unchanged();
         if keep {
             let needed = planned.iter().map(|(_, matrix)| matrix.bytes()).sum();
-            let what = format!("{} has changed since it was loaded; keeping the old matrices while quantizing", self.folder.path().display());
+            let what =
+                format!("{} has changed since it was loaded; keeping the old matrices while quantizing", self.folder.path().display());
             if let Err(error) = require(&what, needed, u64::MAX) {
                 return Ok(Err(error));
             }
