@@ -492,3 +492,58 @@ fn write_file(folder: &Folder, name: &str, bytes: &[u8]) -> Result<()> {
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
     written.map_err(|error| Error::io(&folder.path().join(name), "a file to write", error))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn folders_are_exchanged_in_steps_where_they_must() {
+        let place = tempfile::TempDir::new().unwrap();
+        let (parent, name) = (Folder::open(place.path(), PLACE).unwrap(), OsStr::new("model"));
+        let (part, old) = (place.path().join("part"), place.path().join("model"));
+        let names = || {
+            let mut names: Vec<_> = parent.entries().unwrap().into_iter().map(|(name, _)| name.into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        fs::create_dir(&part).unwrap();
+        fs::create_dir(&old).unwrap();
+        fs::write(part.join("new"), "").unwrap();
+        fs::write(old.join("old"), "").unwrap();
+        for (there, aside) in [("new", "old"), ("old", "new")] {
+            exchange_in_steps(&parent, "part", name).unwrap();
+            assert!(old.join(there).exists() && part.join(aside).exists());
+            assert_eq!(names(), ["model", "part"]);
+        }
+        // Where the new one does not get there the old one comes back.
+        assert_eq!(exchange_in_steps(&parent, "none", name), Err(Errno::NOENT));
+        assert!(old.join("old").exists());
+        assert_eq!(names(), ["model", "part"]);
+    }
+
+    #[test]
+    fn links_of_hugging_faces_cache_lead_to_its_blobs() {
+        let place = tempfile::TempDir::new().unwrap();
+        let cache = place.path().join("models--a--b");
+        let inner = cache.join("snapshots/1/inner");
+        fs::create_dir_all(&inner).unwrap();
+        let steps = |folder: &Path, link: &str| blob(folder, Path::new(link)).map(|(steps, name)| (steps, name.to_owned()));
+        assert_eq!(steps(&cache.join("snapshots/1"), "../../blobs/x"), Some((2, "x".into())));
+        assert_eq!(steps(&inner, "../../../blobs/x"), Some((3, "x".into())));
+        for (folder, link) in [
+            (&inner, "../../blobs/x"),
+            (&cache.join("snapshots/1"), "../../../blobs/x"),
+            (&cache.join("snapshots/1"), "../../blobs/x/y"),
+            (&cache.join("snapshots/1"), "../../others/x"),
+            (&cache.join("snapshots/1"), "../../blobs/../x"),
+            (&cache.join("snapshots/1"), "../../blobs"),
+            (&cache.join("snapshots/1"), "blobs/x"),
+            (&cache.join("snapshots/1"), "/blobs/x"),
+        ] {
+            assert_eq!(steps(folder, link), None, "{folder:?}: {link}");
+        }
+    }
+}

@@ -376,6 +376,7 @@ fn who_reads_while_a_model_is_replaced_finds_one() {
                 while !done.load(Ordering::Relaxed) {
                     load(&target);
                     loads.fetch_add(1, Ordering::Relaxed);
+                    thread::sleep(Duration::from_millis(20)); // the engine is what saves too
                 }
             });
             for i in 0..200 {
