@@ -397,6 +397,10 @@ public:
     }
 
     /// Writes the model as it is now to a folder that can be loaded. Progress has MOXIN_STAGE_SAVE.
+    ///
+    /// With overwrite an empty folder is replaced, or a model's: one that holds files alone, among
+    /// them a config.json with a "model_type". Never the folder that the model comes from, nor one
+    /// that holds it: see moxin_model_save.
     void save(std::string_view directory, bool overwrite = false, Op op = {}) const
     {
         std::string folder(directory);

@@ -3,6 +3,10 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
+use std::iter;
+use std::num::NonZero;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use mlx_rs::Array;
@@ -12,8 +16,11 @@ use safetensors::tensor::{Dtype, TensorView};
 use super::{Checkpoint, Quantization, QuantizationConfig, TensorInfo};
 use crate::{Error, Result};
 
-/// Bytes from which on a tensor is hashed on a thread of its own.
-const BYTES_FOR_A_THREAD: usize = 1 << 20;
+/// Bytes of a tensor that are hashed together.
+const PART_BYTES: usize = 1 << 20;
+
+/// Threads that hash a large tensor.
+const HASH_THREADS: usize = 4;
 
 /// How many existing names the report of a missing tensor lists.
 const NAMES_IN_HINT: usize = 3;
@@ -186,7 +193,7 @@ impl<'a> Weights<'a> {
         let full_name = self.path(name);
         let array = match (self.context.is_hashed)(&full_name) {
             true => {
-                let (hash, array) = beside(bytes.len(), &|| hash(tensor, bytes), make);
+                let (hash, array) = hash_beside(tensor, bytes, make);
                 self.context.state.borrow_mut().hashes.insert(full_name.clone(), hash);
                 array?
             }
@@ -257,22 +264,33 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// A hash of a tensor's dtype, shape and bytes.
-fn hash(tensor: &TensorInfo, bytes: &[u8]) -> blake3::Hash {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(format!("{} {:?}\n", tensor.dtype, tensor.shape).as_bytes()).update(bytes);
-    hasher.finalize()
-}
-
-/// Does two things with so many bytes: at the same time where they are many and a thread can be had.
-fn beside<A: Send, B>(bytes: usize, first: &(impl Fn() -> A + Sync), second: impl FnOnce() -> B) -> (A, B) {
-    if bytes < BYTES_FOR_A_THREAD {
-        return (first(), second());
+/// Hashes a tensor's dtype, shape and bytes, on several threads where it is large, while this one does something else first.
+///
+/// The hash is made of those of the tensor's parts: which thread hashes which has no part in it.
+fn hash_beside<T>(tensor: &TensorInfo, bytes: &[u8], other: impl FnOnce() -> T) -> (blake3::Hash, T) {
+    let parts: Vec<&[u8]> = bytes.chunks(PART_BYTES).collect();
+    let next = AtomicUsize::new(0);
+    let hash_parts = || {
+        let numbers = iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
+        numbers.map_while(|i| parts.get(i).map(|part| (i, blake3::hash(part)))).collect::<Vec<_>>()
+    };
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let helpers = (cores.min(HASH_THREADS) - 1).min(parts.len() / 2);
+    let (mut hashes, other) = thread::scope(|scope| {
+        let start = || thread::Builder::new().name("moxin-hash".into()).spawn_scoped(scope, hash_parts);
+        // One that does not start leaves its parts to the others.
+        let helpers: Vec<_> = iter::repeat_with(start).take(helpers).flatten().collect();
+        let (other, mut hashes) = (other(), hash_parts());
+        for helper in helpers {
+            hashes.extend(helper.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        }
+        (hashes, other)
+    });
+    hashes.sort_by_key(|(i, _)| *i);
+    let mut all = blake3::Hasher::new();
+    all.update(format!("{} {:?}\n", tensor.dtype, tensor.shape).as_bytes());
+    for (_, hash) in hashes {
+        all.update(hash.as_bytes());
     }
-    thread::scope(|scope| {
-        let there = thread::Builder::new().name("moxin-hash".into()).spawn_scoped(scope, first);
-        let second = second();
-        let there = there.ok().and_then(|thread| thread.join().ok());
-        (there.unwrap_or_else(first), second)
-    })
+    (all.finalize(), other)
 }
