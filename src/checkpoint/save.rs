@@ -18,6 +18,7 @@ use super::TensorInfo;
 use crate::{
     Error, Result,
     file::{Folder, Identity, MAX_JSON_BYTES},
+    process,
 };
 
 /// Files are cut where they would grow beyond this, as MLX's community has them.
@@ -220,8 +221,8 @@ impl NewFolder {
 
 impl Drop for NewFolder {
     fn drop(&mut self) {
-        // Published it is elsewhere, and under this name there is nothing.
-        if self.part.identity().ok() == identity_in(&self.parent, OsStr::new(&self.part_name)) {
+        // Published it is elsewhere, and under this name there is nothing. In a forked child it is the parent's.
+        if !process::is_forked() && self.part.identity().ok() == identity_in(&self.parent, OsStr::new(&self.part_name)) {
             let _ = remove(&self.parent, &self.part_name, &self.part);
         }
     }

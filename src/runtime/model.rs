@@ -439,6 +439,7 @@ pub fn trim_memory() {
 
 /// Does what comes before an operation's turn on the engine, within its time limit, on the calling thread.
 fn before_the_engine<T>(op: &mut Op, work: impl FnOnce(&Control) -> Result<T>) -> Result<T> {
+    process::check()?;
     let (clock, control) = (Instant::now(), Control::new(op.cancel.clone(), op.timeout));
     control.check()?;
     let done = work(&control)?;

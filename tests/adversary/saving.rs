@@ -1,6 +1,7 @@
 //! Saving: it destroys nothing but the model that it replaces, opens nothing to others, and there is a whole model at any moment.
 
 use std::{
+    ffi::OsStr,
     fs::{self, Permissions},
     io::Read,
     os::unix::fs::{PermissionsExt, symlink},
@@ -398,7 +399,7 @@ fn a_process_that_is_killed_leaves_a_whole_model() {
         let (source, target) = (tiny(), place.path().join("target"));
         save(&load(&source), &target).unwrap();
         for i in 0..12 {
-            let mut command = program.command(&[source.as_os_str(), target.as_os_str()]);
+            let mut command = program.command(&[OsStr::new("kill"), source.as_os_str(), target.as_os_str()]);
             let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
             // After its first save, at one moment or another.
             child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
@@ -414,6 +415,15 @@ fn a_process_that_is_killed_leaves_a_whole_model() {
             assert_eq!(names(place.path()), ["target"]);
         }
     });
+}
+
+#[test]
+fn a_forked_child_leaves_what_its_parent_writes() {
+    let (program, place) = (Program::build("saving.c"), open_place());
+    let (source, target) = (tiny(), place.path().join("target"));
+    program.run(&[OsStr::new("fork"), source.as_os_str(), target.as_os_str()], Limits::mebibytes(512));
+    load(&target);
+    assert_eq!(names(place.path()), ["target"]);
 }
 
 #[test]
