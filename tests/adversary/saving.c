@@ -40,8 +40,9 @@ int main(int argc, char **argv)
         putchar('.');
         fflush(stdout);
     }
-    moxin_op_init(&op, sizeof op);
-    op.on_progress = fork_once;
+    memset(&op, 0, sizeof op);
+    op.struct_size = sizeof op;
+    op.progress = fork_once;
     while (forks == 0) {
         moxin_status status = moxin_model_save(model, argv[3], true, &op, &error);
         if (child) {

@@ -107,7 +107,7 @@ fn a_link_in_a_folder_that_is_written_is_not_followed() {
             };
             let saved = model.save(&target, true, Op { progress: Some(&mut plant), ..Op::default() });
             assert_eq!(fs::read(&victim).unwrap(), b"mine");
-            assert_eq!(hidden(place.path()), [PathBuf::new(); 0]);
+            assert!(hidden(place.path()).is_empty());
             saved.err()
         });
         assert!(matches!(&refused, Some(Error::Io { path, .. }) if path.ends_with("config.json")), "{refused:?}");
@@ -357,7 +357,9 @@ fn a_snapshot_of_hugging_faces_cache_is_saved() {
 #[test]
 fn who_reads_while_a_model_is_replaced_finds_one() {
     in_child("saving::who_reads_while_a_model_is_replaced_finds_one", Limits::mebibytes(1024), || {
-        let place = open_place();
+        // In memory where that is possible: 200 times 7 MB, each of them synced.
+        let memory = Path::new("/dev/shm");
+        let place = if memory.is_dir() { TempDir::new_in(memory).unwrap() } else { TempDir::new().unwrap() };
         let (source, dense) = source(&place);
         let quantize = Some(QuantizeOptions { quantization: Quantization::affine(64, 4), ..Default::default() });
         let quantized = Model::load(&source, LoadOptions { quantize, ..Default::default() }, Op::default()).unwrap();
