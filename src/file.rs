@@ -121,6 +121,9 @@ impl Folder {
     ///
     /// Fails with [`Error::NotFound`], [`Error::Io`], or [`Error::InvalidArgument`] where it is no folder.
     pub fn open(path: &Path, what: &str) -> Result<Folder> {
+        if path.as_os_str().is_empty() {
+            return Err(Error::NotFound { path: path.into(), what: what.into() });
+        }
         let path = std::path::absolute(path).map_err(|error| Error::io(path, what, error))?;
         Folder::open_at(CWD, path.as_os_str(), &path, what, OFlags::empty())
     }
