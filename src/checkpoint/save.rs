@@ -317,6 +317,7 @@ fn identity_in(parent: &Folder, name: &OsStr) -> Option<Identity> {
 /// Removes a folder that holds files alone.
 fn remove(parent: &Folder, name: &str, folder: &Folder) -> Result<()> {
     let failed = |errno: Errno| Error::io(&parent.path().join(name), "a folder", errno.into());
+    let _ = fchmod(folder, Mode::RWXU); // it may be one that nobody may write to
     for (file, _) in folder.entries()? {
         unlinkat(folder, &file, AtFlags::empty()).map_err(failed)?;
     }
