@@ -60,7 +60,7 @@ fn read_opened((file, size): (File, u64), path: &Path, what: &str, max_bytes: u6
     let mut bytes = Vec::new();
     let no_memory = |_: TryReserveError| Error::Io { path: path.into(), source: io::ErrorKind::OutOfMemory.into() };
     bytes.try_reserve_exact(size as usize + 1).map_err(no_memory)?;
-    file.take(max_bytes + 1).read_to_end(&mut bytes).map_err(|source| Error::io(path, what, source))?;
+    file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(|source| Error::io(path, what, source))?;
     match bytes.len() as u64 {
         read if read > max_bytes => Err(too_long(read)),
         _ => Ok(bytes),
