@@ -1,7 +1,8 @@
 //! The one door through which the library opens files and folders that somebody else names.
 //!
-//! A name may lead to a pipe that nobody writes to, to a device without an end, or to a file that grows. So a file is opened without
-//! waiting, looked at through its descriptor, and read up to a limit.
+//! A name may lead to a pipe that nobody writes to, to a device without an end, or to a file that
+//! grows. So a file is opened without waiting, looked at through its descriptor, and read up to a
+//! limit.
 
 use std::{
     collections::TryReserveError,
@@ -22,7 +23,8 @@ use crate::{Error, Result};
 /// The most bytes that a JSON file of a model may have, its tokenizer aside.
 pub const MAX_JSON_BYTES: u64 = 16 << 20;
 
-/// A JSON file may have one value for so many bytes of its limit: a value takes up to about 100 bytes in memory, however short it is.
+/// A JSON file may have one value for so many bytes of its limit: a value takes up to about 100
+/// bytes in memory, however short it is.
 const BYTES_PER_VALUE: u64 = 16;
 
 /// How a file is opened: no waiting, no terminal, not for programs that are started.
@@ -30,7 +32,8 @@ const FLAGS: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTT
 
 /// Opens a regular file for reading; returns it with its size. `what` says what the file is for.
 ///
-/// Fails with [`Error::NotFound`], [`Error::Io`], or [`Error::CorruptModel`] where it is something else than a file.
+/// Fails with [`Error::NotFound`], [`Error::Io`], or [`Error::CorruptModel`] where it is something
+/// else than a file.
 pub fn open(path: &Path, what: &str) -> Result<(File, u64)> {
     open_at(CWD, path.as_os_str(), path, what, OFlags::empty())
 }
@@ -40,7 +43,8 @@ pub fn read(path: &Path, what: &str, max_bytes: u64) -> Result<Vec<u8>> {
     read_opened(open(path, what)?, path, what, max_bytes)
 }
 
-/// Reads a JSON file of at most `max_bytes`, without parsing it. Refuses one whose values would fill memory.
+/// Reads a JSON file of at most `max_bytes`, without parsing it. Refuses one whose values would
+/// fill memory.
 pub fn read_json(path: &Path, what: &str, max_bytes: u64) -> Result<Vec<u8>> {
     let bytes = read(path, what, max_bytes)?;
     let max_values = max_bytes / BYTES_PER_VALUE;
@@ -75,7 +79,8 @@ fn open_at(folder: BorrowedFd, name: &OsStr, path: &Path, what: &str, flags: OFl
     };
     let follow = if flags.contains(OFlags::NOFOLLOW) { AtFlags::SYMLINK_NOFOLLOW } else { AtFlags::empty() };
     let check = |stat: &Stat| kind_of(stat).map_or(Ok(()), |kind| Err(none(kind)));
-    // Opening alone makes some devices act. What counts is the second look: the name may lead elsewhere by then.
+    // Opening alone makes some devices act. What counts is the second look: the name may lead
+    // elsewhere by then.
     match statat(folder, name, follow).map_err(failed)? {
         link if FileType::from_raw_mode(link.st_mode) == FileType::Symlink => {}
         stat => check(&stat)?,
@@ -109,7 +114,8 @@ impl Identity {
     }
 }
 
-/// A folder that stays the same one, whatever becomes of its path and of the process's current folder.
+/// A folder that stays the same one, whatever becomes of its path and of the process's current
+/// folder.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
@@ -119,7 +125,8 @@ pub struct Folder {
 impl Folder {
     /// Opens a folder. `what` says what it is for.
     ///
-    /// Fails with [`Error::NotFound`], [`Error::Io`], or [`Error::InvalidArgument`] where it is no folder.
+    /// Fails with [`Error::NotFound`], [`Error::Io`], or [`Error::InvalidArgument`] where it is no
+    /// folder.
     pub fn open(path: &Path, what: &str) -> Result<Folder> {
         if path.as_os_str().is_empty() {
             return Err(Error::NotFound { path: path.into(), what: what.into() });

@@ -24,7 +24,8 @@ pub(crate) use self::save::{Content, NewFolder, SavedTensor, copy_texts, write_m
 pub use self::weights::{LoadContext, Plan, Weights};
 use crate::{Error, Result, file::Folder};
 
-/// Files of weights that stay open at a time: on Apple systems a program may have 256 files open in all.
+/// Files of weights that stay open at a time: on Apple systems a program may have 256 files open in
+/// all.
 const MAX_SHARDS: usize = 128;
 
 /// The weights of a model folder: what tensors there are and where they lie. The files stay open, their data unread.
@@ -115,7 +116,8 @@ struct Index {
 }
 
 fn open_shards(folder: &Path, index_path: &Path, index: Index) -> Result<BTreeMap<String, TensorInfo>> {
-    // An index could otherwise have any file of the machine read: only a bare name is its own last component.
+    // An index could otherwise have any file of the machine read: only a bare name is its own last
+    // component.
     let is_bare = |file: &String| Path::new(file).file_name() == Some(OsStr::new(file)) && !file.contains('\0');
     if let Some((name, file)) = index.weight_map.iter().find(|(_, file)| !is_bare(file)) {
         let what = format!("weight_map places `{name}` in `{file}`; expected the name of a file in the same folder, without a path");

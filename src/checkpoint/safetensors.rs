@@ -18,7 +18,8 @@ use super::json;
 use crate::{Error, Result, file};
 
 const LENGTH_BYTES: u64 = 8;
-/// The most that the headers of a checkpoint may have together. The largest models that are published have about 13 MB.
+/// The most that the headers of a checkpoint may have together. The largest models that are
+/// published have about 13 MB.
 pub(super) const MAX_HEADER_BYTES: u64 = 16 << 20;
 /// MLX counts in `int`.
 const MAX_ELEMENTS: usize = i32::MAX as usize;
@@ -91,8 +92,8 @@ impl TensorInfo {
     }
 }
 
-/// Opens a file and checks its header, which may have `bytes_left`, and takes its length from them. The tensors that come back hold the
-/// file open.
+/// Opens a file and checks its header, which may have `bytes_left`, and takes its length from them.
+/// The tensors that come back hold the file open.
 pub(super) fn open(path: &Path, what: &str, bytes_left: &mut u64) -> Result<BTreeMap<String, TensorInfo>> {
     let (file, file_bytes) = file::open(path, what)?;
     let header_bytes = header_length(path, &file, file_bytes, *bytes_left)?;

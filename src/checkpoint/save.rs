@@ -33,7 +33,8 @@ const ASIDE: &str = ".moxin-vlm-old-";
 /// What a path is for that a model is saved to.
 const PLACE: &str = "the place for the model";
 
-/// The files that belong to a model beside its weights and its configuration, which are written anew. Nothing else is copied.
+/// The files that belong to a model beside its weights and its configuration, which are written
+/// anew. Nothing else is copied.
 const TEXTS: [&str; 23] = [
     "tokenizer.json",
     "tokenizer.model",
@@ -130,8 +131,8 @@ impl Content<'_> {
 
 /// A model folder that is being written, beside its place. Dropped before it is published it leaves nothing.
 ///
-/// It lies in a hidden folder whose name begins with [`PART`] and which nobody else may enter. A process that is killed leaves that folder
-/// behind, and at the place what was there.
+/// It lies in a hidden folder whose name begins with [`PART`] and which nobody else may enter. A
+/// process that is killed leaves that folder behind, and at the place what was there.
 pub(crate) struct NewFolder {
     /// Where it goes: a name in a folder, and both as an absolute path.
     place: PathBuf,
@@ -152,8 +153,8 @@ impl NewFolder {
     /// Only an empty folder or a model's can be replaced: see [`check_replaceable`].
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where something is there already, unless `overwrite`, or where it must not be replaced;
-    /// [`Error::NotFound`] and [`Error::Io`].
+    /// [`Error::InvalidArgument`] where something is there already, unless `overwrite`, or where it
+    /// must not be replaced; [`Error::NotFound`] and [`Error::Io`].
     pub fn beside(place: &Path, overwrite: bool, source: &Folder) -> Result<NewFolder> {
         let place = std::path::absolute(place).map_err(|error| Error::io(place, PLACE, error))?;
         let (Some(folder), Some(name)) = (place.parent(), place.file_name()) else {
@@ -175,9 +176,11 @@ impl NewFolder {
         &self.part
     }
 
-    /// Puts it in its place. One that was there goes when the new one is there; there is a whole one at any moment.
+    /// Puts it in its place. One that was there goes when the new one is there; there is a whole
+    /// one at any moment.
     pub fn publish(self) -> Result<()> {
-        // Where a file system has no permissions of its own, or cannot sync folders, it is as it is.
+        // Where a file system has no permissions of its own, or cannot sync folders, it is as it
+        // is.
         let _ = fchmod(&self.part, self.mode);
         let _ = fsync(&self.part);
         match &self.old {
@@ -191,7 +194,8 @@ impl NewFolder {
     fn replace(&self, old: &Folder) -> Result<()> {
         let exchange = || exchange(&self.parent, &self.part_name, &self.name).map_err(|errno| self.failed(errno));
         exchange()?;
-        // Whoever may change the parent may have put something else in the place meanwhile, which must not go.
+        // Whoever may change the parent may have put something else in the place meanwhile, which
+        // must not go.
         let is_ours = Some(old.identity()?) == identity_in(&self.parent, OsStr::new(&self.part_name));
         if let Err(what) = check_replaceable(old).and_then(|()| if is_ours { Ok(()) } else { Err("it is another one now".into()) }) {
             exchange()?;
@@ -204,8 +208,8 @@ impl NewFolder {
         Ok(())
     }
 
-    /// The permissions of a new folder, such as `0777` without what the process's umask takes away. Asked of the file system: the umask
-    /// can only be read by setting it, for all threads.
+    /// The permissions of a new folder, such as `0777` without what the process's umask takes away.
+    /// Asked of the file system: the umask can only be read by setting it, for all threads.
     fn usual_mode(&self) -> Result<Mode> {
         const PROBE: &str = "mode";
         let mode = mkdirat(&self.part, PROBE, Mode::RWXU | Mode::RWXG | Mode::RWXO)
@@ -221,7 +225,8 @@ impl NewFolder {
 
 impl Drop for NewFolder {
     fn drop(&mut self) {
-        // Published it is elsewhere, and under this name there is nothing. In a forked child it is the parent's.
+        // Published it is elsewhere, and under this name there is nothing. In a forked child it is
+        // the parent's.
         if !process::is_forked() && self.part.identity().ok() == identity_in(&self.parent, OsStr::new(&self.part_name)) {
             let _ = remove(&self.parent, &self.part_name, &self.part);
         }
@@ -272,8 +277,9 @@ fn is_inside(folder: &Folder, other: Identity) -> bool {
     false
 }
 
-/// Says why a folder must not be replaced. An empty one may be, and a model's: one with files alone, among them a config.json with a
-/// `model_type`. So no folder goes that holds others, whatever they are.
+/// Says why a folder must not be replaced. An empty one may be, and a model's: one with files
+/// alone, among them a config.json with a `model_type`. So no folder goes that holds others,
+/// whatever they are.
 fn check_replaceable(folder: &Folder) -> Result<(), String> {
     let entries = folder.entries().map_err(|error| error.to_string())?;
     let is_plain = |kind: &FileType| matches!(kind, FileType::RegularFile | FileType::Symlink);
@@ -337,7 +343,8 @@ fn rename_new(parent: &Folder, from: &str, to: &OsStr) -> Result<(), Errno> {
     }
 }
 
-/// Exchanges two folders. Where the file system cannot do it at once, `name` is missing for a moment.
+/// Exchanges two folders. Where the file system cannot do it at once, `name` is missing for a
+/// moment.
 fn exchange(parent: &Folder, part: &str, name: &OsStr) -> Result<(), Errno> {
     match renameat_with(parent, part, parent, name, RenameFlags::EXCHANGE) {
         Err(errno) if is_unknown(errno) => exchange_in_steps(parent, part, name),
@@ -355,7 +362,8 @@ fn exchange_in_steps(parent: &Folder, part: &str, name: &OsStr) -> Result<(), Er
     renameat(parent, &*aside, parent, part)
 }
 
-/// Copies the texts that belong to a model beside its weights and its configuration. Those in `required` must be there.
+/// Copies the texts that belong to a model beside its weights and its configuration. Those in
+/// `required` must be there.
 pub(crate) fn copy_texts(source: &Folder, folder: &Folder, required: &[&str]) -> Result<()> {
     for name in TEXTS {
         match read_text(source, name) {
@@ -367,8 +375,8 @@ pub(crate) fn copy_texts(source: &Folder, folder: &Folder, required: &[&str]) ->
     Ok(())
 }
 
-/// Reads a file of a model. A link is followed to another file of the folder, or, in a snapshot of Hugging Face's cache, to that cache's
-/// `blobs`: nobody's file elsewhere gets into a saved model.
+/// Reads a file of a model. A link is followed to another file of the folder, or, in a snapshot of
+/// Hugging Face's cache, to that cache's `blobs`: nobody's file elsewhere gets into a saved model.
 fn read_text(source: &Folder, name: &str) -> Result<Vec<u8>> {
     const WHAT: &str = "a file of the model";
     let path = source.path().join(name);
@@ -394,7 +402,8 @@ fn read_text(source: &Folder, name: &str) -> Result<Vec<u8>> {
     Err(Error::InvalidArgument(format!("{}: {what}", path.display())))
 }
 
-/// How many folders up a link in a snapshot of Hugging Face's cache (`models--…/snapshots/…`) leads to the cache's `blobs`, and which.
+/// How many folders up a link in a snapshot of Hugging Face's cache (`models--…/snapshots/…`) leads
+/// to the cache's `blobs`, and which.
 fn blob<'a>(snapshot: &Path, link: &'a Path) -> Option<(usize, &'a OsStr)> {
     let steps = link.components().take_while(|part| *part == Component::ParentDir).count();
     let mut rest = link.components().skip(steps);
@@ -407,8 +416,8 @@ fn blob<'a>(snapshot: &Path, link: &'a Path) -> Option<(usize, &'a OsStr)> {
     (blobs == "blobs" && is_cache).then_some((steps, blob))
 }
 
-/// Writes the tensors, in files of at most 5 GB with an index, and `config`. `progress` is told the bytes written and their total; an error
-/// from it ends the work.
+/// Writes the tensors, in files of at most 5 GB with an index, and `config`. `progress` is told the
+/// bytes written and their total; an error from it ends the work.
 pub(crate) fn write_model(
     folder: &Folder,
     tensors: &[SavedTensor],

@@ -76,8 +76,8 @@ impl<'a> LoadContext<'a> {
         Self { is_hashed, ..self }
     }
 
-    /// Returns a hash of the tensors that were hashed: their names, dtypes, shapes and all their bytes. The order in which they were read
-    /// has no part in it.
+    /// Returns a hash of the tensors that were hashed: their names, dtypes, shapes and all their
+    /// bytes. The order in which they were read has no part in it.
     pub fn hash(&self) -> blake3::Hash {
         let mut all = blake3::Hasher::new();
         for (name, hash) in &self.state.borrow().hashes {
@@ -204,9 +204,11 @@ impl<'a> Weights<'a> {
         Ok(array)
     }
 
-    /// Returns the scheme of the matrix below this path, which is stored quantized and has rows of so many numbers.
+    /// Returns the scheme of the matrix below this path, which is stored quantized and has rows of
+    /// so many numbers.
     ///
-    /// Fails with [`Error::CorruptModel`] where config.json has no scheme for it, or one whose groups do not divide a row.
+    /// Fails with [`Error::CorruptModel`] where config.json has no scheme for it, or one whose
+    /// groups do not divide a row.
     pub fn stored_quantization(&self, columns: usize) -> Result<Quantization> {
         let tensor = self.find("weight")?;
         let stored = tensor.stored_name.strip_suffix(".weight").unwrap_or(&tensor.stored_name);
@@ -264,7 +266,8 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// Hashes a tensor's dtype, shape and bytes, on several threads where it is large, while this one does something else first.
+/// Hashes a tensor's dtype, shape and bytes, on several threads where it is large, while this one
+/// does something else first.
 ///
 /// The hash is made of those of the tensor's parts: which thread hashes which has no part in it.
 fn hash_beside<T>(tensor: &TensorInfo, bytes: &[u8], other: impl FnOnce() -> T) -> (blake3::Hash, T) {

@@ -96,8 +96,8 @@ pub struct ModelInfo {
     pub image_tokens: usize,
     /// Width of a token in the decoder.
     pub hidden_size: usize,
-    /// Tells models apart whose embeddings do not fit each other: a hash of all weights that make an embedding, and of the image settings.
-    /// 0 before it is loaded.
+    /// Tells models apart whose embeddings do not fit each other: a hash of all weights that make
+    /// an embedding, and of the image settings. 0 before it is loaded.
     pub fingerprint: u64,
     /// Where the model computes; never [`Backend::Auto`].
     pub backend: Backend,
@@ -307,22 +307,28 @@ impl Model {
         })
     }
 
-    /// Writes the model as it is now to a folder that [`Model::load`] reads, in the form of MLX's community: the names of the folder it comes
-    /// from, `.scales` and `.biases` beside what is quantized, `quantization` in `config.json`. What is not quantized, or not used, is copied
+    /// Writes the model as it is now to a folder that [`Model::load`] reads, in the form of MLX's
+    /// community: the names of the folder it comes from, `.scales` and `.biases` beside what is
+    /// quantized, `quantization` in `config.json`. What is not quantized, or not used, is copied
     /// from the folder it comes from, number for number.
     ///
-    /// Of the other files those are copied that a model is known to have: tokenizer, processor and generation settings, chat templates,
-    /// README.md, licences. A link is followed to a file of the same folder and, in a snapshot of Hugging Face's cache, to that cache.
+    /// Of the other files those are copied that a model is known to have: tokenizer, processor and
+    /// generation settings, chat templates, README.md, licences. A link is followed to a file of
+    /// the same folder and, in a snapshot of Hugging Face's cache, to that cache.
     ///
-    /// With `overwrite` an empty folder is replaced, or a model's: one that holds files alone, among them a config.json with a `model_type`.
-    /// All its files go. A whole model is at the place at any moment, also where the process is killed; what is left then beside it is a
-    /// hidden folder whose name begins with `.moxin-vlm-`. Only where a file system cannot exchange two folders nothing is there for a moment.
+    /// With `overwrite` an empty folder is replaced, or a model's: one that holds files alone,
+    /// among them a config.json with a `model_type`. All its files go. A whole model is at the
+    /// place at any moment, also where the process is killed; what is left then beside it is a
+    /// hidden folder whose name begins with `.moxin-vlm-`. Only where a file system cannot exchange
+    /// two folders nothing is there for a moment.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where something is there, unless `overwrite`; where it is something else than such a folder; where it is the
-    /// folder that the model comes from or holds that; and where a file to be copied is a link elsewhere. [`Error::NotFound`] where the folder
-    /// that the model comes from is gone; [`Error::InvalidState`] where the folder to be replaced changes meanwhile; [`Error::Io`]. A failure
-    /// leaves what was there, and nothing else.
+    /// [`Error::InvalidArgument`] where something is there, unless `overwrite`; where it is
+    /// something else than such a folder; where it is the folder that the model comes from or holds
+    /// that; and where a file to be copied is a link elsewhere. [`Error::NotFound`] where the
+    /// folder that the model comes from is gone; [`Error::InvalidState`] where the folder to be
+    /// replaced changes meanwhile; [`Error::Io`]. A failure leaves what was there, and nothing
+    /// else.
     pub fn save(&self, folder: impl AsRef<Path>, overwrite: bool, mut op: Op) -> Result<()> {
         let source = &self.0.source.folder;
         let folder = before_the_engine(&mut op, |_| {
@@ -437,7 +443,8 @@ pub fn trim_memory() {
     });
 }
 
-/// Does what comes before an operation's turn on the engine, within its time limit, on the calling thread.
+/// Does what comes before an operation's turn on the engine, within its time limit, on the calling
+/// thread.
 fn before_the_engine<T>(op: &mut Op, work: impl FnOnce(&Control) -> Result<T>) -> Result<T> {
     process::check()?;
     let (clock, control) = (Instant::now(), Control::new(op.cancel.clone(), op.timeout));
@@ -447,7 +454,8 @@ fn before_the_engine<T>(op: &mut Op, work: impl FnOnce(&Control) -> Result<T>) -
     Ok(done)
 }
 
-/// Calls `read` with the absolute path of a folder, and again where the folder was replaced by another meanwhile: what is read is all of one.
+/// Calls `read` with the absolute path of a folder, and again where the folder was replaced by
+/// another meanwhile: what is read is all of one.
 fn settled<T>(path: &Path, control: &Control, read: impl Fn(&Path) -> Result<T>) -> Result<T> {
     const ATTEMPTS: usize = 20;
     let mut folder = Folder::open(path, "a model: a folder with config.json and weights")?;

@@ -146,7 +146,8 @@ fn watched(command: Command, limits: Limits) -> Result<Outcome, String> {
     }
 }
 
-/// The command, run by a shell that first limits the number of open files, and closes no new file to others.
+/// The command, run by a shell that first limits the number of open files, and closes no new file
+/// to others.
 fn with_file_limit(command: &Command, files: u64) -> Command {
     let mut shell = Command::new("sh");
     shell.args(["-c", &format!("umask 0; ulimit -n {files}; exec \"$0\" \"$@\"")]);

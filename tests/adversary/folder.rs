@@ -1,4 +1,5 @@
-//! Model folders that lie: nothing that they say stops the engine, fills memory, or loads and then cannot compute.
+//! Model folders that lie: nothing that they say stops the engine, fills memory, or loads and then
+//! cannot compute.
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,5 @@
-//! Saving: it destroys nothing but the model that it replaces, opens nothing to others, and there is a whole model at any moment.
+//! Saving: it destroys nothing but the model that it replaces, opens nothing to others, and there
+//! is a whole model at any moment.
 
 use std::{
     ffi::OsStr,
@@ -81,7 +82,8 @@ fn nobody_else_enters_a_folder_that_is_written() {
             }
         }
         assert!(!seen.is_empty() && seen.iter().all(|mode| *mode == 0o700), "{seen:?}");
-        // In its place it is as any new folder, and so are its files: the umask of these tests is 0.
+        // In its place it is as any new folder, and so are its files: the umask of these tests is
+        // 0.
         assert_eq!(mode(&target), 0o777);
         names(&target).iter().for_each(|file| assert_eq!(mode(&target.join(file)), 0o666, "{file}"));
         // What was closed to others stays so.

@@ -101,7 +101,8 @@ impl Source {
         Ok(vit.num_patches())
     }
 
-    /// Loads the model, and returns with it a hash of the weights that make the tokens of a picture, as they are stored.
+    /// Loads the model, and returns with it a hash of the weights that make the tokens of a
+    /// picture, as they are stored.
     ///
     /// Fails with [`Error::CorruptModel`] where a file of weights changes meanwhile.
     pub fn load(

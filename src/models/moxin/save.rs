@@ -11,8 +11,8 @@ use crate::{
 };
 
 impl Source {
-    /// Writes the weights and the configuration of a model that was loaded from here to a new folder. Matrices that have been quantized
-    /// since are written so, all else is copied.
+    /// Writes the weights and the configuration of a model that was loaded from here to a new
+    /// folder. Matrices that have been quantized since are written so, all else is copied.
     pub fn save(&self, vlm: &mut MoxinVLM, folder: &Folder, progress: &dyn Fn(u64, u64) -> Result<()>) -> Result<()> {
         let matrices = vlm.matrices();
         let quantized: BTreeMap<&str, &QuantizedMatrix> = matrices

@@ -140,8 +140,10 @@ public actor VLMModel {
     /// Writes the model as it is now to a folder that ``load(from:options:timeout:progress:)`` reads, in the form of MLX's community. Nothing
     /// is at the place before all is written.
     ///
-    /// With `overwriting` an empty folder is replaced, or a model's: one that holds files alone, among them a config.json with a `model_type`.
-    /// All its files go. A whole model is at the place at any moment. Tokenizer, settings, README.md and licences are copied, other files not.
+    /// With `overwriting` an empty folder is replaced, or a model's: one that holds files alone,
+    /// among them a config.json with a `model_type`. All its files go. A whole model is at the
+    /// place at any moment. Tokenizer, settings, README.md and licences are copied, other files
+    /// not.
     ///
     /// - Throws: ``VLMError/invalidArgument(_:)`` where something is there and `overwriting` is false, where it is something else than such a
     ///   folder, and where it is the folder that the model comes from or holds that.
