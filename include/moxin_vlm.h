@@ -649,11 +649,11 @@ typedef struct moxin_session_params {
      */
     uint32_t logprobs;
     /**
-     * Texts that end an answer, NUL-terminated UTF-8; they are not part of it. May be NULL where stop_count is 0.
+     * Texts that end an answer, NUL-terminated UTF-8, of 1 to 1024 bytes each; they are not part of it. May be NULL where stop_count is 0.
      */
     const char *const *stop;
     /**
-     * The number of these texts.
+     * The number of these texts, 0 to 64.
      */
     size_t stop_count;
 } moxin_session_params;

@@ -243,7 +243,7 @@ struct QuantOptions : moxin_quant_params {
 struct SessionOptions : moxin_session_params {
     SessionOptions() : moxin_session_params() { moxin_session_params_init(this, sizeof(moxin_session_params)); }
 
-    /// Texts that end an answer; they are not part of it.
+    /// Texts that end an answer; they are not part of it. At most 64, of 1 to 1024 bytes each.
     std::vector<std::string> stop;
 
     /// Makes a call with these options in the form of C.

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    generate::{GenerationOptions, SamplingParams},
+    generate::{GenerationOptions, MAX_STOP_STRINGS, SamplingParams},
     runtime::Session,
     text::Role,
 };
@@ -63,9 +63,9 @@ pub struct moxin_session_params {
     pub prefill_chunk: u32,
     /// How many of the likeliest tokens each TEXT event lists, 0 to 20. Default: 0.
     pub logprobs: u32,
-    /// Texts that end an answer, NUL-terminated UTF-8; they are not part of it. May be NULL where stop_count is 0.
+    /// Texts that end an answer, NUL-terminated UTF-8, of 1 to 1024 bytes each; they are not part of it. May be NULL where stop_count is 0.
     pub stop: *const *const c_char,
-    /// The number of these texts.
+    /// The number of these texts, 0 to 64.
     pub stop_count: usize,
 }
 
@@ -254,8 +254,9 @@ pub unsafe extern "C" fn moxin_session_free(session: *mut moxin_session) {
 pub(super) unsafe fn options(params: *const moxin_session_params) -> Result<GenerationOptions> {
     // SAFETY: as promised by the caller.
     let params = unsafe { read_params(params, "params")? };
-    if params.stop_count > 64 {
-        return Err(Error::InvalidArgument(format!("params.stop_count is {}; 0 to 64 is expected", params.stop_count)));
+    if params.stop_count > MAX_STOP_STRINGS {
+        let expected = format!("0 to {MAX_STOP_STRINGS} is expected");
+        return Err(Error::InvalidArgument(format!("params.stop_count is {}; {expected}", params.stop_count)));
     }
     let mut stop = Vec::new();
     for i in 0..params.stop_count {

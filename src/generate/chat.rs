@@ -74,7 +74,7 @@ pub struct GenerationOptions {
     pub sampling: SamplingParams,
     /// Tokens of one answer at most.
     pub max_tokens: usize,
-    /// Texts that end an answer; they are not part of it.
+    /// Texts that end an answer; they are not part of it. At most 64, of 1 to 1,024 bytes each.
     pub stop: Vec<String>,
     /// Positions of the whole conversation at most, image tokens included. `None`: 4096, or fewer where the model was made for fewer.
     pub max_context: Option<usize>,
@@ -116,7 +116,7 @@ impl GenerationOptions {
         if self.top_logprobs > MAX_TOP_LOGPROBS {
             return Err(Error::InvalidArgument(format!("logprobs is {}; 0 to {MAX_TOP_LOGPROBS} is expected", self.top_logprobs)));
         }
-        StopStrings::new(self.stop.clone()).map(drop)
+        StopStrings::check(&self.stop)
     }
 }
 

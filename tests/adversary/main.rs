@@ -11,3 +11,4 @@ mod process;
 #[path = "../programs/mod.rs"]
 mod programs;
 mod saving;
+mod text;
