@@ -1,5 +1,6 @@
 //! Tokens and text: the tokenizer, streaming of its output, and the prompt formats of the models.
 
+mod check;
 mod detokenizer;
 mod prompt;
 mod tokenizer;

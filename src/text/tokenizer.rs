@@ -7,10 +7,14 @@ use std::sync::Arc;
 
 use tokenizers::DecoderWrapper;
 
+use super::check::{MAX_TOKEN, check};
 use crate::{Error, Result, file};
 
 /// The largest tokenizers that are published have up to about 35 MB.
 const MAX_BYTES: u64 = 64 << 20;
+
+/// The most bytes that a text may have once it is normalized.
+const MAX_NORMALIZED: usize = 64 << 20;
 
 /// Turns text into token ids and back. Cloning is cheap: the clones share one vocabulary. Any number of threads may use it at once.
 #[derive(Clone)]
@@ -21,6 +25,8 @@ pub struct Tokenizer {
 struct Shared {
     path: PathBuf,
     tokenizer: tokenizers::Tokenizer,
+    /// The most bytes that normalizer and pre-tokenizer make of one.
+    growth: usize,
 }
 
 impl Tokenizer {
@@ -30,17 +36,35 @@ impl Tokenizer {
     /// never cut short silently.
     ///
     /// # Errors
-    /// [`Error::NotFound`] or [`Error::Io`] where the file cannot be read, [`Error::CorruptModel`] where it is not a tokenizer.
+    /// [`Error::NotFound`] or [`Error::Io`] where the file cannot be read, [`Error::CorruptModel`] where it is not a tokenizer,
+    /// [`Error::UnsupportedModel`] where it could make a text many times as long, or has tokens of more than 1,024 bytes.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = file::read_json(path, "the tokenizer", MAX_BYTES)?;
+        let findings = check(path, &bytes)?;
         let tokenizer = contained(path, "not a usable tokenizer", || {
             let mut tokenizer = tokenizers::Tokenizer::from_bytes(&bytes)?;
             tokenizer.with_truncation(None)?;
             tokenizer.with_padding(None);
             Ok(tokenizer)
         })?;
-        Ok(Self { shared: Arc::new(Shared { path: path.into(), tokenizer }) })
+        let vocabulary = tokenizer.get_vocab(true);
+        let longest = vocabulary.keys().map(String::len).max().unwrap_or(0);
+        if longest > MAX_TOKEN {
+            return Err(Error::unsupported(path, format!("model.vocab has a token of {longest} bytes; at most {MAX_TOKEN} are expected")));
+        }
+        Ok(Self { shared: Arc::new(Shared { path: path.into(), tokenizer, growth: findings.growth }) })
+    }
+
+    fn check_length(&self, text: &str) -> Result<()> {
+        let most = MAX_NORMALIZED / self.shared.growth;
+        if text.len() > most {
+            let bytes = text.len();
+            return Err(Error::InvalidArgument(format!(
+                "a text of {bytes} bytes is too long for this model's tokenizer, which takes {most}"
+            )));
+        }
+        Ok(())
     }
 
     /// The token ids of `text`. With `add_special`, also what the tokenizer puts around a text, such as `<s>` in front.
@@ -48,8 +72,10 @@ impl Tokenizer {
     /// A special token that is spelt out in the text, such as `</s>`, becomes that token, as in transformers.
     ///
     /// # Errors
-    /// [`Error::CorruptModel`] where the tokenizer contradicts itself on this text, such as an unknown token that it does not have.
+    /// [`Error::CorruptModel`] where the tokenizer contradicts itself on this text, such as an unknown token that it does not have;
+    /// [`Error::InvalidArgument`] where the text is so long that it could become one of more than 64 MiB.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        self.check_length(text)?;
         let encoding = contained(&self.shared.path, "cannot encode text", || self.shared.tokenizer.encode_fast(text, add_special))?;
         Ok(encoding.get_ids().to_vec())
     }
