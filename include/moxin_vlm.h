@@ -649,7 +649,8 @@ typedef struct moxin_session_params {
      */
     uint32_t logprobs;
     /**
-     * Texts that end an answer, NUL-terminated UTF-8, of 1 to 1024 bytes each; they are not part of it. May be NULL where stop_count is 0.
+     * Texts that end an answer, NUL-terminated UTF-8, of 1 to 1024 bytes each; they are not part
+     * of it. May be NULL where stop_count is 0.
      */
     const char *const *stop;
     /**
@@ -1427,13 +1428,39 @@ enum moxin_status moxin_session_fork(const struct moxin_session *session,
 /**
  * Adds a text to the conversation: a question, which the next steps answer, or an answer already given. len: bytes, or MOXIN_STRLEN.
  *
- * Fails with INVALID_STATE for a system text, which Moxin takes none of, and while an answer is being generated; with BUSY.
+ * It is text: where a control token such as `</s>` is spelt in it, the model reads the characters,
+ * not the token. See moxin_session_add_prompt for the other way.
+ *
+ * Fails with INVALID_STATE for a system text, which Moxin takes none of, and while an answer is
+ * being generated; with CONTEXT_FULL where the conversation cannot fit into the context, which is
+ * known from its length in bytes; with BUSY.
  */
 enum moxin_status moxin_session_add_text(const struct moxin_session *session,
                                          moxin_role role,
                                          const char *data,
                                          size_t len,
                                          struct moxin_error **error);
+
+/**
+ * Adds prompt text as it is: control tokens spelt in it are control tokens, and nothing is put
+ * around it but the `<s>` in front of the whole prompt, where it does not begin with one. For
+ * prompts in a format of your own; what a user says goes to moxin_session_add_text, which makes no
+ * control token of it. len: bytes, or MOXIN_STRLEN.
+ *
+ * The text is a message, which the next steps answer. Texts added one after the other are joined
+ * without anything between them. The answer is not trimmed in front, is used as it is in later
+ * prompts, and is closed by `</s>` as every answer. Before and after such a pair the conversation
+ * may have others in the usual form; moxin_session_rewind and moxin_session_fork count it like
+ * them. A picture stands behind the first token, as always.
+ *
+ * Fails with INVALID_STATE while an answer is being generated, and where a question added with
+ * moxin_session_add_text waits for its answer; with CONTEXT_FULL as moxin_session_add_text; with
+ * BUSY.
+ */
+enum moxin_status moxin_session_add_prompt(const struct moxin_session *session,
+                                           const char *data,
+                                           size_t len,
+                                           struct moxin_error **error);
 
 /**
  * Sets the picture that the conversation is about; it is encoded by the next step. The image may be freed at once.

@@ -583,6 +583,13 @@ public:
         detail::call(moxin_session_add_text, get(), role, text.empty() ? "" : text.data(), text.size());
     }
 
+    /// Adds prompt text as it is: control tokens spelt in it are control tokens. See
+    /// moxin_session_add_prompt.
+    void add_prompt(std::string_view text)
+    {
+        detail::call(moxin_session_add_prompt, get(), text.empty() ? "" : text.data(), text.size());
+    }
+
     void add_image(const Image &image) { detail::call(moxin_session_add_image, get(), image.get()); }
 
     void add_embedding(const Embedding &embedding) { detail::call(moxin_session_add_embedding, get(), embedding.get()); }

@@ -15,7 +15,7 @@ use crate::{
     models::moxin::{MemoryNeeds, MoxinVLM, Rows},
     nn::{KVCache, KeyValueCache},
     panic::{guarded, inject},
-    text::{Role, StreamDecoder, Tokenizer, Turn, pure_prompt},
+    text::{Prompt, PromptEncoder, Role, StreamDecoder, Tokenizer, Turn},
 };
 
 /// A model with what it takes to talk to it.
@@ -24,8 +24,10 @@ pub struct ChatModel {
     pub vlm: MoxinVLM,
     /// Pictures to pixels.
     pub processor: Processor,
-    /// Text to tokens.
+    /// Tokens to text.
     pub tokenizer: Tokenizer,
+    /// Prompts to tokens.
+    pub prompts: PromptEncoder,
     /// Tokens that end an answer.
     pub eos: Vec<u32>,
     /// What its work takes.
@@ -228,6 +230,9 @@ pub struct Chat {
     cache: Vec<KVCache>,
     /// Text tokens of the prompt that the cache holds the beginning of; a picture's stand behind the first.
     cached: Vec<u32>,
+    prompts: PromptEncoder,
+    /// The tokens of the prompt that is to be read next, and when they were asked for.
+    tokens: Option<(Vec<u32>, Instant)>,
     phase: Phase,
     stats: Stats,
 }
@@ -285,6 +290,8 @@ impl Chat {
             replaceable: false,
             cache: model.vlm.new_cache(),
             cached: Vec::new(),
+            prompts: model.prompts.clone(),
+            tokens: None,
             phase: Phase::Idle,
             stats: Stats::default(),
         })
@@ -298,9 +305,11 @@ impl Chat {
         Ok(())
     }
 
-    /// Adds to the conversation. Texts of one role that follow each other become one, a line each.
+    /// Adds to the conversation. Texts of one role that follow each other become one, a line each;
+    /// raw prompt texts are joined as they are.
     pub fn add_text(&mut self, role: Role, text: &str) -> Result<()> {
         self.between_turns()?;
+        self.check_room(text.len())?;
         match role {
             Role::System => {
                 return Err(Error::InvalidState(
@@ -312,14 +321,33 @@ impl Chat {
             }
             _ => {}
         }
+        self.tokens = None;
         match self.turns.last_mut() {
             Some(last) if last.role == role => {
-                last.text.push('\n');
+                if role != Role::Prompt {
+                    last.text.push('\n');
+                }
                 last.text.push_str(text);
+            }
+            Some(last) if last.role.asks() && role.asks() => {
+                return Err(Error::InvalidState(
+                    "a question waits for its answer; have it answered before the next is put in another form, as raw prompt or as text"
+                        .into(),
+                ));
             }
             _ => self.turns.push(Turn { role, text: text.to_owned() }),
         }
         Ok(())
+    }
+
+    /// Checks, from its length alone, that a text may fit into the context together with those that
+    /// are there.
+    ///
+    /// # Errors
+    /// [`Error::ContextFull`] with the fewest tokens that they can have.
+    pub fn check_room(&self, bytes: usize) -> Result<()> {
+        let others: usize = self.turns.iter().map(|turn| turn.text.len()).sum();
+        self.prompts.check_room(bytes.saturating_add(others), self.max_context)
     }
 
     /// Sets the picture that the conversation is about. It may take the place of one whose reading ahead ended early.
@@ -351,6 +379,8 @@ impl Chat {
             replaceable: self.replaceable,
             cache: self.cache.clone(),
             cached: self.cached.clone(),
+            prompts: self.prompts.clone(),
+            tokens: None,
             phase: Phase::Idle,
             stats: Stats { messages: self.turns.len(), ..Stats::default() },
         })
@@ -363,6 +393,7 @@ impl Chat {
             return Err(Error::InvalidArgument(format!("cannot keep {messages} messages: the conversation has {}", self.turns.len())));
         }
         self.turns.truncate(messages);
+        self.tokens = None;
         self.stats.messages = messages;
         Ok(())
     }
@@ -388,9 +419,42 @@ impl Chat {
         self.replaceable = !self.can_step();
     }
 
+    /// The prompt that the next step reads, where its tokens are not known yet, and what makes
+    /// tokens of it. Who has them made elsewhere hands them over with [`Chat::set_tokens`];
+    /// otherwise the step makes them.
+    ///
+    /// # Errors
+    /// [`Error::ContextFull`] where the prompt is too long for the context, whatever its tokens
+    /// are.
+    pub fn untokenized(&self) -> Result<Option<(PromptEncoder, Prompt)>> {
+        let answers = match self.phase {
+            _ if self.tokens.is_some() => return Ok(None),
+            Phase::Idle if self.asked() => true,
+            Phase::Idle if self.turns.is_empty() && self.image.is_some() => false,
+            Phase::Encode(turn) => turn.answers,
+            _ => return Ok(None),
+        };
+        Ok(Some((self.prompts.clone(), self.prompt(answers)?)))
+    }
+
+    /// Hands over the tokens of the prompt that [`Chat::untokenized`] gave, and when they were
+    /// asked for.
+    pub fn set_tokens(&mut self, ids: Vec<u32>, since: Instant) {
+        self.tokens = Some((ids, since));
+    }
+
+    /// What the model is to read: the conversation, or nothing but what the tokenizer puts around
+    /// it, and the picture.
+    fn prompt(&self, answers: bool) -> Result<Prompt> {
+        let prompt = if answers { Prompt::of(&self.turns)? } else { Prompt::default() };
+        self.prompts.check_room(prompt.text().len(), self.max_context)?;
+        Ok(prompt)
+    }
+
     /// Forgets the conversation; the options stay.
     pub fn reset(&mut self) {
         self.turns.clear();
+        self.tokens = None;
         self.image = None;
         self.phase = Phase::Idle;
         self.stats = Stats::default();
@@ -414,7 +478,12 @@ impl Chat {
 
     /// Whether there is an answer to go on with, or a question.
     pub fn can_step(&self) -> bool {
-        self.is_generating() || self.turns.last().is_some_and(|last| last.role == Role::User)
+        self.is_generating() || self.asked()
+    }
+
+    /// Whether the last message waits for an answer.
+    fn asked(&self) -> bool {
+        self.turns.last().is_some_and(|last| last.role.asks())
     }
 
     /// Whether part of the prompt is still to be read before the first token of the answer that is being generated.
@@ -439,7 +508,7 @@ impl Chat {
     /// Does what [`Chat::step`] does before the first token: encodes the picture or reads a chunk of the prompt. Where there is a picture
     /// and no question yet, it reads the picture, and no error takes that back.
     pub fn read_step(&mut self, model: &ChatModel, watch: Watch) -> Result<Event> {
-        let asked = self.turns.last().is_some_and(|last| last.role == Role::User);
+        let asked = self.asked();
         let turn = match self.current() {
             Some(turn) if self.is_reading() => turn,
             Some(_) => return Err(Error::InvalidState("the prompt is read already: generate the answer".into())),
@@ -478,7 +547,8 @@ impl Chat {
 
     fn open_turn(&mut self, answers: bool) -> Turning {
         self.replaceable = false;
-        let turn = Turning { began: Instant::now(), kept_turns: self.answered(), answers };
+        let began = self.tokens.as_ref().map_or_else(Instant::now, |(_, since)| *since);
+        let turn = Turning { began, kept_turns: self.answered(), answers };
         self.stats = Stats { messages: self.turns.len(), ..Stats::default() };
         self.phase = Phase::Encode(turn);
         turn
@@ -501,8 +571,10 @@ impl Chat {
 
     /// Encodes the picture where that is still to be done; else makes the prompt and reads its first chunk.
     fn begin(&mut self, model: &ChatModel, turn: Turning, watch: Watch) -> Result<Event> {
-        let prompt = if turn.answers { pure_prompt(&self.turns)? } else { String::new() };
-        let ids = model.tokenizer.encode(&prompt, true)?;
+        let ids = match self.tokens.take() {
+            Some((ids, _)) => ids,
+            None => self.prompts.encode(&self.prompt(turn.answers)?)?,
+        };
         if ids.is_empty() {
             return Err(Error::InvalidState("the model's tokenizer.json makes no tokens of the prompt; it is damaged".into()));
         }
@@ -514,6 +586,7 @@ impl Chat {
         }
         if let Some(ChatImage::Picture(picture)) = &self.image {
             let clock = Instant::now();
+            self.tokens = Some((ids, turn.began));
             let encoded = model.encode_image(picture, watch.progress)?;
             self.image = Some(ChatImage::Tokens(encoded.tokens));
             self.stats.vision = clock.elapsed();
@@ -627,9 +700,15 @@ impl Chat {
     }
 
     fn answer(&self, model: &ChatModel) -> Result<Answer> {
+        // What follows raw prompt text is not trimmed either.
+        let spoken = self.cached.iter().rfind(|id| !model.tokenizer.is_special(**id));
+        let decoder = match (self.turns.last(), spoken) {
+            (Some(Turn { role: Role::Prompt, .. }), Some(last)) => StreamDecoder::after(&model.tokenizer, *last),
+            _ => StreamDecoder::new(&model.tokenizer).trim_start(),
+        };
         Ok(Answer {
             sampler: Sampler::new(self.options.sampling.clone())?,
-            decoder: StreamDecoder::new(&model.tokenizer).trim_start(),
+            decoder,
             stop: StopStrings::new(self.options.stop.clone())?,
             text: String::new(),
         })
@@ -666,6 +745,7 @@ impl Chat {
             return;
         }
         self.turns.truncate(turn.kept_turns);
+        self.tokens = None;
         self.stats.messages = turn.kept_turns;
         if turn.kept_turns == 0 {
             self.image = None;

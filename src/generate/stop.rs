@@ -18,8 +18,9 @@ pub const MAX_STOP_BYTES: usize = 1024;
 
 /// Watches a text that arrives in pieces for strings that end it, and holds back what may be the beginning of one.
 ///
-/// The string that is complete first ends the text; of several complete at the same character, the longest. Where the borders between the
-/// pieces lie makes no difference. The work grows with the text alone, not with the number of strings or their length.
+/// The string that is complete first ends the text; of several complete at the same character, the
+/// longest. Where the borders between the pieces lie makes no difference. The work grows with the
+/// text alone, not with the number of strings or their length.
 #[derive(Debug)]
 pub struct StopStrings {
     /// `None` where there is nothing to watch for.
@@ -51,8 +52,8 @@ impl StopStrings {
     /// Checks the number of stop strings and the length of each.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for more than [`MAX_STOP_STRINGS`], for a string of more than [`MAX_STOP_BYTES`], and for an empty one,
-    /// which would end every text before it begins.
+    /// [`Error::InvalidArgument`] for more than [`MAX_STOP_STRINGS`], for a string of more than
+    /// [`MAX_STOP_BYTES`], and for an empty one, which would end every text before it begins.
     pub fn check(stops: &[String]) -> Result<()> {
         let count = stops.len();
         if count > MAX_STOP_STRINGS {

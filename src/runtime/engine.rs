@@ -11,7 +11,7 @@ use std::{
 use super::{
     callback::Calls,
     lock,
-    op::Op,
+    op::{Control, Op},
     queue::{Queue, Reporter},
 };
 use crate::{
@@ -30,6 +30,12 @@ pub fn run<R: Send + 'static>(op: Op, job: impl FnOnce(&Reporter<R>) -> Result<R
         inject("engine")?;
         job(reporter)
     })
+}
+
+/// Fails where an operation is to end: the library is suspended, the process ends, or the caller
+/// wants it.
+pub fn check(control: &Control) -> Result<()> {
+    engine()?.check(control)
 }
 
 /// As [`run`], for a job that changes something: a cancellation that comes when it is done comes too late.

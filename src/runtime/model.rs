@@ -11,7 +11,7 @@ use std::{
 use mlx_rs::{Array, Dtype};
 use serde::Deserialize;
 
-use super::{Op, Session, Stage, engine, lock, op::Control};
+use super::{Op, Session, Stage, engine, lock, op::Control, tokenize::Places};
 use crate::{
     Error, Result,
     checkpoint::{NewFolder, Quantization, copy_texts, read_json},
@@ -22,7 +22,7 @@ use crate::{
     models::moxin::{MoxinVLM, QuantizeOptions, Source, TokenIds, VLMConfig, is_vision, most_common},
     nn::Matrix,
     process,
-    text::Tokenizer,
+    text::{PromptEncoder, Tokenizer},
 };
 
 /// The files that a model must have beside its configuration and its weights.
@@ -143,6 +143,7 @@ struct Inner {
     vision_hash: blake3::Hash,
     /// Used on the engine thread only.
     loaded: Mutex<Option<ChatModel>>,
+    tokenizing: Arc<Places>,
 }
 
 impl Drop for Inner {
@@ -375,6 +376,11 @@ impl Model {
         })
     }
 
+    /// Where prompts of this model are made tokens of.
+    pub(super) fn tokenizing(&self) -> &Arc<Places> {
+        &self.0.tokenizing
+    }
+
     /// Calls `f` with the weights, its operations going to the model's device. On the engine thread only.
     pub(super) fn with<T>(&self, f: impl FnOnce(&ChatModel) -> Result<T>) -> Result<T> {
         let loaded = lock(&self.0.loaded);
@@ -476,6 +482,7 @@ struct Parts {
     source: Source,
     tokenizer: Tokenizer,
     processor: Processor,
+    prompts: PromptEncoder,
     eos: Vec<u32>,
     clock: Instant,
 }
@@ -494,13 +501,14 @@ impl Parts {
             let processor = Processor::from_file(&processor_path)?;
             check_processor(&processor, &source.config).map_err(|what| Error::corrupt(&processor_path, what))?;
             let eos = eos_ids(folder, &source.config)?;
-            Ok(Parts { source, tokenizer, processor, eos, clock })
+            let prompts = PromptEncoder::new(&tokenizer, &eos)?;
+            Ok(Parts { source, tokenizer, processor, prompts, eos, clock })
         })
     }
 }
 
 fn load(parts: Parts, options: &LoadOptions, device: &Device, progress: &dyn Fn(u64, u64) -> Result<()>) -> Result<Inner> {
-    let Parts { source, tokenizer, processor, eos, clock } = parts;
+    let Parts { source, tokenizer, processor, prompts, eos, clock } = parts;
     let device = options.device(device)?;
     let plan = |path: &str, columns| options.scheme(path, columns);
     let (mut vlm, vision_hash) = device.run(|| source.load(&device, options.memory_limit, &plan, progress))?;
@@ -513,7 +521,7 @@ fn load(parts: Parts, options: &LoadOptions, device: &Device, progress: &dyn Fn(
     log::info!("{} on {} in {:?}: {} bytes", source.folder.path().display(), device.backend.name(), clock.elapsed(), info.weight_bytes);
     let images = RefCell::new(ImageCache::new(options.image_cache));
     let memory = source.memory(device.arithmetic(), &|path, _| schemes.get(path).copied());
-    let model = ChatModel { vlm, processor, tokenizer, eos, memory, images };
+    let model = ChatModel { vlm, processor, tokenizer, prompts, eos, memory, images };
     Ok(Inner {
         info: Mutex::new(info),
         backend: device.backend,
@@ -522,6 +530,7 @@ fn load(parts: Parts, options: &LoadOptions, device: &Device, progress: &dyn Fn(
         source,
         vision_hash,
         loaded: Mutex::new(Some(model)),
+        tokenizing: Arc::default(),
     })
 }
 

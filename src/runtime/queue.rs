@@ -18,7 +18,7 @@ use super::{
 use crate::{Error, Result, panic::guarded, process};
 
 /// How often a thread that waits for its turn looks whether it is still to wait.
-const GLANCE: Duration = Duration::from_millis(20);
+pub const GLANCE: Duration = Duration::from_millis(20);
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -223,7 +223,7 @@ impl Queue {
     }
 
     /// Fails where an operation is to end.
-    fn check(&self, control: &Control) -> Result<()> {
+    pub fn check(&self, control: &Control) -> Result<()> {
         if self.is_ending() {
             return Err(Error::Cancelled);
         }

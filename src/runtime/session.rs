@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -12,6 +12,7 @@ use super::{
     op::Control,
     slot::{Claim, Slot},
     stream::{Next, Streams},
+    tokenize,
 };
 use crate::{
     Error, Result,
@@ -77,11 +78,37 @@ impl Session {
     /// Adds a text. The user's is answered by the next steps; an assistant's is taken as an answer already given. Texts of one role that
     /// follow each other become one message, a line each.
     ///
+    /// It is text: where a control token such as `</s>` is spelt in it, the model reads the
+    /// characters, not the token. See [`Session::add_prompt`] for the other way.
+    ///
     /// # Errors
-    /// [`Error::InvalidState`] for a system text, which this model does not take, and while an answer is being generated.
+    /// [`Error::InvalidState`] for a system text, which this model does not take, and while an
+    /// answer is being generated; [`Error::ContextFull`] where the conversation cannot fit into the
+    /// context, which is known from its length in bytes.
     pub fn add_text(&self, role: Role, text: &str) -> Result<()> {
+        // Before it is copied.
+        lock_chat(self.shared.slot.claim()?.slot(), |chat| chat.check_room(text.len()))?;
         let text = text.to_owned();
         self.change(move |chat| chat.add_text(role, &text))
+    }
+
+    /// Adds prompt text as it is: control tokens spelt in it are control tokens, and nothing is put
+    /// around it but the `<s>` in front of the whole prompt, where it does not begin with one. For
+    /// prompts in a format of one's own; what a user says goes to [`Session::add_text`], which
+    /// makes no control token of it.
+    ///
+    /// The text is a message of [`Role::Prompt`], which the next steps answer. Texts added one
+    /// after the other are joined without anything between them. The answer is not trimmed in
+    /// front, is used as it is in later prompts, and is closed by `</s>` as every answer. Before
+    /// and after such a pair the conversation may have others in the usual form; rewinding and
+    /// forking count it like them. A picture stands behind the first token, as always.
+    ///
+    /// # Errors
+    /// [`Error::InvalidState`] while an answer is being generated, and where a question added with
+    /// [`Session::add_text`] waits for its answer; [`Error::ContextFull`] as for
+    /// [`Session::add_text`].
+    pub fn add_prompt(&self, text: &str) -> Result<()> {
+        self.add_text(Role::Prompt, text)
     }
 
     /// Sets the picture that the conversation is about. It is encoded by the next step. Where the first answer is cancelled or fails, it is
@@ -120,17 +147,40 @@ impl Session {
     /// Does a step that `op` may end too. A step that was done is not cancelled any more: its event is the answer's.
     fn step_of(&self, claim: &Claim<Conversation>, op: Op) -> Result<Event> {
         let (session, slot) = (self.clone(), claim.slot().clone());
-        let event = engine::run_to_its_end(op, move |reporter| {
-            inject("engine")?;
-            let (progress, poll) = (|part| reporter.report(Stage::Encode, part), || reporter.check());
-            session.at(&slot, |chat, loaded| chat.step(loaded, Watch { progress: &progress, poll: &poll }))
-        });
-        match event {
+        let control = Control::new(op.cancel.clone(), op.timeout);
+        let step = move || {
+            engine::run_to_its_end(op, move |reporter| {
+                inject("engine")?;
+                let (progress, poll) = (|part| reporter.report(Stage::Encode, part), || reporter.check());
+                session.at(&slot, |chat, loaded| chat.step(loaded, Watch { progress: &progress, poll: &poll }))
+            })
+        };
+        match self.tokenize(claim, &control).and_then(|()| step()) {
             Err(Error::Cancelled) => match self.withdraw(claim)? {
                 true => Ok(Event::Finished { reason: FinishReason::Cancelled, text: String::new() }),
                 false => Err(Error::InvalidState("there is nothing to answer: add the user's text first".into())),
             },
             event => event,
+        }
+    }
+
+    /// Makes tokens of the prompt that the next step reads, where there is one, off the engine's
+    /// thread. Cancelled, out of time, or suspended it leaves the conversation as it is; any other
+    /// error takes the turn back.
+    fn tokenize(&self, claim: &Claim<Conversation>, control: &Control) -> Result<()> {
+        let since = Instant::now();
+        let encode = |(encoder, prompt)| tokenize::encode(self.model.tokenizing(), encoder, prompt, &|| engine::check(control));
+        match lock_chat(claim.slot(), |chat| chat.untokenized()).and_then(|untokenized| untokenized.map(encode).transpose()) {
+            Ok(Some(ids)) => lock_chat(claim.slot(), |chat| {
+                chat.set_tokens(ids, since);
+                Ok(())
+            }),
+            Ok(None) => Ok(()),
+            Err(error @ (Error::Cancelled | Error::Timeout | Error::Suspended)) => Err(error),
+            Err(error) => {
+                self.withdraw(claim)?;
+                Err(error)
+            }
         }
     }
 
@@ -171,20 +221,22 @@ impl Session {
         loop {
             let (session, slot) = (self.clone(), claim.slot().clone());
             let progress = op.progress.as_mut().map(|progress| &mut **progress as &mut dyn FnMut(Stage, f32) -> bool);
-            let read = engine::run(Op { progress, ..control.op() }, move |reporter| {
-                let (progress, poll) = (|part| reporter.report(Stage::Encode, part), || reporter.check());
-                let (event, reading) = session.at(&slot, |chat, loaded| {
-                    let event = chat.read_step(loaded, Watch { progress: &progress, poll: &poll })?;
-                    Ok((event, chat.is_reading()))
-                })?;
-                if let Event::Prefill { done, total } = event {
-                    match reporter.report(Stage::Prefill, done as f32 / total.max(1) as f32) {
-                        // Nothing is left to be done later.
-                        Err(Error::Suspended) if !reading => {}
-                        goes_on => goes_on?,
+            let read = self.tokenize(&claim, &control).and_then(|()| {
+                engine::run(Op { progress, ..control.op() }, move |reporter| {
+                    let (progress, poll) = (|part| reporter.report(Stage::Encode, part), || reporter.check());
+                    let (event, reading) = session.at(&slot, |chat, loaded| {
+                        let event = chat.read_step(loaded, Watch { progress: &progress, poll: &poll })?;
+                        Ok((event, chat.is_reading()))
+                    })?;
+                    if let Event::Prefill { done, total } = event {
+                        match reporter.report(Stage::Prefill, done as f32 / total.max(1) as f32) {
+                            // Nothing is left to be done later.
+                            Err(Error::Suspended) if !reading => {}
+                            goes_on => goes_on?,
+                        }
                     }
-                }
-                Ok(reading)
+                    Ok(reading)
+                })
             });
             match read {
                 Ok(true) => {}

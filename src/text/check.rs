@@ -1,8 +1,10 @@
 //! What a `tokenizer.json` may ask for, checked before `tokenizers` builds anything of it.
 //!
-//! Each step of a tokenizer may make a text longer, and steps multiply: three that put a thousand characters in the place of one turn a
-//! short prompt into gigabytes. So the most that each chain of steps can make of a byte is computed, and a tokenizer that is far above what
-//! real ones need is refused. The highest of those are SentencePiece's NFKC tables with 33, Llama and Mistral with 12, Qwen with 6.
+//! Each step of a tokenizer may make a text longer, and steps multiply: three that put a thousand
+//! characters in the place of one turn a short prompt into gigabytes. So the most that each chain
+//! of steps can make of a byte is computed, and a tokenizer that is far above what real ones need
+//! is refused. The highest of those are SentencePiece's NFKC tables with 33, Llama and Mistral with
+//! 12, Qwen with 6.
 
 use std::path::Path;
 
@@ -27,7 +29,8 @@ const MAX_FRAME: usize = 64;
 /// The most tokens beside the model's own vocabulary.
 const MAX_ADDED: usize = 1 << 16;
 
-/// The most bytes of their spellings together, normalized where they are to be. The automata that find them take a hundred times as much.
+/// The most bytes of their spellings together, normalized where they are to be. The automata that
+/// find them take a hundred times as much.
 const MAX_ADDED_BYTES: usize = 4 << 20;
 
 /// The most bytes of a token. The longest of real vocabularies have some 256.
@@ -37,6 +40,9 @@ pub const MAX_TOKEN: usize = 1024;
 pub struct Findings {
     /// The most bytes that normalizer and pre-tokenizer make of one.
     pub growth: usize,
+    /// The token for what the vocabulary lacks, by its spelling or its id.
+    pub unk_token: Option<String>,
+    pub unk_id: Option<u32>,
 }
 
 /// The parts of a `tokenizer.json` that are checked.
@@ -68,12 +74,15 @@ struct Model {
     continuing_subword_prefix: Option<String>,
     end_of_word_suffix: Option<String>,
     max_input_chars_per_word: Option<u64>,
+    unk_token: Option<String>,
+    unk_id: Option<u32>,
 }
 
 /// Checks the text of a `tokenizer.json`.
 ///
 /// # Errors
-/// [`Error::UnsupportedModel`] naming the field for what no real tokenizer asks for, [`Error::CorruptModel`] for what is no tokenizer.
+/// [`Error::UnsupportedModel`] naming the field for what no real tokenizer asks for,
+/// [`Error::CorruptModel`] for what is no tokenizer.
 pub fn check(path: &Path, bytes: &[u8]) -> Result<Findings> {
     let parts: Parts = serde_json::from_slice(bytes).map_err(|e| Error::corrupt(path, format!("not a usable tokenizer: {e}")))?;
     let explain = |wrong| match wrong {
@@ -100,7 +109,7 @@ impl Parts {
         at_most("post_processor", "tokens around a text", frame, MAX_FRAME)?;
         self.check_added(normalizer)?;
         self.model.check()?;
-        Ok(Findings { growth: normalizer * pre_tokenizer })
+        Ok(Findings { growth: normalizer * pre_tokenizer, unk_token: self.model.unk_token, unk_id: self.model.unk_id })
     }
 
     fn check_added(&self, growth: usize) -> Checked<()> {
@@ -174,8 +183,9 @@ fn within_growth(field: &str, growth: usize) -> Checked<usize> {
     }
 }
 
-/// The figures of Unicode's normal forms are those of its FAQ on normalization. A step may be applied to each stretch between two added
-/// tokens, one byte long, so that what is put in front of a text counts in full.
+/// The figures of Unicode's normal forms are those of its FAQ on normalization. A step may be
+/// applied to each stretch between two added tokens, one byte long, so that what is put in front of
+/// a text counts in full.
 fn normalizer_growth(kind: &str, step: &Value, field: &str) -> Checked<usize> {
     Ok(match kind {
         "Strip" | "StripAccents" | "Nmt" => 1,
@@ -217,18 +227,21 @@ fn decoder_growth(kind: &str, step: &Value, field: &str) -> Checked<usize> {
             Pattern::String(_) => replace_growth(step, field)?,
         },
         "ByteFallback" | "Fuse" | "Metaspace" | "Strip" => 1,
-        // A space for each token, or for an empty delimiter between all characters; U+FFFD for a byte that is none of a character's.
+        // A space for each token, or for an empty delimiter between all characters; U+FFFD for a
+        // byte that is none of a character's.
         "BPEDecoder" | "WordPiece" | "CTC" | "ByteLevel" => 2,
         _ => return Err(unknown_type(kind, field)),
     })
 }
 
-/// What a `Replace` step can make of a byte: of the shortest text that its pattern matches, its content.
+/// What a `Replace` step can make of a byte: of the shortest text that its pattern matches, its
+/// content.
 fn replace_growth(step: &Value, field: &str) -> Checked<usize> {
     let content = text(step, "content", field)?.len();
     let shortest = match pattern(step, field)? {
         Pattern::String(pattern) => pattern.len(),
-        // What this parser does not know, `fancy-regex` runs by backtracking, which takes time without bound.
+        // What this parser does not know, `fancy-regex` runs by backtracking, which takes time
+        // without bound.
         Pattern::Regex(pattern) => match Parser::new().parse(pattern) {
             Ok(hir) => hir.properties().minimum_len().unwrap_or(1),
             Err(error) => {
@@ -259,7 +272,8 @@ fn pattern<'a>(step: &'a Value, field: &str) -> Checked<Pattern<'a>> {
     Ok(pattern)
 }
 
-/// The longest replacement in one of SentencePiece's tables: its size, a trie of that size, then the replacements, each ended by a NUL.
+/// The longest replacement in one of SentencePiece's tables: its size, a trie of that size, then
+/// the replacements, each ended by a NUL.
 fn longest_replacement(table: &str, field: &str) -> Checked<usize> {
     let bytes = base64::decode(table).map_err(|e| Wrong::Corrupt(format!("{field}.precompiled_charsmap: {e}")))?;
     let replacements = bytes.split_first_chunk::<4>().and_then(|(size, rest)| rest.get(u32::from_le_bytes(*size) as usize..));

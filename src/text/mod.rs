@@ -2,13 +2,15 @@
 
 mod check;
 mod detokenizer;
+mod encoder;
 mod prompt;
 mod tokenizer;
 
 use std::path::Path;
 
 pub use detokenizer::StreamDecoder;
-pub use prompt::{Role, Turn, pure_prompt};
+pub use encoder::PromptEncoder;
+pub use prompt::{Prompt, Role, Turn, pure_prompt};
 pub use tokenizer::Tokenizer;
 
 use crate::Result;

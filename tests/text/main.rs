@@ -3,6 +3,7 @@
 
 mod check;
 mod detokenizer;
+mod encoder;
 mod prompt;
 mod sampler;
 mod stop;

@@ -72,14 +72,15 @@ public actor VLMModel {
     /// - Parameters:
     ///   - system: Instructions before it. Moxin takes none.
     ///   - options: How answers are generated unless asked otherwise.
-    ///   - transcript: What was said already: questions and answers in turn, beginning with a question and ending with an answer.
+    ///   - transcript: What was said already: questions, or raw prompts, and answers in turn, beginning with a question and ending with an answer.
     /// - Throws: ``VLMError/invalidArgument(_:)`` naming the option; ``VLMError/invalidState(_:)`` for a system text that the model does not
     ///   take; ``VLMError/outOfMemory(_:)`` where a conversation of ``GenerationOptions/maxContext`` positions would not fit.
     public func makeSession(
         system: String? = nil, options: GenerationOptions = GenerationOptions(), transcript: [Turn] = []
     ) throws -> VLMSession {
-        let roles = transcript.map(\.role)
-        guard roles == roles.indices.map({ $0.isMultiple(of: 2) ? .user : .assistant }), roles.count.isMultiple(of: 2) else {
+        let answers = transcript.indices.map { !$0.isMultiple(of: 2) }
+        let hasSystem = transcript.contains { $0.role == .system }
+        guard transcript.map({ $0.role == .assistant }) == answers, transcript.count.isMultiple(of: 2), !hasSystem else {
             throw VLMError.invalidArgument(.init(message: "a transcript has questions and answers in turn, and ends with an answer"))
         }
         let session = try options.withParams { params in
