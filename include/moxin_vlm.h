@@ -17,7 +17,8 @@
  *           must return: no exception and no longjmp may leave it.
  * Process   When the process ends, calls in exit handlers are answered at once, and no callback is called any more. In a child
  *           that was forked after the library was first used, every call that can fail returns INVALID_STATE, and frees give
- *           nothing back: fork before the first use, or call exec in the child.
+ *           nothing back: fork before the first use, or call exec in the child. Where the library was computing at the fork, the
+ *           child's exit may skip handlers that were registered before the library's first use.
  * Structs   Parameter structs are set up by their _init function, which also writes struct_size; NULL stands for the defaults.
  *           Structs that receive results have struct_size set by the caller: `moxin_event event = { sizeof event };`
  * Text      UTF-8. What comes in is a pointer and a length, or MOXIN_STRLEN for text that ends with NUL. What goes out is also
@@ -648,11 +649,12 @@ typedef struct moxin_session_params {
      */
     uint32_t logprobs;
     /**
-     * Texts that end an answer, NUL-terminated UTF-8; they are not part of it. May be NULL where stop_count is 0.
+     * Texts that end an answer, NUL-terminated UTF-8, of 1 to 1024 bytes each; they are not part
+     * of it. May be NULL where stop_count is 0.
      */
     const char *const *stop;
     /**
-     * The number of these texts.
+     * The number of these texts, 0 to 64.
      */
     size_t stop_count;
 } moxin_session_params;
@@ -999,8 +1001,11 @@ void moxin_error_free(struct moxin_error *error);
  * Encodes the picture, or reads one chunk of the prompt, or generates one token, and tells of it in *out_event, whose struct_size must be
  * set. Call it until the event is FINISHED.
  *
- * A failure takes the turn back, its texts and a picture added with them; the session can go on with another. SUSPENDED does not: the next
- * step goes on where this one did not. Fails with INVALID_STATE where there is nothing to answer or the model was unloaded, CONTEXT_FULL for
+ * moxin_session_cancel is heard before every layer: the event is then FINISHED with MOXIN_FINISH_REASON_CANCELLED, and the turn is taken
+ * back. So does a failure: the turn's texts go, and a picture added with them; the session can go on with another. SUSPENDED does not: the
+ * next step goes on where this one did not, and until then an answer is being generated. After BACKEND and PANIC all is read anew.
+ *
+ * Fails with INVALID_STATE where there is nothing to answer or the model was unloaded, CONTEXT_FULL for
  * a prompt that does not fit, OUT_OF_MEMORY, BUSY, SUSPENDED, BACKEND.
  */
 enum moxin_status moxin_generate_step(const struct moxin_session *session,
@@ -1031,9 +1036,16 @@ enum moxin_status moxin_generate_start(const struct moxin_session *session,
  * Reads the prompt ahead, so that the first token of the answer comes at once: encodes the picture and computes keys and values, in chunks
  * between which other sessions have their turns. Before the first question it reads the picture alone.
  *
- * op, error: may be NULL. Progress has the stages MOXIN_STAGE_ENCODE and MOXIN_STAGE_PREFILL.
+ * op, error: may be NULL. Progress has the stages MOXIN_STAGE_ENCODE and MOXIN_STAGE_PREFILL. The op's cancel object, moxin_session_cancel,
+ * the time limit and moxin_suspend are heard before every block of an encoder and every layer of the decoder.
  *
- * Fails as moxin_generate_step does, with INVALID_STATE where there is nothing to read, with CANCELLED, TIMEOUT.
+ * Fails as moxin_generate_step does, with INVALID_STATE where there is nothing to read, with CANCELLED, TIMEOUT. No failure leaves an answer
+ * being generated. What was added is kept or taken back so:
+ *
+ * - SUSPENDED: all is kept. The next call, or an answer, goes on where this one ended, and texts may be added before.
+ * - Any other failure, while the picture is read alone: the picture is kept. After CANCELLED and TIMEOUT what was read is not read again.
+ *   A picture that is kept so, or after SUSPENDED, may be replaced: adding one does not fail.
+ * - Any other failure, where there is a question: the turn is taken back, its texts and a picture added with them.
  */
 enum moxin_status moxin_session_prefill(const struct moxin_session *session,
                                         const struct moxin_op *op,
@@ -1169,9 +1181,9 @@ enum moxin_status moxin_set_log(moxin_log_fn log,
 enum moxin_status moxin_set_cpu_threads(uint32_t threads);
 
 /**
- * Lets nothing compute from now on: for an app that goes to the background, which iOS ends if it submits work to the GPU there.
+ * Lets nothing compute from now on: for an app that goes to the background, where iOS refuses work for the GPU and answers would fail.
  *
- * Operations fail with MOXIN_STATUS_SUSPENDED until moxin_resume; a load, an encoding or a prefill that is under way ends so too; a stream
+ * Operations fail with MOXIN_STATUS_SUSPENDED until moxin_resume; what is under way ends so too, at its next tensor, block or layer; a stream
  * pauses and goes on later. Conversations stay as they are. What computes nothing works all the while: adding to a conversation, cancelling,
  * freeing, moxin_model_unload, moxin_memory_trim. The call returns when nothing is under way any more.
  *
@@ -1217,8 +1229,9 @@ void moxin_model_params_init(struct moxin_model_params *params, size_t struct_si
  * path: the folder, UTF-8, NUL-terminated. params, op, error: may be NULL. *out_model receives a model that the caller frees with
  * moxin_model_free. Progress has the stage MOXIN_STAGE_LOAD.
  *
- * Fails with NOT_FOUND, CORRUPT_MODEL, UNSUPPORTED_MODEL or IO, naming the file and the field or tensor; with OUT_OF_MEMORY before any weight
- * is read; with BACKEND_UNAVAILABLE, CANCELLED, TIMEOUT, SUSPENDED.
+ * Fails with NOT_FOUND, CORRUPT_MODEL, UNSUPPORTED_MODEL or IO, naming the file and the field or
+ * tensor; with INVALID_ARGUMENT where path is no folder; with OUT_OF_MEMORY before any weight is
+ * read; with BACKEND_UNAVAILABLE, CANCELLED, TIMEOUT, SUSPENDED.
  */
 enum moxin_status moxin_model_load(const char *path,
                                    const struct moxin_model_params *params,
@@ -1231,7 +1244,8 @@ enum moxin_status moxin_model_load(const char *path,
  *
  * path: the folder, UTF-8, NUL-terminated.
  *
- * Fails with NOT_FOUND, CORRUPT_MODEL, UNSUPPORTED_MODEL or IO.
+ * Fails with NOT_FOUND, CORRUPT_MODEL, UNSUPPORTED_MODEL, IO, or INVALID_ARGUMENT where path is no
+ * folder.
  */
 enum moxin_status moxin_model_inspect(const char *path,
                                       struct moxin_model_info *out_info,
@@ -1290,15 +1304,28 @@ enum moxin_status moxin_model_quantize(const struct moxin_model *model,
                                        struct moxin_error **error);
 
 /**
- * Writes a model as it is now to a folder that moxin_model_load reads, in the form of MLX's community: the names of the folder that it comes
- * from, ".scales" and ".biases" beside what is quantized, "quantization" in config.json, files of at most 5 GB. Tokenizer and processor files
- * are copied, and so is what is not quantized, number for number. Nothing is at the place before all is written.
+ * Writes a model as it is now to a folder that moxin_model_load reads, in the form of MLX's
+ * community: the names of the folder that it comes from, ".scales" and ".biases" beside what is
+ * quantized, "quantization" in config.json, files of at most 5 GB. What is not quantized is
+ * copied, number for number. Of the other files those are copied that a model is known to have:
+ * tokenizer, processor and generation settings, chat templates, README.md, licences. A link is
+ * followed to a file of the same folder and, in a snapshot of Hugging Face's cache, to that cache.
  *
- * directory: UTF-8, NUL-terminated; it is replaced as a whole where it exists and overwrite is true. op, error: may be NULL. Progress has the
- * stage MOXIN_STAGE_SAVE.
+ * Nothing is at the place before all is written. With overwrite an empty folder is replaced, or a
+ * model's: one that holds files alone, among them a config.json with a "model_type". All its files
+ * go. A whole model is at the place at any moment, also where the process is killed; what is left
+ * then beside it is a hidden folder whose name begins with ".moxin-vlm-". Only where a file system
+ * cannot exchange two folders nothing is there for a moment.
  *
- * Fails with INVALID_ARGUMENT where the folder exists and overwrite is false, or is the one that the model comes from; with IO, INVALID_STATE
- * where the model was unloaded, CANCELLED, TIMEOUT, SUSPENDED. Whatever fails leaves nothing behind, and what was there.
+ * directory: UTF-8, NUL-terminated. op, error: may be NULL. Progress has the stage
+ * MOXIN_STAGE_SAVE.
+ *
+ * Fails with INVALID_ARGUMENT where something is there and overwrite is false, where it is
+ * something else than such a folder, where it is the folder that the model comes from or holds
+ * that, and where a file to be copied is a link elsewhere; with NOT_FOUND where the folder that
+ * the model comes from is gone, CORRUPT_MODEL where a file in it is none any more, INVALID_STATE
+ * where the model was unloaded or the folder to be replaced changes meanwhile, IO, CANCELLED,
+ * TIMEOUT, SUSPENDED. Whatever fails leaves nothing behind, and what was there.
  */
 enum moxin_status moxin_model_save(const struct moxin_model *model,
                                    const char *directory,
@@ -1402,13 +1429,39 @@ enum moxin_status moxin_session_fork(const struct moxin_session *session,
 /**
  * Adds a text to the conversation: a question, which the next steps answer, or an answer already given. len: bytes, or MOXIN_STRLEN.
  *
- * Fails with INVALID_STATE for a system text, which Moxin takes none of, and while an answer is being generated; with BUSY.
+ * It is text: where a control token such as `</s>` is spelt in it, the model reads the characters,
+ * not the token. See moxin_session_add_prompt for the other way.
+ *
+ * Fails with INVALID_STATE for a system text, which Moxin takes none of, and while an answer is
+ * being generated; with CONTEXT_FULL where the conversation cannot fit into the context, which is
+ * known from its length in bytes; with BUSY.
  */
 enum moxin_status moxin_session_add_text(const struct moxin_session *session,
                                          moxin_role role,
                                          const char *data,
                                          size_t len,
                                          struct moxin_error **error);
+
+/**
+ * Adds prompt text as it is: control tokens spelt in it are control tokens, and nothing is put
+ * around it but the `<s>` in front of the whole prompt, where it does not begin with one. For
+ * prompts in a format of your own; what a user says goes to moxin_session_add_text, which makes no
+ * control token of it. len: bytes, or MOXIN_STRLEN.
+ *
+ * The text is a message, which the next steps answer. Texts added one after the other are joined
+ * without anything between them. The answer is not trimmed in front, is used as it is in later
+ * prompts, and is closed by `</s>` as every answer. Before and after such a pair the conversation
+ * may have others in the usual form; moxin_session_rewind and moxin_session_fork count it like
+ * them. A picture stands behind the first token, as always.
+ *
+ * Fails with INVALID_STATE while an answer is being generated, and where a question added with
+ * moxin_session_add_text waits for its answer; with CONTEXT_FULL as moxin_session_add_text; with
+ * BUSY.
+ */
+enum moxin_status moxin_session_add_prompt(const struct moxin_session *session,
+                                           const char *data,
+                                           size_t len,
+                                           struct moxin_error **error);
 
 /**
  * Sets the picture that the conversation is about; it is encoded by the next step. The image may be freed at once.
@@ -1430,9 +1483,9 @@ enum moxin_status moxin_session_add_embedding(const struct moxin_session *sessio
                                               struct moxin_error **error);
 
 /**
- * Ends the answer that is being generated, or the question that waits for one, from any thread: its next step, or its stream's last event, is
- * FINISHED with MOXIN_FINISH_REASON_CANCELLED, and the turn is taken back. Where there is neither it does nothing: what is added afterwards is
- * not touched. NULL is fine. It only stores a flag, so that a signal handler may call it.
+ * Ends the answer that is being generated, or the question that waits for one, from any thread, within a layer: its step, or its stream's
+ * last event, is FINISHED with MOXIN_FINISH_REASON_CANCELLED, and the turn is taken back. A moxin_session_prefill that is under way fails
+ * with CANCELLED. Where there is none of these it does nothing: what is added afterwards is not touched. NULL is fine. It only stores a flag, so that a signal handler may call it.
  */
 void moxin_session_cancel(const struct moxin_session *session);
 

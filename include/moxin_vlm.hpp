@@ -243,7 +243,7 @@ struct QuantOptions : moxin_quant_params {
 struct SessionOptions : moxin_session_params {
     SessionOptions() : moxin_session_params() { moxin_session_params_init(this, sizeof(moxin_session_params)); }
 
-    /// Texts that end an answer; they are not part of it.
+    /// Texts that end an answer; they are not part of it. At most 64, of 1 to 1024 bytes each.
     std::vector<std::string> stop;
 
     /// Makes a call with these options in the form of C.
@@ -397,6 +397,10 @@ public:
     }
 
     /// Writes the model as it is now to a folder that can be loaded. Progress has MOXIN_STAGE_SAVE.
+    ///
+    /// With overwrite an empty folder is replaced, or a model's: one that holds files alone, among
+    /// them a config.json with a "model_type". Never the folder that the model comes from, nor one
+    /// that holds it: see moxin_model_save.
     void save(std::string_view directory, bool overwrite = false, Op op = {}) const
     {
         std::string folder(directory);
@@ -579,6 +583,13 @@ public:
         detail::call(moxin_session_add_text, get(), role, text.empty() ? "" : text.data(), text.size());
     }
 
+    /// Adds prompt text as it is: control tokens spelt in it are control tokens. See
+    /// moxin_session_add_prompt.
+    void add_prompt(std::string_view text)
+    {
+        detail::call(moxin_session_add_prompt, get(), text.empty() ? "" : text.data(), text.size());
+    }
+
     void add_image(const Image &image) { detail::call(moxin_session_add_image, get(), image.get()); }
 
     void add_embedding(const Embedding &embedding) { detail::call(moxin_session_add_embedding, get(), embedding.get()); }
@@ -607,7 +618,7 @@ public:
         return detail::Push::start(get(), std::make_unique<detail::Push>(std::move(on_event), std::move(op)));
     }
 
-    /// Ends the answer that is being generated, from any thread.
+    /// Ends the answer that is being generated, or a prefill, from any thread, within a layer.
     void cancel() const noexcept { moxin_session_cancel(get()); }
 
     /// A second session with the same conversation, which goes its own way from here.

@@ -72,9 +72,9 @@ pub enum Error {
     #[error("the library is suspended; resume it first")]
     Suspended,
     /// Not enough room in the context for the prompt.
-    #[error("the prompt needs {needed} tokens and the context holds {limit}; shorten the conversation or raise the context limit")]
+    #[error("the prompt needs at least {needed} tokens and the context holds {limit}; shorten the conversation or raise the context limit")]
     ContextFull {
-        /// Tokens of the prompt.
+        /// The fewest tokens that the prompt and an answer take.
         needed: usize,
         /// Tokens that the context holds.
         limit: usize,

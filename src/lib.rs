@@ -27,6 +27,7 @@ pub mod checkpoint;
 pub mod device;
 pub mod error;
 pub mod ffi;
+mod file;
 pub mod generate;
 pub mod image;
 pub mod models;

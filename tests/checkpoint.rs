@@ -296,7 +296,7 @@ fn an_index_must_match_its_shards() {
     corrupt(error, "one.safetensors");
 
     let error = open_error(&[(INDEX, &index("{\"a.weight\":\"nul\\u0000\"}"))]);
-    assert!(matches!(error, Error::Io { .. }), "{error:?}");
+    assert_says(&corrupt(error, INDEX), &["`a.weight`", "same folder"]);
 }
 
 #[test]
@@ -466,6 +466,6 @@ fn json_errors_name_file_field_and_place() {
 
     let huge = folder(&[("huge.json", b"{}")]);
     let path = huge.path().join("huge.json");
-    File::options().write(true).open(&path).unwrap().set_len((64 << 20) + 1).unwrap();
-    assert_says(&corrupt(read_json::<Config>(&path, "the configuration").unwrap_err(), "huge.json"), &["67108865", "67108864"]);
+    File::options().write(true).open(&path).unwrap().set_len((16 << 20) + 1).unwrap();
+    assert_says(&corrupt(read_json::<Config>(&path, "the configuration").unwrap_err(), "huge.json"), &["16777217", "16777216"]);
 }

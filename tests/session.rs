@@ -371,6 +371,54 @@ fn a_full_context_ends_an_answer() {
     assert_eq!(ask(&session, DESCRIBE), cut);
 }
 
+/// A prompt in the caller's own form: written as the library writes it, it has the same tokens and
+/// the same answer.
+#[test]
+fn a_raw_prompt_is_answered_as_it_is() {
+    let usual = looking(greedy());
+    let (first, second) = (ask(&usual, DESCRIBE), ask(&usual, COUNT));
+
+    let raw = looking(greedy());
+    let ask_raw = |session: &Session, prompt: &str| {
+        session.add_prompt(prompt).unwrap();
+        answer(session).unwrap()
+    };
+    let question = |text: &str| format!("In: {text}\nOut:");
+    let found = ask_raw(&raw, &question(DESCRIBE));
+    assert_eq!((&found.tokens, found.text), (&first.tokens, format!(" {}", first.text)));
+    let waiting = raw.fork().unwrap();
+
+    // The conversation goes on in the caller's form, or in the usual one; what was read is not read
+    // again.
+    let prompt_tokens = raw.stats().prompt_tokens;
+    assert_eq!(ask_raw(&raw, &question(COUNT)).tokens, second.tokens);
+    assert!(raw.stats().reused_tokens > prompt_tokens, "{:?}", raw.stats());
+    assert_eq!(ask(&waiting, COUNT).tokens, second.tokens);
+    assert!(waiting.stats().reused_tokens > prompt_tokens, "{:?}", waiting.stats());
+    let roles: Vec<_> = waiting.turns().unwrap().iter().map(|turn| turn.role).collect();
+    assert_eq!(roles, [Role::Prompt, Role::Assistant, Role::User, Role::Assistant]);
+
+    // It can be asked again, and put differently.
+    raw.rewind(3).unwrap();
+    assert_eq!(answer(&raw).unwrap().tokens, second.tokens);
+    raw.rewind(2).unwrap();
+    assert_eq!(ask(&raw, COUNT).tokens, second.tokens);
+
+    // The whole of a conversation in one prompt.
+    let whole = looking(greedy());
+    let told = format!("{} {}</s>{}", question(DESCRIBE), first.text, question(COUNT));
+    assert_eq!(ask_raw(&whole, &told).tokens, second.tokens);
+    assert_eq!(whole.turns().unwrap().len(), 2);
+
+    // One question at a time, in one form.
+    whole.add_prompt("In: ").unwrap();
+    assert!(matches!(whole.add_text(Role::User, COUNT), Err(Error::InvalidState(_))));
+    whole.add_prompt(&question(COUNT)[4..]).unwrap();
+    assert_eq!(whole.turns().unwrap()[2].text, question(COUNT));
+    usual.add_text(Role::User, COUNT).unwrap();
+    assert!(matches!(usual.add_prompt("In: "), Err(Error::InvalidState(_))));
+}
+
 #[test]
 fn a_prompt_that_is_too_long_is_refused_and_taken_back() {
     let free = looking(greedy());
@@ -384,9 +432,11 @@ fn a_prompt_that_is_too_long_is_refused_and_taken_back() {
     assert_eq!(session.turns().unwrap(), []);
 
     let session = looking(GenerationOptions { max_context: Some(prompt + expected.tokens.len()), ..greedy() });
-    session.add_text(Role::User, &"What is there? ".repeat(20_000)).unwrap();
+    // Known from its tokens, or from its length alone.
+    session.add_text(Role::User, &"What is there? ".repeat(200)).unwrap();
     assert!(matches!(answer(&session), Err(Error::ContextFull { .. })));
     session.add_embedding(&DEMO).unwrap();
+    assert!(matches!(session.add_text(Role::User, &"What is there? ".repeat(20_000)), Err(Error::ContextFull { .. })));
     assert_eq!(ask(&session, COUNT), expected);
 }
 

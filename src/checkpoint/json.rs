@@ -1,28 +1,22 @@
 //! JSON files.
 
-use std::io::Read;
 use std::path::Path;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::open_file;
-use crate::{Error, Result};
+use crate::{Error, Result, file};
 
-/// No JSON file of a model comes near: the largest, `tokenizer.json`, has up to about 35 MB.
-const MAX_BYTES: u64 = 64 << 20;
-
-/// Reads a JSON file, at most 64 MiB long. `what` says what the file is for, should it be missing.
+/// Reads a JSON file, at most 16 MiB long. `what` says what the file is for, should it be missing.
 ///
 /// Fails with [`Error::NotFound`], [`Error::Io`], or [`Error::CorruptModel`] that names the field, line and column at fault.
 pub fn read_json<T: DeserializeOwned>(path: &Path, what: &str) -> Result<T> {
-    let (file, size) = open_file(path, what)?;
-    if size > MAX_BYTES {
-        return Err(Error::corrupt(path, format!("{what} has {size} bytes; expected at most {MAX_BYTES}")));
-    }
-    let mut bytes = Vec::new();
-    file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(|e| Error::io(path, what, e))?;
-    parse(&bytes).map_err(|e| Error::corrupt(path, e))
+    parse_file(path, &file::read_json(path, what, file::MAX_JSON_BYTES)?)
+}
+
+/// Parses the content of a JSON file.
+pub(crate) fn parse_file<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
+    parse(bytes).map_err(|e| Error::corrupt(path, e))
 }
 
 /// Parses one JSON value; an error names the field where it is known.

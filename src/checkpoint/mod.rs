@@ -10,19 +10,23 @@ mod safetensors;
 mod save;
 mod weights;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+pub(crate) use self::json::parse_file;
 pub use self::json::read_json;
 pub use self::quantization::{Mode, Quantization, QuantizationConfig};
 pub use self::safetensors::TensorInfo;
-pub use self::save::{Content, NewFolder, SavedTensor, write_folder};
+pub(crate) use self::save::{Content, NewFolder, SavedTensor, copy_texts, write_model};
 pub use self::weights::{LoadContext, Plan, Weights};
-use crate::{Error, Result};
+use crate::{Error, Result, file::Folder};
+
+/// Files of weights that stay open at a time: on Apple systems a program may have 256 files open in
+/// all.
+const MAX_SHARDS: usize = 128;
 
 /// The weights of a model folder: what tensors there are and where they lie. The files stay open, their data unread.
 #[derive(Debug, Clone)]
@@ -38,22 +42,22 @@ impl Checkpoint {
     /// Reads and checks the headers only. Fails with [`Error::NotFound`] for a missing folder or file, [`Error::CorruptModel`] for a file
     /// that is damaged or contradicts itself, [`Error::UnsupportedModel`] for a tensor larger than MLX can hold.
     pub fn open(folder: &Path) -> Result<Self> {
-        let kind = fs::metadata(folder).map_err(|e| Error::io(folder, "the model folder", e))?;
-        if !kind.is_dir() {
-            return Err(Error::InvalidArgument(format!(
-                "{} is not a folder; a model is a folder with config.json and weights",
-                folder.display()
-            )));
-        }
+        Folder::open(folder, "a model: a folder with config.json and weights")?;
         let single = folder.join("model.safetensors");
-        let index = folder.join("model.safetensors.index.json");
-        if exists(&single)? {
-            return Ok(Self { tensors: safetensors::open(&single, "the model's weights")?, path: single });
+        match safetensors::open(&single, "the model's weights", &mut { safetensors::MAX_HEADER_BYTES }) {
+            Ok(tensors) => return Ok(Self { tensors, path: single }),
+            Err(Error::NotFound { .. }) => {}
+            Err(error) => return Err(error),
         }
-        if exists(&index)? {
-            return Ok(Self { tensors: open_shards(folder, &index)?, path: index });
+        let path = folder.join("model.safetensors.index.json");
+        match read_json(&path, "the index of the model's weights") {
+            Ok(index) => Ok(Self { tensors: open_shards(folder, &path, index)?, path }),
+            Err(Error::NotFound { .. }) => {
+                let what = "the model's weights; there is no model.safetensors.index.json either".into();
+                Err(Error::NotFound { path: single, what })
+            }
+            Err(error) => Err(error),
         }
-        Err(Error::NotFound { path: single, what: "the model's weights; there is no model.safetensors.index.json either".into() })
     }
 
     /// The file that the weights were found by: `model.safetensors` or the index.
@@ -79,18 +83,6 @@ impl Checkpoint {
     /// Elements of all tensors together.
     pub fn parameter_count(&self) -> u64 {
         self.tensors.values().map(|t| t.shape.iter().product::<usize>() as u64).sum()
-    }
-
-    /// Tells checkpoints apart: a hash of the names, dtypes and shapes of the tensors that are meant and of samples of their numbers. Reads at
-    /// most 8 KiB a tensor.
-    pub fn fingerprint(&self, is_meant: impl Fn(&str) -> bool) -> Result<u64> {
-        let mut hasher = blake3::Hasher::new();
-        for (name, tensor) in self.tensors.iter().filter(|(name, _)| is_meant(name)) {
-            tensor.sample(name, &mut hasher)?;
-        }
-        let mut first = [0; 8];
-        hasher.finalize_xof().fill(&mut first);
-        Ok(u64::from_be_bytes(first))
     }
 
     /// Whether the files are as they were when they were opened, as far as their sizes and times tell.
@@ -123,19 +115,25 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-fn open_shards(folder: &Path, index_path: &Path) -> Result<BTreeMap<String, TensorInfo>> {
-    let index: Index = read_json(index_path, "the index of the model's weights")?;
+fn open_shards(folder: &Path, index_path: &Path, index: Index) -> Result<BTreeMap<String, TensorInfo>> {
+    // An index could otherwise have any file of the machine read: only a bare name is its own last
+    // component.
+    let is_bare = |file: &String| Path::new(file).file_name() == Some(OsStr::new(file)) && !file.contains('\0');
+    if let Some((name, file)) = index.weight_map.iter().find(|(_, file)| !is_bare(file)) {
+        let what = format!("weight_map places `{name}` in `{file}`; expected the name of a file in the same folder, without a path");
+        return Err(Error::corrupt(index_path, what));
+    }
+    let files = index.weight_map.values().collect::<BTreeSet<_>>().len();
+    if files > MAX_SHARDS {
+        return Err(Error::unsupported(index_path, format!("weight_map names {files} files; at most {MAX_SHARDS} are supported")));
+    }
+    let mut header_bytes = safetensors::MAX_HEADER_BYTES;
     let mut shards = HashMap::new();
     let mut tensors = BTreeMap::new();
     for (name, file) in index.weight_map {
-        // An index could otherwise have any file of the machine read: only a bare name is its own last component.
-        if Path::new(&file).file_name() != Some(OsStr::new(&file)) {
-            let what = format!("weight_map places `{name}` in `{file}`; expected the name of a file in the same folder, without a path");
-            return Err(Error::corrupt(index_path, what));
-        }
         if !shards.contains_key(&file) {
             let what = format!("a shard of the weights, which holds `{name}` by {}", index_path.display());
-            shards.insert(file.clone(), safetensors::open(&folder.join(&file), &what)?);
+            shards.insert(file.clone(), safetensors::open(&folder.join(&file), &what, &mut header_bytes)?);
         }
         let Some(tensor) = shards.get_mut(&file).and_then(|shard| shard.remove(&name)) else {
             return Err(Error::corrupt(index_path, format!("weight_map places `{name}` in {file}, which has no such tensor")));
@@ -143,19 +141,4 @@ fn open_shards(folder: &Path, index_path: &Path) -> Result<BTreeMap<String, Tens
         tensors.insert(name, tensor);
     }
     Ok(tensors)
-}
-
-fn exists(path: &Path) -> Result<bool> {
-    path.try_exists().map_err(|e| Error::io(path, "the model's weights", e))
-}
-
-/// Opens a file for reading; returns it with its size in bytes.
-fn open_file(path: &Path, what: &str) -> Result<(File, u64)> {
-    let failed = |e| Error::io(path, what, e);
-    // Asked before opening: opening a named pipe waits for a writer.
-    let meta = fs::metadata(path).map_err(failed)?;
-    if !meta.is_file() {
-        return Err(Error::corrupt(path, format!("is not a file; expected {what}")));
-    }
-    Ok((File::open(path).map_err(failed)?, meta.len()))
 }

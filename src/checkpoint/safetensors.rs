@@ -14,14 +14,13 @@ use safetensors::tensor::{Dtype, TensorInfo as Entry};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
-use super::{json, open_file};
-use crate::{Error, Result};
+use super::json;
+use crate::{Error, Result, file};
 
 const LENGTH_BYTES: u64 = 8;
-/// The limit that the safetensors library sets.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
-/// Read from each end of a tensor to tell checkpoints apart.
-const SAMPLE_BYTES: u64 = 4096;
+/// The most that the headers of a checkpoint may have together. The largest models that are
+/// published have about 13 MB.
+pub(super) const MAX_HEADER_BYTES: u64 = 16 << 20;
 /// MLX counts in `int`.
 const MAX_ELEMENTS: usize = i32::MAX as usize;
 
@@ -68,41 +67,24 @@ impl TensorInfo {
 
     /// Reads the tensor's bytes: elements in C order, little-endian.
     pub fn read(&self) -> Result<Vec<u8>> {
-        self.read_part(0, self.bytes)
-    }
-
-    /// Reads some of the tensor's bytes.
-    fn read_part(&self, start: u64, bytes: u64) -> Result<Vec<u8>> {
         let mut data = Vec::new();
-        self.read_part_into(start, bytes, &mut data)?;
+        self.read_into(&mut data)?;
         Ok(data)
     }
 
     /// Reads the tensor's bytes into a buffer, which grows where it must; they are its first ones.
     pub(super) fn read_into<'b>(&self, buffer: &'b mut Vec<u8>) -> Result<&'b [u8]> {
-        self.read_part_into(0, self.bytes, buffer)?;
-        Ok(&buffer[..self.bytes as usize])
-    }
-
-    fn read_part_into(&self, start: u64, bytes: u64, buffer: &mut Vec<u8>) -> Result<()> {
-        let bytes = bytes as usize;
+        let bytes = self.bytes as usize;
         let more = bytes.saturating_sub(buffer.len());
         let read = buffer.try_reserve_exact(more).map_err(|_| ErrorKind::OutOfMemory.into()).and_then(|()| {
             buffer.resize(buffer.len() + more, 0);
-            self.file.file.read_exact_at(&mut buffer[..bytes], self.offset + start)
+            self.file.file.read_exact_at(&mut buffer[..bytes], self.offset)
         });
         read.map_err(|source| match source.kind() {
             ErrorKind::UnexpectedEof => self.corrupt("the file ends within this tensor; it was longer when the model was opened"),
             _ => Error::Io { path: self.file().into(), source },
-        })
-    }
-
-    /// Adds to a hash what tells this tensor from others: its name, dtype and shape, its first bytes and its last.
-    pub(super) fn sample(&self, name: &str, hasher: &mut blake3::Hasher) -> Result<()> {
-        hasher.update(format!("{name} {} {:?}\n", self.dtype, self.shape).as_bytes());
-        let sample = self.bytes.min(SAMPLE_BYTES);
-        hasher.update(&self.read_part(0, sample)?).update(&self.read_part(self.bytes - sample, sample)?);
-        Ok(())
+        })?;
+        Ok(&buffer[..bytes])
     }
 
     fn corrupt(&self, what: &str) -> Error {
@@ -110,10 +92,12 @@ impl TensorInfo {
     }
 }
 
-/// Opens a file and checks its header. The tensors that come back hold the file open.
-pub(super) fn open(path: &Path, what: &str) -> Result<BTreeMap<String, TensorInfo>> {
-    let (file, file_bytes) = open_file(path, what)?;
-    let header_bytes = header_length(path, &file, file_bytes)?;
+/// Opens a file and checks its header, which may have `bytes_left`, and takes its length from them.
+/// The tensors that come back hold the file open.
+pub(super) fn open(path: &Path, what: &str, bytes_left: &mut u64) -> Result<BTreeMap<String, TensorInfo>> {
+    let (file, file_bytes) = file::open(path, what)?;
+    let header_bytes = header_length(path, &file, file_bytes, *bytes_left)?;
+    *bytes_left -= header_bytes;
     let mut text = vec![0; header_bytes as usize];
     read_at(path, &file, &mut text, LENGTH_BYTES)?;
     let Header(entries) = json::parse(&text).map_err(|e| Error::corrupt(path, format!("safetensors header: {e}")))?;
@@ -138,21 +122,22 @@ pub(super) fn open(path: &Path, what: &str) -> Result<BTreeMap<String, TensorInf
     Ok(entries.into_iter().map(tensor).collect())
 }
 
-fn header_length(path: &Path, file: &File, file_bytes: u64) -> Result<u64> {
+fn header_length(path: &Path, file: &File, file_bytes: u64, bytes_left: u64) -> Result<u64> {
     if file_bytes < LENGTH_BYTES {
         return Err(Error::corrupt(path, format!("has {file_bytes} bytes, too few for a safetensors file; is the download complete?")));
     }
     let mut length = [0; LENGTH_BYTES as usize];
     read_at(path, file, &mut length, 0)?;
     let length = u64::from_le_bytes(length);
-    if length > MAX_HEADER_BYTES {
-        let what =
-            format!("states a safetensors header of {length} bytes, expected at most {MAX_HEADER_BYTES}; is this a safetensors file?");
-        return Err(Error::corrupt(path, what));
-    }
     if length > file_bytes - LENGTH_BYTES {
         let what = format!("states a safetensors header of {length} bytes and has {file_bytes} in all; is the download complete?");
         return Err(Error::corrupt(path, what));
+    }
+    if length > bytes_left {
+        let what = format!(
+            "has a safetensors header of {length} bytes; the headers of all files may have {MAX_HEADER_BYTES}, of which {bytes_left} are left"
+        );
+        return Err(Error::unsupported(path, what));
     }
     Ok(length)
 }

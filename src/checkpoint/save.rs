@@ -1,23 +1,71 @@
 //! Model folders, written: beside their place, and renamed when complete.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::collections::hash_map::RandomState;
+use std::ffi::{OsStr, OsString};
+use std::hash::{BuildHasher, Hasher};
+use std::io::{BufWriter, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
 
 use mlx_rs::Array;
+use rustix::fs::{AtFlags, FileType, Mode, RenameFlags, fchmod, fsync, mkdirat, readlinkat, renameat, renameat_with, statat, unlinkat};
+use rustix::io::Errno;
 use safetensors::tensor::Dtype;
 use serde_json::{Map, Value, json};
-use tempfile::TempDir;
 
 use super::TensorInfo;
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    file::{Folder, Identity, MAX_JSON_BYTES},
+    process,
+};
 
 /// Files are cut where they would grow beyond this, as MLX's community has them.
 const SHARD_BYTES: u64 = 5_000_000_000;
 
+/// What a hidden folder's name begins with in which a model is written.
+const PART: &str = ".moxin-vlm-part-";
+
+/// What a hidden folder's name begins with that is to be replaced, where that takes two steps.
+const ASIDE: &str = ".moxin-vlm-old-";
+
+/// What a path is for that a model is saved to.
+const PLACE: &str = "the place for the model";
+
+/// The files that belong to a model beside its weights and its configuration, which are written
+/// anew. Nothing else is copied.
+const TEXTS: [&str; 23] = [
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "generation_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "README.md",
+    "LICENSE",
+    "LICENSE.md",
+    "LICENSE.txt",
+    "LICENCE",
+    "LICENCE.md",
+    "LICENCE.txt",
+    "NOTICE",
+    "NOTICE.txt",
+];
+
+/// The most that one of them may have.
+const MAX_TEXT_BYTES: u64 = 64 << 20;
+
 /// A tensor that is to be written.
-pub struct SavedTensor<'a> {
+pub(crate) struct SavedTensor<'a> {
     /// Its name in the file.
     pub name: String,
     /// Where its numbers come from.
@@ -25,7 +73,7 @@ pub struct SavedTensor<'a> {
 }
 
 /// The numbers of a tensor.
-pub enum Content<'a> {
+pub(crate) enum Content<'a> {
     /// Those of a tensor in another checkpoint, as they are.
     Stored(&'a TensorInfo),
     /// An evaluated array of uint32, uint8, bfloat16, float16 or float32.
@@ -82,99 +130,305 @@ impl Content<'_> {
 }
 
 /// A model folder that is being written, beside its place. Dropped before it is published it leaves nothing.
-pub struct NewFolder {
+///
+/// It lies in a hidden folder whose name begins with [`PART`] and which nobody else may enter. A
+/// process that is killed leaves that folder behind, and at the place what was there.
+pub(crate) struct NewFolder {
+    /// Where it goes: a name in a folder, and both as an absolute path.
     place: PathBuf,
-    replaces: bool,
-    part: TempDir,
+    name: OsString,
+    parent: Folder,
+    /// Where it is written.
+    part_name: String,
+    part: Folder,
+    /// The permissions that it gets when it is published.
+    mode: Mode,
+    /// What it replaces.
+    old: Option<Folder>,
 }
 
 impl NewFolder {
-    /// Makes room beside `folder`, for a model that comes from `source`.
+    /// Makes room beside `place`, for a model that comes from `source`.
+    ///
+    /// Only an empty folder or a model's can be replaced: see [`check_replaceable`].
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where `folder` is there already, unless `overwrite`, or is `source`; [`Error::NotFound`] and [`Error::Io`].
-    pub fn beside(folder: &Path, overwrite: bool, source: &Path) -> Result<NewFolder> {
-        let io = |error| Error::io(folder, "the place for the model", error);
-        let replaces = folder.try_exists().map_err(io)?;
-        if replaces && !overwrite {
-            return Err(Error::InvalidArgument(format!(
-                "{} is there already; allow overwriting, or save to another folder",
-                folder.display()
-            )));
+    /// [`Error::InvalidArgument`] where something is there already, unless `overwrite`, or where it
+    /// must not be replaced; [`Error::NotFound`] and [`Error::Io`].
+    pub fn beside(place: &Path, overwrite: bool, source: &Folder) -> Result<NewFolder> {
+        let place = std::path::absolute(place).map_err(|error| Error::io(place, PLACE, error))?;
+        let (Some(folder), Some(name)) = (place.parent(), place.file_name()) else {
+            return Err(Error::InvalidArgument(format!("{} is no place for a folder", place.display())));
+        };
+        let (parent, name) = (Folder::open(folder, PLACE)?, name.to_owned());
+        let old = old_folder(&parent, &name, &place, overwrite, source)?;
+        let (part_name, part) = make_hidden(&parent, PART)?;
+        let mut new = NewFolder { place, name, parent, part_name, part, mode: Mode::RWXU, old };
+        new.mode = new.usual_mode()?;
+        if let Some(old) = &new.old {
+            new.mode &= Mode::from_raw_mode(old.stat()?.st_mode) | Mode::SUID | Mode::SGID | Mode::SVTX;
         }
-        if replaces && is_same(folder, source) {
-            return Err(Error::InvalidArgument(format!("{} is the folder that the model comes from; save to another", folder.display())));
-        }
-        let place = std::path::absolute(folder).map_err(io)?;
-        let parent = place.parent().ok_or_else(|| Error::InvalidArgument(format!("{} is no place for a folder", folder.display())))?;
-        let part = TempDir::with_prefix_in(".moxin-vlm-part-", parent).map_err(io)?;
-        // A temporary folder is for its owner alone; the model is for whoever may read its parent.
-        fs::metadata(parent).and_then(|parent| fs::set_permissions(part.path(), parent.permissions())).map_err(io)?;
-        Ok(NewFolder { place, replaces, part })
+        Ok(new)
     }
 
-    /// Where it is until it is published.
-    pub fn path(&self) -> &Path {
-        self.part.path()
+    /// The folder to write to.
+    pub fn folder(&self) -> &Folder {
+        &self.part
     }
 
-    /// Puts it in its place. One that was there goes when the new one is there.
+    /// Puts it in its place. One that was there goes when the new one is there; there is a whole
+    /// one at any moment.
     pub fn publish(self) -> Result<()> {
-        let place = self.place.clone();
-        self.rename().map_err(|error| Error::io(&place, "the place for the model", error))
+        // Where a file system has no permissions of its own, or cannot sync folders, it is as it
+        // is.
+        let _ = fchmod(&self.part, self.mode);
+        let _ = fsync(&self.part);
+        match &self.old {
+            None => rename_new(&self.parent, &self.part_name, &self.name).map_err(|errno| self.failed(errno))?,
+            Some(old) => self.replace(old)?,
+        }
+        let _ = fsync(&self.parent);
+        Ok(())
     }
 
-    fn rename(self) -> io::Result<()> {
-        let NewFolder { place, replaces, part } = self;
-        if replaces {
-            let old = TempDir::with_prefix_in(".moxin-vlm-old-", place.parent().unwrap_or(&place))?;
-            let aside = old.path().join("model");
-            fs::rename(&place, &aside)?;
-            if let Err(error) = fs::rename(part.path(), &place) {
-                fs::rename(&aside, &place)?;
-                return Err(error);
-            }
-        } else {
-            fs::rename(part.path(), &place)?;
+    fn replace(&self, old: &Folder) -> Result<()> {
+        let exchange = || exchange(&self.parent, &self.part_name, &self.name).map_err(|errno| self.failed(errno));
+        exchange()?;
+        // Whoever may change the parent may have put something else in the place meanwhile, which
+        // must not go.
+        let is_ours = Some(old.identity()?) == identity_in(&self.parent, OsStr::new(&self.part_name));
+        if let Err(what) = check_replaceable(old).and_then(|()| if is_ours { Ok(()) } else { Err("it is another one now".into()) }) {
+            exchange()?;
+            let place = self.place.display();
+            return Err(Error::InvalidState(format!("{place} changed while the model was written and was not replaced: {what}")));
         }
-        let _ = part.keep(); // it is elsewhere now
+        if let Err(error) = remove(&self.parent, &self.part_name, old) {
+            log::warn!("{} was replaced; what was there before could not be removed: {error}", self.place.display());
+        }
         Ok(())
+    }
+
+    /// The permissions of a new folder, such as `0777` without what the process's umask takes away.
+    /// Asked of the file system: the umask can only be read by setting it, for all threads.
+    fn usual_mode(&self) -> Result<Mode> {
+        const PROBE: &str = "mode";
+        let mode = mkdirat(&self.part, PROBE, Mode::RWXU | Mode::RWXG | Mode::RWXO)
+            .and_then(|()| statat(&self.part, PROBE, AtFlags::SYMLINK_NOFOLLOW))
+            .and_then(|stat| unlinkat(&self.part, PROBE, AtFlags::REMOVEDIR).map(|()| Mode::from_raw_mode(stat.st_mode)));
+        mode.map_err(|errno| self.failed(errno))
+    }
+
+    fn failed(&self, errno: Errno) -> Error {
+        Error::io(&self.place, PLACE, errno.into())
     }
 }
 
-/// Writes what makes a model folder: the tensors in files of at most 5 GB with an index, `config`, and the other files of `source` that belong
-/// to a model. `progress` is told the bytes written and their total; an error from it ends the work.
-pub fn write_folder(
-    folder: &Path,
-    tensors: &[SavedTensor],
-    config: &Value,
-    source: &Path,
-    progress: &dyn Fn(u64, u64) -> Result<()>,
-) -> Result<()> {
-    write_tensors(folder, tensors, progress)?;
-    write_json(&folder.join("config.json"), config)?;
-    let io = |error| Error::io(source, "the folder that the model comes from", error);
-    for entry in fs::read_dir(source).map_err(io)? {
-        let entry = entry.map_err(io)?;
-        let path = entry.path();
-        if belongs_to_a_model(&entry.file_name().to_string_lossy()) && path.is_file() {
-            fs::copy(&path, folder.join(entry.file_name())).map_err(|error| Error::io(&path, "a file of the model", error))?;
+impl Drop for NewFolder {
+    fn drop(&mut self) {
+        // Published it is elsewhere, and under this name there is nothing. In a forked child it is
+        // the parent's.
+        if !process::is_forked() && self.part.identity().ok() == identity_in(&self.parent, OsStr::new(&self.part_name)) {
+            let _ = remove(&self.parent, &self.part_name, &self.part);
+        }
+    }
+}
+
+/// The folder that is to be replaced, if there is one.
+fn old_folder(parent: &Folder, name: &OsStr, place: &Path, overwrite: bool, source: &Folder) -> Result<Option<Folder>> {
+    let refuse = |what: String| Err(Error::InvalidArgument(format!("{} {what}", place.display())));
+    let failed = |errno: Errno| Error::io(place, PLACE, errno.into());
+    let found = match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => return Ok(None),
+        other => other.map_err(failed)?,
+    };
+    if !overwrite {
+        return refuse("is there already; allow overwriting, or save to another folder".into());
+    }
+    // Through links too.
+    let target = statat(parent, name, AtFlags::empty()).map(|stat| Identity::of(&stat)).ok();
+    if target == Some(source.identity()?) {
+        return refuse("is the folder that the model comes from; save to another".into());
+    }
+    if target.is_some_and(|target| is_inside(source, target)) {
+        return refuse(format!("holds {}, which the model comes from; save to another folder", source.path().display()));
+    }
+    match FileType::from_raw_mode(found.st_mode) {
+        FileType::Directory => {}
+        FileType::Symlink => return refuse("is a link; save to the folder that it leads to, or remove it".into()),
+        _ => return refuse("is not a folder; save to another place, or remove it".into()),
+    }
+    let old = parent.inner(name, PLACE)?;
+    match check_replaceable(&old) {
+        Ok(()) => Ok(Some(old)),
+        Err(what) => refuse(format!("is not replaced: {what}. Save to another folder, or remove this one")),
+    }
+}
+
+/// Whether a folder lies in another, at any depth.
+fn is_inside(folder: &Folder, other: Identity) -> bool {
+    let Ok(mut inner) = folder.try_clone() else { return false };
+    while let (Ok(outer), Ok(here)) = (inner.outer(), inner.identity()) {
+        match outer.identity() {
+            Ok(identity) if identity == other => return true,
+            Ok(identity) if identity != here => inner = outer,
+            _ => return false, // the root is its own outer folder
+        }
+    }
+    false
+}
+
+/// Says why a folder must not be replaced. An empty one may be, and a model's: one with files
+/// alone, among them a config.json with a `model_type`. So no folder goes that holds others,
+/// whatever they are.
+fn check_replaceable(folder: &Folder) -> Result<(), String> {
+    let entries = folder.entries().map_err(|error| error.to_string())?;
+    let is_plain = |kind: &FileType| matches!(kind, FileType::RegularFile | FileType::Symlink);
+    if let Some((name, kind)) = entries.iter().find(|(_, kind)| !is_plain(kind)) {
+        let kind = if *kind == FileType::Directory { "the folder" } else { "something that is no file," };
+        return Err(format!("it holds {kind} {}, which no saved model does", name.to_string_lossy()));
+    }
+    if entries.is_empty() {
+        return Ok(());
+    }
+    let config = folder.read(OsStr::new("config.json"), "a model's configuration", MAX_JSON_BYTES);
+    let config: Option<Value> = config.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    match config.as_ref().and_then(|config| config.get("model_type")).is_some_and(Value::is_string) {
+        true => Ok(()),
+        false => Err("it is neither empty nor a model's folder, which has a config.json with a model_type".into()),
+    }
+}
+
+/// Makes a folder with a new hidden name that nobody else may enter.
+fn make_hidden(parent: &Folder, prefix: &str) -> Result<(String, Folder)> {
+    loop {
+        let name = hidden_name(prefix);
+        match mkdirat(parent, &*name, Mode::RWXU) {
+            Err(Errno::EXIST) => continue,
+            made => made.map_err(|errno| Error::io(parent.path(), PLACE, errno.into()))?,
+        }
+        let folder = parent.inner(OsStr::new(&name), PLACE)?;
+        return Ok((name, folder));
+    }
+}
+
+fn hidden_name(prefix: &str) -> String {
+    // A hasher of the standard library has random keys.
+    format!("{prefix}{:016x}", RandomState::new().build_hasher().finish())
+}
+
+fn identity_in(parent: &Folder, name: &OsStr) -> Option<Identity> {
+    statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).ok().map(|stat| Identity::of(&stat))
+}
+
+/// Removes a folder that holds files alone.
+fn remove(parent: &Folder, name: &str, folder: &Folder) -> Result<()> {
+    let failed = |errno: Errno| Error::io(&parent.path().join(name), "a folder", errno.into());
+    let _ = fchmod(folder, Mode::RWXU); // it may be one that nobody may write to
+    for (file, _) in folder.entries()? {
+        unlinkat(folder, &file, AtFlags::empty()).map_err(failed)?;
+    }
+    unlinkat(parent, name, AtFlags::REMOVEDIR).map_err(failed)
+}
+
+/// Whether a file system, or the system, does not know a way to rename.
+fn is_unknown(errno: Errno) -> bool {
+    [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP, Errno::NOTSUP].contains(&errno)
+}
+
+/// Gives a folder a name that nothing has.
+fn rename_new(parent: &Folder, from: &str, to: &OsStr) -> Result<(), Errno> {
+    match renameat_with(parent, from, parent, to, RenameFlags::NOREPLACE) {
+        Err(errno) if is_unknown(errno) => renameat(parent, from, parent, to),
+        done => done,
+    }
+}
+
+/// Exchanges two folders. Where the file system cannot do it at once, `name` is missing for a
+/// moment.
+fn exchange(parent: &Folder, part: &str, name: &OsStr) -> Result<(), Errno> {
+    match renameat_with(parent, part, parent, name, RenameFlags::EXCHANGE) {
+        Err(errno) if is_unknown(errno) => exchange_in_steps(parent, part, name),
+        done => done,
+    }
+}
+
+fn exchange_in_steps(parent: &Folder, part: &str, name: &OsStr) -> Result<(), Errno> {
+    let aside = hidden_name(ASIDE);
+    renameat(parent, name, parent, &*aside)?;
+    if let Err(errno) = rename_new(parent, part, name) {
+        renameat(parent, &*aside, parent, name)?;
+        return Err(errno);
+    }
+    renameat(parent, &*aside, parent, part)
+}
+
+/// Copies the texts that belong to a model beside its weights and its configuration. Those in
+/// `required` must be there.
+pub(crate) fn copy_texts(source: &Folder, folder: &Folder, required: &[&str]) -> Result<()> {
+    for name in TEXTS {
+        match read_text(source, name) {
+            Ok(bytes) => write_file(folder, name, &bytes)?,
+            Err(Error::NotFound { .. }) if !required.contains(&name) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(())
 }
 
-fn is_same(a: &Path, b: &Path) -> bool {
-    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+/// Reads a file of a model. A link is followed to another file of the folder, or, in a snapshot of
+/// Hugging Face's cache, to that cache's `blobs`: nobody's file elsewhere gets into a saved model.
+fn read_text(source: &Folder, name: &str) -> Result<Vec<u8>> {
+    const WHAT: &str = "a file of the model";
+    let path = source.path().join(name);
+    let link = match readlinkat(source, name, Vec::new()) {
+        Err(Errno::INVAL | Errno::NOENT) => return source.read(OsStr::new(name), WHAT, MAX_TEXT_BYTES), // no link
+        other => other.map_err(|errno| Error::io(&path, WHAT, errno.into()))?,
+    };
+    let link = Path::new(OsStr::from_bytes(link.as_bytes()));
+    if link.file_name() == Some(link.as_os_str()) {
+        return source.read(link.as_os_str(), WHAT, MAX_TEXT_BYTES);
+    }
+    if let Some((steps, blob)) = blob(source.path(), link) {
+        let mut folder = source.try_clone()?;
+        for _ in 0..steps {
+            folder = folder.outer()?;
+        }
+        return folder.inner(OsStr::new("blobs"), WHAT)?.read(blob, WHAT, MAX_TEXT_BYTES);
+    }
+    let what = format!(
+        "is a link to {}, outside of the model's folder, from where nothing is copied into a saved model. Put the file in the link's place",
+        link.display()
+    );
+    Err(Error::InvalidArgument(format!("{}: {what}", path.display())))
 }
 
-/// Tokenizer, processor, generation defaults, licence and the like: not the weights in any format, and not what is written anew.
-fn belongs_to_a_model(name: &str) -> bool {
-    let is_text = [".json", ".txt", ".model", ".jinja", ".md"].iter().any(|end| name.ends_with(end)) || name.starts_with("LICEN");
-    is_text && name != "config.json" && !name.ends_with(".index.json")
+/// How many folders up a link in a snapshot of Hugging Face's cache (`models--…/snapshots/…`) leads
+/// to the cache's `blobs`, and which.
+fn blob<'a>(snapshot: &Path, link: &'a Path) -> Option<(usize, &'a OsStr)> {
+    let steps = link.components().take_while(|part| *part == Component::ParentDir).count();
+    let mut rest = link.components().skip(steps);
+    let (Some(Component::Normal(blobs)), Some(Component::Normal(blob)), None) = (rest.next(), rest.next(), rest.next()) else {
+        return None;
+    };
+    let snapshot = snapshot.canonicalize().ok()?;
+    let mut outer = snapshot.ancestors().map(|folder| folder.file_name().unwrap_or_default()).skip(steps.checked_sub(1)?);
+    let is_cache = outer.next()? == "snapshots" && outer.next()?.as_bytes().starts_with(b"models--");
+    (blobs == "blobs" && is_cache).then_some((steps, blob))
 }
 
-fn write_tensors(folder: &Path, tensors: &[SavedTensor], progress: &dyn Fn(u64, u64) -> Result<()>) -> Result<()> {
+/// Writes the tensors, in files of at most 5 GB with an index, and `config`. `progress` is told the
+/// bytes written and their total; an error from it ends the work.
+pub(crate) fn write_model(
+    folder: &Folder,
+    tensors: &[SavedTensor],
+    config: &Value,
+    progress: &dyn Fn(u64, u64) -> Result<()>,
+) -> Result<()> {
+    write_tensors(folder, tensors, progress)?;
+    write_json(folder, "config.json", config)
+}
+
+fn write_tensors(folder: &Folder, tensors: &[SavedTensor], progress: &dyn Fn(u64, u64) -> Result<()>) -> Result<()> {
     let total: u64 = tensors.iter().map(|tensor| tensor.content.bytes()).sum();
     let shards = cut(tensors);
     let mut done = 0;
@@ -184,7 +438,7 @@ fn write_tensors(folder: &Path, tensors: &[SavedTensor], progress: &dyn Fn(u64, 
             1 => "model.safetensors".to_owned(),
             count => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
         };
-        write_shard(&folder.join(&name), shard, &mut |bytes| {
+        write_shard(folder, &name, shard, &mut |bytes| {
             done += bytes;
             progress(done, total)
         })?;
@@ -192,7 +446,7 @@ fn write_tensors(folder: &Path, tensors: &[SavedTensor], progress: &dyn Fn(u64, 
     }
     if shards.len() > 1 {
         let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
-        write_json(&folder.join("model.safetensors.index.json"), &index)?;
+        write_json(folder, "model.safetensors.index.json", &index)?;
     }
     Ok(())
 }
@@ -213,8 +467,9 @@ fn cut<'a>(tensors: &'a [SavedTensor<'a>]) -> Vec<&'a [SavedTensor<'a>]> {
     shards
 }
 
-fn write_shard(path: &Path, tensors: &[SavedTensor], written: &mut dyn FnMut(u64) -> Result<()>) -> Result<()> {
-    let io = |error| Error::io(path, "the model's weights", error);
+fn write_shard(folder: &Folder, name: &str, tensors: &[SavedTensor], written: &mut dyn FnMut(u64) -> Result<()>) -> Result<()> {
+    let path = folder.path().join(name);
+    let io = |error| Error::io(&path, "the model's weights", error);
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!({ "format": "mlx" }));
     let mut end = 0;
@@ -227,7 +482,7 @@ fn write_shard(path: &Path, tensors: &[SavedTensor], written: &mut dyn FnMut(u64
     let mut header = Value::Object(header).to_string();
     // Data begins at a multiple of 8, as the safetensors package has it.
     header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
-    let mut file = BufWriter::new(File::create(path).map_err(io)?);
+    let mut file = BufWriter::new(folder.create(name)?);
     file.write_all(&(header.len() as u64).to_le_bytes()).and_then(|()| file.write_all(header.as_bytes())).map_err(io)?;
     for tensor in tensors {
         file.write_all(&tensor.content.read()?).map_err(io)?;
@@ -237,10 +492,69 @@ fn write_shard(path: &Path, tensors: &[SavedTensor], written: &mut dyn FnMut(u64
     file.sync_all().map_err(io)
 }
 
-fn write_json(path: &Path, value: &Value) -> Result<()> {
-    let io = |error| Error::io(path, "the model's configuration", error);
-    let mut text = serde_json::to_string_pretty(value).map_err(|error| io(error.into()))?;
-    text.push('\n');
-    let mut file = File::create(path).map_err(io)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(io)
+fn write_json(folder: &Folder, name: &str, value: &Value) -> Result<()> {
+    let text =
+        serde_json::to_string_pretty(value).map_err(|error| Error::io(&folder.path().join(name), "a file to write", error.into()))?;
+    write_file(folder, name, format!("{text}\n").as_bytes())
+}
+
+fn write_file(folder: &Folder, name: &str, bytes: &[u8]) -> Result<()> {
+    let mut file = folder.create(name)?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    written.map_err(|error| Error::io(&folder.path().join(name), "a file to write", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn folders_are_exchanged_in_steps_where_they_must() {
+        let place = tempfile::TempDir::new().unwrap();
+        let (parent, name) = (Folder::open(place.path(), PLACE).unwrap(), OsStr::new("model"));
+        let (part, old) = (place.path().join("part"), place.path().join("model"));
+        let names = || {
+            let mut names: Vec<_> = parent.entries().unwrap().into_iter().map(|(name, _)| name.into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        fs::create_dir(&part).unwrap();
+        fs::create_dir(&old).unwrap();
+        fs::write(part.join("new"), "").unwrap();
+        fs::write(old.join("old"), "").unwrap();
+        for (there, aside) in [("new", "old"), ("old", "new")] {
+            exchange_in_steps(&parent, "part", name).unwrap();
+            assert!(old.join(there).exists() && part.join(aside).exists());
+            assert_eq!(names(), ["model", "part"]);
+        }
+        // Where the new one does not get there the old one comes back.
+        assert_eq!(exchange_in_steps(&parent, "none", name), Err(Errno::NOENT));
+        assert!(old.join("old").exists());
+        assert_eq!(names(), ["model", "part"]);
+    }
+
+    #[test]
+    fn links_of_hugging_faces_cache_lead_to_its_blobs() {
+        let place = tempfile::TempDir::new().unwrap();
+        let cache = place.path().join("models--a--b");
+        let inner = cache.join("snapshots/1/inner");
+        fs::create_dir_all(&inner).unwrap();
+        let steps = |folder: &Path, link: &str| blob(folder, Path::new(link)).map(|(steps, name)| (steps, name.to_owned()));
+        assert_eq!(steps(&cache.join("snapshots/1"), "../../blobs/x"), Some((2, "x".into())));
+        assert_eq!(steps(&inner, "../../../blobs/x"), Some((3, "x".into())));
+        for (folder, link) in [
+            (&inner, "../../blobs/x"),
+            (&cache.join("snapshots/1"), "../../../blobs/x"),
+            (&cache.join("snapshots/1"), "../../blobs/x/y"),
+            (&cache.join("snapshots/1"), "../../others/x"),
+            (&cache.join("snapshots/1"), "../../blobs/../x"),
+            (&cache.join("snapshots/1"), "../../blobs"),
+            (&cache.join("snapshots/1"), "blobs/x"),
+            (&cache.join("snapshots/1"), "/blobs/x"),
+        ] {
+            assert_eq!(steps(folder, link), None, "{folder:?}: {link}");
+        }
+    }
 }

@@ -1,8 +1,13 @@
 //! Weights by path, as the modules of a model ask for them.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
+use std::iter;
+use std::num::NonZero;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use mlx_rs::Array;
 use mlx_rs::error::ConversionError;
@@ -10,6 +15,12 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use super::{Checkpoint, Quantization, QuantizationConfig, TensorInfo};
 use crate::{Error, Result};
+
+/// Bytes of a tensor that are hashed together.
+const PART_BYTES: usize = 1 << 20;
+
+/// Threads that hash a large tensor.
+const HASH_THREADS: usize = 4;
 
 /// How many existing names the report of a missing tensor lists.
 const NAMES_IN_HINT: usize = 3;
@@ -24,6 +35,7 @@ pub struct LoadContext<'a> {
     buffer: RefCell<Vec<u8>>,
     stored: QuantizationConfig,
     apply: Plan<'a>,
+    is_hashed: &'a dyn Fn(&str) -> bool,
 }
 
 /// Which scheme the module with a path, and with rows of so many numbers, is to be quantized in.
@@ -33,6 +45,8 @@ pub type Plan<'a> = &'a dyn Fn(&str, usize) -> Option<Quantization>;
 struct State {
     loaded: BTreeSet<String>,
     bytes: u64,
+    /// Of tensors by name.
+    hashes: BTreeMap<String, blake3::Hash>,
 }
 
 impl<'a> LoadContext<'a> {
@@ -48,12 +62,28 @@ impl<'a> LoadContext<'a> {
             buffer: RefCell::default(),
             stored,
             apply,
+            is_hashed: &|_| false,
         }
     }
 
     /// Matrices that are quantized are so as `stored` says; of the others those are quantized while loading that `apply` gives a scheme.
     pub fn with_quantization(self, stored: &QuantizationConfig, apply: Plan<'a>) -> Self {
         Self { stored: stored.clone(), apply, ..self }
+    }
+
+    /// Hashes the tensors whose names are given while they are read, for [`LoadContext::hash`].
+    pub fn with_hashing(self, is_hashed: &'a dyn Fn(&str) -> bool) -> Self {
+        Self { is_hashed, ..self }
+    }
+
+    /// Returns a hash of the tensors that were hashed: their names, dtypes, shapes and all their
+    /// bytes. The order in which they were read has no part in it.
+    pub fn hash(&self) -> blake3::Hash {
+        let mut all = blake3::Hasher::new();
+        for (name, hash) in &self.state.borrow().hashes {
+            all.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes()).update(hash.as_bytes());
+        }
+        all.finalize()
     }
 
     /// All weights, to be narrowed with [`Weights::at`].
@@ -153,23 +183,45 @@ impl<'a> Weights<'a> {
             return Err(Error::unsupported(tensor.file(), what));
         }
         let mut buffer = self.context.buffer.borrow_mut();
-        let array = TensorView::new(tensor.dtype, tensor.shape.clone(), tensor.read_into(&mut buffer)?)
-            .map_err(ConversionError::from)
-            .and_then(Array::try_from)
-            .map_err(|e| Error::corrupt(tensor.file(), format!("{}: {e}", self.describe(name, tensor))))?;
+        let bytes = tensor.read_into(&mut buffer)?;
+        let make = || {
+            TensorView::new(tensor.dtype, tensor.shape.clone(), bytes)
+                .map_err(ConversionError::from)
+                .and_then(Array::try_from)
+                .map_err(|e| Error::corrupt(tensor.file(), format!("{}: {e}", self.describe(name, tensor))))
+        };
+        let full_name = self.path(name);
+        let array = match (self.context.is_hashed)(&full_name) {
+            true => {
+                let (hash, array) = hash_beside(tensor, bytes, make);
+                self.context.state.borrow_mut().hashes.insert(full_name.clone(), hash);
+                array?
+            }
+            false => make()?,
+        };
         drop(buffer); // what the progress callback does is its own affair
-        self.context.loaded(self.path(name), tensor.bytes)?;
+        self.context.loaded(full_name, tensor.bytes)?;
         Ok(array)
     }
 
-    /// The scheme of the matrix below this path, which is stored quantized.
-    pub fn stored_quantization(&self) -> Result<Quantization> {
+    /// Returns the scheme of the matrix below this path, which is stored quantized and has rows of
+    /// so many numbers.
+    ///
+    /// Fails with [`Error::CorruptModel`] where config.json has no scheme for it, or one whose
+    /// groups do not divide a row.
+    pub fn stored_quantization(&self, columns: usize) -> Result<Quantization> {
         let tensor = self.find("weight")?;
         let stored = tensor.stored_name.strip_suffix(".weight").unwrap_or(&tensor.stored_name);
-        self.context.stored.of(&[stored, &self.prefix]).ok_or_else(|| {
-            let what = format!("{} has scales, but config.json has no `quantization` for it", self.describe("weight", tensor));
-            Error::corrupt(tensor.file(), what)
-        })
+        let corrupt = |what: &str| Error::corrupt(tensor.file(), format!("{} {what}", self.describe("weight", tensor)));
+        let scheme = self.context.stored.of(&[stored, &self.prefix]);
+        let scheme = scheme.ok_or_else(|| corrupt("has scales, but config.json has no `quantization` for it"))?;
+        match scheme.divides(columns) {
+            true => Ok(scheme),
+            false => Err(corrupt(&format!(
+                "has rows of {columns} numbers, which config.json's group size of {} does not divide",
+                scheme.group_size
+            ))),
+        }
     }
 
     /// The scheme that the matrix below this path, with rows of so many numbers, is to be quantized in as it is loaded.
@@ -212,4 +264,36 @@ impl<'a> Weights<'a> {
             format!("tensor `{full_name}` (stored as `{}`)", tensor.stored_name)
         }
     }
+}
+
+/// Hashes a tensor's dtype, shape and bytes, on several threads where it is large, while this one
+/// does something else first.
+///
+/// The hash is made of those of the tensor's parts: which thread hashes which has no part in it.
+fn hash_beside<T>(tensor: &TensorInfo, bytes: &[u8], other: impl FnOnce() -> T) -> (blake3::Hash, T) {
+    let parts: Vec<&[u8]> = bytes.chunks(PART_BYTES).collect();
+    let next = AtomicUsize::new(0);
+    let hash_parts = || {
+        let numbers = iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
+        numbers.map_while(|i| parts.get(i).map(|part| (i, blake3::hash(part)))).collect::<Vec<_>>()
+    };
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let helpers = (cores.min(HASH_THREADS) - 1).min(parts.len() / 2);
+    let (mut hashes, other) = thread::scope(|scope| {
+        let start = || thread::Builder::new().name("moxin-hash".into()).spawn_scoped(scope, hash_parts);
+        // One that does not start leaves its parts to the others.
+        let helpers: Vec<_> = iter::repeat_with(start).take(helpers).flatten().collect();
+        let (other, mut hashes) = (other(), hash_parts());
+        for helper in helpers {
+            hashes.extend(helper.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        }
+        (hashes, other)
+    });
+    hashes.sort_by_key(|(i, _)| *i);
+    let mut all = blake3::Hasher::new();
+    all.update(format!("{} {:?}\n", tensor.dtype, tensor.shape).as_bytes());
+    for (_, hash) in hashes {
+        all.update(hash.as_bytes());
+    }
+    (all.finalize(), other)
 }

@@ -1,6 +1,6 @@
 //! How much memory there is, how much MLX uses, and how much it may use.
 //!
-//! MLX does not keep to a limit on the CPU, and a failed allocation inside it ends badly. So what an operation needs is reckoned and compared
+//! MLX does not keep to a limit on the CPU, and there it does not look whether it got the memory that it asked for. So what an operation needs is reckoned and compared
 //! with [`available_memory`] before MLX is asked: [`require`].
 
 use std::sync::{
@@ -98,7 +98,10 @@ pub fn available_memory() -> Result<u64> {
 /// Fails with [`Error::OutOfMemory`] where `needed` bytes for `what` are more than are available, or than `limit`.
 pub fn require(what: &str, needed: u64, limit: u64) -> Result<()> {
     let available = available_memory()?;
-    let limit = available.min(limit);
+    let mut limit = available.min(limit);
+    if needed <= limit {
+        limit = limit.min(obtainable(needed));
+    }
     if needed > limit {
         log::warn!("refused: {what} needs {needed} bytes, {limit} are available");
         return Err(Error::OutOfMemory { what: what.into(), needed, limit });
@@ -120,6 +123,17 @@ fn keep_at_most(left: u64) -> Result<()> {
     Ok(())
 }
 
+/// Returns the bytes, `needed` at most, that the system is willing to promise, to a factor of two: on Linux it may promise less than
+/// there is. Nothing is filled, and so nothing is taken.
+fn obtainable(needed: u64) -> u64 {
+    let has = |bytes: u64| usize::try_from(bytes).is_ok_and(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok());
+    let mut bytes = needed;
+    while cfg!(target_os = "linux") && bytes > 0 && !has(bytes) {
+        bytes /= 2;
+    }
+    bytes
+}
+
 /// Makes an empty vector with room for so many items, which are a part of `what`.
 ///
 /// # Errors
@@ -132,4 +146,18 @@ pub(crate) fn room<T>(items: usize, what: impl FnOnce() -> String) -> Result<Vec
         limit: available_memory().unwrap_or(0),
     })?;
     Ok(vector)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_system_does_not_promise_is_refused() {
+        assert_eq!(obtainable(1 << 20), 1 << 20);
+        if cfg!(target_os = "linux") {
+            // More than processors have addresses for.
+            assert!(obtainable(1 << 60) < 1 << 60);
+        }
+    }
 }

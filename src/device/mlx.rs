@@ -9,7 +9,7 @@ use std::{
 
 use mlx_rs::{Array, Stream, error::Exception};
 
-use crate::{Error, Result};
+use crate::{Error, Result, file};
 
 /// Whether a device was asked for: then Metal's kernels may be loaded.
 static IN_USE: AtomicBool = AtomicBool::new(false);
@@ -45,7 +45,7 @@ pub fn set_metallib_path(path: &Path) -> Result<()> {
     if !cfg!(target_vendor = "apple") {
         return Err(Error::BackendUnavailable("this build computes without Metal and needs no metallib".into()));
     }
-    std::fs::metadata(path).map_err(|error| Error::io(path, "Metal's kernels", error))?;
+    file::open(path, "Metal's kernels")?;
     if IN_USE.load(Ordering::Relaxed) {
         return Err(Error::InvalidState("MLX is in use already; set the metallib path before anything else".into()));
     }
@@ -177,6 +177,14 @@ pub(super) fn strided_numbers(x: &Array) -> Result<&[f32], Exception> {
     // SAFETY: the array is evaluated, of this type, and not empty; its numbers, the last one included, lie in its buffer, which lives as long
     // as it and which MLX does not write while an array uses it.
     unsafe { Ok(std::slice::from_raw_parts(mlx_sys::mlx_array_data_float32(x.as_ptr()), last + 1)) }
+}
+
+/// Waits for all that this thread has given to its stream, and drops the errors that are left of it: MLX reports each to whoever
+/// comes next, which would be somebody else.
+pub fn settle() {
+    install_error_handler();
+    // SAFETY: the stream outlives the call. The status says whether there was an error, which is the one that is being dropped.
+    let _ = unsafe { mlx_sys::mlx_synchronize(Stream::thread_local_or_default().as_ptr()) };
 }
 
 fn some(value: usize) -> mlx_sys::mlx_optional_int {

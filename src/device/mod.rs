@@ -10,10 +10,10 @@ pub use cpu::{CpuKernels, cpu_threads, cpu_vectors, most_cpu_threads, set_cpu_th
 pub(crate) use cpu::{PackedMatrix, Weight, kernels};
 pub(crate) use memory::room;
 pub use memory::{MemoryStats, available_memory, clear_cache, memory_limit, memory_stats, require, reset_peak_memory, set_memory_limits};
-pub(crate) use mlx::{dequantize, quantize, quantized_matmul};
+pub(crate) use mlx::{dequantize, quantize, quantized_matmul, settle};
 pub use mlx::{mlx_version, set_metallib_path};
 
-pub(crate) use exit::at_exit;
+pub(crate) use exit::{at_exit, leave};
 
 use mlx_rs::{Device as MlxDevice, DeviceType, Dtype, Stream};
 

@@ -169,8 +169,11 @@ unsafe impl Versioned for moxin_stats {
 /// Encodes the picture, or reads one chunk of the prompt, or generates one token, and tells of it in *out_event, whose struct_size must be
 /// set. Call it until the event is FINISHED.
 ///
-/// A failure takes the turn back, its texts and a picture added with them; the session can go on with another. SUSPENDED does not: the next
-/// step goes on where this one did not. Fails with INVALID_STATE where there is nothing to answer or the model was unloaded, CONTEXT_FULL for
+/// moxin_session_cancel is heard before every layer: the event is then FINISHED with MOXIN_FINISH_REASON_CANCELLED, and the turn is taken
+/// back. So does a failure: the turn's texts go, and a picture added with them; the session can go on with another. SUSPENDED does not: the
+/// next step goes on where this one did not, and until then an answer is being generated. After BACKEND and PANIC all is read anew.
+///
+/// Fails with INVALID_STATE where there is nothing to answer or the model was unloaded, CONTEXT_FULL for
 /// a prompt that does not fit, OUT_OF_MEMORY, BUSY, SUSPENDED, BACKEND.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_generate_step(
@@ -237,9 +240,16 @@ pub unsafe extern "C" fn moxin_generate_start(
 /// Reads the prompt ahead, so that the first token of the answer comes at once: encodes the picture and computes keys and values, in chunks
 /// between which other sessions have their turns. Before the first question it reads the picture alone.
 ///
-/// op, error: may be NULL. Progress has the stages MOXIN_STAGE_ENCODE and MOXIN_STAGE_PREFILL.
+/// op, error: may be NULL. Progress has the stages MOXIN_STAGE_ENCODE and MOXIN_STAGE_PREFILL. The op's cancel object, moxin_session_cancel,
+/// the time limit and moxin_suspend are heard before every block of an encoder and every layer of the decoder.
 ///
-/// Fails as moxin_generate_step does, with INVALID_STATE where there is nothing to read, with CANCELLED, TIMEOUT.
+/// Fails as moxin_generate_step does, with INVALID_STATE where there is nothing to read, with CANCELLED, TIMEOUT. No failure leaves an answer
+/// being generated. What was added is kept or taken back so:
+///
+/// - SUSPENDED: all is kept. The next call, or an answer, goes on where this one ended, and texts may be added before.
+/// - Any other failure, while the picture is read alone: the picture is kept. After CANCELLED and TIMEOUT what was read is not read again.
+///   A picture that is kept so, or after SUSPENDED, may be replaced: adding one does not fail.
+/// - Any other failure, where there is a question: the turn is taken back, its texts and a picture added with them.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_prefill(
     session: *const moxin_session,

@@ -181,9 +181,9 @@ pub extern "C" fn moxin_set_cpu_threads(threads: u32) -> moxin_status {
     guard(ptr::null_mut(), || set_cpu_threads(threads as usize))
 }
 
-/// Lets nothing compute from now on: for an app that goes to the background, which iOS ends if it submits work to the GPU there.
+/// Lets nothing compute from now on: for an app that goes to the background, where iOS refuses work for the GPU and answers would fail.
 ///
-/// Operations fail with MOXIN_STATUS_SUSPENDED until moxin_resume; a load, an encoding or a prefill that is under way ends so too; a stream
+/// Operations fail with MOXIN_STATUS_SUSPENDED until moxin_resume; what is under way ends so too, at its next tensor, block or layer; a stream
 /// pauses and goes on later. Conversations stay as they are. What computes nothing works all the while: adding to a conversation, cancelling,
 /// freeing, moxin_model_unload, moxin_memory_trim. The call returns when nothing is under way any more.
 ///

@@ -304,8 +304,9 @@ pub unsafe extern "C" fn moxin_model_params_init(params: *mut moxin_model_params
 /// path: the folder, UTF-8, NUL-terminated. params, op, error: may be NULL. *out_model receives a model that the caller frees with
 /// moxin_model_free. Progress has the stage MOXIN_STAGE_LOAD.
 ///
-/// Fails with NOT_FOUND, CORRUPT_MODEL, UNSUPPORTED_MODEL or IO, naming the file and the field or tensor; with OUT_OF_MEMORY before any weight
-/// is read; with BACKEND_UNAVAILABLE, CANCELLED, TIMEOUT, SUSPENDED.
+/// Fails with NOT_FOUND, CORRUPT_MODEL, UNSUPPORTED_MODEL or IO, naming the file and the field or
+/// tensor; with INVALID_ARGUMENT where path is no folder; with OUT_OF_MEMORY before any weight is
+/// read; with BACKEND_UNAVAILABLE, CANCELLED, TIMEOUT, SUSPENDED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_model_load(
     path: *const c_char,
@@ -331,7 +332,8 @@ pub unsafe extern "C" fn moxin_model_load(
 ///
 /// path: the folder, UTF-8, NUL-terminated.
 ///
-/// Fails with NOT_FOUND, CORRUPT_MODEL, UNSUPPORTED_MODEL or IO.
+/// Fails with NOT_FOUND, CORRUPT_MODEL, UNSUPPORTED_MODEL, IO, or INVALID_ARGUMENT where path is no
+/// folder.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_model_inspect(
     path: *const c_char,
@@ -453,15 +455,28 @@ pub unsafe extern "C" fn moxin_model_quantize(
     })
 }
 
-/// Writes a model as it is now to a folder that moxin_model_load reads, in the form of MLX's community: the names of the folder that it comes
-/// from, ".scales" and ".biases" beside what is quantized, "quantization" in config.json, files of at most 5 GB. Tokenizer and processor files
-/// are copied, and so is what is not quantized, number for number. Nothing is at the place before all is written.
+/// Writes a model as it is now to a folder that moxin_model_load reads, in the form of MLX's
+/// community: the names of the folder that it comes from, ".scales" and ".biases" beside what is
+/// quantized, "quantization" in config.json, files of at most 5 GB. What is not quantized is
+/// copied, number for number. Of the other files those are copied that a model is known to have:
+/// tokenizer, processor and generation settings, chat templates, README.md, licences. A link is
+/// followed to a file of the same folder and, in a snapshot of Hugging Face's cache, to that cache.
 ///
-/// directory: UTF-8, NUL-terminated; it is replaced as a whole where it exists and overwrite is true. op, error: may be NULL. Progress has the
-/// stage MOXIN_STAGE_SAVE.
+/// Nothing is at the place before all is written. With overwrite an empty folder is replaced, or a
+/// model's: one that holds files alone, among them a config.json with a "model_type". All its files
+/// go. A whole model is at the place at any moment, also where the process is killed; what is left
+/// then beside it is a hidden folder whose name begins with ".moxin-vlm-". Only where a file system
+/// cannot exchange two folders nothing is there for a moment.
 ///
-/// Fails with INVALID_ARGUMENT where the folder exists and overwrite is false, or is the one that the model comes from; with IO, INVALID_STATE
-/// where the model was unloaded, CANCELLED, TIMEOUT, SUSPENDED. Whatever fails leaves nothing behind, and what was there.
+/// directory: UTF-8, NUL-terminated. op, error: may be NULL. Progress has the stage
+/// MOXIN_STAGE_SAVE.
+///
+/// Fails with INVALID_ARGUMENT where something is there and overwrite is false, where it is
+/// something else than such a folder, where it is the folder that the model comes from or holds
+/// that, and where a file to be copied is a link elsewhere; with NOT_FOUND where the folder that
+/// the model comes from is gone, CORRUPT_MODEL where a file in it is none any more, INVALID_STATE
+/// where the model was unloaded or the folder to be replaced changes meanwhile, IO, CANCELLED,
+/// TIMEOUT, SUSPENDED. Whatever fails leaves nothing behind, and what was there.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_model_save(
     model: *const moxin_model,

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    generate::{GenerationOptions, SamplingParams},
+    generate::{GenerationOptions, MAX_STOP_STRINGS, SamplingParams},
     runtime::Session,
     text::Role,
 };
@@ -63,9 +63,10 @@ pub struct moxin_session_params {
     pub prefill_chunk: u32,
     /// How many of the likeliest tokens each TEXT event lists, 0 to 20. Default: 0.
     pub logprobs: u32,
-    /// Texts that end an answer, NUL-terminated UTF-8; they are not part of it. May be NULL where stop_count is 0.
+    /// Texts that end an answer, NUL-terminated UTF-8, of 1 to 1024 bytes each; they are not part
+    /// of it. May be NULL where stop_count is 0.
     pub stop: *const *const c_char,
-    /// The number of these texts.
+    /// The number of these texts, 0 to 64.
     pub stop_count: usize,
 }
 
@@ -144,7 +145,12 @@ pub unsafe extern "C" fn moxin_session_fork(
 
 /// Adds a text to the conversation: a question, which the next steps answer, or an answer already given. len: bytes, or MOXIN_STRLEN.
 ///
-/// Fails with INVALID_STATE for a system text, which Moxin takes none of, and while an answer is being generated; with BUSY.
+/// It is text: where a control token such as `</s>` is spelt in it, the model reads the characters,
+/// not the token. See moxin_session_add_prompt for the other way.
+///
+/// Fails with INVALID_STATE for a system text, which Moxin takes none of, and while an answer is
+/// being generated; with CONTEXT_FULL where the conversation cannot fit into the context, which is
+/// known from its length in bytes; with BUSY.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_add_text(
     session: *const moxin_session,
@@ -163,6 +169,31 @@ pub unsafe extern "C" fn moxin_session_add_text(
         // SAFETY: NULL or a handle of this library that was not freed, and the caller's text.
         unsafe { hold(session, "session")?.session.add_text(role, text(data, len, "data")?) }
     })
+}
+
+/// Adds prompt text as it is: control tokens spelt in it are control tokens, and nothing is put
+/// around it but the `<s>` in front of the whole prompt, where it does not begin with one. For
+/// prompts in a format of your own; what a user says goes to moxin_session_add_text, which makes no
+/// control token of it. len: bytes, or MOXIN_STRLEN.
+///
+/// The text is a message, which the next steps answer. Texts added one after the other are joined
+/// without anything between them. The answer is not trimmed in front, is used as it is in later
+/// prompts, and is closed by `</s>` as every answer. Before and after such a pair the conversation
+/// may have others in the usual form; moxin_session_rewind and moxin_session_fork count it like
+/// them. A picture stands behind the first token, as always.
+///
+/// Fails with INVALID_STATE while an answer is being generated, and where a question added with
+/// moxin_session_add_text waits for its answer; with CONTEXT_FULL as moxin_session_add_text; with
+/// BUSY.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn moxin_session_add_prompt(
+    session: *const moxin_session,
+    data: *const c_char,
+    len: usize,
+    error: *mut *mut moxin_error,
+) -> moxin_status {
+    // SAFETY: NULL or a handle of this library that was not freed, and the caller's text.
+    guard(error, || unsafe { hold(session, "session")?.session.add_prompt(text(data, len, "data")?) })
 }
 
 /// Sets the picture that the conversation is about; it is encoded by the next step. The image may be freed at once.
@@ -192,9 +223,9 @@ pub unsafe extern "C" fn moxin_session_add_embedding(
     guard(error, || unsafe { hold(session, "session")?.session.add_embedding(&hold(embedding, "embedding")?.0) })
 }
 
-/// Ends the answer that is being generated, or the question that waits for one, from any thread: its next step, or its stream's last event, is
-/// FINISHED with MOXIN_FINISH_REASON_CANCELLED, and the turn is taken back. Where there is neither it does nothing: what is added afterwards is
-/// not touched. NULL is fine. It only stores a flag, so that a signal handler may call it.
+/// Ends the answer that is being generated, or the question that waits for one, from any thread, within a layer: its step, or its stream's
+/// last event, is FINISHED with MOXIN_FINISH_REASON_CANCELLED, and the turn is taken back. A moxin_session_prefill that is under way fails
+/// with CANCELLED. Where there is none of these it does nothing: what is added afterwards is not touched. NULL is fine. It only stores a flag, so that a signal handler may call it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_cancel(session: *const moxin_session) {
     // SAFETY: NULL or a handle of this library that was not freed.
@@ -254,8 +285,9 @@ pub unsafe extern "C" fn moxin_session_free(session: *mut moxin_session) {
 pub(super) unsafe fn options(params: *const moxin_session_params) -> Result<GenerationOptions> {
     // SAFETY: as promised by the caller.
     let params = unsafe { read_params(params, "params")? };
-    if params.stop_count > 64 {
-        return Err(Error::InvalidArgument(format!("params.stop_count is {}; 0 to 64 is expected", params.stop_count)));
+    if params.stop_count > MAX_STOP_STRINGS {
+        let expected = format!("0 to {MAX_STOP_STRINGS} is expected");
+        return Err(Error::InvalidArgument(format!("params.stop_count is {}; {expected}", params.stop_count)));
     }
     let mut stop = Vec::new();
     for i in 0..params.stop_count {

@@ -2,7 +2,6 @@
 
 use std::{
     cell::RefCell,
-    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -16,7 +15,7 @@ use crate::{
     models::moxin::{MemoryNeeds, MoxinVLM, Rows},
     nn::{KVCache, KeyValueCache},
     panic::{guarded, inject},
-    text::{Role, StreamDecoder, Tokenizer, Turn, pure_prompt},
+    text::{Prompt, PromptEncoder, Role, StreamDecoder, Tokenizer, Turn},
 };
 
 /// A model with what it takes to talk to it.
@@ -25,8 +24,10 @@ pub struct ChatModel {
     pub vlm: MoxinVLM,
     /// Pictures to pixels.
     pub processor: Processor,
-    /// Text to tokens.
+    /// Tokens to text.
     pub tokenizer: Tokenizer,
+    /// Prompts to tokens.
+    pub prompts: PromptEncoder,
     /// Tokens that end an answer.
     pub eos: Vec<u32>,
     /// What its work takes.
@@ -58,7 +59,7 @@ impl ChatModel {
         require("encoding a picture", self.memory.vision.max(making), u64::MAX)?;
         let clock = Instant::now();
         let features = self.vlm.encode_by_blocks(&self.processor.process(picture)?, progress)?;
-        let tokens = self.vlm.project(&features)?;
+        let tokens = self.vlm.project_by_layers(&features, &|| progress(1.0))?;
         tokens.eval()?;
         log::debug!("picture {:016x}: encoded in {:?}", hash.short(), clock.elapsed());
         self.images.borrow_mut().insert(hash, tokens.clone());
@@ -76,7 +77,7 @@ pub struct GenerationOptions {
     pub sampling: SamplingParams,
     /// Tokens of one answer at most.
     pub max_tokens: usize,
-    /// Texts that end an answer; they are not part of it.
+    /// Texts that end an answer; they are not part of it. At most 64, of 1 to 1,024 bytes each.
     pub stop: Vec<String>,
     /// Positions of the whole conversation at most, image tokens included. `None`: 4096, or fewer where the model was made for fewer.
     pub max_context: Option<usize>,
@@ -118,8 +119,17 @@ impl GenerationOptions {
         if self.top_logprobs > MAX_TOP_LOGPROBS {
             return Err(Error::InvalidArgument(format!("logprobs is {}; 0 to {MAX_TOP_LOGPROBS} is expected", self.top_logprobs)));
         }
-        StopStrings::new(self.stop.clone()).map(drop)
+        StopStrings::check(&self.stop)
     }
+}
+
+/// What a step tells and asks while it computes. An error from either ends the step.
+#[derive(Clone, Copy)]
+pub struct Watch<'a> {
+    /// Told the part of the picture's encoding that is done, 0 to 1, after every block.
+    pub progress: &'a dyn Fn(f32) -> Result<()>,
+    /// Called before every layer of the decoder.
+    pub poll: &'a dyn Fn() -> Result<()>,
 }
 
 /// What one step brought.
@@ -216,9 +226,14 @@ pub struct Chat {
     max_context: usize,
     turns: Vec<Turn>,
     image: Option<ChatImage>,
+    /// Whether another picture may take its place: it was being read ahead, and that ended early.
+    replaceable: bool,
     cache: Vec<KVCache>,
-    /// Text tokens whose positions are in the cache; a picture's stand behind the first.
+    /// Text tokens of the prompt that the cache holds the beginning of; a picture's stand behind the first.
     cached: Vec<u32>,
+    prompts: PromptEncoder,
+    /// The tokens of the prompt that is to be read next, and when they were asked for.
+    tokens: Option<(Vec<u32>, Instant)>,
     phase: Phase,
     stats: Stats,
 }
@@ -235,7 +250,7 @@ pub enum ChatImage {
 enum Phase {
     Idle,
     Encode(Turning),
-    Prefill { turn: Turning, ids: Vec<u32>, embeds: Array },
+    Prefill { turn: Turning, embeds: Array },
     Decode { turn: Turning, answer: Box<Answer>, next: Next },
 }
 
@@ -273,8 +288,11 @@ impl Chat {
             max_context,
             turns: Vec::new(),
             image: None,
+            replaceable: false,
             cache: model.vlm.new_cache(),
             cached: Vec::new(),
+            prompts: model.prompts.clone(),
+            tokens: None,
             phase: Phase::Idle,
             stats: Stats::default(),
         })
@@ -288,9 +306,11 @@ impl Chat {
         Ok(())
     }
 
-    /// Adds to the conversation. Texts of one role that follow each other become one, a line each.
+    /// Adds to the conversation. Texts of one role that follow each other become one, a line each;
+    /// raw prompt texts are joined as they are.
     pub fn add_text(&mut self, role: Role, text: &str) -> Result<()> {
         self.between_turns()?;
+        self.check_room(text.len())?;
         match role {
             Role::System => {
                 return Err(Error::InvalidState(
@@ -302,20 +322,39 @@ impl Chat {
             }
             _ => {}
         }
+        self.tokens = None;
         match self.turns.last_mut() {
             Some(last) if last.role == role => {
-                last.text.push('\n');
+                if role != Role::Prompt {
+                    last.text.push('\n');
+                }
                 last.text.push_str(text);
+            }
+            Some(last) if last.role.asks() && role.asks() => {
+                return Err(Error::InvalidState(
+                    "a question waits for its answer; have it answered before the next is put in another form, as raw prompt or as text"
+                        .into(),
+                ));
             }
             _ => self.turns.push(Turn { role, text: text.to_owned() }),
         }
         Ok(())
     }
 
-    /// Sets the picture that the conversation is about.
+    /// Checks, from its length alone, that a text may fit into the context together with those that
+    /// are there.
+    ///
+    /// # Errors
+    /// [`Error::ContextFull`] with the fewest tokens that they can have.
+    pub fn check_room(&self, bytes: usize) -> Result<()> {
+        let others: usize = self.turns.iter().map(|turn| turn.text.len()).sum();
+        self.prompts.check_room(bytes.saturating_add(others), self.max_context)
+    }
+
+    /// Sets the picture that the conversation is about. It may take the place of one whose reading ahead ended early.
     pub fn add_image(&mut self, image: ChatImage) -> Result<()> {
         self.between_turns()?;
-        if self.image.is_some() {
+        if self.image.is_some() && !self.replaceable {
             return Err(Error::InvalidState("this model takes one image a conversation; begin a new session for another".into()));
         }
         if self.turns.iter().any(|turn| turn.role == Role::Assistant) {
@@ -324,6 +363,7 @@ impl Chat {
             ));
         }
         self.image = Some(image);
+        self.replaceable = false;
         self.forget();
         Ok(())
     }
@@ -337,8 +377,11 @@ impl Chat {
             max_context: self.max_context,
             turns: self.turns.clone(),
             image: self.image.clone(),
+            replaceable: self.replaceable,
             cache: self.cache.clone(),
             cached: self.cached.clone(),
+            prompts: self.prompts.clone(),
+            tokens: None,
             phase: Phase::Idle,
             stats: Stats { messages: self.turns.len(), ..Stats::default() },
         })
@@ -351,20 +394,68 @@ impl Chat {
             return Err(Error::InvalidArgument(format!("cannot keep {messages} messages: the conversation has {}", self.turns.len())));
         }
         self.turns.truncate(messages);
+        self.tokens = None;
         self.stats.messages = messages;
         Ok(())
     }
 
-    /// Ends a turn that is under way and takes it back.
-    pub fn abandon(&mut self) {
-        if let Some(turn) = self.current() {
-            self.take_back(turn);
+    /// Takes back the turn that is under way, or the question that waits for its answer; returns whether there was one. A picture that
+    /// was being read ahead, before any question, stays.
+    pub fn withdraw(&mut self) -> bool {
+        let turn = match self.current() {
+            Some(turn) => turn,
+            None if self.can_step() => self.open_turn(true),
+            None => return false,
+        };
+        log::info!("an answer was cancelled after {} tokens", self.stats.generated_tokens);
+        self.take_back(turn);
+        turn.answers
+    }
+
+    /// Stops reading ahead. The conversation stays as it is, and what was read is not read again.
+    pub fn pause(&mut self) {
+        if self.is_reading() {
+            self.phase = Phase::Idle;
         }
+        self.replaceable = !self.can_step();
+    }
+
+    /// The prompt that the next step reads, where its tokens are not known yet, and what makes
+    /// tokens of it. Who has them made elsewhere hands them over with [`Chat::set_tokens`];
+    /// otherwise the step makes them.
+    ///
+    /// # Errors
+    /// [`Error::ContextFull`] where the prompt is too long for the context, whatever its tokens
+    /// are.
+    pub fn untokenized(&self) -> Result<Option<(PromptEncoder, Prompt)>> {
+        let answers = match self.phase {
+            _ if self.tokens.is_some() => return Ok(None),
+            Phase::Idle if self.asked() => true,
+            Phase::Idle if self.turns.is_empty() && self.image.is_some() => false,
+            Phase::Encode(turn) => turn.answers,
+            _ => return Ok(None),
+        };
+        Ok(Some((self.prompts.clone(), self.prompt(answers)?)))
+    }
+
+    /// Hands over the tokens of the prompt that [`Chat::untokenized`] gave, and when they were
+    /// asked for.
+    pub fn set_tokens(&mut self, ids: Vec<u32>, since: Instant) {
+        self.tokens = Some((ids, since));
+    }
+
+    /// What the model is to read: the conversation, or nothing but what the tokenizer puts around
+    /// it, and the picture.
+    fn prompt(&self, answers: bool) -> Result<Prompt> {
+        let prompt = if answers { Prompt::of(&self.turns)? } else { Prompt::default() };
+        self.prompts.check_room(prompt.text().len(), self.max_context)?;
+        Ok(prompt)
     }
 
     /// Forgets the conversation; the options stay.
     pub fn reset(&mut self) {
         self.turns.clear();
+        self.tokens = None;
         self.image = None;
         self.phase = Phase::Idle;
         self.stats = Stats::default();
@@ -388,7 +479,12 @@ impl Chat {
 
     /// Whether there is an answer to go on with, or a question.
     pub fn can_step(&self) -> bool {
-        self.is_generating() || self.turns.last().is_some_and(|last| last.role == Role::User)
+        self.is_generating() || self.asked()
+    }
+
+    /// Whether the last message waits for an answer.
+    fn asked(&self) -> bool {
+        self.turns.last().is_some_and(|last| last.role.asks())
     }
 
     /// Whether part of the prompt is still to be read before the first token of the answer that is being generated.
@@ -396,51 +492,45 @@ impl Chat {
         matches!(self.phase, Phase::Encode(_) | Phase::Prefill { .. })
     }
 
-    /// Encodes the picture, reads a chunk of the prompt or generates a token. A flag set in `cancel` ends the turn and takes it back: its
-    /// texts, and a picture added since the last answer. So does an error, but [`Error::Suspended`].
+    /// Encodes the picture, reads a chunk of the prompt or generates a token.
     ///
-    /// `progress` is told the part of the picture's encoding that is done, 0 to 1; an error from it ends the step.
-    pub fn step(&mut self, model: &ChatModel, cancel: &AtomicBool, progress: &dyn Fn(f32) -> Result<()>) -> Result<Event> {
+    /// # Errors
+    /// [`Error::Cancelled`], [`Error::Timeout`] and [`Error::Suspended`], which come from `watch`, change nothing: the next step does
+    /// what this one did not. Other errors take the turn back: its texts, and a picture added since the last answer.
+    pub fn step(&mut self, model: &ChatModel, watch: Watch) -> Result<Event> {
         let turn = match self.current() {
             Some(turn) => turn,
             None if self.can_step() => self.open_turn(true),
-            None => return Err(Error::InvalidState("there is nothing to answer: add the user's text first".into())),
+            None => return Err(nothing_to_answer()),
         };
-        if cancel.swap(false, Ordering::Relaxed) {
-            log::info!("an answer was cancelled after {} tokens", self.stats.generated_tokens);
-            self.take_back(turn);
-            return Ok(Event::Finished { reason: FinishReason::Cancelled, text: String::new() });
-        }
-        self.advance_or_take_back(model, turn, progress)
+        self.advance_or_take_back(model, turn, watch)
     }
 
-    /// As [`Chat::step`] before the first token: encodes the picture or reads a chunk of the prompt. Where there is a picture and no question
-    /// yet, the picture is read.
-    pub fn read_step(&mut self, model: &ChatModel, progress: &dyn Fn(f32) -> Result<()>) -> Result<Event> {
-        let asked = self.turns.last().is_some_and(|last| last.role == Role::User);
+    /// Does what [`Chat::step`] does before the first token: encodes the picture or reads a chunk of the prompt. Where there is a picture
+    /// and no question yet, it reads the picture, and no error takes that back.
+    pub fn read_step(&mut self, model: &ChatModel, watch: Watch) -> Result<Event> {
+        let asked = self.asked();
         let turn = match self.current() {
             Some(turn) if self.is_reading() => turn,
             Some(_) => return Err(Error::InvalidState("the prompt is read already: generate the answer".into())),
             None if asked || self.turns.is_empty() && self.image.is_some() => self.open_turn(asked),
             None => return Err(Error::InvalidState("there is nothing to read: add a picture or the user's text first".into())),
         };
-        self.advance_or_take_back(model, turn, progress)
+        self.advance_or_take_back(model, turn, watch)
     }
 
-    fn advance_or_take_back(&mut self, model: &ChatModel, turn: Turning, progress: &dyn Fn(f32) -> Result<()>) -> Result<Event> {
+    fn advance_or_take_back(&mut self, model: &ChatModel, turn: Turning, watch: Watch) -> Result<Event> {
         let event = guarded(|| {
             inject("chat")?;
-            self.advance(model, turn, progress)
+            self.advance(model, turn, watch)
         });
         match &event {
-            Ok(_) => {}
-            // What was computed is not to be trusted.
-            Err(Error::Panic(_)) => {
+            Ok(_) | Err(Error::Cancelled | Error::Timeout | Error::Suspended) => {}
+            // What was computed cannot be trusted: MLX takes all that it evaluated beside a failure for computed.
+            Err(Error::Panic(_) | Error::Backend(_)) => {
                 self.take_back(turn);
                 self.forget();
             }
-            // Only an encoding is left off in its middle. It begins anew.
-            Err(Error::Suspended) => self.phase = Phase::Encode(turn),
             Err(_) => self.take_back(turn),
         }
         self.stats.peak_bytes = memory_stats()?.peak;
@@ -457,7 +547,9 @@ impl Chat {
     }
 
     fn open_turn(&mut self, answers: bool) -> Turning {
-        let turn = Turning { began: Instant::now(), kept_turns: self.answered(), answers };
+        self.replaceable = false;
+        let began = self.tokens.as_ref().map_or_else(Instant::now, |(_, since)| *since);
+        let turn = Turning { began, kept_turns: self.answered(), answers };
         self.stats = Stats { messages: self.turns.len(), ..Stats::default() };
         self.phase = Phase::Encode(turn);
         turn
@@ -468,19 +560,22 @@ impl Chat {
         self.turns.iter().rposition(|turn| turn.role == Role::Assistant).map_or(0, |i| i + 1)
     }
 
-    fn advance(&mut self, model: &ChatModel, turn: Turning, progress: &dyn Fn(f32) -> Result<()>) -> Result<Event> {
-        match std::mem::replace(&mut self.phase, Phase::Idle) {
-            Phase::Idle => Err(Error::InvalidState("there is nothing to answer: add the user's text first".into())),
-            Phase::Encode(_) => self.begin(model, turn, progress),
-            Phase::Prefill { ids, embeds, .. } => self.prefill(model, turn, ids, embeds),
-            Phase::Decode { answer, next, .. } => self.decode(model, turn, answer, next),
+    /// Does the next thing of the phase. Where the watch ends it, the phase is as it was.
+    fn advance(&mut self, model: &ChatModel, turn: Turning, watch: Watch) -> Result<Event> {
+        match std::mem::replace(&mut self.phase, Phase::Encode(turn)) {
+            Phase::Idle => Err(nothing_to_answer()),
+            Phase::Encode(_) => self.begin(model, turn, watch),
+            Phase::Prefill { embeds, .. } => self.prefill(model, turn, embeds, watch),
+            Phase::Decode { answer, next, .. } => self.decode(model, turn, answer, next, watch),
         }
     }
 
     /// Encodes the picture where that is still to be done; else makes the prompt and reads its first chunk.
-    fn begin(&mut self, model: &ChatModel, turn: Turning, progress: &dyn Fn(f32) -> Result<()>) -> Result<Event> {
-        let prompt = if turn.answers { pure_prompt(&self.turns)? } else { String::new() };
-        let ids = model.tokenizer.encode(&prompt, true)?;
+    fn begin(&mut self, model: &ChatModel, turn: Turning, watch: Watch) -> Result<Event> {
+        let ids = match self.tokens.take() {
+            Some((ids, _)) => ids,
+            None => self.prompts.encode(&self.prompt(turn.answers)?)?,
+        };
         if ids.is_empty() {
             return Err(Error::InvalidState("the model's tokenizer.json makes no tokens of the prompt; it is damaged".into()));
         }
@@ -492,7 +587,8 @@ impl Chat {
         }
         if let Some(ChatImage::Picture(picture)) = &self.image {
             let clock = Instant::now();
-            let encoded = model.encode_image(picture, progress)?;
+            self.tokens = Some((ids, turn.began));
+            let encoded = model.encode_image(picture, watch.progress)?;
             self.image = Some(ChatImage::Tokens(encoded.tokens));
             self.stats.vision = clock.elapsed();
             self.stats.cached_images = encoded.cached.into();
@@ -505,56 +601,75 @@ impl Chat {
         require(&format!("a prompt of {total} tokens and its answer"), needed, u64::MAX)?;
         self.stats.prompt_tokens = total;
         self.stats.image_tokens = image_tokens;
+        let kept = self.keep(&ids, image_tokens, turn);
+        if kept == total {
+            self.phase = Phase::Idle;
+            return Ok(Event::Prefill { done: total, total });
+        }
         let clock = Instant::now();
-        let embeds = self.embed(model, &ids, image_tokens)?;
+        let embeds = self.embed(model, &ids, image_tokens, kept)?;
         self.stats.prefill += clock.elapsed();
-        self.prefill(model, turn, ids, embeds)
+        self.cached = ids;
+        self.prefill(model, turn, embeds, watch)
     }
 
-    /// Embeddings of the part of the prompt that is not in the cache, which is cut back to what the two have in common.
-    fn embed(&mut self, model: &ChatModel, ids: &[u32], image_tokens: usize) -> Result<Array> {
-        let common = self.cached.iter().zip(ids).take_while(|(a, b)| a == b).count().min(ids.len() - 1);
-        let kept = if common > 0 { common + image_tokens } else { 0 };
-        self.cached.truncate(common);
+    /// Cuts the cache back to what it has in common with a prompt; returns its positions. They end anywhere, also within the picture.
+    fn keep(&mut self, ids: &[u32], image_tokens: usize, turn: Turning) -> usize {
+        let common = self.cached.iter().zip(ids).take_while(|(a, b)| a == b).count();
+        let held = if common > 0 { self.positions().min(common + image_tokens) } else { 0 };
+        // An answer begins with the logits of the last position.
+        let kept = held.min(ids.len() + image_tokens - usize::from(turn.answers));
         self.cache.iter_mut().for_each(|layer| layer.truncate(kept as i32));
         self.stats.reused_tokens = kept;
-        let image = match &self.image {
-            Some(ChatImage::Tokens(tokens)) if kept == 0 => Some(tokens),
-            _ => None,
-        };
-        model.vlm.embed(&ids[common..], image)
+        kept
     }
 
-    fn prefill(&mut self, model: &ChatModel, turn: Turning, ids: Vec<u32>, embeds: Array) -> Result<Event> {
+    /// Embeddings of a prompt from a position on.
+    fn embed(&self, model: &ChatModel, ids: &[u32], image_tokens: usize, from: usize) -> Result<Array> {
+        let image = match &self.image {
+            Some(ChatImage::Tokens(tokens)) if from <= image_tokens => Some(tokens),
+            _ => return model.vlm.embed(&ids[from - image_tokens..], None),
+        };
+        let embeds = model.vlm.embed(ids, image)?;
+        Ok(if from > 0 { embeds.try_index((.., from as i32.., ..))? } else { embeds })
+    }
+
+    fn prefill(&mut self, model: &ChatModel, turn: Turning, embeds: Array, watch: Watch) -> Result<Event> {
         let clock = Instant::now();
         let total = self.stats.prompt_tokens;
         let chunk = self.options.prefill_chunk as i32;
         let decoder = &model.vlm.decoder;
+        self.phase = Phase::Prefill { turn, embeds: embeds.clone() };
         if embeds.dim(1) > chunk {
-            decoder.prefill(&embeds.try_index((.., ..chunk, ..))?, &mut self.cache)?;
+            decoder.prefill_by_layers(&embeds.try_index((.., ..chunk, ..))?, &mut self.cache, watch.poll)?;
             let embeds = embeds.try_index((.., chunk.., ..))?;
             embeds.eval()?;
-            self.phase = Phase::Prefill { turn, ids, embeds };
+            self.phase = Phase::Prefill { turn, embeds };
         } else if !turn.answers {
-            decoder.prefill(&embeds, &mut self.cache)?;
-            self.cached = ids;
+            decoder.prefill_by_layers(&embeds, &mut self.cache, watch.poll)?;
+            self.phase = Phase::Idle;
         } else {
-            let logits = decoder.forward(&embeds, &mut self.cache, Rows::Last)?;
+            let logits = decoder.forward_by_layers(&embeds, &mut self.cache, Rows::Last, watch.poll)?;
             let answer = Box::new(self.answer(model)?);
             self.phase = Phase::Decode { turn, answer, next: Next::Sample(row(&logits)?) };
-            self.cached = ids;
         }
         self.stats.prefill += clock.elapsed();
         Ok(Event::Prefill { done: self.positions(), total })
     }
 
-    fn decode(&mut self, model: &ChatModel, turn: Turning, mut answer: Box<Answer>, next: Next) -> Result<Event> {
+    fn decode(&mut self, model: &ChatModel, turn: Turning, mut answer: Box<Answer>, next: Next, watch: Watch) -> Result<Event> {
         let clock = Instant::now();
         let logits = match next {
             Next::Finish(reason) => return self.finish(*answer, reason),
             Next::Sample(logits) => logits,
             Next::Feed(_) if self.positions() >= self.max_context => return self.finish(*answer, FinishReason::ContextFull),
-            Next::Feed(token) => self.feed(model, token)?,
+            Next::Feed(token) => match self.feed(model, token, watch) {
+                Ok(logits) => logits,
+                Err(error) => {
+                    self.phase = Phase::Decode { turn, answer, next };
+                    return Err(error);
+                }
+            },
         };
         let (choice, top) = answer.choose(&logits, &self.cached, self.options.top_logprobs)?;
         if self.stats.generated_tokens == 0 {
@@ -578,17 +693,23 @@ impl Chat {
     }
 
     /// Reads one token; gives the logits of the next.
-    fn feed(&mut self, model: &ChatModel, token: u32) -> Result<Vec<f32>> {
+    fn feed(&mut self, model: &ChatModel, token: u32, watch: Watch) -> Result<Vec<f32>> {
         let embeds = model.vlm.embed(&[token], None)?;
-        let logits = model.vlm.decoder.forward(&embeds, &mut self.cache, Rows::Last)?;
+        let logits = model.vlm.decoder.forward_by_layers(&embeds, &mut self.cache, Rows::Last, watch.poll)?;
         self.cached.push(token);
         row(&logits)
     }
 
     fn answer(&self, model: &ChatModel) -> Result<Answer> {
+        // What follows raw prompt text is not trimmed either.
+        let spoken = self.cached.iter().rfind(|id| !model.tokenizer.is_special(**id));
+        let decoder = match (self.turns.last(), spoken) {
+            (Some(Turn { role: Role::Prompt, .. }), Some(last)) => StreamDecoder::after(&model.tokenizer, *last),
+            _ => StreamDecoder::new(&model.tokenizer).trim_start(),
+        };
         Ok(Answer {
             sampler: Sampler::new(self.options.sampling.clone())?,
-            decoder: StreamDecoder::new(&model.tokenizer).trim_start(),
+            decoder,
             stop: StopStrings::new(self.options.stop.clone())?,
             text: String::new(),
         })
@@ -616,11 +737,17 @@ impl Chat {
         Ok(Event::Finished { reason, text })
     }
 
-    /// Undoes a turn that did not end well. The cache is cut back when the next turn begins.
+    /// Undoes a turn that did not end well. The cache is cut back when the next turn begins. A picture that is read before there is a
+    /// question is no turn: nothing of it is undone.
     fn take_back(&mut self, turn: Turning) {
-        self.turns.truncate(turn.kept_turns);
-        self.stats.messages = turn.kept_turns;
         self.phase = Phase::Idle;
+        self.replaceable = !turn.answers;
+        if !turn.answers {
+            return;
+        }
+        self.turns.truncate(turn.kept_turns);
+        self.tokens = None;
+        self.stats.messages = turn.kept_turns;
         if turn.kept_turns == 0 {
             self.image = None;
             self.forget();
@@ -644,6 +771,10 @@ impl Chat {
     }
 }
 
+fn nothing_to_answer() -> Error {
+    Error::InvalidState("there is nothing to answer: add the user's text first".into())
+}
+
 /// The positions that a conversation may have; an error where options are out of their range or there is no room for so many.
 fn permitted_context(model: &ChatModel, options: &GenerationOptions) -> Result<usize> {
     options.validate()?;
@@ -662,5 +793,6 @@ impl Answer {
 /// Logits `[1, 1, vocabulary]` as numbers.
 fn row(logits: &Array) -> Result<Vec<f32>> {
     let logits = logits.as_dtype(Dtype::Float32)?;
+    logits.eval()?;
     logits.to_vec_cast::<f32>().map_err(|error| Error::InvalidState(format!("reading logits: {error}")))
 }

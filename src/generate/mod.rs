@@ -6,8 +6,8 @@ mod iterator;
 mod sampler;
 mod stop;
 
-pub use chat::{Chat, ChatImage, ChatModel, Encoded, Event, FinishReason, GenerationOptions, Stats};
+pub use chat::{Chat, ChatImage, ChatModel, Encoded, Event, FinishReason, GenerationOptions, Stats, Watch};
 pub use image_cache::{ImageCache, image_cache_bytes};
 pub use iterator::{Generate, sample};
 pub use sampler::{Choice, Sampler, SamplingParams, top_logprobs};
-pub use stop::{StopOutcome, StopStrings};
+pub use stop::{MAX_STOP_BYTES, MAX_STOP_STRINGS, StopOutcome, StopStrings};

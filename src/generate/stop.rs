@@ -1,14 +1,30 @@
 //! Stop strings over streamed text. (A stop token such as `</s>` needs no rule of its own: it is compared as an id, before it is text.)
 
+use std::collections::HashMap;
+
+use aho_corasick::{
+    Anchored,
+    automaton::{Automaton, StateID},
+    nfa::contiguous::NFA,
+};
+
 use crate::{Error, Result};
+
+/// The most stop strings that a session takes.
+pub const MAX_STOP_STRINGS: usize = 64;
+
+/// The most bytes of one stop string.
+pub const MAX_STOP_BYTES: usize = 1024;
 
 /// Watches a text that arrives in pieces for strings that end it, and holds back what may be the beginning of one.
 ///
-/// The string that is complete first ends the text; of several complete at the same character, the longest. Where the borders between the
-/// pieces lie makes no difference.
+/// The string that is complete first ends the text; of several complete at the same character, the
+/// longest. Where the borders between the pieces lie makes no difference. The work grows with the
+/// text alone, not with the number of strings or their length.
 #[derive(Debug)]
 pub struct StopStrings {
-    stops: Vec<String>,
+    /// `None` where there is nothing to watch for.
+    matcher: Option<Matcher>,
     held: String,
     stopped: bool,
 }
@@ -26,11 +42,30 @@ impl StopStrings {
     /// Watches for any of `stops`, which may be none.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for an empty string, which would end every text before it begins.
+    /// As for [`StopStrings::check`].
     pub fn new(stops: Vec<String>) -> Result<Self> {
-        match stops.iter().position(String::is_empty) {
-            Some(i) => Err(Error::InvalidArgument(format!("stop string {} of {} is empty", i + 1, stops.len()))),
-            None => Ok(Self { stops, held: String::new(), stopped: false }),
+        Self::check(&stops)?;
+        let matcher = if stops.is_empty() { None } else { Some(Matcher::new(&stops)?) };
+        Ok(Self { matcher, held: String::new(), stopped: false })
+    }
+
+    /// Checks the number of stop strings and the length of each.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for more than [`MAX_STOP_STRINGS`], for a string of more than
+    /// [`MAX_STOP_BYTES`], and for an empty one, which would end every text before it begins.
+    pub fn check(stops: &[String]) -> Result<()> {
+        let count = stops.len();
+        if count > MAX_STOP_STRINGS {
+            return Err(Error::InvalidArgument(format!("there are {count} stop strings; at most {MAX_STOP_STRINGS} are allowed")));
+        }
+        match stops.iter().enumerate().find(|(_, stop)| !(1..=MAX_STOP_BYTES).contains(&stop.len())) {
+            Some((i, stop)) => Err(Error::InvalidArgument(format!(
+                "stop string {} of {count} has {} bytes; 1 to {MAX_STOP_BYTES} are allowed",
+                i + 1,
+                stop.len()
+            ))),
+            None => Ok(()),
         }
     }
 
@@ -39,32 +74,67 @@ impl StopStrings {
         if self.stopped {
             return StopOutcome { text: String::new(), stopped: true };
         }
-        self.held.push_str(piece);
         let mut text = std::mem::take(&mut self.held);
-        match self.first_match(&text) {
-            Some(start) => {
-                text.truncate(start);
+        let before = text.len();
+        text.push_str(piece);
+        match self.matcher.as_mut().map_or(Found::Held(0), |matcher| matcher.push(piece)) {
+            Found::Stop { end, length } => {
+                text.truncate(before + end - length);
                 self.stopped = true;
             }
-            None => self.held = text.split_off(text.len() - self.possible_beginning(&text)),
+            Found::Held(length) => self.held = text.split_off(text.len() - length),
         }
         StopOutcome { text, stopped: self.stopped }
     }
 
-    /// The text has ended without a stop string: gives what was held back.
+    /// Ends the text, where no stop string has, and returns what was held back.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
+}
 
-    /// Where the stop string that is complete first begins.
-    fn first_match(&self, text: &str) -> Option<usize> {
-        let matches = self.stops.iter().filter_map(|stop| text.find(stop.as_str()).map(|start| (start + stop.len(), start)));
-        matches.min().map(|(_, start)| start)
+/// An automaton whose state is the longest end of the text that some stop string begins with.
+#[derive(Debug)]
+struct Matcher {
+    automaton: NFA,
+    /// Bytes of the beginning that a state stands for. A state that is not listed stands for none.
+    depths: HashMap<StateID, usize>,
+    state: StateID,
+}
+
+/// What the automaton found in a piece, in bytes.
+enum Found {
+    /// A stop string of this length is complete at `end` of the piece.
+    Stop { end: usize, length: usize },
+    /// The text ends with the beginning of a stop string, of this length.
+    Held(usize),
+}
+
+impl Matcher {
+    fn new(stops: &[String]) -> Result<Matcher> {
+        let unusable = |error: String| Error::InvalidArgument(format!("the stop strings cannot be matched: {error}"));
+        let automaton = NFA::new(stops).map_err(|error| unusable(error.to_string()))?;
+        let start = automaton.start_state(Anchored::No).map_err(|error| unusable(error.to_string()))?;
+        let mut depths = HashMap::new();
+        for stop in stops {
+            let mut state = start;
+            for (i, byte) in stop.bytes().enumerate() {
+                state = automaton.next_state(Anchored::No, state, byte);
+                depths.insert(state, i + 1);
+            }
+        }
+        Ok(Matcher { automaton, depths, state: start })
     }
 
-    /// Length in bytes of the longest end of `text` that some stop string begins with.
-    fn possible_beginning(&self, text: &str) -> usize {
-        let longest = |stop: &String| stop.char_indices().map(|(i, _)| i).filter(|&i| text.ends_with(&stop[..i])).max();
-        self.stops.iter().filter_map(longest).max().unwrap_or(0)
+    fn push(&mut self, piece: &str) -> Found {
+        for (i, byte) in piece.bytes().enumerate() {
+            self.state = self.automaton.next_state(Anchored::No, self.state, byte);
+            if self.automaton.is_match(self.state) {
+                let lengths = (0..self.automaton.match_len(self.state)).map(|i| self.automaton.match_pattern(self.state, i));
+                let length = lengths.map(|pattern| self.automaton.pattern_len(pattern)).max().unwrap_or(0);
+                return Found::Stop { end: i + 1, length };
+            }
+        }
+        Found::Held(self.depths.get(&self.state).copied().unwrap_or(0))
     }
 }

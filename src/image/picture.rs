@@ -1,6 +1,5 @@
 //! Pictures: decoding of files, and pixels that a program already has.
 
-use std::fs::File;
 use std::io::{Cursor, Read};
 use std::path::Path;
 use std::sync::Arc;
@@ -12,6 +11,7 @@ use super::bounds;
 use crate::{
     Error, Result,
     device::{require, room},
+    file,
 };
 
 /// The formats that this library reads, for error messages.
@@ -120,20 +120,18 @@ impl Picture {
     /// damaged, cut off or too large; [`Error::OutOfMemory`] when decoding it takes more than is available, before it does.
     pub fn open(path: impl AsRef<Path>, options: &DecodeOptions) -> Result<Self> {
         let path = path.as_ref();
-        let io = |source| Error::io(path, "the picture", source);
         let refuse = |what| Error::UnsupportedImage { path: Some(path.into()), what };
-        // Before it is opened: that alone may take for ever where it is a pipe.
-        if !std::fs::metadata(path).map_err(io)?.is_file() {
-            return Err(refuse("a folder or a device, not a file".into()));
-        }
-        let file = File::open(path).map_err(io)?;
-        let (size, most) = (file.metadata().map_err(io)?.len(), options.file_bytes());
+        let (file, size) = file::open(path, "the picture").map_err(|error| match error {
+            Error::CorruptModel { what, .. } => refuse(what),
+            other => other,
+        })?;
+        let most = options.file_bytes();
         if size > most {
             return Err(refuse(format!("{size} bytes; at most {most} are read")));
         }
         require(&format!("reading {}", path.display()), size, u64::MAX)?;
         let mut bytes = room(size as usize, || format!("the content of {}", path.display()))?;
-        file.take(size).read_to_end(&mut bytes).map_err(io)?;
+        file.take(size).read_to_end(&mut bytes).map_err(|source| Error::io(path, "the picture", source))?;
         decode(&bytes, Some(path), options)
     }
 

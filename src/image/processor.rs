@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::Picture;
 use super::resize::{Axis, Canvas, resize};
-use crate::{Error, Result, device::room};
+use crate::{Error, Result, device::room, file};
 
 /// The largest side that an encoder's input may have; it bounds the memory that a configuration can ask for.
 const MAX_SIZE: u64 = 4096;
@@ -70,8 +70,9 @@ impl Processor {
     /// The file is missing or cannot be read; it is no JSON, or a value in it is of a wrong kind or out of range
     /// ([`Error::CorruptModel`]); it asks for what this library does not do ([`Error::UnsupportedModel`]). The message names the key.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let json = std::fs::read_to_string(path).map_err(|source| Error::io(path, "the settings of the image processor", source))?;
-        Self::from_json(&json, path)
+        let bytes = file::read_json(path, "the settings of the image processor", file::MAX_JSON_BYTES)?;
+        let json = std::str::from_utf8(&bytes).map_err(|error| Error::corrupt(path, format!("not UTF-8: {error}")))?;
+        Self::from_json(json, path)
     }
 
     /// Reads the text of a `preprocessor_config.json`; `path` is where it came from, for error messages.
@@ -333,6 +334,11 @@ impl Settings<'_> {
         }
         if !normalization.std.iter().all(|value| value.is_normal()) {
             return Err(self.corrupt(fields[1], format!("a standard deviation of {std:?}, expected finite 32-bit numbers other than 0")));
+        }
+        let Normalization { mean: m, std: s } = normalization;
+        if !normalize(&[0, 0, 0, 255, 255, 255], m, s).iter().all(|value| value.is_finite()) {
+            let what = format!("a standard deviation of {std:?} for a mean of {mean:?} makes infinite pixels");
+            return Err(self.corrupt(fields[1], what));
         }
         Ok(normalization)
     }

@@ -13,6 +13,9 @@ pub trait KeyValueCache {
 
     /// Appends `[batch, kv heads, tokens, head width]` and returns everything held, in the order of positions.
     fn update_and_fetch(&mut self, keys: Array, values: Array) -> Result<(Array, Array)>;
+
+    /// Forgets the positions from `offset` on. Does nothing where fewer are held.
+    fn truncate(&mut self, offset: i32) -> Result<()>;
 }
 
 /// A cache that grows in blocks of [`KVCache::STEP`] positions and is written in place.
@@ -79,6 +82,11 @@ impl KeyValueCache for KVCache {
         self.offset = end;
         Ok((held_keys.try_index((.., .., ..end, ..))?, held_values.try_index((.., .., ..end, ..))?))
     }
+
+    fn truncate(&mut self, offset: i32) -> Result<()> {
+        KVCache::truncate(self, offset);
+        Ok(())
+    }
 }
 
 /// The simplest cache: concatenates, copying everything at each step.
@@ -106,6 +114,15 @@ impl KeyValueCache for ConcatKeyValueCache {
         };
         self.held = Some(joined.clone());
         Ok(joined)
+    }
+
+    fn truncate(&mut self, offset: i32) -> Result<()> {
+        let offset = offset.max(0);
+        if let Some((keys, values)) = self.held.take().filter(|(keys, _)| offset > 0 && keys.dim(2) > 0) {
+            let end = offset.min(keys.dim(2));
+            self.held = Some((keys.try_index((.., .., ..end, ..))?, values.try_index((.., .., ..end, ..))?));
+        }
+        Ok(())
     }
 }
 
@@ -135,13 +152,21 @@ mod tests {
 
     #[test]
     fn truncation_forgets_the_end_only() {
-        let mut cache = KVCache::new();
+        check_truncation(&mut KVCache::new());
+        check_truncation(&mut ConcatKeyValueCache::new());
+    }
+
+    fn check_truncation(cache: &mut impl KeyValueCache) {
         cache.update_and_fetch(block(0, 300), block(0, 300)).unwrap();
-        cache.truncate(10);
+        cache.truncate(400).unwrap();
+        assert_eq!(cache.offset(), 300);
+        cache.truncate(10).unwrap();
         let (keys, _) = cache.update_and_fetch(block(50, 2), block(50, 2)).unwrap();
         let keys = keys.to_vec_cast::<f32>().unwrap();
         assert_eq!(keys.len(), 24);
         assert_eq!(keys[18..], [9.0, -9.0, 50.0, -50.0, 51.0, -51.0]);
+        cache.truncate(0).unwrap();
+        assert_eq!(cache.offset(), 0);
     }
 
     /// A clone keeps what it had when the original is written further.

@@ -6,6 +6,7 @@ use crate::{
     Result,
     checkpoint::{Mode, Quantization, Weights},
     device,
+    panic::inject_into,
 };
 
 /// `[rows, columns]`
@@ -121,6 +122,7 @@ impl QuantizedMatrix {
     /// Quantizes `[rows, columns]`; the group size divides the columns.
     pub fn quantize(dense: &Array, quantization: Quantization) -> Result<QuantizedMatrix> {
         let Quantization { group_size, bits, mode } = quantization;
+        let dense = &inject_into("quantizing", dense.clone())?;
         let (weight, scales, biases) = match mode {
             Mode::Affine => {
                 let (weight, scales, biases) = ops::quantize(dense, group_size as i32, bits as i32)?;
@@ -143,9 +145,9 @@ impl QuantizedMatrix {
     }
 
     fn load(weights: &Weights, rows: usize, columns: usize, dtype: Dtype) -> Result<QuantizedMatrix> {
-        let quantization = weights.stored_quantization()?;
+        let quantization = weights.stored_quantization(columns)?;
         let Quantization { group_size, bits, mode } = quantization;
-        let groups = columns.div_ceil(group_size);
+        let groups = columns / group_size;
         let weight = weights.load_packed("weight", &[rows, columns * bits / 32])?;
         let load = |name: &str| match dtype {
             Dtype::Float32 => weights.load(name, &[rows, groups]),
@@ -190,7 +192,7 @@ impl QuantizedMatrix {
 
 /// A small tensor, such as a bias or the weight of a norm: cast to the dtype of the activations once and for all.
 pub(crate) fn load_vector(weights: &Weights, name: &str, shape: &[usize], dtype: Dtype) -> Result<Array> {
-    let array = weights.load(name, shape)?.as_dtype(dtype)?;
+    let array = inject_into("load", weights.load(name, shape)?.as_dtype(dtype)?)?;
     array.eval()?;
     Ok(array)
 }

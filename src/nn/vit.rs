@@ -8,7 +8,7 @@ use mlx_rs::{
 };
 
 use super::{Activation, LayerNorm, Linear, Mask, Matrix, attention, load_vector};
-use crate::{Result, checkpoint::Weights};
+use crate::{Result, checkpoint::Weights, panic::inject_into};
 
 /// The size of a vision transformer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,12 +119,13 @@ impl ViTEncoder {
         self.forward_by_blocks(pixels, &mut || Ok(()))
     }
 
-    /// [`ViTEncoder::forward`] that calls `each` after every block; an error from it ends the work.
+    /// [`ViTEncoder::forward`] that calls `each` after every block; an error from it ends the work. On a GPU the blocks are computed
+    /// together when the features are evaluated, which takes about as long as a layer of the decoder takes for a chunk of a prompt.
     pub fn forward_by_blocks(&self, pixels: &Array, each: &mut dyn FnMut() -> Result<()>) -> Result<Array> {
         let patches = self.patch_embed.forward(&self.patches(pixels)?)?;
         let mut x = self.embed(patches)?;
         for block in &self.blocks {
-            x = block.forward(&x)?;
+            x = inject_into("encoder", block.forward(&x)?)?;
             if self.dtype == Dtype::Float32 {
                 x.eval()?; // weights widened for this block go before the next
             }

@@ -65,10 +65,10 @@ impl Calls {
         (!self.are_over()).then(|| enter(f))
     }
 
-    /// Lets no call begin any more. Returns whether calls were over before.
-    pub fn end(&self) -> bool {
+    /// Lets no call begin any more.
+    pub fn end(&self) {
         let _ = self.since.set(Instant::now());
-        self.over.swap(true, Ordering::SeqCst)
+        self.over.store(true, Ordering::SeqCst);
     }
 
     /// Whether no call begins any more.

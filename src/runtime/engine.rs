@@ -11,12 +11,12 @@ use std::{
 use super::{
     callback::Calls,
     lock,
-    op::Op,
+    op::{Control, Op},
     queue::{Queue, Reporter},
 };
 use crate::{
     Error, Result,
-    device::{Backend, Device, at_exit},
+    device::{Backend, Device, at_exit, leave, settle},
     panic::inject,
     process,
 };
@@ -32,8 +32,14 @@ pub fn run<R: Send + 'static>(op: Op, job: impl FnOnce(&Reporter<R>) -> Result<R
     })
 }
 
+/// Fails where an operation is to end: the library is suspended, the process ends, or the caller
+/// wants it.
+pub fn check(control: &Control) -> Result<()> {
+    engine()?.check(control)
+}
+
 /// As [`run`], for a job that changes something: a cancellation that comes when it is done comes too late.
-pub fn run_to_its_end(op: Op, job: impl FnOnce(&Reporter<()>) -> Result<()> + Send + 'static) -> Result<()> {
+pub fn run_to_its_end<R: Send + 'static>(op: Op, job: impl FnOnce(&Reporter<R>) -> Result<R> + Send + 'static) -> Result<R> {
     engine()?.run_to_its_end(op, job)
 }
 
@@ -62,8 +68,8 @@ pub fn dispose(thing: impl Send + 'static) {
 
 /// Lets no operation compute from now on; waits at most `drain` for what is under way.
 ///
-/// An app that goes to the background must not submit work to the GPU: iOS would end it. Operations fail with [`Error::Suspended`]; a load,
-/// an encoding or a prefill that is under way ends so at its next tensor, layer or chunk; a stream pauses. Conversations stay as they are.
+/// An app that goes to the background must not submit work to the GPU: iOS refuses it, and answers would fail. Operations fail with
+/// [`Error::Suspended`]; what is under way ends so at its next tensor, block or layer; a stream pauses. Conversations stay as they are.
 ///
 /// # Errors
 /// [`Error::Timeout`] where something is still under way then. The library is suspended all the same.
@@ -101,7 +107,13 @@ pub fn on_device<T>(backend: Backend, f: impl FnOnce(&Device) -> Result<T>) -> R
             device
         }
     };
-    device.run(|| f(&device))
+    device.run(|| {
+        f(&device).inspect_err(|error| {
+            if let Error::Backend(_) = error {
+                settle();
+            }
+        })
+    })
 }
 
 static ENGINE: OnceLock<Arc<Queue>> = OnceLock::new();
@@ -118,11 +130,12 @@ fn engine() -> Result<&'static Arc<Queue>> {
         return Ok(engine);
     }
     let _starting = lock(&STARTING);
-    if ENGINE.get().is_none() {
-        // A failure is not kept: the next call tries again.
-        let _ = ENGINE.set(start()?);
+    if let Some(engine) = ENGINE.get() {
+        return Ok(engine);
     }
-    ENGINE.get().ok_or_else(|| Error::InvalidState("the engine has not started; try again".into()))
+    // A failure is not kept: the next call tries again.
+    let engine = start()?;
+    Ok(ENGINE.get_or_init(|| engine))
 }
 
 fn start() -> Result<Arc<Queue>> {
@@ -145,15 +158,29 @@ fn start() -> Result<Arc<Queue>> {
 }
 
 /// Ends what the library does, when the process ends: lets no function of the program be called any more, and has the engine let go of
-/// MLX's objects before they are destroyed. Does nothing in a forked child, nor a second time.
-pub extern "C" fn stop() {
-    if ENGINE_THREAD.get() || process::is_forked() || CALLS.end() {
+/// MLX's objects before they are destroyed. May be called twice.
+pub fn stop(status: Option<i32>) {
+    if process::is_forked() {
+        return stop_in_child(status);
+    }
+    if ENGINE_THREAD.get() {
         return;
     }
+    CALLS.end();
     if let Some(engine) = started() {
         engine.end();
     }
     CALLS.wait();
+}
+
+/// Ends a forked child at once where the engine was at work when it was forked: MLX was in the middle of changing what its destructors,
+/// which run next, give back. Else does nothing.
+fn stop_in_child(status: Option<i32>) {
+    if let Some(status) = status
+        && ENGINE.get().is_some_and(|engine| engine.is_working())
+    {
+        leave(status);
+    }
 }
 
 thread_local! {

@@ -14,6 +14,7 @@ mod session;
 mod slot;
 mod stream;
 mod sync;
+mod tokenize;
 
 pub use engine::{resume, suspend};
 pub use log::{LogSink, set_log};

@@ -11,18 +11,23 @@ use std::{
 use mlx_rs::{Array, Dtype};
 use serde::Deserialize;
 
-use super::{Op, Session, Stage, engine, lock};
+use super::{Op, Session, Stage, engine, lock, op::Control, tokenize::Places};
 use crate::{
     Error, Result,
-    checkpoint::{NewFolder, Quantization, read_json},
+    checkpoint::{NewFolder, Quantization, copy_texts, read_json},
     device::{Arithmetic, Backend, CpuKernels, Device, available_memory, clear_cache},
+    file::Folder,
     generate::{ChatModel, GenerationOptions, ImageCache},
     image::{Picture, PictureHash, Processor},
-    models::moxin::{MoxinVLM, QuantizeOptions, Source, TokenIds, VLMConfig, most_common},
+    models::moxin::{MoxinVLM, QuantizeOptions, Source, TokenIds, VLMConfig, is_vision, most_common},
     nn::Matrix,
     process,
-    text::load_tokenizer,
+    text::{PromptEncoder, Tokenizer},
 };
+
+/// The files that a model must have beside its configuration and its weights.
+const TOKENIZER: &str = "tokenizer.json";
+const PROCESSOR: &str = "preprocessor_config.json";
 
 /// How a model is loaded.
 #[derive(Debug, Clone)]
@@ -91,8 +96,8 @@ pub struct ModelInfo {
     pub image_tokens: usize,
     /// Width of a token in the decoder.
     pub hidden_size: usize,
-    /// Tells models apart whose embeddings do not fit each other: a hash of the tensors' names, shapes and samples of their numbers, and of
-    /// the image settings. 0 before it is loaded.
+    /// Tells models apart whose embeddings do not fit each other: a hash of all weights that make
+    /// an embedding, and of the image settings. 0 before it is loaded.
     pub fingerprint: u64,
     /// Where the model computes; never [`Backend::Auto`].
     pub backend: Backend,
@@ -134,10 +139,11 @@ struct Inner {
     arithmetic: Arithmetic,
     /// The folder that it comes from, its files open.
     source: Source,
-    /// A hash of all its weights but the language model's, for the fingerprint.
-    vision_hash: u64,
+    /// A hash of all its weights but the language model's, as they are stored, for the fingerprint.
+    vision_hash: blake3::Hash,
     /// Used on the engine thread only.
     loaded: Mutex<Option<ChatModel>>,
+    tokenizing: Arc<Places>,
 }
 
 impl Drop for Inner {
@@ -183,12 +189,13 @@ impl Model {
     /// # Errors
     /// [`Error::NotFound`], [`Error::CorruptModel`] and [`Error::UnsupportedModel`] name the file and the field or tensor;
     /// [`Error::OutOfMemory`] where the weights take more than is allowed, before any is read.
-    pub fn load(folder: impl AsRef<Path>, options: LoadOptions, op: Op) -> Result<Model> {
+    pub fn load(folder: impl AsRef<Path>, options: LoadOptions, mut op: Op) -> Result<Model> {
         options.check()?;
-        let folder = folder.as_ref().to_owned();
+        // All but the weights here: a slow disk, or a file that is none, must not stop the engine.
+        let parts = before_the_engine(&mut op, |control| Parts::read(folder.as_ref(), control))?;
         let model = engine::run(op, move |reporter| {
             engine::on_device(options.backend, |device| {
-                load(&folder, &options, device, &|done, total| {
+                load(parts, &options, device, &|done, total| {
                     reporter.report(Stage::Load, if total == 0 { 1.0 } else { (done as f64 / total as f64) as f32 })
                 })
             })
@@ -202,7 +209,7 @@ impl Model {
 
     /// What the model in a folder is, without loading it: reads `config.json` and the headers of the weights.
     pub fn inspect(folder: impl AsRef<Path>) -> Result<ModelInfo> {
-        let source = Source::open(folder.as_ref())?;
+        let source = settled(folder.as_ref(), &Control::default(), Source::open)?;
         engine::turn(move || engine::on_device(Backend::Auto, |device| describe(&source, device)))
     }
 
@@ -210,7 +217,7 @@ impl Model {
     pub fn estimate(folder: impl AsRef<Path>, options: &LoadOptions, generation: &GenerationOptions) -> Result<MemoryEstimate> {
         generation.validate()?;
         options.check()?;
-        let source = Source::open(folder.as_ref())?;
+        let source = settled(folder.as_ref(), &Control::default(), Source::open)?;
         let for_device = options.clone();
         let arithmetic = engine::turn(move || engine::on_device(for_device.backend, |device| Ok(for_device.device(device)?.arithmetic())))?;
         let needs = source.memory(arithmetic, &|path, columns| options.scheme(path, columns));
@@ -301,20 +308,41 @@ impl Model {
         })
     }
 
-    /// Writes the model as it is now to a folder that [`Model::load`] reads, in the form of MLX's community: the names of the folder it comes
-    /// from, `.scales` and `.biases` beside what is quantized, `quantization` in `config.json`; tokenizer and processor files are copied. What
-    /// is not quantized, or not used, is copied from the folder it comes from, number for number.
+    /// Writes the model as it is now to a folder that [`Model::load`] reads, in the form of MLX's
+    /// community: the names of the folder it comes from, `.scales` and `.biases` beside what is
+    /// quantized, `quantization` in `config.json`. What is not quantized, or not used, is copied
+    /// from the folder it comes from, number for number.
+    ///
+    /// Of the other files those are copied that a model is known to have: tokenizer, processor and
+    /// generation settings, chat templates, README.md, licences. A link is followed to a file of
+    /// the same folder and, in a snapshot of Hugging Face's cache, to that cache.
+    ///
+    /// With `overwrite` an empty folder is replaced, or a model's: one that holds files alone,
+    /// among them a config.json with a `model_type`. All its files go. A whole model is at the
+    /// place at any moment, also where the process is killed; what is left then beside it is a
+    /// hidden folder whose name begins with `.moxin-vlm-`. Only where a file system cannot exchange
+    /// two folders nothing is there for a moment.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where the folder exists, unless `overwrite`; [`Error::Io`]. Nothing is there before all is.
-    pub fn save(&self, folder: impl AsRef<Path>, overwrite: bool, op: Op) -> Result<()> {
-        let folder = NewFolder::beside(folder.as_ref(), overwrite, &self.0.source.folder)?;
-        let (model, path) = (self.clone(), folder.path().to_owned());
+    /// [`Error::InvalidArgument`] where something is there, unless `overwrite`; where it is
+    /// something else than such a folder; where it is the folder that the model comes from or holds
+    /// that; and where a file to be copied is a link elsewhere. [`Error::NotFound`] where the
+    /// folder that the model comes from is gone; [`Error::InvalidState`] where the folder to be
+    /// replaced changes meanwhile; [`Error::Io`]. A failure leaves what was there, and nothing
+    /// else.
+    pub fn save(&self, folder: impl AsRef<Path>, overwrite: bool, mut op: Op) -> Result<()> {
+        let source = &self.0.source.folder;
+        let folder = before_the_engine(&mut op, |_| {
+            let folder = NewFolder::beside(folder.as_ref(), overwrite, source)?;
+            copy_texts(source, folder.folder(), &[TOKENIZER, PROCESSOR])?;
+            Ok(folder)
+        })?;
+        let (model, part) = (self.clone(), folder.folder().try_clone()?);
         engine::run(op, move |reporter| {
             let inner = &*model.0;
             let mut loaded = lock(&inner.loaded);
             let chat = loaded.as_mut().ok_or_else(unloaded)?;
-            inner.source.save(&mut chat.vlm, &path, &|done, total| {
+            inner.source.save(&mut chat.vlm, &part, &|done, total| {
                 reporter.report(Stage::Save, if total == 0 { 1.0 } else { (done as f64 / total as f64) as f32 })
             })
         })?;
@@ -346,6 +374,11 @@ impl Model {
             array.eval()?;
             Ok(array)
         })
+    }
+
+    /// Where prompts of this model are made tokens of.
+    pub(super) fn tokenizing(&self) -> &Arc<Places> {
+        &self.0.tokenizing
     }
 
     /// Calls `f` with the weights, its operations going to the model's device. On the engine thread only.
@@ -389,6 +422,7 @@ impl Embedding {
             // The dtype is the device's; reading it as float32 is an operation of its own.
             engine::on_device(Backend::Cpu, |_| {
                 let wide = array.as_dtype(mlx_rs::Dtype::Float32)?;
+                wide.eval()?;
                 wide.to_vec_cast::<f32>().map_err(|error| Error::InvalidState(format!("reading an embedding: {error}")))
             })
         })
@@ -415,28 +449,79 @@ pub fn trim_memory() {
     });
 }
 
-fn load(folder: &Path, options: &LoadOptions, device: &Device, progress: &dyn Fn(u64, u64) -> Result<()>) -> Result<Inner> {
-    let clock = Instant::now();
+/// Does what comes before an operation's turn on the engine, within its time limit, on the calling
+/// thread.
+fn before_the_engine<T>(op: &mut Op, work: impl FnOnce(&Control) -> Result<T>) -> Result<T> {
+    process::check()?;
+    let (clock, control) = (Instant::now(), Control::new(op.cancel.clone(), op.timeout));
+    control.check()?;
+    let done = work(&control)?;
+    op.timeout = op.timeout.map(|limit| limit.saturating_sub(clock.elapsed()));
+    Ok(done)
+}
+
+/// Calls `read` with the absolute path of a folder, and again where the folder was replaced by
+/// another meanwhile: what is read is all of one.
+fn settled<T>(path: &Path, control: &Control, read: impl Fn(&Path) -> Result<T>) -> Result<T> {
+    const ATTEMPTS: usize = 20;
+    let mut folder = Folder::open(path, "a model: a folder with config.json and weights")?;
+    for _ in 0..ATTEMPTS {
+        control.check()?;
+        let done = read(folder.path());
+        let now = Folder::open(folder.path(), "a model: a folder with config.json and weights")?;
+        if now.identity()? == folder.identity()? {
+            return done;
+        }
+        folder = now;
+    }
+    Err(Error::corrupt(folder.path(), "is replaced again and again while it is read"))
+}
+
+/// What is read of a folder before the weights are.
+struct Parts {
+    source: Source,
+    tokenizer: Tokenizer,
+    processor: Processor,
+    prompts: PromptEncoder,
+    eos: Vec<u32>,
+    clock: Instant,
+}
+
+impl Parts {
+    fn read(folder: &Path, control: &Control) -> Result<Parts> {
+        let clock = Instant::now();
+        settled(folder, control, |folder| {
+            let source = Source::open(folder)?;
+            control.check()?;
+            let tokenizer_path = folder.join(TOKENIZER);
+            let tokenizer = Tokenizer::from_file(&tokenizer_path)?;
+            check_tokenizer(&tokenizer, &source.config).map_err(|what| Error::corrupt(&tokenizer_path, what))?;
+            control.check()?;
+            let processor_path = folder.join(PROCESSOR);
+            let processor = Processor::from_file(&processor_path)?;
+            check_processor(&processor, &source.config).map_err(|what| Error::corrupt(&processor_path, what))?;
+            let eos = eos_ids(folder, &source.config)?;
+            let prompts = PromptEncoder::new(&tokenizer, &eos)?;
+            Ok(Parts { source, tokenizer, processor, prompts, eos, clock })
+        })
+    }
+}
+
+fn load(parts: Parts, options: &LoadOptions, device: &Device, progress: &dyn Fn(u64, u64) -> Result<()>) -> Result<Inner> {
+    let Parts { source, tokenizer, processor, prompts, eos, clock } = parts;
     let device = options.device(device)?;
-    // The small files and the headers first: what is wrong with them shows at once.
-    let source = Source::open(folder)?;
-    let tokenizer = load_tokenizer(folder)?;
-    let processor_path = folder.join("preprocessor_config.json");
-    let processor = Processor::from_file(&processor_path)?;
-    check_processor(&processor, &source.config).map_err(|what| Error::corrupt(&processor_path, what))?;
-    let eos = eos_ids(folder, &source.config)?;
-    let mut vlm = device.run(|| source.load(&device, options.memory_limit, &|path, columns| options.scheme(path, columns), progress))?;
+    let plan = |path: &str, columns| options.scheme(path, columns);
+    let (mut vlm, vision_hash) = device.run(|| source.load(&device, options.memory_limit, &plan, progress))?;
     let schemes = schemes(&mut vlm);
-    let vision_hash = source.checkpoint.fingerprint(is_vision)?;
     let info = ModelInfo {
         fingerprint: fingerprint(vision_hash, &source.config, &processor, &schemes),
         quantization: most_common(schemes.values().copied()),
         ..describe(&source, &device)?
     };
-    log::info!("{} on {} in {:?}: {} bytes", folder.display(), device.backend.name(), clock.elapsed(), info.weight_bytes);
+    log::info!("{} on {} in {:?}: {} bytes", source.folder.path().display(), device.backend.name(), clock.elapsed(), info.weight_bytes);
     let images = RefCell::new(ImageCache::new(options.image_cache));
     let memory = source.memory(device.arithmetic(), &|path, _| schemes.get(path).copied());
-    let model = ChatModel { vlm, processor, tokenizer, eos, memory, images };
+    let model = ChatModel { vlm, processor, tokenizer, prompts, eos, memory, images };
     Ok(Inner {
         info: Mutex::new(info),
         backend: device.backend,
@@ -445,6 +530,7 @@ fn load(folder: &Path, options: &LoadOptions, device: &Device, progress: &dyn Fn
         source,
         vision_hash,
         loaded: Mutex::new(Some(model)),
+        tokenizing: Arc::default(),
     })
 }
 
@@ -480,19 +566,24 @@ fn describe(source: &Source, device: &Device) -> Result<ModelInfo> {
     })
 }
 
-/// Whether a tensor or module has a part in what a picture's tokens are.
-fn is_vision(name: &str) -> bool {
-    !name.starts_with("language_model.")
-}
-
 /// What makes the embeddings of a model unlike another's: how pictures come to be pixels, all weights but the language model's, and how those
 /// are quantized.
-fn fingerprint(vision_hash: u64, config: &VLMConfig, processor: &Processor, schemes: &BTreeMap<String, Quantization>) -> u64 {
+fn fingerprint(vision_hash: blake3::Hash, config: &VLMConfig, processor: &Processor, schemes: &BTreeMap<String, Quantization>) -> u64 {
     let schemes: Vec<_> = schemes.iter().filter(|(path, _)| is_vision(path)).collect();
-    let settings = blake3::hash(format!("{processor:?} {config:?} {schemes:?}").as_bytes());
-    let mut first = [0; 8];
-    first.copy_from_slice(&settings.as_bytes()[..8]);
-    vision_hash ^ u64::from_be_bytes(first)
+    let settings = format!("{processor:?} {config:?} {schemes:?}");
+    let [a, b, c, d, e, f, g, h, ..] =
+        *blake3::Hasher::new().update(vision_hash.as_bytes()).update(settings.as_bytes()).finalize().as_bytes();
+    u64::from_be_bytes([a, b, c, d, e, f, g, h])
+}
+
+/// What the tokenizer puts around every text must be in the model's vocabulary.
+fn check_tokenizer(tokenizer: &Tokenizer, config: &VLMConfig) -> Result<(), String> {
+    let vocabulary = config.text_config.vocab_size;
+    let around = tokenizer.encode("", true).map_err(|error| error.to_string())?;
+    match around.iter().find(|id| **id as usize >= vocabulary) {
+        Some(id) => Err(format!("token {id} is put around every text; vocab_size in config.json is {vocabulary}")),
+        None => Ok(()),
+    }
 }
 
 fn check_processor(processor: &Processor, config: &VLMConfig) -> Result<(), String> {

@@ -10,7 +10,11 @@ use crate::{Error, Result};
 
 /// Cancels operations. Clones cancel together; once triggered it stays so.
 #[derive(Debug, Clone, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel {
+    flag: Arc<AtomicBool>,
+    /// Another flag that counts too.
+    other: Option<Arc<AtomicBool>>,
+}
 
 impl Cancel {
     /// One that is not triggered.
@@ -21,12 +25,23 @@ impl Cancel {
     /// Asks every operation that was given this, or a clone of it, to end with [`Error::Cancelled`]. Nothing but an atomic store: a signal
     /// handler may do it.
     pub fn trigger(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.flag.store(true, Ordering::Relaxed);
     }
 
     /// Whether it was triggered.
     pub fn is_triggered(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        let other = self.other.as_ref().is_some_and(|other| other.load(Ordering::Relaxed));
+        other || self.flag.load(Ordering::Relaxed)
+    }
+
+    /// Returns one that is triggered where `self` is or `other`.
+    pub(super) fn or(&self, other: Option<&Cancel>) -> Cancel {
+        Cancel { flag: self.flag.clone(), other: other.map(|other| other.flag.clone()) }
+    }
+
+    /// Makes it as if it had not been triggered.
+    pub(super) fn clear(&self) {
+        self.flag.store(false, Ordering::Relaxed);
     }
 }
 
@@ -71,6 +86,12 @@ impl Control {
         // A limit too long to be reckoned is no limit.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         Control { refused: Cancel::new(), cancel, deadline }
+    }
+
+    /// Returns the options of an operation that ends when this one does.
+    pub fn op(&self) -> Op<'static> {
+        let timeout = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        Op { progress: None, cancel: self.cancel.clone(), timeout }
     }
 
     /// Fails where the caller wants the operation to end.

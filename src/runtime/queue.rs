@@ -18,7 +18,7 @@ use super::{
 use crate::{Error, Result, panic::guarded, process};
 
 /// How often a thread that waits for its turn looks whether it is still to wait.
-const GLANCE: Duration = Duration::from_millis(20);
+pub const GLANCE: Duration = Duration::from_millis(20);
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -31,19 +31,14 @@ enum Message<R> {
 /// Jobs that wait for one thread.
 pub struct Queue {
     calls: &'static Calls,
-    line: Mutex<Line>,
+    line: Mutex<VecDeque<Job>>,
     changed: Condvar,
+    /// Whether a job is being done. Changed with the line locked, but for who asks without.
+    working: AtomicBool,
     suspended: AtomicBool,
     ending: AtomicBool,
     /// Set by the last job that may touch what MLX made.
     ended: AtomicBool,
-}
-
-#[derive(Default)]
-struct Line {
-    jobs: VecDeque<Job>,
-    /// Whether a job is being done.
-    working: bool,
 }
 
 /// A job's way to the thread that waits for it.
@@ -58,6 +53,11 @@ impl<R> Reporter<R> {
     pub fn report(&self, stage: Stage, fraction: f32) -> Result<()> {
         // Where nobody waits any more, nobody misses it.
         let _ = self.sender.send(Message::Progress(stage, fraction));
+        self.check()
+    }
+
+    /// Fails where the operation is to end.
+    pub fn check(&self) -> Result<()> {
         self.queue.check(&self.control)
     }
 }
@@ -66,8 +66,8 @@ impl Queue {
     /// One without jobs, which reports progress until `calls` are over.
     pub fn new(calls: &'static Calls) -> Arc<Queue> {
         let (line, changed) = (Mutex::default(), Condvar::default());
-        let [suspended, ending, ended] = [(); 3].map(|()| AtomicBool::new(false));
-        Arc::new(Queue { calls, line, changed, suspended, ending, ended })
+        let [working, suspended, ending, ended] = [(); 4].map(|()| AtomicBool::new(false));
+        Arc::new(Queue { calls, line, changed, working, suspended, ending, ended })
     }
 
     /// Does jobs, for ever, on the thread that calls.
@@ -81,15 +81,17 @@ impl Queue {
     pub fn work_once(&self) {
         let job = self.next();
         job();
-        self.line().working = false;
+        let line = self.line();
+        self.working.store(false, Ordering::SeqCst);
+        drop(line);
         self.changed.notify_all();
     }
 
     fn next(&self) -> Job {
         let mut line = self.line();
         loop {
-            if let Some(job) = line.jobs.pop_front() {
-                line.working = true;
+            if let Some(job) = line.pop_front() {
+                self.working.store(true, Ordering::SeqCst);
                 return job;
             }
             line = self.changed.wait(line).unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -97,7 +99,7 @@ impl Queue {
     }
 
     fn push(&self, job: impl FnOnce() + Send + 'static) {
-        self.line().jobs.push_back(Box::new(job));
+        self.line().push_back(Box::new(job));
         self.changed.notify_all();
     }
 
@@ -221,7 +223,7 @@ impl Queue {
     }
 
     /// Fails where an operation is to end.
-    fn check(&self, control: &Control) -> Result<()> {
+    pub fn check(&self, control: &Control) -> Result<()> {
         if self.is_ending() {
             return Err(Error::Cancelled);
         }
@@ -234,7 +236,7 @@ impl Queue {
         self.suspended.store(true, Ordering::SeqCst);
         let deadline = Instant::now() + drain.min(Duration::from_secs(u32::MAX.into()));
         let mut line = self.line();
-        while line.working || !line.jobs.is_empty() {
+        while self.is_working() || !line.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(Error::Timeout);
@@ -272,12 +274,17 @@ impl Queue {
         let _ = ended.recv();
     }
 
+    /// Whether a job is being done. Takes no lock.
+    pub fn is_working(&self) -> bool {
+        self.working.load(Ordering::SeqCst)
+    }
+
     /// Whether the process is about to end.
     pub fn is_ending(&self) -> bool {
         self.ending.load(Ordering::SeqCst)
     }
 
-    fn line(&self) -> MutexGuard<'_, Line> {
+    fn line(&self) -> MutexGuard<'_, VecDeque<Job>> {
         // Nothing panics while it is held.
         self.line.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }

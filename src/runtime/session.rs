@@ -1,10 +1,7 @@
 //! A conversation that any thread may hold.
 
 use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -15,11 +12,13 @@ use super::{
     op::Control,
     slot::{Claim, Slot},
     stream::{Next, Streams},
+    tokenize,
 };
 use crate::{
     Error, Result,
-    generate::{Chat, ChatImage, ChatModel, Event, GenerationOptions, Stats},
+    generate::{Chat, ChatImage, ChatModel, Event, FinishReason, GenerationOptions, Stats, Watch},
     image::Picture,
+    panic::inject,
     text::{Role, Turn},
 };
 
@@ -35,7 +34,7 @@ pub struct Session {
 
 struct Shared {
     slot: Arc<Slot<Conversation>>,
-    cancel: AtomicBool,
+    cancel: Cancel,
     /// Those of the latest step.
     stats: Mutex<Stats>,
     streams: Arc<Streams>,
@@ -68,7 +67,7 @@ impl Session {
 
     fn with(model: Model, chat: Conversation, stats: Stats) -> Session {
         let (slot, stats) = (Slot::new(chat), Mutex::new(stats));
-        Session { model, shared: Arc::new(Shared { slot, cancel: AtomicBool::new(false), stats, streams: Arc::default() }) }
+        Session { model, shared: Arc::new(Shared { slot, cancel: Cancel::new(), stats, streams: Arc::default() }) }
     }
 
     /// The model it talks to.
@@ -79,11 +78,37 @@ impl Session {
     /// Adds a text. The user's is answered by the next steps; an assistant's is taken as an answer already given. Texts of one role that
     /// follow each other become one message, a line each.
     ///
+    /// It is text: where a control token such as `</s>` is spelt in it, the model reads the
+    /// characters, not the token. See [`Session::add_prompt`] for the other way.
+    ///
     /// # Errors
-    /// [`Error::InvalidState`] for a system text, which this model does not take, and while an answer is being generated.
+    /// [`Error::InvalidState`] for a system text, which this model does not take, and while an
+    /// answer is being generated; [`Error::ContextFull`] where the conversation cannot fit into the
+    /// context, which is known from its length in bytes.
     pub fn add_text(&self, role: Role, text: &str) -> Result<()> {
+        // Before it is copied.
+        lock_chat(self.shared.slot.claim()?.slot(), |chat| chat.check_room(text.len()))?;
         let text = text.to_owned();
         self.change(move |chat| chat.add_text(role, &text))
+    }
+
+    /// Adds prompt text as it is: control tokens spelt in it are control tokens, and nothing is put
+    /// around it but the `<s>` in front of the whole prompt, where it does not begin with one. For
+    /// prompts in a format of one's own; what a user says goes to [`Session::add_text`], which
+    /// makes no control token of it.
+    ///
+    /// The text is a message of [`Role::Prompt`], which the next steps answer. Texts added one
+    /// after the other are joined without anything between them. The answer is not trimmed in
+    /// front, is used as it is in later prompts, and is closed by `</s>` as every answer. Before
+    /// and after such a pair the conversation may have others in the usual form; rewinding and
+    /// forking count it like them. A picture stands behind the first token, as always.
+    ///
+    /// # Errors
+    /// [`Error::InvalidState`] while an answer is being generated, and where a question added with
+    /// [`Session::add_text`] waits for its answer; [`Error::ContextFull`] as for
+    /// [`Session::add_text`].
+    pub fn add_prompt(&self, text: &str) -> Result<()> {
+        self.add_text(Role::Prompt, text)
     }
 
     /// Sets the picture that the conversation is about. It is encoded by the next step. Where the first answer is cancelled or fails, it is
@@ -105,22 +130,58 @@ impl Session {
     ///
     /// # Errors
     /// An error takes the turn back: its texts, and a picture added with them. The session can go on with another. [`Error::Suspended`] does
-    /// not: the next step goes on where this one did not.
+    /// not: the next step goes on where this one did not, and until then the session is generating. [`Session::cancel`] is heard before
+    /// every layer; the event is then [`Event::Finished`] with [`FinishReason::Cancelled`], and the turn is taken back.
+    ///
+    /// | a step or a stream ends with | what is kept |
+    /// |---|---|
+    /// | [`Error::Suspended`], steps only: a stream waits | all; the next step goes on |
+    /// | [`FinishReason::Cancelled`], [`Error::Timeout`] | the turn is taken back; what was read of the turns before stays in the cache |
+    /// | [`Error::OutOfMemory`], [`Error::ContextFull`] | the same |
+    /// | [`Error::Backend`], [`Error::Panic`] | the turn is taken back, and all is read anew: nothing computed is trusted |
     pub fn step(&self) -> Result<Event> {
         let claim = self.shared.slot.claim()?;
-        self.step_of(&claim)
+        self.step_of(&claim, Op { cancel: Some(self.shared.cancel.clone()), ..Op::default() })
     }
 
-    fn step_of(&self, claim: &Claim<Conversation>) -> Result<Event> {
+    /// Does a step that `op` may end too. A step that was done is not cancelled any more: its event is the answer's.
+    fn step_of(&self, claim: &Claim<Conversation>, op: Op) -> Result<Event> {
         let (session, slot) = (self.clone(), claim.slot().clone());
-        if self.shared.cancel.load(Ordering::Relaxed) {
-            // Nothing is computed: it works while the library is suspended too.
-            return engine::turn(move || session.at(&slot, |chat, loaded| chat.step(loaded, &session.shared.cancel, &|_| Ok(()))));
+        let control = Control::new(op.cancel.clone(), op.timeout);
+        let step = move || {
+            engine::run_to_its_end(op, move |reporter| {
+                inject("engine")?;
+                let (progress, poll) = (|part| reporter.report(Stage::Encode, part), || reporter.check());
+                session.at(&slot, |chat, loaded| chat.step(loaded, Watch { progress: &progress, poll: &poll }))
+            })
+        };
+        match self.tokenize(claim, &control).and_then(|()| step()) {
+            Err(Error::Cancelled) => match self.withdraw(claim)? {
+                true => Ok(Event::Finished { reason: FinishReason::Cancelled, text: String::new() }),
+                false => Err(Error::InvalidState("there is nothing to answer: add the user's text first".into())),
+            },
+            event => event,
         }
-        engine::run(Op::default(), move |reporter| {
-            let progress = |part| reporter.report(Stage::Encode, part);
-            session.at(&slot, |chat, loaded| chat.step(loaded, &session.shared.cancel, &progress))
-        })
+    }
+
+    /// Makes tokens of the prompt that the next step reads, where there is one, off the engine's
+    /// thread. Cancelled, out of time, or suspended it leaves the conversation as it is; any other
+    /// error takes the turn back.
+    fn tokenize(&self, claim: &Claim<Conversation>, control: &Control) -> Result<()> {
+        let since = Instant::now();
+        let encode = |(encoder, prompt)| tokenize::encode(self.model.tokenizing(), encoder, prompt, &|| engine::check(control));
+        match lock_chat(claim.slot(), |chat| chat.untokenized()).and_then(|untokenized| untokenized.map(encode).transpose()) {
+            Ok(Some(ids)) => lock_chat(claim.slot(), |chat| {
+                chat.set_tokens(ids, since);
+                Ok(())
+            }),
+            Ok(None) => Ok(()),
+            Err(error @ (Error::Cancelled | Error::Timeout | Error::Suspended)) => Err(error),
+            Err(error) => {
+                self.withdraw(claim)?;
+                Err(error)
+            }
+        }
     }
 
     /// The answer's events as an iterator, which ends after [`Event::Finished`] or an error.
@@ -140,37 +201,57 @@ impl Session {
     /// sessions have their turns. Before the first question it reads the picture alone.
     ///
     /// # Errors
-    /// As for [`Session::step`]; [`Error::Cancelled`] and [`Error::Timeout`] take the turn back as well. [`Error::InvalidState`] where there
-    /// is nothing to read.
+    /// [`Error::Cancelled`], also by [`Session::cancel`], [`Error::Timeout`], [`Error::Suspended`], and what [`Session::step`] fails with.
+    /// None leaves the session generating. [`Error::InvalidState`] where there is nothing to read. What is kept is in this table; a
+    /// picture that is kept before any question may be replaced by adding one.
+    ///
+    /// | ends with | a picture, before any question | a question |
+    /// |---|---|---|
+    /// | [`Error::Suspended`] | all stays; the next call goes on where this one ended, and so does an answer | the same |
+    /// | [`Error::Cancelled`], [`Error::Timeout`] | all stays, as above | the turn is taken back |
+    /// | [`Error::OutOfMemory`], [`Error::ContextFull`] | all stays | the turn is taken back |
+    /// | [`Error::Backend`], [`Error::Panic`] | the picture stays, and is read anew | the turn is taken back, and all is read anew |
     pub fn prefill(&self, mut op: Op) -> Result<()> {
         let claim = self.shared.slot.claim()?;
-        let deadline = op.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        if !lock_chat(claim.slot(), |chat| Ok(chat.can_step()))? {
+            // What was cancelled before would have been a question.
+            self.shared.cancel.clear();
+        }
+        let control = Control::new(Some(self.shared.cancel.or(op.cancel.as_ref())), op.timeout);
         loop {
             let (session, slot) = (self.clone(), claim.slot().clone());
-            let step = Op {
-                progress: op.progress.as_mut().map(|progress| &mut **progress as &mut dyn FnMut(Stage, f32) -> bool),
-                cancel: op.cancel.clone(),
-                timeout: deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())),
-            };
-            let read = engine::run(step, move |reporter| {
-                let progress = |part| reporter.report(Stage::Encode, part);
-                let (event, reading) = session.at(&slot, |chat, loaded| {
-                    let event = chat.read_step(loaded, &progress)?;
-                    Ok((event, chat.is_reading()))
-                })?;
-                if let Event::Prefill { done, total } = event {
-                    reporter.report(Stage::Prefill, done as f32 / total.max(1) as f32)?;
-                }
-                Ok(reading)
+            let progress = op.progress.as_mut().map(|progress| &mut **progress as &mut dyn FnMut(Stage, f32) -> bool);
+            let read = self.tokenize(&claim, &control).and_then(|()| {
+                engine::run(Op { progress, ..control.op() }, move |reporter| {
+                    let (progress, poll) = (|part| reporter.report(Stage::Encode, part), || reporter.check());
+                    let (event, reading) = session.at(&slot, |chat, loaded| {
+                        let event = chat.read_step(loaded, Watch { progress: &progress, poll: &poll })?;
+                        Ok((event, chat.is_reading()))
+                    })?;
+                    if let Event::Prefill { done, total } = event {
+                        match reporter.report(Stage::Prefill, done as f32 / total.max(1) as f32) {
+                            // Nothing is left to be done later.
+                            Err(Error::Suspended) if !reading => {}
+                            goes_on => goes_on?,
+                        }
+                    }
+                    Ok(reading)
+                })
             });
             match read {
                 Ok(true) => {}
                 Ok(false) => return Ok(()),
-                // Other errors have taken the turn back, or have not touched it.
                 Err(error @ (Error::Cancelled | Error::Timeout)) => {
-                    self.abandon(&claim)?;
+                    if !self.withdraw(&claim)? {
+                        self.mend(&claim, Chat::pause)?;
+                    }
                     return Err(error);
                 }
+                Err(Error::Suspended) => {
+                    self.mend(&claim, Chat::pause)?;
+                    return Err(Error::Suspended);
+                }
+                // The chat has put itself right, or was not touched.
                 Err(error) => return Err(error),
             }
         }
@@ -214,7 +295,7 @@ impl Session {
         if !lock_chat(claim.slot(), |chat| Ok(chat.can_step()))? {
             return Err(Error::InvalidState("there is nothing to answer: add the user's text first".into()));
         }
-        let control = Control::new(options.cancel, options.timeout);
+        let control = Control::new(Some(self.shared.cancel.or(options.cancel.as_ref())), options.timeout);
         let (session, refused, shared) = (self.clone(), self.shared.clone(), self.shared.clone());
         let held = Arc::new(Mutex::new(Some(claim)));
         let release = {
@@ -230,34 +311,29 @@ impl Session {
                 None => Next::Last(Err(Error::InvalidState("the stream has ended".into()))),
             }
         };
-        shared.streams.spawn(&CALLS, next, on_event, move || refused.cancel.store(true, Ordering::Relaxed), release)
+        shared.streams.spawn(&CALLS, next, on_event, move || refused.cancel.trigger(), release)
     }
 
     /// A stream's next event: waits while the library is suspended, and ends the answer where its options say so.
     fn next(&self, claim: &Claim<Conversation>, control: &Control) -> Result<Event> {
         loop {
-            match control.check() {
-                Ok(()) => {}
-                Err(Error::Cancelled) => self.cancel(),
-                Err(error) => {
-                    self.abandon(claim)?;
-                    return Err(error);
-                }
-            }
-            match self.step_of(claim) {
-                Err(Error::Suspended) => {
-                    engine::wait_for_resume(|| control.check().is_err() || self.shared.cancel.load(Ordering::Relaxed));
+            match self.step_of(claim, control.op()) {
+                Err(Error::Suspended) => engine::wait_for_resume(|| control.check().is_err()),
+                Err(Error::Timeout) => {
+                    self.withdraw(claim)?;
+                    return Err(Error::Timeout);
                 }
                 event => return event,
             }
         }
     }
 
-    /// Ends the answer that is being generated, or the question that waits for one, from any thread: its next step is [`Event::Finished`]
-    /// with [`FinishReason::Cancelled`](crate::generate::FinishReason::Cancelled). Where there is neither it does nothing: whatever is added
-    /// afterwards is not touched. Nothing but an atomic store: a signal handler may do it.
+    /// Ends the answer that is being generated, or the question that waits for one, from any thread, within a layer: its step is
+    /// [`Event::Finished`] with [`FinishReason::Cancelled`]. A [`Session::prefill`] that is under way fails with [`Error::Cancelled`].
+    /// Where there is none of these it does nothing: whatever is added afterwards is not touched. Nothing but an atomic store: a signal
+    /// handler may do it.
     pub fn cancel(&self) {
-        self.shared.cancel.store(true, Ordering::Relaxed);
+        self.shared.cancel.trigger();
     }
 
     /// Cancels the answer that is being generated and waits until its stream, where there is one, has told its end and dropped its callback.
@@ -335,21 +411,30 @@ impl Session {
         engine::turn(move || {
             lock_chat(&slot, |chat| {
                 f(chat)?;
-                shared.cancel.store(false, Ordering::Relaxed);
+                shared.cancel.clear();
                 *lock(&shared.stats) = chat.stats();
                 Ok(())
             })
         })
     }
 
-    /// Takes a turn back that is under way.
-    fn abandon(&self, claim: &Claim<Conversation>) -> Result<()> {
+    /// Takes the turn back that is under way or waits, and with it a cancellation; returns whether there was one.
+    fn withdraw(&self, claim: &Claim<Conversation>) -> Result<bool> {
+        let shared = self.shared.clone();
+        self.mend(claim, move |chat| {
+            shared.cancel.clear();
+            chat.withdraw()
+        })
+    }
+
+    /// Changes the chat without the model, in the engine's turn, for it may drop arrays.
+    fn mend<T: Send + 'static>(&self, claim: &Claim<Conversation>, f: impl FnOnce(&mut Chat) -> T + Send + 'static) -> Result<T> {
         let (shared, slot) = (self.shared.clone(), claim.slot().clone());
         engine::turn(move || {
             lock_chat(&slot, |chat| {
-                chat.abandon();
+                let result = f(chat);
                 *lock(&shared.stats) = chat.stats();
-                Ok(())
+                Ok(result)
             })
         })
     }

@@ -41,6 +41,18 @@ impl StreamDecoder {
         Self { tokenizer: tokenizer.clone(), style: Style::of(tokenizer.decoder()), trimming: false }
     }
 
+    /// A decoder in the middle of a text, behind a token that is no special one: the space in front
+    /// of the next is part of the text.
+    pub fn after(tokenizer: &Tokenizer, id: u32) -> Self {
+        let mut decoder = Self::new(tokenizer);
+        match &mut decoder.style {
+            Style::ByteFallback(style) => style.strip.1 = 0,
+            Style::ByteLevel(_) => {}
+            Style::Window(window) => *window = Window { ids: vec![id], settled: 1 },
+        }
+        decoder
+    }
+
     /// Drops the white space that the text begins with: an answer's first token usually carries the space after the prompt.
     pub fn trim_start(mut self) -> Self {
         self.trimming = true;

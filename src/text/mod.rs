@@ -1,13 +1,16 @@
 //! Tokens and text: the tokenizer, streaming of its output, and the prompt formats of the models.
 
+mod check;
 mod detokenizer;
+mod encoder;
 mod prompt;
 mod tokenizer;
 
 use std::path::Path;
 
 pub use detokenizer::StreamDecoder;
-pub use prompt::{Role, Turn, pure_prompt};
+pub use encoder::PromptEncoder;
+pub use prompt::{Prompt, Role, Turn, pure_prompt};
 pub use tokenizer::Tokenizer;
 
 use crate::Result;

@@ -33,7 +33,9 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { time: Duration::from_secs(60), memory: 1 << 30, threads: 32, files: 256, address_space: None }
+        // Some libraries start a thread for each CPU, whatever they are used for.
+        let cpus = thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64);
+        Limits { time: Duration::from_secs(60), memory: 1 << 30, threads: 32 + 2 * cpus, files: 256, address_space: None }
     }
 }
 
@@ -162,11 +164,13 @@ fn watched(command: Command, limits: Limits) -> Result<Outcome, String> {
     }
 }
 
-/// The command, run by a shell that first limits the number of open files, and maybe the address space.
+/// The command, run by a shell that first limits the number of open files, and maybe the address
+/// space, and closes no new file to others.
 fn with_limits(command: &Command, limits: Limits) -> Command {
     let mut shell = Command::new("sh");
     let address_space = limits.address_space.map_or(String::new(), |bytes| format!("ulimit -v {}; ", bytes >> 10));
-    shell.args(["-c", &format!("ulimit -n {}; {address_space}exec \"$0\" \"$@\"", limits.files)]);
+    let set = format!("umask 0; ulimit -n {}; {address_space}", limits.files);
+    shell.args(["-c", &format!("{set}exec \"$0\" \"$@\"")]);
     shell.arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {

@@ -2,10 +2,15 @@
 //! against whom, and which test here shows it.
 #![cfg(unix)]
 
+mod answers;
 #[allow(dead_code)] // each platform uses some of it
 mod child;
+mod folder;
 mod memory;
+mod mlx;
 mod pictures;
 mod process;
 #[path = "../programs/mod.rs"]
 mod programs;
+mod saving;
+mod text;

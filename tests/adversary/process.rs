@@ -1,6 +1,8 @@
 //! A process ends whatever the library is doing, a forked child lives, and what runs short for a moment is not kept for ever.
 
-use std::{ffi::OsStr, fs};
+use std::{ffi::OsStr, fs, time::Duration};
+
+use moxin_vlm::{Backend, Error, GenerationOptions, LoadOptions, Model, Op, Picture, Role, device};
 
 use crate::{
     child::{Limits, Outcome, Program, in_child, watch},
@@ -37,9 +39,53 @@ fn globals_may_own_what_streams() {
 #[test]
 fn a_forked_child_is_refused_and_ends() {
     let program = Program::build("fork.c");
-    for mode in ["idle", "streaming", "suspended", "working", "progress", "callbacks"] {
+    for mode in ["idle", "streaming", "suspended", "working"] {
+        let outcome = run(&program, mode, Limits::default().seconds(30));
+        assert_eq!(outcome.stdout, "child\n".repeat(16), "what children wrote");
+    }
+    for mode in ["progress", "callbacks"] {
         run(&program, mode, Limits::default().seconds(30));
     }
+}
+
+/// The same for a Rust program, which may also drop what it holds.
+#[test]
+fn a_forked_child_of_a_rust_program_is_refused() {
+    in_child("process::a_forked_child_of_a_rust_program_is_refused", Limits::default().seconds(20), || {
+        let model = Model::load(tiny(), LoadOptions::default(), Op::default()).unwrap();
+        let session = model.session(GenerationOptions::default()).unwrap();
+        let embedding = model.encode_image(&Picture::open(demo(), &Default::default()).unwrap(), Op::default()).unwrap();
+        session.add_text(Role::User, "Describe").unwrap();
+        session.start(Default::default(), |_| true).unwrap();
+        // SAFETY: the child calls only what is promised to work there, and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let is_refused = |result: Result<(), Error>| matches!(result, Err(Error::InvalidState(what)) if what.contains("fork"));
+            let refused = [
+                is_refused(Model::load(tiny(), LoadOptions::default(), Op::default()).map(drop)),
+                is_refused(model.session(GenerationOptions::default()).map(drop)),
+                is_refused(session.add_text(Role::User, "Describe")),
+                is_refused(session.start(Default::default(), |_| true)),
+                is_refused(session.turns().map(drop)),
+                is_refused(embedding.to_vec().map(drop)),
+                is_refused(device::Device::new(Backend::Cpu).map(drop)),
+                is_refused(device::available_memory().map(drop)),
+                is_refused(moxin_vlm::suspend(Duration::from_secs(100))),
+            ];
+            moxin_vlm::resume();
+            moxin_vlm::trim_memory();
+            session.close();
+            drop((session, model, embedding));
+            std::process::exit(refused.iter().filter(|refused| !**refused).count() as i32);
+        }
+        let mut status = -1;
+        // SAFETY: `status` outlives the call.
+        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+        assert_eq!(status, 0, "as many calls were not refused as the second byte says");
+        session.close();
+        session.add_text(Role::User, "How many shapes are there?").unwrap();
+        assert!(session.generate().all(|event| event.is_ok()));
+    });
 }
 
 #[test]
@@ -69,7 +115,7 @@ fn a_moment_without_threads_passes() {
 #[test]
 fn too_many_cpu_threads_are_refused() {
     let program = Program::build("cpu.c");
-    let limits = Limits { threads: 16, ..Limits::default().seconds(20) };
+    let limits = Limits::default().seconds(20);
     run(&program, "function", limits);
     let (tiny, demo) = (tiny(), demo());
     for number in ["100000", "18446744073709551616", "-1", "many", ""] {

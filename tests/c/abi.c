@@ -95,6 +95,8 @@ static void check_null(const moxin_model *model, const moxin_image *image, const
     EXPECT(null_argument, moxin_session_new(model, NULL, NULL, &error));
     EXPECT(null_argument, moxin_session_add_text(NULL, MOXIN_ROLE_USER, "x", 1, &error));
     EXPECT(null_argument, moxin_session_add_text(session, MOXIN_ROLE_USER, NULL, 0, &error));
+    EXPECT(null_argument, moxin_session_add_prompt(NULL, "x", 1, &error));
+    EXPECT(null_argument, moxin_session_add_prompt(session, NULL, 0, &error));
     EXPECT(null_argument, moxin_session_add_image(NULL, image, &error));
     EXPECT(null_argument, moxin_session_add_image(session, NULL, &error));
     EXPECT(null_argument, moxin_session_add_embedding(session, NULL, &error));
@@ -741,6 +743,7 @@ static void check_states(const moxin_model *model, const moxin_image *image, con
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, "What is written?", MOXIN_STRLEN, &error));
     NEED(moxin_generate_step(session, &event, &error));
     EXPECT(invalid_state, moxin_session_add_text(session, MOXIN_ROLE_USER, "And?", MOXIN_STRLEN, &error));
+    EXPECT(invalid_state, moxin_session_add_prompt(session, "In: And?\nOut:", MOXIN_STRLEN, &error));
     EXPECT(invalid_state, moxin_session_add_image(session, image, &error));
     struct answer second = finish_answer(session);
     CHECK(second.finish == MOXIN_FINISH_REASON_END_OF_TURN && second.count > 0);
@@ -754,6 +757,17 @@ static void check_states(const moxin_model *model, const moxin_image *image, con
     CHECK(same_answer(&first, &again));
     NEED(moxin_session_stats(session, &stats, &error));
     CHECK(stats.vision_ms == 0);
+
+    /* A raw prompt that is written as the library writes it has the same answer, but for the space in front. */
+    NEED(moxin_session_reset(session, &error));
+    NEED(moxin_session_add_embedding(session, embedding, &error));
+    NEED(moxin_session_add_prompt(session, "In: ", MOXIN_STRLEN, &error));
+    NEED(moxin_session_add_prompt(session, QUESTION, MOXIN_STRLEN, &error));
+    NEED(moxin_session_add_prompt(session, "\nOut:", MOXIN_STRLEN, &error));
+    EXPECT(invalid_state, moxin_session_add_text(session, MOXIN_ROLE_USER, "And?", MOXIN_STRLEN, &error));
+    struct answer raw = finish_answer(session);
+    CHECK(raw.count == first.count && memcmp(raw.tokens, first.tokens, (size_t)raw.count * sizeof raw.tokens[0]) == 0);
+    CHECK(raw.text[0] == ' ' && strcmp(raw.text + 1, first.text) == 0);
     moxin_session_free(session);
 }
 

@@ -269,7 +269,7 @@ static void check_prefill(const moxin_model *model, const moxin_image *image)
     moxin_image *unknown = dot(0x123456);
     NEED(moxin_session_add_image(session, unknown, &error));
     EXPECT(MOXIN_STATUS_TIMEOUT, moxin_session_prefill(session, &op, &error));
-    NEED(moxin_session_add_image(session, unknown, &error)); /* it was taken back */
+    NEED(moxin_session_add_image(session, unknown, &error)); /* it was kept, and may be replaced */
     moxin_image_free(unknown);
     moxin_session_free(session);
 }

@@ -173,6 +173,14 @@ void steps(const moxin::Model &model, const moxin::Image &image, const std::stri
     CHECK(session.stats().generated_tokens > 1);
     CHECK(status_of([&] { session.step(); }) == MOXIN_STATUS_INVALID_STATE);
 
+    moxin::Session raw = about(model, image);
+    raw.add_prompt("In: " + std::string(QUESTION) + "\nOut:");
+    std::string raw_text;
+    for (const moxin::Event &event : raw.generate()) {
+        raw_text += event.text;
+    }
+    CHECK(raw_text == " " + expected);
+
     options.stop = {"none such", "word"};
     moxin::Session stopped = about(model, image, options);
     CHECK(answer(stopped) == expected.substr(0, expected.find("word")));

@@ -119,3 +119,22 @@ fn drops_white_space_at_the_front_on_demand() {
         }
     }
 }
+
+/// Behind a token nothing is stripped: joined to the text before it, the rest is what the whole is.
+#[test]
+fn goes_on_behind_a_token() {
+    for style in STYLES {
+        let tokenizer = tokenizer(style);
+        let ids = tokenizer.encode("In: a red square, 👍 and two circles", false).unwrap();
+        for cut in 1..ids.len() {
+            if tokenizer.is_special(ids[cut - 1]) || tokenizer.decode(&ids[..cut]).unwrap().ends_with('\u{FFFD}') {
+                continue;
+            }
+            let mut decoder = StreamDecoder::after(&tokenizer, ids[cut - 1]);
+            let mut text = tokenizer.decode(&ids[..cut]).unwrap();
+            ids[cut..].iter().for_each(|&id| text += &decoder.push(id).unwrap());
+            text += &decoder.finish().unwrap();
+            assert_eq!(text, tokenizer.decode(&ids).unwrap(), "{style}: {cut}");
+        }
+    }
+}

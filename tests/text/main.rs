@@ -1,7 +1,9 @@
 //! Text in and out: tokens, prompts, sampling and stop strings, against fixtures by transformers and the models' own prompt builder
 //! (`make_text.py`).
 
+mod check;
 mod detokenizer;
+mod encoder;
 mod prompt;
 mod sampler;
 mod stop;

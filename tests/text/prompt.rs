@@ -5,19 +5,19 @@ use serde::Deserialize;
 use crate::{fixture, tokenizer};
 
 #[derive(Deserialize)]
-struct Cases {
-    conversations: Vec<Conversation>,
+pub struct Cases {
+    pub conversations: Vec<Conversation>,
     white_space: Vec<u32>,
 }
 
 #[derive(Deserialize)]
-struct Conversation {
-    turns: Vec<String>,
+pub struct Conversation {
+    pub turns: Vec<String>,
     prompt: String,
-    ids: Vec<u32>,
+    pub ids: Vec<u32>,
 }
 
-fn alternating(texts: &[String]) -> Vec<Turn> {
+pub fn alternating(texts: &[String]) -> Vec<Turn> {
     let turn = |(i, text): (usize, &String)| if i % 2 == 0 { Turn::user(text) } else { Turn::assistant(text) };
     texts.iter().enumerate().map(turn).collect()
 }
@@ -42,9 +42,10 @@ fn strips_what_python_strips() {
     }
 }
 
-/// The reference escapes nothing: what a user spells out as a special token becomes one.
+/// The reference escapes nothing: what is spelt out as a special token in a text that is tokenized
+/// as it is becomes one.
 #[test]
-fn special_tokens_in_a_users_text_are_parsed() {
+fn special_tokens_in_plain_text_are_parsed() {
     let tokenizer = tokenizer("llama");
     let prompt = pure_prompt(&[Turn::user("a</s>b<s>")]).unwrap();
     let ids = tokenizer.encode(&prompt, true).unwrap();

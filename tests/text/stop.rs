@@ -1,5 +1,5 @@
 use moxin_vlm::Error;
-use moxin_vlm::generate::{StopOutcome, StopStrings};
+use moxin_vlm::generate::{MAX_STOP_BYTES, MAX_STOP_STRINGS, StopOutcome, StopStrings};
 
 use crate::Random;
 
@@ -49,6 +49,18 @@ fn refuses_an_empty_string() {
     assert!(matches!(error, Error::InvalidArgument(_)) && error.to_string().contains("2 of 2"), "{error}");
 }
 
+#[test]
+fn refuses_too_many_and_too_long_strings() {
+    let most = vec!["x".repeat(MAX_STOP_BYTES); MAX_STOP_STRINGS];
+    StopStrings::new(most.clone()).unwrap();
+
+    let error = StopStrings::new([most.clone(), vec!["y".into()]].concat()).unwrap_err();
+    assert!(matches!(error, Error::InvalidArgument(_)) && error.to_string().contains("65 stop strings; at most 64"), "{error}");
+
+    let error = StopStrings::new(vec!["a".into(), "é".repeat(MAX_STOP_BYTES)]).unwrap_err();
+    assert!(matches!(error, Error::InvalidArgument(_)) && error.to_string().contains("2 of 2 has 2048 bytes; 1 to 1024"), "{error}");
+}
+
 /// Character by character: does the text so far end with a stop string?
 fn naive(text: &str, strings: &[String]) -> (String, bool) {
     for (end, c) in text.char_indices().map(|(i, c)| (i + c.len_utf8(), c)) {
@@ -60,6 +72,12 @@ fn naive(text: &str, strings: &[String]) -> (String, bool) {
     (text.into(), false)
 }
 
+/// The longest end of a text that some string begins with.
+fn naive_held<'a>(text: &'a str, strings: &[String]) -> &'a str {
+    let ends = text.char_indices().map(|(i, _)| &text[i..]);
+    ends.filter(|end| strings.iter().any(|s| s.starts_with(end))).max_by_key(|end| end.len()).unwrap_or("")
+}
+
 /// Short texts over few characters, of one to four bytes, are full of near misses.
 #[test]
 fn agrees_with_a_naive_search_however_the_text_is_cut() {
@@ -67,8 +85,10 @@ fn agrees_with_a_naive_search_however_the_text_is_cut() {
     let mut word = |length: usize| (0..length).map(|_| *random.pick(&['a', 'b', 'é', '👍'])).collect::<String>();
     let mut sizes = Random::new(9);
     let mut hits = 0;
-    for _ in 0..4000 {
-        let strings: Vec<String> = (0..sizes.below(4)).map(|_| word(1 + sizes.below(5))).collect();
+    for round in 0..6000 {
+        // A third of the rounds has many strings, and long ones.
+        let (count, longest) = if round % 3 == 0 { (MAX_STOP_STRINGS + 1, 40) } else { (4, 5) };
+        let strings: Vec<String> = (0..sizes.below(count)).map(|_| word(1 + sizes.below(longest))).collect();
         let text = word(sizes.below(24));
         let mut stop = StopStrings::new(strings.clone()).unwrap();
         let (mut found, mut stopped) = (String::new(), false);
@@ -79,10 +99,10 @@ fn agrees_with_a_naive_search_however_the_text_is_cut() {
             let outcome = stop.push(&piece.iter().collect::<String>());
             (rest, stopped) = (after, outcome.stopped);
             found += &outcome.text;
-            // Nothing is held that could not begin a stop string.
+            // What could begin a stop string is held, and nothing else.
             if !stopped {
-                let held = &text[found.len()..text.len() - rest.iter().map(|c| c.len_utf8()).sum::<usize>()];
-                assert!(held.is_empty() || strings.iter().any(|s| s.starts_with(held)), "{strings:?} {text:?} holds {held:?}");
+                let read = &text[..text.len() - rest.iter().map(|c| c.len_utf8()).sum::<usize>()];
+                assert_eq!(&read[found.len()..], naive_held(read, &strings), "{strings:?} {text:?}");
             }
         }
         found += &stop.finish();

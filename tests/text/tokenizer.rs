@@ -94,7 +94,7 @@ fn names_the_file_in_errors() {
     assert!(missing.to_string().contains("no/such/tokenizer.json"), "{missing}");
 
     let folder = tempfile::tempdir().unwrap();
-    assert!(matches!(Tokenizer::from_file(folder.path()), Err(Error::Io { .. })));
+    assert!(matches!(Tokenizer::from_file(folder.path()), Err(Error::CorruptModel { .. })));
 
     for bytes in [&b""[..], b"{", b"null", b"{\"version\":\"1.0\"}", b"\xFF\xFE", "[".repeat(100_000).as_bytes()] {
         let path = folder.path().join("tokenizer.json");

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::{Error, Result, checkpoint::read_json, nn::Activation};
+use crate::{Error, Result, checkpoint::parse_file, file, nn::Activation};
 
 /// A Prismatic `config.json`.
 #[derive(Debug, Clone, Deserialize)]
@@ -50,7 +50,12 @@ pub struct TimmOverrides {
 impl VLMConfig {
     /// Reads and checks a `config.json`.
     pub fn from_file(path: &Path) -> Result<VLMConfig> {
-        let config: VLMConfig = read_json(path, "the model's configuration")?;
+        VLMConfig::parse(path, &file::read_json(path, "the model's configuration", file::MAX_JSON_BYTES)?)
+    }
+
+    /// Parses and checks the content of a `config.json`.
+    pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<VLMConfig> {
+        let config: VLMConfig = parse_file(path, bytes)?;
         config.check().map_err(|what| Error::unsupported(path, what))?;
         Ok(config)
     }

@@ -8,8 +8,9 @@ use serde_json::Value;
 use super::{FusedMLPProjector, MemoryNeeds, MistralDecoder, MoxinVLM, VLMConfig, load_projector};
 use crate::{
     Error, Result,
-    checkpoint::{Checkpoint, LoadContext, Plan, QuantizationConfig, Weights, read_json},
+    checkpoint::{Checkpoint, LoadContext, Plan, QuantizationConfig, Weights, parse_file},
     device::{Arithmetic, Backend, Device, require},
+    file::{self, Folder},
     nn::{Matrix, ViTConfig, ViTEncoder, load_vit_encoder},
 };
 
@@ -42,12 +43,12 @@ pub fn load_model_on(
     memory_limit: Option<u64>,
     progress: &dyn Fn(u64, u64) -> Result<()>,
 ) -> Result<MoxinVLM> {
-    Source::open(folder)?.load(device, memory_limit, &|_, _| None, progress)
+    Ok(Source::open(folder)?.load(device, memory_limit, &|_, _| None, progress)?.0)
 }
 
 /// A folder whose configuration and headers were read: all that is known of a model before its weights are.
 pub(crate) struct Source {
-    pub folder: PathBuf,
+    pub folder: Folder,
     config_path: PathBuf,
     pub config: VLMConfig,
     /// config.json as it stands.
@@ -66,17 +67,20 @@ pub(crate) struct Source {
 }
 
 impl Source {
+    /// Reads and checks the configuration and the headers of the weights.
     pub fn open(folder: &Path) -> Result<Source> {
+        let opened = Folder::open(folder, "a model: a folder with config.json and weights")?;
         let config_path = folder.join("config.json");
-        let config = VLMConfig::from_file(&config_path)?;
-        let config_json = read_json(&config_path, "the model's configuration")?;
+        let bytes = file::read_json(&config_path, "the model's configuration", file::MAX_JSON_BYTES)?;
+        let config = VLMConfig::parse(&config_path, &bytes)?;
+        let config_json = parse_file(&config_path, &bytes)?;
         let stored = QuantizationConfig::from_config(&config_path, &config_json)?;
         let checkpoint = Checkpoint::open(folder)?;
         let (parameters, bytes) = (parameters(&checkpoint, &stored), checkpoint.total_bytes());
         let stored_checkpoint = checkpoint.clone();
         let (checkpoint, depths) = name_canonically(checkpoint)?;
-        let folder = folder.to_owned();
-        Ok(Source { folder, config_path, config, config_json, stored, checkpoint, stored_checkpoint, depths, parameters, bytes })
+        check_layers(&checkpoint, config.text_config.num_hidden_layers).map_err(|what| Error::corrupt(&config_path, what))?;
+        Ok(Source { folder: opened, config_path, config, config_json, stored, checkpoint, stored_checkpoint, depths, parameters, bytes })
     }
 
     /// What the model takes, computed so, and its matrices quantized as `plan` says.
@@ -97,17 +101,21 @@ impl Source {
         Ok(vit.num_patches())
     }
 
+    /// Loads the model, and returns with it a hash of the weights that make the tokens of a
+    /// picture, as they are stored.
+    ///
+    /// Fails with [`Error::CorruptModel`] where a file of weights changes meanwhile.
     pub fn load(
         &self,
         device: &Device,
         memory_limit: Option<u64>,
         plan: Plan,
         progress: &dyn Fn(u64, u64) -> Result<()>,
-    ) -> Result<MoxinVLM> {
+    ) -> Result<(MoxinVLM, blake3::Hash)> {
         let (config, path, dtype) = (&self.config, &self.config_path, device.dtype);
         let what = format!("loading the model in {}", path.parent().unwrap_or(path).display());
         require(&what, self.memory(device.arithmetic(), plan).load, memory_limit.unwrap_or(u64::MAX))?;
-        let context = LoadContext::new(&self.checkpoint, progress).with_quantization(&self.stored, plan);
+        let context = LoadContext::new(&self.checkpoint, progress).with_quantization(&self.stored, plan).with_hashing(&is_vision);
         let weights = context.weights();
         let encoders = (0..config.timm_model_ids.len())
             .map(|i| load_encoder(&weights, config, i, self.depths[i], path, dtype))
@@ -118,8 +126,29 @@ impl Source {
         if !unused.is_empty() {
             log::warn!("{} tensors are not used, among them {}: does config.json describe these weights?", unused.len(), unused[0]);
         }
-        Ok(MoxinVLM { encoders, projector, decoder, dtype })
+        if !self.checkpoint.is_unchanged() {
+            return Err(Error::corrupt(self.checkpoint.path(), "the weights changed while they were loaded; load the model again"));
+        }
+        Ok((MoxinVLM { encoders, projector, decoder, dtype }, context.hash()))
     }
+}
+
+/// Whether a tensor or module has a part in what a picture's tokens are.
+pub(crate) fn is_vision(name: &str) -> bool {
+    !name.starts_with("language_model.")
+}
+
+/// The decoder's layers must be there before anything is done for each of them.
+fn check_layers(checkpoint: &Checkpoint, expected: usize) -> Result<(), String> {
+    const LAYERS: &str = "language_model.model.layers";
+    let context = LoadContext::new(checkpoint, &|_, _| Ok(()));
+    let found = context.weights().count(LAYERS);
+    if found >= expected {
+        return Ok(());
+    }
+    Err(format!(
+        "text_config.num_hidden_layers is {expected} and the weights have {found} layers; tensors of `{LAYERS}.{found}.` are missing"
+    ))
 }
 
 /// Numbers in all tensors, those of quantized matrices unpacked.
@@ -235,6 +264,12 @@ fn check_encoder(vit: &ViTConfig, i: usize) -> Result<(), String> {
         return Err(format!("{encoder} is {} wide, which {} attention heads do not divide", vit.embed_dim, vit.num_heads));
     }
     let patches = vit.num_patches();
+    if patches == 0 {
+        return Err(format!(
+            "image_sizes[{i}] is {}, less than one patch of {} pixels: {encoder} would make nothing of a picture",
+            vit.image_size, vit.patch_size
+        ));
+    }
     let with_class_token = vit.has_cls_token && vit.num_registers == 0 && vit.num_positions == patches + 1;
     if vit.num_positions != patches && !with_class_token {
         return Err(format!(

@@ -8,6 +8,7 @@ use crate::{
     Error, Result,
     checkpoint::Weights,
     nn::{Embedding, KeyValueCache, Linear, Mask, Matrix, RmsNorm, attention, causal_mask, rotate_heads, split_heads, swiglu},
+    panic::inject_into,
 };
 
 /// Which rows the output head runs on.
@@ -86,39 +87,72 @@ impl MistralDecoder {
     }
 
     /// Embeddings `[batch, tokens, hidden]` that follow what the cache holds, to logits `[batch, tokens or 1, vocabulary]`.
-    pub fn forward<C: KeyValueCache>(&self, embeds: &Array, cache: &mut [C], rows: Rows) -> Result<Array, Exception> {
-        let hidden = self.hidden(embeds, cache)?;
-        let hidden = match rows {
-            Rows::All => hidden,
-            Rows::Last => hidden.try_index((.., -1.., ..))?,
-        };
-        let hidden = self.norm.forward(&hidden)?;
-        match &self.lm_head {
-            Some(head) => head.forward(&hidden),
-            None => self.embed_tokens.as_head(&hidden),
-        }
+    pub fn forward<C: KeyValueCache>(&self, embeds: &Array, cache: &mut [C], rows: Rows) -> Result<Array> {
+        self.forward_by_layers(embeds, cache, rows, &|| Ok(()))
     }
 
-    /// Fills the cache with embeddings `[batch, tokens, hidden]` of which no logits are wanted.
-    pub fn prefill<C: KeyValueCache>(&self, embeds: &Array, cache: &mut [C]) -> Result<(), Exception> {
-        self.hidden(embeds, cache)?.eval()
+    /// Does what [`MistralDecoder::forward`] does and calls `poll` before every layer and before the head. An error from it ends the
+    /// work; the cache is then as it was before. After [`Error::Backend`] it is of no use: MLX takes what it evaluated beside a failure
+    /// for computed.
+    pub fn forward_by_layers<C: KeyValueCache>(
+        &self,
+        embeds: &Array,
+        cache: &mut [C],
+        rows: Rows,
+        poll: &dyn Fn() -> Result<()>,
+    ) -> Result<Array> {
+        cut_back_on_error(cache, |cache| {
+            let hidden = self.hidden(embeds, cache, poll)?;
+            let hidden = match rows {
+                Rows::All => hidden,
+                Rows::Last => hidden.try_index((.., -1.., ..))?,
+            };
+            poll()?;
+            let hidden = self.norm.forward(&hidden)?;
+            let logits = match &self.lm_head {
+                Some(head) => head.forward(&hidden)?,
+                None => self.embed_tokens.as_head(&hidden)?,
+            };
+            inject_into("head", logits)
+        })
     }
 
-    fn hidden<C: KeyValueCache>(&self, embeds: &Array, cache: &mut [C]) -> Result<Array, Exception> {
+    /// Fills the cache with embeddings `[batch, tokens, hidden]` of which no logits are wanted. Calls `poll` as
+    /// [`MistralDecoder::forward_by_layers`] does.
+    pub fn prefill_by_layers<C: KeyValueCache>(&self, embeds: &Array, cache: &mut [C], poll: &dyn Fn() -> Result<()>) -> Result<()> {
+        cut_back_on_error(cache, |cache| Ok(self.hidden(embeds, cache, poll)?.eval()?))
+    }
+
+    fn hidden<C: KeyValueCache>(&self, embeds: &Array, cache: &mut [C], poll: &dyn Fn() -> Result<()>) -> Result<Array> {
         if cache.len() != self.blocks.len() {
-            return Err(format!("a cache of {} layers for a decoder of {}", cache.len(), self.blocks.len()).as_str().into());
+            let what = format!("a cache of {} layers for a decoder of {}", cache.len(), self.blocks.len());
+            return Err(Exception::custom(what).into());
         }
         let offset = cache.first().map_or(0, |cache| cache.offset());
-        let mask = causal_mask(embeds.dim(1) as usize, offset as usize, self.config.sliding_window);
+        let tokens = embeds.dim(1) as usize;
+        let mask = causal_mask(tokens, offset as usize, self.config.sliding_window);
+        // Without this an operation of a GPU would be queued for all layers, and `poll` could not end it. A single token takes no longer
+        // than a layer of a long prompt.
+        let by_layers = self.dtype == Dtype::Float32 || tokens > 1;
         let mut x = embeds.clone();
         for (block, cache) in self.blocks.iter().zip(cache) {
-            x = block.forward(&x, mask, cache)?;
-            if self.dtype == Dtype::Float32 {
-                x.eval()?; // weights widened for this layer go before the next
+            poll()?;
+            x = inject_into("decoder", block.forward(&x, mask, cache)?)?;
+            if by_layers {
+                x.eval()?; // on the CPU also: weights widened for this layer go before the next
             }
         }
         Ok(x)
     }
+}
+
+/// Calls `f`; where it fails, every layer's cache forgets what was added.
+fn cut_back_on_error<C: KeyValueCache, T>(cache: &mut [C], f: impl FnOnce(&mut [C]) -> Result<T>) -> Result<T> {
+    let offset = cache.first().map_or(0, |cache| cache.offset());
+    f(cache).inspect_err(|_| {
+        // What is reported is the error that came first.
+        cache.iter_mut().for_each(|cache| drop(cache.truncate(offset)));
+    })
 }
 
 #[derive(Debug, Clone)]

@@ -12,7 +12,7 @@ mod quantize;
 mod save;
 
 pub use config::{MistralConfig, TokenIds, VLMConfig};
-pub(crate) use load::Source;
+pub(crate) use load::{Source, is_vision};
 pub use load::{load_model, load_model_on};
 pub use memory::MemoryNeeds;
 pub use mistral::{MistralDecoder, Rows};
@@ -75,7 +75,12 @@ impl MoxinVLM {
 
     /// Encoder features to image tokens in the decoder's space, `[1, patches, hidden]`.
     pub fn project(&self, features: &[Array]) -> Result<Array> {
-        Ok(self.projector.forward(&concatenate(features, -1)?)?)
+        self.project_by_layers(features, &|| Ok(()))
+    }
+
+    /// Does what [`MoxinVLM::project`] does and calls `poll` before every layer. An error from it ends the work.
+    pub fn project_by_layers(&self, features: &[Array], poll: &dyn Fn() -> Result<()>) -> Result<Array> {
+        self.projector.forward_by_layers(&concatenate(features, -1)?, poll)
     }
 
     /// The decoder's input for a prompt, `[1, tokens, hidden]`: the first token, the picture's tokens if there are any, the rest.
@@ -105,14 +110,14 @@ impl MoxinVLM {
         let image = self.project(&[dino.forward(dino_image)?, siglip.forward(siglip_image)?])?;
         let embeds = splice(&self.decoder.embed(input_ids)?, &image)?;
         self.fill(cache);
-        Ok(self.decoder.forward(&embeds, cache, Rows::All)?)
+        self.decoder.forward(&embeds, cache, Rows::All)
     }
 
     /// Logits `[batch, 1, vocabulary]` after one more token, `[batch]` or `[batch, 1]`.
     pub fn decode_token<C: KeyValueCache + Default>(&self, token: &Array, cache: &mut Vec<C>) -> Result<Array> {
         let embeds = self.decoder.embed(&token.reshape(&[-1, 1])?)?;
         self.fill(cache);
-        Ok(self.decoder.forward(&embeds, cache, Rows::Last)?)
+        self.decoder.forward(&embeds, cache, Rows::Last)
     }
 
     fn fill<C: KeyValueCache + Default>(&self, cache: &mut Vec<C>) {

@@ -1,11 +1,12 @@
 //! The projector: from vision features to the decoder's space.
 
-use mlx_rs::{Array, Dtype, error::Exception};
+use mlx_rs::{Array, Dtype};
 
 use crate::{
     Result,
     checkpoint::Weights,
     nn::{Activation, Linear, Matrix},
+    panic::inject_into,
 };
 
 /// Linear layers with exact GELUs between them: three in a model with two encoders, two in one with a single encoder
@@ -36,13 +37,19 @@ impl FusedMLPProjector {
     }
 
     /// `[batch, patches, vision width]` to `[batch, patches, hidden]`.
-    pub fn forward(&self, features: &Array) -> Result<Array, Exception> {
+    pub fn forward(&self, features: &Array) -> Result<Array> {
+        self.forward_by_layers(features, &|| Ok(()))
+    }
+
+    /// Does what [`FusedMLPProjector::forward`] does and calls `poll` before every layer. An error from it ends the work.
+    pub fn forward_by_layers(&self, features: &Array, poll: &dyn Fn() -> Result<()>) -> Result<Array> {
         let mut x = features.clone();
         for (i, layer) in self.layers.iter().enumerate() {
+            poll()?;
             if i > 0 {
                 x = Activation::Gelu.apply(&x)?;
             }
-            x = layer.forward(&x)?;
+            x = inject_into("projector", layer.forward(&x)?)?;
         }
         Ok(x)
     }

@@ -4,7 +4,7 @@ use super::{MoxinVLM, Source, load::ENCODERS};
 use crate::{
     Error, Result,
     checkpoint::Quantization,
-    device::require,
+    device::{require, settle},
     nn::{Matrix, QuantizedMatrix},
     panic::{guarded, inject},
 };
@@ -104,7 +104,8 @@ impl Source {
         let keep = !self.checkpoint.is_unchanged();
         if keep {
             let needed = planned.iter().map(|(_, matrix)| matrix.bytes()).sum();
-            let what = format!("{} has changed since it was loaded; keeping the old matrices while quantizing", self.folder.display());
+            let what =
+                format!("{} has changed since it was loaded; keeping the old matrices while quantizing", self.folder.path().display());
             if let Err(error) = require(&what, needed, u64::MAX) {
                 return Ok(Err(error));
             }
@@ -120,6 +121,7 @@ impl Source {
                 quantize_matrix(path, matrix, options)
             });
             if let Err(error) = done {
+                settle();
                 for (j, (path, matrix)) in planned.iter_mut().take(i).enumerate() {
                     **matrix = match kept.get_mut(j).and_then(Option::take) {
                         Some(old) => old,

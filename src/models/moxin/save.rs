@@ -1,18 +1,19 @@
 //! A model to a folder in the form of MLX's community.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use super::{MoxinVLM, Source, load::canonical_name};
 use crate::{
     Result,
-    checkpoint::{Content, Quantization, QuantizationConfig, SavedTensor, write_folder},
+    checkpoint::{Content, Quantization, QuantizationConfig, SavedTensor, write_model},
+    file::Folder,
     nn::{Matrix, QuantizedMatrix},
 };
 
 impl Source {
-    /// Writes a model that was loaded from here to a new folder. Matrices that have been quantized since are written so, all else is copied.
-    pub fn save(&self, vlm: &mut MoxinVLM, folder: &Path, progress: &dyn Fn(u64, u64) -> Result<()>) -> Result<()> {
+    /// Writes the weights and the configuration of a model that was loaded from here to a new
+    /// folder. Matrices that have been quantized since are written so, all else is copied.
+    pub fn save(&self, vlm: &mut MoxinVLM, folder: &Folder, progress: &dyn Fn(u64, u64) -> Result<()>) -> Result<()> {
         let matrices = vlm.matrices();
         let quantized: BTreeMap<&str, &QuantizedMatrix> = matrices
             .iter()
@@ -49,7 +50,7 @@ impl Source {
                 config.insert(field.into(), quantization.to_json());
             }
         }
-        write_folder(folder, &tensors, &config, &self.folder, progress)
+        write_model(folder, &tensors, &config, progress)
     }
 }
 

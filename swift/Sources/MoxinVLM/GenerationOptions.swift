@@ -24,7 +24,8 @@ public struct GenerationOptions: Sendable, Equatable {
     public var prefillChunk: Int = 256
     /// How many of the likeliest tokens each ``Token`` lists, 0 to 20.
     public var alternatives: Int = 0
-    /// Texts that end an answer; they are not part of it.
+    /// Texts that end an answer; they are not part of it. At most 64, of 1 to 1,024 bytes of UTF-8
+    /// each.
     public var stop: [String] = []
 
     /// The defaults: the likeliest token always, 512 of them at most.

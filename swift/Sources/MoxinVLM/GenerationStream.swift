@@ -84,7 +84,7 @@ public struct TextStream: AsyncSequence, Sendable {
 /// What a stream asks.
 struct Request: Sendable {
     enum Question: Sendable {
-        case new(String, [VLMImage])
+        case new(Turn, [VLMImage])
         /// The last question of the conversation, once more.
         case again
     }
@@ -108,7 +108,7 @@ final class Generation: @unchecked Sendable {
     /// Used on the engine's thread only.
     var phase = Phase.fresh
     /// Used on the engine's thread only.
-    var question = ""
+    var question = Turn(role: .user, text: "")
     /// Used on the engine's thread only.
     var text = ""
 

@@ -72,14 +72,15 @@ public actor VLMModel {
     /// - Parameters:
     ///   - system: Instructions before it. Moxin takes none.
     ///   - options: How answers are generated unless asked otherwise.
-    ///   - transcript: What was said already: questions and answers in turn, beginning with a question and ending with an answer.
+    ///   - transcript: What was said already: questions, or raw prompts, and answers in turn, beginning with a question and ending with an answer.
     /// - Throws: ``VLMError/invalidArgument(_:)`` naming the option; ``VLMError/invalidState(_:)`` for a system text that the model does not
     ///   take; ``VLMError/outOfMemory(_:)`` where a conversation of ``GenerationOptions/maxContext`` positions would not fit.
     public func makeSession(
         system: String? = nil, options: GenerationOptions = GenerationOptions(), transcript: [Turn] = []
     ) throws -> VLMSession {
-        let roles = transcript.map(\.role)
-        guard roles == roles.indices.map({ $0.isMultiple(of: 2) ? .user : .assistant }), roles.count.isMultiple(of: 2) else {
+        let answers = transcript.indices.map { !$0.isMultiple(of: 2) }
+        let hasSystem = transcript.contains { $0.role == .system }
+        guard transcript.map({ $0.role == .assistant }) == answers, transcript.count.isMultiple(of: 2), !hasSystem else {
             throw VLMError.invalidArgument(.init(message: "a transcript has questions and answers in turn, and ends with an answer"))
         }
         let session = try options.withParams { params in
@@ -140,7 +141,13 @@ public actor VLMModel {
     /// Writes the model as it is now to a folder that ``load(from:options:timeout:progress:)`` reads, in the form of MLX's community. Nothing
     /// is at the place before all is written.
     ///
-    /// - Throws: ``VLMError/invalidArgument(_:)`` where the folder exists and `overwriting` is false, or is the one that the model comes from.
+    /// With `overwriting` an empty folder is replaced, or a model's: one that holds files alone,
+    /// among them a config.json with a `model_type`. All its files go. A whole model is at the
+    /// place at any moment. Tokenizer, settings, README.md and licences are copied, other files
+    /// not.
+    ///
+    /// - Throws: ``VLMError/invalidArgument(_:)`` where something is there and `overwriting` is false, where it is something else than such a
+    ///   folder, and where it is the folder that the model comes from or holds that.
     public func save(
         to directory: URL, overwriting: Bool = false, timeout: Duration? = nil, progress: ProgressHandler? = nil
     ) async throws {

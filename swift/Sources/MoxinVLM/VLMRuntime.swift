@@ -51,8 +51,8 @@ public enum VLMRuntime {
 
     // MARK: Background
 
-    /// Lets nothing compute from now on: for an app that goes to the background, which iOS ends if it submits work to the GPU there. Returns when
-    /// nothing is under way any more.
+    /// Lets nothing compute from now on: for an app that goes to the background, where iOS refuses work for the GPU and answers would fail.
+    /// Returns when nothing is under way any more.
     ///
     /// A load, an encoding or a ``VLMSession/prewarm(images:timeout:progress:)`` throws ``VLMError/suspended(_:)``; answers pause until
     /// ``resume()``, and can be cancelled meanwhile. Conversations stay as they are.

@@ -11,6 +11,8 @@ public struct Turn: Sendable, Equatable, Codable {
         case user
         /// An answer.
         case assistant
+        /// Prompt text that is used as it is: see ``VLMSession/stream(rawPrompt:images:options:)``.
+        case prompt
     }
 
     /// Whose it is.
@@ -69,7 +71,18 @@ public actor VLMSession {
 
     /// Answers a question as a stream of events; see ``GenerationStream``. Nothing is asked before the first event is.
     public nonisolated func stream(_ prompt: String, images: [VLMImage] = [], options: GenerationOptions? = nil) -> GenerationStream {
-        GenerationStream(session: self, request: Request(question: .new(prompt, images), options: options))
+        GenerationStream(session: self, request: Request(question: .new(Turn(role: .user, text: prompt), images), options: options))
+    }
+
+    /// Answers prompt text in a format of your own, which is used as it is: control tokens spelt in
+    /// it are control tokens, and nothing is put around it but the `<s>` in front of the whole
+    /// prompt, where it does not begin with one. The answer is not trimmed in front.
+    ///
+    /// What a user types goes to ``stream(_:images:options:)``, which makes no control token of it.
+    public nonisolated func stream(
+        rawPrompt prompt: String, images: [VLMImage] = [], options: GenerationOptions? = nil
+    ) -> GenerationStream {
+        GenerationStream(session: self, request: Request(question: .new(Turn(role: .prompt, text: prompt), images), options: options))
     }
 
     /// Answers the last question once more, in place of its answer: with another seed, say. Where that is cancelled, the question is taken back
@@ -88,7 +101,8 @@ public actor VLMSession {
     ///
     /// Other sessions go on meanwhile.
     ///
-    /// - Throws: ``VLMError/invalidState(_:)`` where there is nothing to read.
+    /// - Throws: ``VLMError/invalidState(_:)`` where there is nothing to read. Where it throws, for whatever reason, `images` are not part of
+    ///   the conversation: pass them again.
     public func prewarm(images: [VLMImage] = [], timeout: Duration? = nil, progress: ProgressHandler? = nil) async throws {
         try claim()
         isReading = true
@@ -101,7 +115,7 @@ public actor VLMSession {
             }
             self.images += images
         } catch {
-            // Not every failure has taken the pictures back.
+            // A failure leaves the pictures with the library's session.
             if transcript.isEmpty {
                 try handle.call(moxin_session_reset)
                 hasLostImages = true
@@ -209,7 +223,7 @@ public actor VLMSession {
             switch generation.request.question {
             case .new(let prompt, let images):
                 // The question first: pictures that are refused go with it.
-                try handle.add(.user, prompt)
+                try handle.add(prompt.role, prompt.text)
                 try restoreImages()
                 try add(images)
                 generation.question = prompt
@@ -219,7 +233,7 @@ public actor VLMSession {
                 }
                 try handle.call { [kept = transcript.count - 1] in moxin_session_rewind($0, kept, $1) }
                 transcript.removeLast(2)
-                generation.question = last.text
+                generation.question = last
             }
         } catch {
             generation.end()
@@ -254,7 +268,7 @@ public actor VLMSession {
         if case .new(_, let images) = generation.request.question {
             self.images += images
         }
-        transcript.append(Turn(role: .user, text: generation.question))
+        transcript.append(generation.question)
         transcript.append(Turn(role: .assistant, text: generation.text + rest))
         mayHaveTurn = false
         self.generation = nil
@@ -310,18 +324,23 @@ extension Handle {
 
     /// Of a session: adds a text to its conversation.
     func add(_ role: Turn.Role, _ text: String) throws {
-        let role =
+        let role: moxin_role? =
             switch role {
             case .system: moxin_role(MOXIN_ROLE_SYSTEM)
             case .user: moxin_role(MOXIN_ROLE_USER)
             case .assistant: moxin_role(MOXIN_ROLE_ASSISTANT)
+            case .prompt: nil
             }
         var text = text
         try text.withUTF8 { bytes in
             try bytes.withMemoryRebound(to: CChar.self) { bytes in
                 let start = bytes.baseAddress
                 try withUnsafePointer(to: 0 as CChar) { empty in
-                    try call { moxin_session_add_text($0, role, start ?? empty, bytes.count, $1) }
+                    let start = start ?? empty
+                    try call { session, error in
+                        guard let role else { return moxin_session_add_prompt(session, start, bytes.count, error) }
+                        return moxin_session_add_text(session, role, start, bytes.count, error)
+                    }
                 }
             }
         }

@@ -23,6 +23,19 @@ extension All {
             }
         }
 
+        @Test func aRawPromptIsAnsweredAsItIs() async throws {
+            try await withModel { model in
+                let session = try await model.makeSession()
+                let response = try await session.stream(rawPrompt: "In: \(written)\nOut:", images: [picture]).response()
+                #expect(response.text == " The word FISH.")
+                #expect(await session.transcript.map(\.role) == [.prompt, .assistant])
+                let next = try await session.respond(to: "What is below it?")
+                #expect(next.stats.reusedTokens > 64)
+                let again = try await model.makeSession(transcript: await session.transcript)
+                #expect(await again.transcript == session.transcript)
+            }
+        }
+
         private struct Answer: Decodable {
             var text: String
             var tokens: [Int32]

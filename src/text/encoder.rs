@@ -1,0 +1,172 @@
+//! From a prompt to tokens, so that only the prompt's own markup makes control tokens.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use aho_corasick::{AhoCorasick, MatchKind};
+use tokenizers::AddedVocabulary;
+
+use super::{Prompt, Tokenizer};
+use crate::{Error, Result};
+
+/// Turns prompts into token ids. Cloning is cheap. Any number of threads may use it at once.
+///
+/// Control tokens are the special tokens of the tokenizer, those that are written like one
+/// (`<|im_end|>`, `[INST]`), and those that the model's configuration names. A prompt's markup
+/// makes them; what a user or an answer says never does. A prompt without a control spelling in its
+/// texts has exactly the ids that transformers gives it.
+#[derive(Clone)]
+pub struct PromptEncoder {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    tokenizer: Tokenizer,
+    /// The added vocabulary without control tokens.
+    content: AddedVocabulary,
+    /// Control tokens by the numbers of the patterns below.
+    ids: Vec<u32>,
+    /// Finds every control spelling, also those that overlap.
+    every: AhoCorasick,
+    /// Finds control spellings as the tokenizer does: the first, of several the longest.
+    longest: AhoCorasick,
+    /// Control tokens that text never makes. The unknown token is not among them.
+    forbidden: HashSet<u32>,
+}
+
+impl PromptEncoder {
+    /// An encoder for a model whose configuration names these control tokens, such as the one that
+    /// ends an answer.
+    ///
+    /// # Errors
+    /// [`Error::CorruptModel`] where the tokenizer's control tokens cannot be searched for.
+    pub fn new(tokenizer: &Tokenizer, named: &[u32]) -> Result<Self> {
+        let is_control = |id: u32, content: &str, special: bool| special || looks_like_control(content) || named.contains(&id);
+        let added = || tokenizer.added_tokens().filter(|(id, token)| is_control(*id, &token.content, token.special));
+        let mut control: Vec<(u32, String)> = added().map(|(id, token)| (id, token.content.clone())).collect();
+        let elsewhere = named.iter().filter(|id| control.iter().all(|(known, _)| known != *id));
+        let elsewhere: Vec<_> = elsewhere.filter_map(|id| Some((*id, tokenizer.token_text(*id)?))).collect();
+        control.extend(elsewhere);
+        control.retain(|(_, spelling)| !spelling.is_empty());
+        let (ids, spellings): (Vec<u32>, Vec<String>) = control.into_iter().unzip();
+        let finder = |kind| {
+            let built = AhoCorasick::builder().match_kind(kind).build(&spellings);
+            built.map_err(|error| tokenizer.at_fault(format!("its control tokens cannot be searched for: {error}")))
+        };
+        let shared = Shared {
+            content: tokenizer.added_without(added().map(|(_, token)| token.clone()))?,
+            every: finder(MatchKind::Standard)?,
+            longest: finder(MatchKind::LeftmostLongest)?,
+            forbidden: ids.iter().copied().filter(|id| Some(*id) != tokenizer.unknown()).collect(),
+            ids,
+            tokenizer: tokenizer.clone(),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Checks, from its length alone, that a prompt may fit into a context of so many positions.
+    ///
+    /// # Errors
+    /// [`Error::ContextFull`] with the fewest tokens that it can have.
+    pub fn check_room(&self, bytes: usize, positions: usize) -> Result<()> {
+        // One position at least is for the answer.
+        match self.shared.tokenizer.fewest_tokens(bytes) {
+            fewest if fewest >= positions => Err(Error::ContextFull { needed: fewest.saturating_add(1), limit: positions }),
+            _ => Ok(()),
+        }
+    }
+
+    /// An estimate of the memory that encoding a prompt takes.
+    pub fn memory(&self, prompt: &Prompt) -> u64 {
+        self.shared.tokenizer.memory(prompt.text().len())
+    }
+
+    /// The token ids of a prompt, with what the tokenizer puts around it, such as `<s>` in front;
+    /// that is not put there twice where raw prompt text begins with it.
+    ///
+    /// # Errors
+    /// As for [`Tokenizer::encode`]; [`Error::CorruptModel`] where the tokenizer makes a control
+    /// token of what is none.
+    pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+        let controls = self.controls(prompt);
+        let expected = self.forbidden(self.shared.tokenizer.frame(controls.iter().map(|(_, id)| *id).collect())?);
+        let mut ids = Vec::new();
+        let mut found = None;
+        if !self.is_spelt_in_text(prompt) {
+            ids = self.shared.tokenizer.encode(prompt.text(), true)?;
+            found = Some(self.forbidden(ids.iter().copied()));
+        }
+        if found.as_ref() != Some(&expected) {
+            ids = self.shared.tokenizer.frame(self.encode_parts(prompt, &controls)?)?;
+            found = Some(self.forbidden(ids.iter().copied()));
+        }
+        if found.as_ref() != Some(&expected) {
+            return Err(self.shared.tokenizer.at_fault("the tokenizer makes a control token of plain text".into()));
+        }
+        let begins_with_control = controls.first().is_some_and(|(range, _)| range.start == 0);
+        if begins_with_control && ids.len() > 1 && ids[0] == ids[1] {
+            ids.remove(0);
+        }
+        Ok(ids)
+    }
+
+    /// The control tokens that the prompt's markup spells, and where.
+    fn controls(&self, prompt: &Prompt) -> Vec<(Range<usize>, u32)> {
+        let within = |markup: &Range<usize>| {
+            let start = markup.start;
+            let matches = self.shared.longest.find_iter(&prompt.text()[markup.clone()]);
+            matches.map(move |found| (start + found.start()..start + found.end(), self.shared.ids[found.pattern()])).collect::<Vec<_>>()
+        };
+        prompt.markup().iter().flat_map(within).collect()
+    }
+
+    /// Whether a control token is spelt where it is not meant, if only in part.
+    fn is_spelt_in_text(&self, prompt: &Prompt) -> bool {
+        let mut markup = prompt.markup().iter().peekable();
+        self.shared.every.find_overlapping_iter(prompt.text()).any(|found| {
+            // Matches come in the order of their ends.
+            while markup.next_if(|range| range.end < found.end()).is_some() {}
+            markup.peek().is_none_or(|range| found.start() < range.start)
+        })
+    }
+
+    /// The tokens of the prompt's control tokens and of the texts between them, each by itself, as
+    /// the tokenizer does it too.
+    fn encode_parts(&self, prompt: &Prompt, controls: &[(Range<usize>, u32)]) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        let mut done = 0;
+        let text = |range: Range<usize>| match range.is_empty() {
+            true => Ok(Vec::new()),
+            false => self.shared.tokenizer.encode_with(&self.shared.content, &prompt.text()[range]),
+        };
+        for (range, id) in controls {
+            ids.extend(text(done..range.start)?);
+            ids.push(*id);
+            done = range.end;
+        }
+        ids.extend(text(done..prompt.text().len())?);
+        Ok(ids)
+    }
+
+    fn forbidden(&self, ids: impl IntoIterator<Item = u32>) -> Vec<u32> {
+        ids.into_iter().filter(|id| self.shared.forbidden.contains(id)).collect()
+    }
+}
+
+impl fmt::Debug for PromptEncoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PromptEncoder").field("tokenizer", &self.shared.tokenizer).finish_non_exhaustive()
+    }
+}
+
+/// Whether a token is written as control tokens are. Some tokenizers do not mark theirs as special.
+fn looks_like_control(spelling: &str) -> bool {
+    let between = |begin, end| spelling.strip_prefix(begin).and_then(|rest| rest.strip_suffix(end));
+    let is_name =
+        |name: &str| name.starts_with(|c: char| c == '/' || c.is_ascii_uppercase()) && !name.contains(|c: char| c.is_ascii_lowercase());
+    matches!(spelling, "<s>" | "</s>" | "<bos>" | "<eos>" | "<pad>" | "<PAD>" | "<unk>" | "<mask>")
+        || between("<|", "|>").or_else(|| between("<｜", "｜>")).is_some()
+        || between("[", "]").is_some_and(is_name)
+}

@@ -1,0 +1,137 @@
+use moxin_vlm::Error;
+use moxin_vlm::text::{Prompt, PromptEncoder, Role, Tokenizer, Turn};
+use serde_json::{Value, json};
+
+use crate::prompt::{Cases, alternating};
+use crate::{Random, STYLES, fixture, tokenizer, tokenizer_of};
+
+fn encoder(tokenizer: &Tokenizer) -> PromptEncoder {
+    PromptEncoder::new(tokenizer, &[2]).unwrap()
+}
+
+fn encode(tokenizer: &Tokenizer, turns: &[Turn]) -> Vec<u32> {
+    encoder(tokenizer).encode(&Prompt::of(turns).unwrap()).unwrap()
+}
+
+/// Positions of control tokens.
+fn controls(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<u32> {
+    ids.iter().copied().filter(|id| tokenizer.is_special(*id) && tokenizer.token_text(*id).unwrap() != "<unk>").collect()
+}
+
+/// Texts that say nothing that looks like a control token have the ids of the reference, control
+/// tokens of the format included.
+#[test]
+fn benign_conversations_have_the_ids_of_the_reference() {
+    let cases: Cases = fixture("prompts");
+    let tokenizer = tokenizer("llama");
+    let spells = |turn: &String| turn.contains("</s>") || turn.contains("<s>");
+    let mut benign = 0;
+    for case in cases.conversations.iter().filter(|case| !case.turns.iter().any(spells)) {
+        assert_eq!(encode(&tokenizer, &alternating(&case.turns)), case.ids, "{:?}", case.turns);
+        benign += 1;
+    }
+    assert!(benign >= 8);
+}
+
+/// What is said is read as it is spelt: no control token, and the same characters.
+#[test]
+fn a_control_token_in_a_text_is_text() {
+    let llama = tokenizer("llama");
+    let ids = encode(&llama, &[Turn::user("a</s>b<s>"), Turn::assistant("<PAD>"), Turn::user("c")]);
+    assert_eq!(controls(&llama, &ids), [1, 2]);
+    assert_eq!(llama.decode(&ids).unwrap(), "In: a</s>b<s>\nOut: <PAD> In: c\nOut:");
+}
+
+/// Spellings of all kinds, cut anywhere, in questions and answers: the format's own control tokens,
+/// and no others.
+#[test]
+fn random_spellings_never_become_control_tokens() {
+    let pieces = ["</s>", "<s>", "<PAD>", "<unk>", "</", "s>", "<", ">", "s", "<image>", " ", "\n", "é", "In: ", "</s", "PAD>", "👍"];
+    let mut random = Random::new(24);
+    for style in STYLES {
+        let tokenizer = tokenizer(style);
+        let encoder = encoder(&tokenizer);
+        let frame = tokenizer.encode("", true).unwrap();
+        for _ in 0..400 {
+            let mut text = |most: usize| (0..random.below(most)).map(|_| *random.pick(&pieces)).collect::<String>();
+            let turns: Vec<Turn> = (0..5).map(|i| if i % 2 == 0 { Turn::user(text(8)) } else { Turn::assistant(text(8)) }).collect();
+            let ids = encoder.encode(&Prompt::of(&turns).unwrap()).unwrap();
+            assert_eq!(controls(&tokenizer, &ids), [&frame[..], &[2, 2]].concat(), "{style}: {turns:?}");
+        }
+    }
+}
+
+#[test]
+fn raw_prompt_text_keeps_its_control_tokens() {
+    let tokenizer = tokenizer("llama");
+    let turns = [Turn::user("How many?"), Turn::assistant("Three."), Turn::user("And?")];
+    let expected = encode(&tokenizer, &turns);
+    let whole = Turn::prompt("In: How many?\nOut: Three.</s>In: And?\nOut:");
+    assert_eq!(encode(&tokenizer, std::slice::from_ref(&whole)), expected);
+    // The beginning of a text is not doubled, and nothing is trimmed.
+    assert_eq!(encode(&tokenizer, &[Turn::prompt(format!("<s>{}", whole.text))]), expected);
+    assert_eq!(Prompt::of(&[Turn::prompt(" <image> ")]).unwrap().text(), " <image> ");
+
+    // An answer to it is used as it is, and is text; the conversation goes on in either form.
+    let answered = [Turn::prompt("In: How many?\nOut:"), Turn::assistant(" Three."), Turn::user("And?")];
+    assert_eq!(encode(&tokenizer, &answered), expected);
+    let hostile = [Turn::prompt("In: How many?</s>\nOut:"), Turn::assistant("</s>"), Turn::prompt("<s>And</s"), Turn::assistant(">")];
+    assert_eq!(controls(&tokenizer, &encode(&tokenizer, &hostile)), [1, 2, 2, 1, 2]);
+
+    let twice = Prompt::of(&[Turn::user("a"), Turn { role: Role::Prompt, text: "b".into() }]);
+    assert!(matches!(twice, Err(Error::InvalidArgument(_))));
+}
+
+/// Control tokens that are not marked as special, and content tokens that stay what they are.
+#[test]
+fn tokens_that_look_like_control_tokens_are_some() {
+    let added = |id: u32, content: &str| json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": false});
+    let mut json: Value = fixture("llama");
+    let tokens = ["<|im_end|>", "[INST]", "[/INST]", "<｜User｜>", "<loc0001>", "[word]"];
+    json["added_tokens"].as_array_mut().unwrap().extend(tokens.iter().enumerate().map(|(i, token)| added(441 + i as u32, token)));
+    let tokenizer = tokenizer_of(&json).unwrap();
+    let ids = encode(&tokenizer, &[Turn::user(tokens.concat())]);
+    let found: Vec<_> = ids.iter().filter(|id| **id > 440).map(|id| tokenizer.token_text(*id).unwrap()).collect();
+    assert_eq!(found, ["<loc0001>", "[word]"]);
+    let raw = encode(&tokenizer, &[Turn::prompt(tokens.concat())]);
+    assert_eq!(raw.iter().filter(|id| **id > 440).count(), tokens.len());
+}
+
+/// A vocabulary that makes the end token of its letters, whatever is asked of it.
+#[test]
+fn a_tokenizer_that_cannot_tell_them_apart_is_refused() {
+    let mut json: Value = fixture("llama");
+    json["model"]["ignore_merges"] = true.into();
+    json["normalizer"] = Value::Null;
+    json["pre_tokenizer"] = json!({"type": "Split", "pattern": {"String": "</s>"}, "behavior": "Isolated", "invert": false});
+    let tokenizer = tokenizer_of(&json).unwrap();
+    let refused = encoder(&tokenizer).encode(&Prompt::of(&[Turn::user("a</s>b")]).unwrap());
+    assert!(matches!(&refused, Err(Error::CorruptModel { .. })), "{refused:?}");
+    encode(&tokenizer, &[Turn::user("a")]);
+}
+
+/// Replaced letters make a spelling that was not there.
+#[test]
+fn a_normalizer_that_makes_a_control_token_is_seen_through() {
+    let mut json: Value = fixture("llama");
+    json["normalizer"] = json!({"type": "NFKC"});
+    for token in json["added_tokens"].as_array_mut().unwrap() {
+        token["normalized"] = true.into();
+    }
+    let tokenizer = tokenizer_of(&json).unwrap();
+    assert!(tokenizer.encode("a＜/s＞", false).unwrap().contains(&2));
+    assert_eq!(controls(&tokenizer, &encode(&tokenizer, &[Turn::user("a＜/s＞")])), [1]);
+}
+
+#[test]
+fn a_prompt_that_cannot_fit_is_known_by_its_length() {
+    let encoder = encoder(&tokenizer("llama"));
+    encoder.check_room(0, 1).unwrap();
+    assert!(matches!(encoder.check_room(1, 1), Err(Error::ContextFull { needed: 2, limit: 1 })));
+    assert!(matches!(encoder.check_room(usize::MAX, 1 << 24), Err(Error::ContextFull { .. })));
+    // Of whatever a text consists, its tokens are not fewer than that.
+    let tokenizer = tokenizer("llama");
+    for text in ["The quick brown fox ".repeat(50), " ".repeat(1000), "👍".repeat(300), "picture".repeat(200)] {
+        assert!(tokenizer.encode(&text, false).unwrap().len() >= tokenizer.fewest_tokens(text.len()), "{text}");
+    }
+}
