@@ -94,7 +94,7 @@ pub enum Error {
     BackendUnavailable(String),
     /// MLX reported an error.
     #[error("MLX: {0}")]
-    Backend(#[from] mlx_rs::error::Exception),
+    Backend(#[source] mlx_rs::error::Exception),
     /// The library itself is at fault: a panic was caught. Please report it.
     #[error("internal error: {0}")]
     Panic(String),

@@ -8,7 +8,12 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use super::{available::available, cpu::buffer};
+use mlx_rs::error::Exception;
+
+use super::{
+    available::available,
+    cpu::{buffer, refused_bytes},
+};
 use crate::{Error, Result, process};
 
 /// Memory that MLX and the kernels of this library hold, in bytes, for the whole process.
@@ -93,6 +98,16 @@ pub fn available_memory() -> Result<u64> {
         None => (mlx_rs::memory::memory_limit()? as u64).saturating_sub(used.active),
     };
     Ok(system.min(memory_limit().saturating_sub(used.active)))
+}
+
+impl From<Exception> for Error {
+    /// Turns what MLX, or a kernel, reported into an error of this library.
+    fn from(exception: Exception) -> Error {
+        match refused_bytes(&exception) {
+            Some(needed) => Error::OutOfMemory { what: "a layer".into(), needed, limit: available_memory().unwrap_or(0) },
+            None => Error::Backend(exception),
+        }
+    }
 }
 
 /// Fails with [`Error::OutOfMemory`] where `needed` bytes for `what` are more than are available, or than `limit`.

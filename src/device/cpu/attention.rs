@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use super::{
+    buffer::{room, zeros},
     dense::{add_tile, pack_tile},
     gemm::row_panels,
     math::exp,
@@ -204,7 +205,7 @@ impl Kernel for One<'_> {
         let heads = self.out.len() / values.width;
         let whole = keys.width / S::LANES * S::LANES;
         let seen = all.seen(0);
-        let mut scores = vec![0.0; heads * seen.len()];
+        let mut scores = zeros(heads * seen.len());
         for (i_key, key) in seen.clone().enumerate() {
             let numbers = keys.token(key);
             for head in 0..heads {
@@ -260,21 +261,21 @@ impl Kernel for Block<'_> {
         let strips = values.width.div_ceil(width);
 
         // Queries, packed as tiles.
-        let mut scaled = Vec::with_capacity(rows * keys.width);
+        let mut scaled = room(rows * keys.width);
         for row in 0..rows {
             let query = all.queries.head(batch, kv_head * group + row % group).token(first + row / group);
             scaled.extend(query.iter().map(|x| x * all.scale));
         }
         let packed_queries = pack_rows::<S>(&scaled, rows);
-        let (mut packed, mut scores) = (vec![0; keys.width.max(KEYS) * width], vec![0.0; rows * KEYS]);
+        let (mut packed, mut scores) = (zeros(keys.width.max(KEYS) * width), zeros(rows * KEYS));
         // Of each query the largest score so far, the sum of the exponentials, and that of the values: [strips, queries, two vectors].
-        let (mut largest, mut totals, mut mixed) = (vec![LOWEST; rows], vec![0.0f32; rows], vec![0.0; strips * rows * width]);
+        let (mut largest, mut totals, mut mixed) = (vec![LOWEST; rows], vec![0.0f32; rows], zeros(strips * rows * width));
 
         // No query of these sees further, in either direction. Blocks begin where they would without a window.
         let last = all.seen(first + count - 1).end;
         for start in (all.seen(first).start / KEYS * KEYS..last).step_by(KEYS) {
             let in_block = KEYS.min(last - start);
-            let mut product = vec![0.0; rows * width];
+            let mut product = zeros(rows * width);
             for panel in (0..in_block).step_by(width) {
                 transposed(simd, &keys, start + panel, width, 0, keys.width, &mut packed);
                 product.fill(0.0);
@@ -308,7 +309,7 @@ impl Kernel for Block<'_> {
                 add_tiles(simd, &weights, rows, &packed[..in_block * width], mixed);
             }
         }
-        let mut out = Vec::with_capacity(rows * values.width);
+        let mut out = room(rows * values.width);
         for (row, total) in totals.into_iter().enumerate() {
             for (strip, mixed) in mixed.chunks_exact(rows * width).enumerate() {
                 let used = width.min(values.width - strip * width);
@@ -323,7 +324,7 @@ impl Kernel for Block<'_> {
 #[inline(always)]
 fn pack_rows<S: Simd>(x: &[f32], rows: usize) -> Vec<f32> {
     let columns = x.len() / rows;
-    let mut packed = vec![0.0; x.len()];
+    let mut packed = zeros(x.len());
     for (row, height) in row_panels(rows, S::TILE) {
         pack_tile(&x[row * columns..], columns, height, &mut packed[row * columns..][..height * columns]);
     }

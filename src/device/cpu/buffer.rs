@@ -1,10 +1,64 @@
 //! Memory that the kernels take beside MLX's arrays, counted.
+//!
+//! Kernels run deep inside tasks that several threads share. So one that gets no memory unwinds, with [`NoMemory`], and the function
+//! that an array comes from turns that into an error: see [`or_no_memory`].
+#![allow(unsafe_code)]
 
 use std::{
+    alloc::{Layout, alloc_zeroed},
     cell::RefCell,
     ops::{Deref, DerefMut},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::atomic::{AtomicU64, Ordering},
 };
+
+/// A kernel unwinds with this where the system has not so many bytes.
+pub(super) struct NoMemory(pub usize);
+
+/// Calls `f`, which runs kernels; fails where one gets no memory.
+pub(super) fn or_no_memory<T>(f: impl FnOnce() -> T) -> Result<T, NoMemory> {
+    catch_unwind(AssertUnwindSafe(f)).map_err(|panic| match panic.downcast::<NoMemory>() {
+        Ok(refused) => *refused,
+        Err(panic) => resume_unwind(panic),
+    })
+}
+
+/// A number whose bytes are all zero where it is zero.
+///
+/// # Safety
+/// Zero bytes are a valid value of the type.
+pub(super) unsafe trait Number: Copy {}
+
+// SAFETY: zero bytes are the number 0 in all of them.
+unsafe impl Number for f32 {}
+// SAFETY: as above.
+unsafe impl Number for u32 {}
+// SAFETY: as above.
+unsafe impl Number for i32 {}
+
+/// Room for so many numbers. Unwinds where there is no memory for them.
+pub(super) fn room<T>(len: usize) -> Vec<T> {
+    let mut room = Vec::new();
+    if room.try_reserve_exact(len).is_err() {
+        resume_unwind(Box::new(NoMemory(len.saturating_mul(size_of::<T>()))));
+    }
+    room
+}
+
+/// So many zeros. Unwinds where there is no memory for them.
+pub(super) fn zeros<T: Number>(len: usize) -> Vec<T> {
+    if len == 0 {
+        return Vec::new();
+    }
+    let Ok(layout) = Layout::array::<T>(len) else { resume_unwind(Box::new(NoMemory(usize::MAX))) };
+    // SAFETY: the layout is not empty.
+    let start = unsafe { alloc_zeroed(layout) };
+    if start.is_null() {
+        resume_unwind(Box::new(NoMemory(layout.size())));
+    }
+    // SAFETY: allocated by the global allocator with the layout of so many numbers, whose zero bytes are valid.
+    unsafe { Vec::from_raw_parts(start.cast(), len, len) }
+}
 
 /// Bytes of all buffers, the most that they ever were since the last [`reset_peak`], and those of them that are kept for reuse.
 static NOW: AtomicU64 = AtomicU64::new(0);
@@ -14,10 +68,10 @@ static KEPT: AtomicU64 = AtomicU64::new(0);
 /// Numbers that a kernel works with or gives.
 pub(super) struct Buffer<T>(Vec<T>);
 
-impl<T: Copy + Default> Buffer<T> {
-    /// So many zeros.
+impl<T: Number> Buffer<T> {
+    /// So many zeros. Unwinds where there is no memory for them.
     pub fn zeros(len: usize) -> Buffer<T> {
-        let buffer = Buffer(vec![T::default(); len]);
+        let buffer = Buffer(zeros(len));
         let now = NOW.fetch_add(buffer.bytes(), Ordering::Relaxed) + buffer.bytes();
         PEAK.fetch_max(now, Ordering::Relaxed);
         buffer
@@ -109,6 +163,18 @@ mod tests {
         }
         clear_scratch();
         assert_eq!(kept(), None);
+    }
+
+    #[test]
+    fn what_gets_no_memory_fails() {
+        let zeros = |len| or_no_memory(|| Buffer::<f32>::zeros(len).len());
+        for len in [usize::MAX, usize::MAX / 4, isize::MAX as usize / 4] {
+            assert!(zeros(len).is_err_and(|refused| refused.0 > 1 << 60));
+            assert!(or_no_memory(|| room::<f32>(len).len()).is_err());
+        }
+        assert!(zeros(0).is_ok_and(|len| len == 0) && zeros(9).is_ok_and(|len| len == 9));
+        let other = catch_unwind(|| or_no_memory(|| panic!("another")).is_ok());
+        assert_eq!(other.unwrap_err().downcast_ref::<&str>(), Some(&"another"));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! (<https://www.cs.utexas.edu/~flame/pubs/GotoTOMS_revision.pdf>).
 
 use super::{
+    buffer::zeros,
     pool::Pool,
     shared::Shared,
     simd::{Kernel, Simd},
@@ -57,7 +58,7 @@ pub(super) fn multiply<S: Simd, P: Product>(
     let worth = rows * columns * terms > 1 << 20;
     pool.run_if(worth, panels.div_ceil(in_task), &|task| {
         let mut packed = P::Block::default();
-        let mut y = vec![0.0; rows * width];
+        let mut y = zeros(rows * width);
         for first in (task * in_task..panels.min((task + 1) * in_task)).map(|panel| panel * width) {
             y.fill(0.0);
             simd.run(Panel { product, rows, first, packed: &mut packed, y: &mut y });

@@ -32,6 +32,7 @@ use std::{
     sync::{LazyLock, OnceLock},
 };
 
+pub(super) use ops::refused_bytes;
 pub(crate) use ops::{PackedMatrix, Weight};
 use {ops::Kernels, pool::Pool, simd::Isa};
 

@@ -11,7 +11,7 @@ use mlx_rs::{
 
 use super::{
     attention::{Attention, Heads, Sees},
-    buffer::{Buffer, with_scratch},
+    buffer::{Buffer, NoMemory, or_no_memory, with_scratch},
     coded::{Code, Coded},
     dense::Dense,
     math::{self, Function},
@@ -265,11 +265,22 @@ fn rows_for<'x>(x: &'x Array, layer: &Layer) -> Result<&'x [i32], Exception> {
     }
 }
 
-/// An array of float32 that `fill` fills.
+/// Returns an array of float32 that `fill` fills.
 fn new_array(shape: &[i32], fill: impl FnOnce(&mut [f32]) -> Result<(), Exception>) -> Result<Array, Exception> {
-    let mut numbers = Buffer::zeros(shape.iter().map(|size| *size as usize).product());
-    fill(&mut numbers)?;
-    Ok(Array::from_slice(&numbers, shape))
+    let filled = or_no_memory(|| {
+        let mut numbers = Buffer::zeros(shape.iter().map(|size| *size as usize).product());
+        fill(&mut numbers)?;
+        Ok(Array::from_slice(&numbers, shape))
+    });
+    filled.unwrap_or_else(|NoMemory(bytes)| Err(Exception::custom(format!("{NO_MEMORY}{bytes}"))))
+}
+
+/// What an exception says where a kernel got no memory, before the number of bytes.
+const NO_MEMORY: &str = "out of memory, bytes: ";
+
+/// Returns how many bytes a kernel asked for in vain, where that is what an exception is about.
+pub(in crate::device) fn refused_bytes(exception: &Exception) -> Option<u64> {
+    exception.what().strip_prefix(NO_MEMORY)?.parse().ok()
 }
 
 /// The array, evaluated, its rows side by side in memory.

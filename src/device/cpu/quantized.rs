@@ -15,7 +15,7 @@
 //! bits the numbers s and s + 4 for the shift by s numbers, with 8 bits s and s + 2. So x is packed in these pairs.
 
 use super::{
-    buffer::Buffer,
+    buffer::{Buffer, zeros},
     gemm::{Product, multiply, row_panels},
     numbers::{F32, Floats, Matrix, Rows, transposed, with_rows},
     pool::Pool,
@@ -228,7 +228,7 @@ impl Vector<'_> {
         let Affine { scales, biases, words, .. } = *self.matrix;
         let (groups, in_row) = (self.matrix.groups(), self.matrix.words_in_row());
         // `[groups / lanes, rows, lanes]`, so that a block of it can be transposed.
-        let mut products = vec![0; groups.next_multiple_of(S::LANES) * S::LANES];
+        let mut products = zeros(groups.next_multiple_of(S::LANES) * S::LANES);
         for (i, out) in self.out.chunks_mut(S::LANES).enumerate() {
             let first = self.first + i * S::LANES;
             for row in 0..out.len() {
