@@ -5,6 +5,7 @@
 mod answers;
 #[allow(dead_code)] // each platform uses some of it
 mod child;
+mod failures;
 mod folder;
 mod memory;
 mod mlx;
