@@ -1,15 +1,17 @@
 //! The C ABI with arbitrary arguments: the bytes are read as a list of calls, each with its arguments. What the header leaves to the caller is
 //! kept: handles are NULL or alive, and memory is as long as the call says (and no longer, so that AddressSanitizer sees what goes beyond).
+//! One target makes the calls of one thread, the other those of two threads that share handles, and forks in between.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ffi::{CString, c_char, c_void};
 use std::mem::{offset_of, replace};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::ptr::{null, null_mut};
 use std::slice;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::thread::sleep;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use arbitrary::{Result, Unstructured};
@@ -20,17 +22,36 @@ const CALLS: usize = 48;
 const LONG_CALLS: usize = 2;
 const SLOTS: usize = 3;
 
+/// How many times one input may fork, and how many calls a child makes at most.
+const FORKS: usize = 1;
+const CHILD_CALLS: usize = 4;
+
+/// Nothing that does not compute takes longer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Calls of the C ABI, as `bytes` say.
 pub fn c_abi(bytes: &[u8]) {
     let mut caller = Caller::new();
-    let mut input = Unstructured::new(bytes);
-    for _ in 0..CALLS {
-        // The end of the input is the end of the calls.
-        if input.is_empty() || caller.call(&mut input).is_err() {
-            break;
-        }
-    }
+    caller.calls(bytes);
     caller.leave();
+    assert_eq!(handles(), 1, "the lasting model alone");
+}
+
+/// Calls of two threads that share a handle of each kind and have others of their own.
+pub fn c_calls(bytes: &[u8]) {
+    let (first, bytes) = bytes.split_at(bytes.len().min(1));
+    let (ours, theirs) = bytes.split_at(first.first().map_or(0, |part| bytes.len() * usize::from(*part) / 256));
+    let shared = Caller::new();
+    let mut callers = [Caller::sharing(&shared), Caller::sharing(&shared)];
+    let [one, other] = &mut callers;
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| other.calls(theirs));
+        one.calls(ours);
+        thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+    });
+    callers.into_iter().for_each(Caller::leave);
+    shared.leave();
+    assert_eq!(handles(), 1, "the lasting model alone");
 }
 
 /// Memory from C: exactly so many bytes, from an address that suits any struct.
@@ -142,8 +163,9 @@ fn model() -> *mut moxin_model {
     *MODEL.get_or_init(load) as *mut moxin_model
 }
 
-/// A C program's variables.
+/// A C program's variables. The first `lasting` slots of each kind are not its own.
 struct Caller {
+    lasting: usize,
     models: [*mut moxin_model; SLOTS],
     images: [*mut moxin_image; SLOTS],
     embeddings: [*mut moxin_embedding; SLOTS],
@@ -153,7 +175,13 @@ struct Caller {
     streams: Vec<(Arc<Told>, bool)>,
     logs: Vec<Arc<Told>>,
     long_calls: usize,
+    forks: usize,
+    /// Whether this is a forked child, in which nothing is done.
+    forked: bool,
 }
+
+// SAFETY: handles may be used on any thread.
+unsafe impl Send for Caller {}
 
 /// One of the slots, or NULL.
 fn any<T>(slots: &[*mut T; SLOTS], input: &mut Unstructured) -> Result<*mut T> {
@@ -217,7 +245,19 @@ fn params<T>(input: &mut Unstructured, init: unsafe extern "C" fn(*mut T, usize)
 impl Caller {
     /// A model, a picture and a session to begin with.
     fn new() -> Caller {
-        let mut caller = Caller {
+        let mut caller = Caller::empty();
+        // SAFETY: a pixel, a model, and places.
+        unsafe {
+            let (pixel, grey) = ([200u8], MOXIN_PIXEL_FORMAT_GRAY8);
+            moxin_image_from_pixels(pixel.as_ptr().cast(), 1, 1, 1, grey, &mut caller.images[0], null_mut());
+            moxin_session_new(model(), null(), &mut caller.sessions[0], null_mut());
+        }
+        caller
+    }
+
+    fn empty() -> Caller {
+        Caller {
+            lasting: 0,
             models: [model(), null_mut(), null_mut()],
             images: [null_mut(); SLOTS],
             embeddings: [null_mut(); SLOTS],
@@ -226,14 +266,27 @@ impl Caller {
             streams: Vec::new(),
             logs: Vec::new(),
             long_calls: 0,
-        };
-        // SAFETY: a pixel, a model, and places.
-        unsafe {
-            let (pixel, grey) = ([200u8], MOXIN_PIXEL_FORMAT_GRAY8);
-            moxin_image_from_pixels(pixel.as_ptr().cast(), 1, 1, 1, grey, &mut caller.images[0], null_mut());
-            moxin_session_new(model(), null(), &mut caller.sessions[0], null_mut());
+            forks: 0,
+            forked: false,
         }
+    }
+
+    /// The first handles of another, which outlives this one.
+    fn sharing(other: &Caller) -> Caller {
+        let mut caller = Caller { lasting: 1, ..Caller::empty() };
+        (caller.images[0], caller.sessions[0], caller.cancels[0]) = (other.images[0], other.sessions[0], other.cancels[0]);
         caller
+    }
+
+    /// Makes the calls that the bytes say.
+    fn calls(&mut self, bytes: &[u8]) {
+        let mut input = Unstructured::new(bytes);
+        for _ in 0..CALLS {
+            // The end of the input is the end of the calls.
+            if input.is_empty() || self.call(&mut input).is_err() {
+                break;
+            }
+        }
     }
 
     fn op(&self, input: &mut Unstructured) -> Result<Option<Block>> {
@@ -254,22 +307,26 @@ impl Caller {
     /// One call.
     fn call(&mut self, input: &mut Unstructured) -> Result<()> {
         let slot = input.int_in_range(0..=SLOTS - 1)?;
+        // Where a handle of its own goes.
+        let own = slot.max(self.lasting);
+        let last = if self.lasting > 0 && !self.forked { FORK } else { FORK - 1 };
+        let call = input.int_in_range(0..=last)?;
         let mut error: *mut moxin_error = null_mut();
         let place: *mut *mut moxin_error = if input.ratio(7, 8)? { &mut error } else { null_mut() };
         // SAFETY: handles are NULL or alive, memory is as long as is said, and every place is one or NULL.
         let status = unsafe {
-            match input.int_in_range(0..=29)? {
+            match call {
                 0 => {
                     let (params, bytes) = (params(input, moxin_image_params_init)?, Block::copy(text(input)?));
-                    self.drop_image(slot);
-                    moxin_image_from_bytes(bytes.pointer(), bytes.size, pointer(&params), &mut self.images[slot], place)
+                    self.drop_image(own);
+                    moxin_image_from_bytes(bytes.pointer(), bytes.size, pointer(&params), &mut self.images[own], place)
                 }
                 1 => {
                     let (path, params) = (path(input)?, params(input, moxin_image_params_init)?);
-                    self.drop_image(slot);
-                    moxin_image_from_file(chars(&path), pointer(&params), &mut self.images[slot], place)
+                    self.drop_image(own);
+                    moxin_image_from_file(chars(&path), pointer(&params), &mut self.images[own], place)
                 }
-                2 | 3 => self.image_from_pixels(slot, place, input)?,
+                2 | 3 => self.image_from_pixels(own, place, input)?,
                 4 => {
                     let (mut width, mut height) = (0, 0);
                     let width = if input.arbitrary()? { &mut width } else { null_mut() };
@@ -314,8 +371,8 @@ impl Caller {
                     if !self.patience() {
                         return Ok(());
                     }
-                    moxin_embedding_free(replace(&mut self.embeddings[slot], null_mut()));
-                    moxin_encode_image(model, image, pointer(&op), &mut self.embeddings[slot], place)
+                    moxin_embedding_free(replace(&mut self.embeddings[own], null_mut()));
+                    moxin_encode_image(model, image, pointer(&op), &mut self.embeddings[own], place)
                 }
                 12 => {
                     let (embedding, info) = (any(&self.embeddings, input)?, sized::<moxin_embedding_info>(input)?);
@@ -333,8 +390,8 @@ impl Caller {
                 }
                 14 => {
                     let (model, params) = (any(&self.models, input)?, session_params(input)?);
-                    self.drop_session(slot);
-                    moxin_session_new(model, params.pointer(), &mut self.sessions[slot], place)
+                    self.drop_session(own);
+                    moxin_session_new(model, params.pointer(), &mut self.sessions[own], place)
                 }
                 16 | 17 => {
                     let (role, text) = (number(input)?.min(4) as u32, text(input)?);
@@ -365,11 +422,11 @@ impl Caller {
                 }
                 24 => {
                     let from = any(&self.sessions, input)?;
-                    if from == self.sessions[slot] {
+                    if from == self.sessions[own] {
                         return Ok(());
                     }
-                    self.drop_session(slot);
-                    moxin_session_fork(from, &mut self.sessions[slot], place)
+                    self.drop_session(own);
+                    moxin_session_fork(from, &mut self.sessions[own], place)
                 }
                 25 => moxin_session_rewind(self.sessions[slot], number(input)? as usize, place),
                 26 => moxin_session_reset(self.sessions[slot], place),
@@ -382,11 +439,18 @@ impl Caller {
                         moxin_memory_stats_get(pointer(&stats), place)
                     }
                 },
-                28 => self.free(slot, input)?,
-                _ => self.small_call(slot, input)?,
+                28 => self.free(own, input)?,
+                29 => self.small_call(slot, input)?,
+                _ => self.fork(input)?,
             }
         };
         check(status, error, !place.is_null());
+        let permitted = if self.forked { &[Status::InvalidState][..] } else { PERMITTED[call] };
+        assert!(
+            permitted.contains(&status) || status == Status::Ok,
+            "{status:?} of call {call}{}",
+            if self.forked { " in a child" } else { "" }
+        );
         Ok(())
     }
 
@@ -460,6 +524,7 @@ impl Caller {
             match input.int_in_range(0..=8)? {
                 0 | 1 => moxin_session_cancel(self.sessions[slot]),
                 2 => {
+                    let slot = slot.max(self.lasting);
                     moxin_cancel_free(self.cancels[slot]);
                     self.cancels[slot] = moxin_cancel_new();
                 }
@@ -474,6 +539,34 @@ impl Caller {
         Ok(moxin_status::Ok)
     }
 
+    /// Forks. The child makes some calls, none of which may wait, and ends; the parent waits for it.
+    fn fork(&mut self, input: &mut Unstructured) -> Result<moxin_status> {
+        let (calls, exits) = (input.int_in_range(1..=CHILD_CALLS)?, input.arbitrary()?);
+        self.forks += 1;
+        if self.forks <= FORKS {
+            // SAFETY: the child does nothing but calls of this library, and ends.
+            match unsafe { libc::fork() } {
+                0 => self.be_child(calls, exits, input),
+                -1 => (),
+                child => wait_for_child(child),
+            }
+        }
+        Ok(moxin_status::Ok)
+    }
+
+    fn be_child(&mut self, calls: usize, exits: bool, input: &mut Unstructured) -> ! {
+        self.forked = true;
+        let stood = catch_unwind(AssertUnwindSafe(|| (0..calls).all(|_| self.call(input).is_ok() || input.is_empty()))).is_ok();
+        let status = if stood { 0 } else { 1 };
+        // SAFETY: the process ends; libFuzzer's own exit handler would take that for a fault.
+        unsafe {
+            if exits && !cfg!(feature = "libfuzzer") {
+                libc::exit(status);
+            }
+            libc::_exit(status)
+        }
+    }
+
     fn drop_image(&mut self, slot: usize) {
         // SAFETY: NULL or alive, and not used again.
         unsafe { moxin_image_free(replace(&mut self.images[slot], null_mut())) };
@@ -484,25 +577,20 @@ impl Caller {
         unsafe { moxin_session_free(replace(&mut self.sessions[slot], null_mut())) };
     }
 
-    /// Frees all, and sees that streams and logs ended as promised and that no handle is left.
+    /// Frees all that is its own, and sees that streams and logs ended as promised.
     fn leave(mut self) {
-        let mut stats = Block::new(size_of::<moxin_memory_stats>());
-        stats.put(0, size_of::<moxin_memory_stats>());
-        // SAFETY: what is freed is not used again; the stats say their size.
-        let handles = unsafe {
+        // SAFETY: what is freed is not used again.
+        unsafe {
             moxin_resume();
             moxin_set_log(None, MOXIN_LOG_LEVEL_OFF, null_mut(), None, null_mut());
             moxin_memory_set_limits(u64::MAX, 256 << 20, null_mut());
             self.sessions.iter().for_each(|session| moxin_session_cancel(*session));
-            (0..SLOTS).for_each(|slot| self.drop_session(slot));
-            (0..SLOTS).for_each(|slot| self.drop_image(slot));
-            self.embeddings.into_iter().for_each(|embedding| moxin_embedding_free(embedding));
-            self.cancels.into_iter().for_each(|cancel| moxin_cancel_free(cancel));
+            (self.lasting..SLOTS).for_each(|slot| self.drop_session(slot));
+            (self.lasting..SLOTS).for_each(|slot| self.drop_image(slot));
+            self.embeddings[self.lasting..].iter().for_each(|embedding| moxin_embedding_free(*embedding));
+            self.cancels[self.lasting..].iter().for_each(|cancel| moxin_cancel_free(*cancel));
             self.models[1..].iter().for_each(|model| moxin_model_free(*model));
-            assert_eq!(moxin_memory_stats_get(stats.pointer(), null_mut()), moxin_status::Ok);
-            (*stats.pointer::<moxin_memory_stats>()).handles
-        };
-        assert_eq!(handles, 1, "the lasting model alone");
+        }
         for (told, began) in &self.streams {
             wait_for(&told.destroyed, "a stream");
             assert_eq!(told.finished.load(Ordering::SeqCst), u32::from(*began), "one last event for each stream that began");
@@ -510,6 +598,95 @@ impl Caller {
         self.logs.iter().for_each(|told| wait_for(&told.destroyed, "a log"));
     }
 }
+
+/// Handles that are given and not yet freed.
+fn handles() -> u64 {
+    let mut stats = Block::new(size_of::<moxin_memory_stats>());
+    stats.put(0, size_of::<moxin_memory_stats>());
+    // SAFETY: the stats say their size.
+    unsafe {
+        assert_eq!(moxin_memory_stats_get(stats.pointer(), null_mut()), moxin_status::Ok);
+        (*stats.pointer::<moxin_memory_stats>()).handles
+    }
+}
+
+/// Waits for a child, which must end soon, and well.
+fn wait_for_child(child: libc::pid_t) {
+    let start = Instant::now();
+    let mut status = 0;
+    // SAFETY: a child of this process that nobody else waits for, and a place.
+    while unsafe { libc::waitpid(child, &mut status, libc::WNOHANG) } == 0 {
+        if start.elapsed() > PATIENCE {
+            // SAFETY: as above.
+            unsafe {
+                libc::kill(child, libc::SIGKILL);
+                libc::waitpid(child, &mut status, 0);
+            }
+            panic!("a forked child did not end");
+        }
+        sleep(Duration::from_micros(200));
+    }
+    assert_eq!(status, 0, "a forked child");
+}
+
+/// The number of the call that forks, and so of those before it.
+const FORK: usize = 30;
+
+use moxin_status as Status;
+
+/// What each call may answer beside [`Status::Ok`].
+const PERMITTED: [&[Status]; FORK + 1] = {
+    use Status::*;
+    const ARGUMENT: &[Status] = &[NullArgument, InvalidArgument];
+    const STATE: &[Status] = &[NullArgument, InvalidArgument, InvalidState, Busy, OutOfMemory];
+    const FOLDER: &[Status] =
+        &[NullArgument, InvalidArgument, NotFound, Io, CorruptModel, UnsupportedModel, OutOfMemory, BackendUnavailable];
+    [
+        &[NullArgument, InvalidArgument, UnsupportedImage, OutOfMemory],
+        &[NullArgument, InvalidArgument, NotFound, Io, UnsupportedImage, OutOfMemory],
+        &[NullArgument, InvalidArgument, OutOfMemory],
+        &[NullArgument, InvalidArgument, OutOfMemory],
+        ARGUMENT,
+        &[
+            NullArgument,
+            InvalidArgument,
+            NotFound,
+            Io,
+            CorruptModel,
+            UnsupportedModel,
+            OutOfMemory,
+            BackendUnavailable,
+            Cancelled,
+            Timeout,
+            Suspended,
+        ],
+        FOLDER,
+        FOLDER,
+        ARGUMENT,
+        &[NullArgument, InvalidArgument, NotFound],
+        ARGUMENT,
+        &[NullArgument, InvalidArgument, InvalidState, OutOfMemory, Cancelled, Timeout, Suspended],
+        ARGUMENT,
+        ARGUMENT,
+        &[NullArgument, InvalidArgument, InvalidState, OutOfMemory],
+        STATE,
+        STATE,
+        STATE,
+        STATE,
+        STATE,
+        &[NullArgument, InvalidArgument, InvalidState, Busy, OutOfMemory, ContextFull, Suspended],
+        &[NullArgument, InvalidArgument, InvalidState, Busy, OutOfMemory, ContextFull, Suspended, Cancelled, Timeout],
+        STATE,
+        ARGUMENT,
+        STATE,
+        STATE,
+        STATE,
+        &[NullArgument, InvalidArgument, Timeout],
+        &[],
+        &[],
+        &[],
+    ]
+};
 
 /// The outcome of a call: a status that may be, and an error that says the same where one was wanted.
 fn check(status: moxin_status, error: *mut moxin_error, wanted: bool) {
@@ -533,7 +710,7 @@ fn check(status: moxin_status, error: *mut moxin_error, wanted: bool) {
 fn wait_for(destroyed: &AtomicU32, what: &str) {
     let start = Instant::now();
     while destroyed.load(Ordering::SeqCst) == 0 {
-        assert!(start.elapsed() < Duration::from_secs(5), "{what} was not destroyed");
+        assert!(start.elapsed() < PATIENCE, "{what} was not destroyed");
         sleep(Duration::from_micros(200));
     }
 }

@@ -2,31 +2,35 @@
 //! without bounds is a finding. `cargo xtask fuzz` runs them under libFuzzer, tests/replay.rs over the corpus and on random changes to it.
 
 mod c_abi;
+mod model_folder;
 
 use std::fs::{self, File};
 use std::panic;
 use std::path::{Path, PathBuf};
 
-pub use c_abi::c_abi;
+pub use c_abi::{c_abi, c_calls};
+pub use model_folder::model_folder;
 use moxin_vlm::checkpoint::{Checkpoint, LoadContext};
 use moxin_vlm::text::StreamDecoder;
 use moxin_vlm::{DecodeOptions, Error, Picture, PixelFormat, Processor, Result, VLMConfig, load_tokenizer};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A target by its name.
-pub type Target = (&'static str, fn(&[u8]));
+/// A target by its name, and how many random changes to its corpus tests/replay.rs tries.
+pub type Target = (&'static str, fn(&[u8]), usize);
 
 /// All targets.
-pub const TARGETS: [Target; 8] = [
-    ("c_abi", c_abi),
-    ("config", config),
-    ("image", image),
-    ("index", index),
-    ("preprocessor", preprocessor),
-    ("safetensors", safetensors),
-    ("safetensors_header", safetensors_header),
-    ("tokenizer", tokenizer),
+pub const TARGETS: [Target; 10] = [
+    ("c_abi", c_abi, 4000),
+    ("c_calls", c_calls, 1000),
+    ("config", config, 4000),
+    ("image", image, 4000),
+    ("index", index, 4000),
+    ("model_folder", model_folder, 1000),
+    ("preprocessor", preprocessor, 4000),
+    ("safetensors", safetensors, 4000),
+    ("safetensors_header", safetensors_header, 4000),
+    ("tokenizer", tokenizer, 4000),
 ];
 
 /// The entry of a libFuzzer program.

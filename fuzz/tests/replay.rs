@@ -1,21 +1,23 @@
 //! Every target over its corpus, and over random changes to it: what a run of the fuzzer once found stays found, without the fuzzer.
 //!
-//! `MOXIN_FUZZ_SEED` gives other changes.
+//! `MOXIN_FUZZ_SEED` gives other changes, `MOXIN_FUZZ_TARGET` one target alone.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
-use std::{env, fs, panic, ptr};
+use std::{env, fs, panic, process, ptr, thread};
 
 use moxin_vlm_fuzz::TARGETS;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Changed inputs for each target.
-const CHANGES: usize = 4000;
 /// No input may take longer.
 const TIME_LIMIT: Duration = Duration::from_secs(10);
+
+/// What takes this long has no end.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Refuses more than half a gigabyte at once, which ends the test: no input is large enough to deserve that.
 struct Frugal;
@@ -42,15 +44,16 @@ fn targets_stand_their_corpus_and_changes_to_it() {
     // The library catches panics of the `tokenizers` crate. Those that count are told of below.
     panic::set_hook(Box::new(|_| ()));
     let seed = env::var("MOXIN_FUZZ_SEED").map_or(0, |seed| seed.parse().expect("MOXIN_FUZZ_SEED is a number"));
-    for (name, target) in TARGETS {
+    let only = env::var("MOXIN_FUZZ_TARGET").ok();
+    for (name, target, changes) in TARGETS.into_iter().filter(|(name, ..)| only.as_deref().is_none_or(|only| only == *name)) {
         let start = Instant::now();
         let corpus = corpus(name);
         corpus.iter().for_each(|input| run(name, target, input));
         let mut random = ChaCha8Rng::seed_from_u64(seed);
-        for _ in 0..CHANGES {
+        for _ in 0..changes {
             run(name, target, &changed(&corpus, &mut random));
         }
-        println!("{name}: {} inputs and {CHANGES} changes in {:.1?}", corpus.len(), start.elapsed());
+        println!("{name}: {} inputs and {changes} changes in {:.1?}", corpus.len(), start.elapsed());
     }
 }
 
@@ -65,7 +68,19 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
 /// Runs a target on an input, which is shown where that goes wrong.
 fn run(name: &str, target: fn(&[u8]), input: &[u8]) {
     let start = Instant::now();
-    let outcome = panic::catch_unwind(|| target(input));
+    let (done, is_done) = mpsc::channel::<()>();
+    let outcome = thread::scope(|scope| {
+        // What never ends cannot be ended but with the process.
+        scope.spawn(move || {
+            if is_done.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                eprintln!("{name} hangs on b\"{}\"", input.escape_ascii());
+                process::abort();
+            }
+        });
+        let outcome = panic::catch_unwind(|| target(input));
+        drop(done);
+        outcome
+    });
     let time = start.elapsed();
     let fault = match &outcome {
         Ok(()) if time < TIME_LIMIT => return,
