@@ -47,10 +47,15 @@ pub fn panic_as_usual() {
     drop(panic::take_hook());
 }
 
-/// Files in a folder of this thread, for what reads paths only.
+/// Files in a folder of this thread, for what reads paths only: in memory, where there is such a place, for saving waits for the disk.
 fn folder() -> PathBuf {
-    thread_local!(static FOLDER: TempDir = TempDir::new().expect("a temporary folder"));
+    thread_local!(static FOLDER: TempDir = new_folder().expect("a temporary folder"));
     FOLDER.with(|folder| folder.path().to_owned())
+}
+
+fn new_folder() -> std::io::Result<TempDir> {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() }
 }
 
 fn write(name: &str, bytes: &[u8]) -> PathBuf {

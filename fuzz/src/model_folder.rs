@@ -147,7 +147,7 @@ impl Folder {
         let shard = *input.choose(&["model-00001-of-00001.safetensors", "../outside/model.safetensors", ".", "", "x", INDEX])?;
         let names = header.as_object().into_iter().flat_map(|header| header.keys()).filter(|name| *name != "__metadata__");
         let weight_map: serde_json::Map<_, _> = names.map(|name| (name.clone(), json!(shard))).collect();
-        fs::write(self.model.join(INDEX), json!({ "weight_map": weight_map }).to_string()).expect("a temporary file");
+        put(&self.model.join(INDEX), json!({ "weight_map": weight_map }).to_string().as_bytes());
         let _ = fs::rename(path, self.model.join(shard));
         Ok(())
     }
@@ -158,7 +158,7 @@ impl Folder {
         if let Some((mut header, data)) = tensors(&path) {
             let header = edit(&mut header, input)?;
             let content = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat();
-            fs::write(path, content).expect("a temporary file");
+            put(&path, &content);
         }
         Ok(())
     }
@@ -198,6 +198,12 @@ fn is_file(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|kind| kind.is_file())
 }
 
+/// Writes a file in place of whatever there is; not where that is a folder.
+fn put(path: &Path, content: &[u8]) {
+    let _ = fs::remove_file(path);
+    let _ = fs::write(path, content);
+}
+
 /// Header and data of a small safetensors file.
 fn tensors(path: &Path) -> Option<(Value, Vec<u8>)> {
     let content = content(path)?;
@@ -216,7 +222,7 @@ fn content(path: &Path) -> Option<Vec<u8>> {
 fn edit_json(path: &Path, input: &mut Unstructured) -> Result<()> {
     if let Some(mut value) = content(path).and_then(|content| serde_json::from_slice(&content).ok()) {
         let text = edit(&mut value, input)?;
-        fs::write(path, text).expect("a temporary file");
+        put(path, text.as_bytes());
     }
     Ok(())
 }
