@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use super::json;
-use crate::{Error, Result, file};
+use crate::{Error, Result, device::room, file};
 
 const LENGTH_BYTES: u64 = 8;
 /// The most that the headers of a checkpoint may have together. The largest models that are
@@ -98,7 +98,8 @@ pub(super) fn open(path: &Path, what: &str, bytes_left: &mut u64) -> Result<BTre
     let (file, file_bytes) = file::open(path, what)?;
     let header_bytes = header_length(path, &file, file_bytes, *bytes_left)?;
     *bytes_left -= header_bytes;
-    let mut text = vec![0; header_bytes as usize];
+    let mut text = room(header_bytes as usize, || format!("the header of {}", path.display()))?;
+    text.resize(header_bytes as usize, 0);
     read_at(path, &file, &mut text, LENGTH_BYTES)?;
     let Header(entries) = json::parse(&text).map_err(|e| Error::corrupt(path, format!("safetensors header: {e}")))?;
 

@@ -8,7 +8,7 @@ use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use mlx_rs::Array;
+use mlx_rs::{Array, ArrayElement};
 use rustix::fs::{AtFlags, FileType, Mode, RenameFlags, fchmod, fsync, mkdirat, readlinkat, renameat, renameat_with, statat, unlinkat};
 use rustix::io::Errno;
 use safetensors::tensor::Dtype;
@@ -17,6 +17,7 @@ use serde_json::{Map, Value, json};
 use super::TensorInfo;
 use crate::{
     Error, Result,
+    device::room,
     file::{Folder, Identity, MAX_JSON_BYTES},
     process,
 };
@@ -114,19 +115,22 @@ impl Content<'_> {
             Content::Stored(tensor) => return tensor.read(),
             Content::Array(array) => array,
         };
-        let bytes = match array.dtype() {
-            mlx_rs::Dtype::Uint32 => array.try_as_slice::<u32>().map(|numbers| numbers.iter().flat_map(|n| n.to_le_bytes()).collect()),
-            mlx_rs::Dtype::Uint8 => array.try_as_slice::<u8>().map(<[u8]>::to_vec),
-            mlx_rs::Dtype::Bfloat16 => {
-                array.try_as_slice::<half::bf16>().map(|numbers| numbers.iter().flat_map(|n| n.to_le_bytes()).collect())
-            }
-            mlx_rs::Dtype::Float16 => {
-                array.try_as_slice::<half::f16>().map(|numbers| numbers.iter().flat_map(|n| n.to_le_bytes()).collect())
-            }
-            _ => array.try_as_slice::<f32>().map(|numbers| numbers.iter().flat_map(|n| n.to_le_bytes()).collect()),
-        };
-        bytes.map_err(|error| Error::InvalidState(format!("reading an array: {error}")))
+        match array.dtype() {
+            mlx_rs::Dtype::Uint32 => little_endian(array, u32::to_le_bytes),
+            mlx_rs::Dtype::Uint8 => little_endian(array, u8::to_le_bytes),
+            mlx_rs::Dtype::Bfloat16 => little_endian(array, half::bf16::to_le_bytes),
+            mlx_rs::Dtype::Float16 => little_endian(array, half::f16::to_le_bytes),
+            _ => little_endian(array, f32::to_le_bytes),
+        }
     }
+}
+
+/// Copies the bytes of an array's numbers.
+fn little_endian<T: ArrayElement + Copy, const N: usize>(array: &Array, bytes_of: fn(T) -> [u8; N]) -> Result<Vec<u8>> {
+    let numbers = array.try_as_slice::<T>().map_err(|error| Error::InvalidState(format!("reading an array: {error}")))?;
+    let mut bytes = room(numbers.len() * N, || "an array that is saved".into())?;
+    numbers.iter().for_each(|number| bytes.extend(bytes_of(*number)));
+    Ok(bytes)
 }
 
 /// A model folder that is being written, beside its place. Dropped before it is published it leaves nothing.

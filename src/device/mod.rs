@@ -15,9 +15,19 @@ pub use mlx::{mlx_version, set_metallib_path};
 
 pub(crate) use exit::{at_exit, leave};
 
-use mlx_rs::{Device as MlxDevice, DeviceType, Dtype, Stream};
+use mlx_rs::{Array, Device as MlxDevice, DeviceType, Dtype, Stream};
 
 use crate::{Error, Result, process};
+
+/// Copies the numbers of an array, which are `what`, as float32.
+pub(crate) fn floats(array: &Array, what: &str) -> Result<Vec<f32>> {
+    let wide = array.as_dtype(Dtype::Float32)?.contiguous()?;
+    wide.eval()?;
+    let numbers = wide.try_as_slice::<f32>().map_err(|error| Error::InvalidState(format!("reading {what}: {error}")))?;
+    let mut copy = room(numbers.len(), || what.into())?;
+    copy.extend(numbers);
+    Ok(copy)
+}
 
 /// The hardware that MLX computes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -5,12 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mlx_rs::{Array, Dtype, ops::indexing::TryIndexOp};
+use mlx_rs::{Array, ops::indexing::TryIndexOp};
 
 use super::{Choice, ImageCache, Sampler, SamplingParams, StopStrings, top_logprobs};
 use crate::{
     Error, Result,
-    device::{memory_stats, require},
+    device::{floats, memory_stats, require},
     image::{Picture, PictureHash, Processor},
     models::moxin::{MemoryNeeds, MoxinVLM, Rows},
     nn::{KVCache, KeyValueCache},
@@ -792,7 +792,5 @@ impl Answer {
 
 /// Logits `[1, 1, vocabulary]` as numbers.
 fn row(logits: &Array) -> Result<Vec<f32>> {
-    let logits = logits.as_dtype(Dtype::Float32)?;
-    logits.eval()?;
-    logits.to_vec_cast::<f32>().map_err(|error| Error::InvalidState(format!("reading logits: {error}")))
+    floats(logits, "logits")
 }

@@ -8,7 +8,7 @@ use std::cmp::Ordering;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-use crate::{Error, Result};
+use crate::{Error, Result, device::room};
 
 /// How the next token is chosen. The default takes the likeliest token each time.
 #[derive(Debug, Clone, PartialEq)]
@@ -88,10 +88,10 @@ impl Sampler {
     /// [`Error::InvalidState`] where the logits hold NaN or infinity, or rule out every token; [`Error::InvalidArgument`] where there are none.
     pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> Result<Choice> {
         let normalizer = log_sum_exp(logits)?;
-        let scores = self.penalized(logits, history);
+        let scores = self.penalized(logits, history)?;
         let index = match self.params.temperature {
             0.0 => argmax(&scores),
-            _ => self.draw(&self.candidates(&scores)),
+            _ => self.draw(&self.candidates(&scores)?),
         };
         Ok(choice(logits, index, normalizer))
     }
@@ -102,20 +102,21 @@ impl Sampler {
     /// As for [`sample`](Self::sample).
     pub fn distribution(&self, logits: &[f32], history: &[u32]) -> Result<Vec<(u32, f64)>> {
         log_sum_exp(logits)?;
-        let scores = self.penalized(logits, history);
+        let scores = self.penalized(logits, history)?;
         if self.params.temperature == 0.0 {
             return Ok(vec![(argmax(&scores) as u32, 1.0)]);
         }
-        let candidates = self.candidates(&scores);
+        let candidates = self.candidates(&scores)?;
         let total: f64 = candidates.iter().map(|c| c.weight).sum();
         Ok(candidates.iter().map(|c| (c.index as u32, c.weight / total)).collect())
     }
 
-    fn penalized(&self, logits: &[f32], history: &[u32]) -> Vec<f32> {
-        let mut scores = logits.to_vec();
+    fn penalized(&self, logits: &[f32], history: &[u32]) -> Result<Vec<f32>> {
+        let mut scores = room_for_all(logits)?;
+        scores.extend(logits);
         let SamplingParams { repetition_penalty: penalty, repetition_window: window, .. } = self.params;
         if penalty == 1.0 {
-            return scores;
+            return Ok(scores);
         }
         let recent = if window == 0 { history } else { &history[history.len().saturating_sub(window)..] };
         for &token in recent {
@@ -125,29 +126,31 @@ impl Sampler {
             let score = if logit < 0.0 { logit * penalty } else { logit / penalty };
             scores[index] = score.clamp(f32::MIN, f32::MAX);
         }
-        scores
+        Ok(scores)
     }
 
     /// The tokens that top-k, top-p and min-p leave, with weights relative to the likeliest token's 1.
-    fn candidates(&self, scores: &[f32]) -> Vec<Candidate> {
+    fn candidates(&self, scores: &[f32]) -> Result<Vec<Candidate>> {
         let temperature = f64::from(self.params.temperature);
         let best = f64::from(scores[argmax(scores)]);
-        let lowest = self.top_k_threshold(scores);
+        let lowest = self.top_k_threshold(scores)?;
         let weighed = |(index, &score): (usize, &f32)| Candidate { index, weight: ((f64::from(score) - best) / temperature).exp() };
-        let mut candidates: Vec<_> = scores.iter().enumerate().filter(|&(_, &score)| score >= lowest).map(weighed).collect();
+        let mut candidates = room_for_all(scores)?;
+        candidates.extend(scores.iter().enumerate().filter(|&(_, &score)| score >= lowest).map(weighed));
         keep_nucleus(&mut candidates, f64::from(self.params.top_p));
         candidates.retain(|c| c.weight >= f64::from(self.params.min_p) && c.weight > 0.0);
-        candidates
+        Ok(candidates)
     }
 
     /// The lowest score that top-k keeps.
-    fn top_k_threshold(&self, scores: &[f32]) -> f32 {
+    fn top_k_threshold(&self, scores: &[f32]) -> Result<f32> {
         let k = self.params.top_k as usize;
         if k == 0 || k >= scores.len() {
-            return f32::NEG_INFINITY;
+            return Ok(f32::NEG_INFINITY);
         }
-        let mut scores = scores.to_vec();
-        *scores.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
+        let mut sorted = room_for_all(scores)?;
+        sorted.extend(scores);
+        Ok(*sorted.select_nth_unstable_by(k - 1, |a: &f32, b: &f32| b.total_cmp(a)).1)
     }
 
     fn draw(&mut self, candidates: &[Candidate]) -> usize {
@@ -161,6 +164,11 @@ impl Sampler {
         // Rounding can leave the sum a hair short of the draw.
         drawn.or(candidates.last()).map_or(0, |c| c.index)
     }
+}
+
+/// Makes room for an item for each token of the vocabulary.
+fn room_for_all<T>(logits: &[f32]) -> Result<Vec<T>> {
+    room(logits.len(), || format!("choosing among {} tokens", logits.len()))
 }
 
 struct Candidate {
@@ -195,7 +203,8 @@ fn keep_nucleus(candidates: &mut Vec<Candidate>, top_p: f64) {
 pub fn top_logprobs(logits: &[f32], k: usize) -> Result<Vec<Choice>> {
     let normalizer = log_sum_exp(logits)?;
     let likelier_first = |&a: &usize, &b: &usize| descending(logits[a], logits[b]).then(a.cmp(&b));
-    let mut indices: Vec<usize> = (0..logits.len()).collect();
+    let mut indices: Vec<usize> = room_for_all(logits)?;
+    indices.extend(0..logits.len());
     if k < indices.len() {
         indices.select_nth_unstable_by(k, likelier_first);
         indices.truncate(k);

@@ -15,7 +15,7 @@ use super::{Op, Session, Stage, engine, lock, op::Control, tokenize::Places};
 use crate::{
     Error, Result,
     checkpoint::{NewFolder, Quantization, copy_texts, read_json},
-    device::{Arithmetic, Backend, CpuKernels, Device, available_memory, clear_cache},
+    device::{Arithmetic, Backend, CpuKernels, Device, available_memory, clear_cache, floats},
     file::Folder,
     generate::{ChatModel, GenerationOptions, ImageCache},
     image::{Picture, PictureHash, Processor},
@@ -420,11 +420,7 @@ impl Embedding {
         let array = self.array()?;
         engine::run(Op::default(), move |_| {
             // The dtype is the device's; reading it as float32 is an operation of its own.
-            engine::on_device(Backend::Cpu, |_| {
-                let wide = array.as_dtype(mlx_rs::Dtype::Float32)?;
-                wide.eval()?;
-                wide.to_vec_cast::<f32>().map_err(|error| Error::InvalidState(format!("reading an embedding: {error}")))
-            })
+            engine::on_device(Backend::Cpu, |_| floats(&array, "an embedding"))
         })
     }
 }
