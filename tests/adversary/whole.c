@@ -169,9 +169,15 @@ static void free_picture(void)
     image = NULL;
 }
 
+/* A picture's tokens, and a copy of their numbers. */
 static moxin_status encode(moxin_error **error)
 {
-    return moxin_encode_image(model, image, NULL, &embedding, error);
+    static float numbers[64 * 192];
+    moxin_status status;
+    moxin_embedding_free(embedding);
+    embedding = NULL;
+    status = moxin_encode_image(model, image, NULL, &embedding, error);
+    return status == MOXIN_STATUS_OK ? moxin_embedding_copy(embedding, numbers, sizeof numbers / sizeof numbers[0], error) : status;
 }
 
 static void free_embedding(void)
@@ -275,7 +281,11 @@ static int answer_is_right(void)
 
 static moxin_status quantize(moxin_error **error)
 {
-    moxin_status status = moxin_model_quantize(model, NULL, NULL, error);
+    moxin_quant_params params;
+    moxin_status status;
+    moxin_quant_params_init(&params, sizeof params);
+    params.bits = 8;
+    status = moxin_model_quantize(model, &params, NULL, error);
     quantized = quantized || status == MOXIN_STATUS_OK;
     return status;
 }
