@@ -15,3 +15,22 @@ mod process;
 mod programs;
 mod saving;
 mod text;
+
+/// SECURITY.md names every test of this folder, and none that is not here.
+#[test]
+fn the_promises_name_their_tests() {
+    let read = |name: &str| std::fs::read_to_string(programs::in_repository(name)).unwrap();
+    let page = read("SECURITY.md");
+    let mut promised: Vec<&str> = page.split('`').skip(1).step_by(2).filter(|code| code.contains("::")).collect();
+    let classes = ["answers", "failures", "folder", "memory", "mlx", "pictures", "process", "saving", "text"];
+    let sources = classes.map(|class| (class, read(&format!("tests/adversary/{class}.rs"))));
+    let tests = sources.iter().flat_map(|(class, source)| {
+        let after = source.split("#[test]").skip(1);
+        after.filter_map(move |rest| Some(format!("{class}::{}", rest.split("fn ").nth(1)?.split('(').next()?)))
+    });
+    let mut tests: Vec<String> = tests.collect();
+    promised.sort();
+    promised.dedup();
+    tests.sort();
+    assert_eq!(promised, tests);
+}
