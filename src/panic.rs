@@ -30,7 +30,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
 /// * `panic`; `mlx`, an operation that MLX refuses; `memory`, a refusal of this library;
 /// * `cancel`, `suspend` and `timeout`, as if the operation were to end here;
 /// * `eval`, an error that MLX meets on its own thread when it evaluates;
-/// * `slow`, no failure, but the place takes a fifth of a second.
+/// * `slow`, no failure, but the place takes 400 milliseconds.
 pub fn inject(place: &str) -> Result<()> {
     due(place).map_or(Ok(()), |kind| fail(&kind, place))
 }
@@ -54,7 +54,7 @@ fn fail(kind: &str, place: &str) -> Result<()> {
         "timeout" => Err(Error::Timeout),
         "eval" => Ok(fails_in_evaluation()?.eval()?),
         "slow" => {
-            std::thread::sleep(Duration::from_millis(200));
+            std::thread::sleep(Duration::from_millis(400));
             Ok(())
         }
         _ => Ok(()),

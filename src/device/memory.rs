@@ -1,7 +1,7 @@
 //! How much memory there is, how much MLX uses, and how much it may use.
 //!
-//! MLX does not keep to a limit on the CPU, and there it does not look whether it got the memory that it asked for. So what an operation needs is reckoned and compared
-//! with [`available_memory`] before MLX is asked: [`require`].
+//! On the CPU, MLX keeps to no limit and does not check its allocations. So what an operation needs
+//! is estimated and compared with [`available_memory`] before MLX is asked: [`require`].
 
 use std::sync::{
     OnceLock,
