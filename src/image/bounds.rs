@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use image::{ColorType, ImageFormat};
 
-use super::picture::MAX_SIDE;
+use super::{picture::MAX_SIDE, vp8l};
 use crate::{Error, Result, device::room};
 
 /// Bytes that any decoder may take beside what follows from pixels and file: tables, and buffers of a few rows.
@@ -129,6 +129,34 @@ fn check_webp(bytes: &[u8]) -> Result<(), String> {
     match webp_chunks(chunks).find(|(name, _)| *name == b"ANMF") {
         Some((_, frame)) => check(side(frame, 6).zip(side(frame, 9)), frame.get(16..).unwrap_or_default()),
         None => Ok(()),
+    }
+}
+
+/// Returns the bytes that the code tables of a lossless WebP, or of a WebP's alpha plane, take.
+///
+/// # Errors
+/// What is wrong, where they are more than a picture of this size justifies.
+pub(super) fn webp_tables(bytes: &[u8], width: u32, height: u32) -> Result<u64, String> {
+    let most = TABLES + 64 * u64::from(width) * u64::from(height);
+    let chunks = bytes.get(12..).unwrap_or_default();
+    let frame = webp_chunks(chunks).find(|(name, _)| *name == b"ANMF").map(|(_, frame)| frame);
+    let side = |at: usize, whole: u32| match frame.and_then(|frame| frame.get(at..at + 3)) {
+        Some(&[a, b, c]) => u32::from_le_bytes([a, b, c, 0]) + 1,
+        _ => whole,
+    };
+    let size = (side(6, width), side(9, height));
+    let tables = |(name, content): (&[u8; 4], &[u8])| match name {
+        b"VP8L" => vp8l::table_bytes(content, None, most),
+        // Its first byte says how the alpha plane is compressed.
+        b"ALPH" if content.first()? & 3 == 1 => vp8l::table_bytes(&content[1..], Some(size), most),
+        _ => None,
+    };
+    let inner = frame.map_or(chunks, |frame| frame.get(16..).unwrap_or_default());
+    match webp_chunks(inner).filter_map(tables).max().unwrap_or(0) {
+        bytes if bytes > most => {
+            Err(format!("WebP with code tables of more than {most} bytes, which {width} x {height} pixels do not need"))
+        }
+        bytes => Ok(bytes),
     }
 }
 

@@ -8,6 +8,7 @@ mod bounds;
 mod picture;
 mod processor;
 mod resize;
+mod vp8l;
 
 pub use picture::{DecodeOptions, Picture, PictureHash, PixelFormat};
 pub use processor::{Pixels, Processor, Strategy, normalize};

@@ -241,7 +241,11 @@ fn decode(bytes: &[u8], path: Option<&Path>, options: &DecodeOptions) -> Result<
     };
     let what = format!("decoding a {name} of {width} x {height} pixels");
     let color = decoder.color_type();
-    let decoding = bounds::decoding_bytes(format, width, height, color);
+    let tables = match format {
+        ImageFormat::WebP => bounds::webp_tables(bytes, width, height).map_err(refuse)?,
+        _ => 0,
+    };
+    let decoding = bounds::decoding_bytes(format, width, height, color).saturating_add(tables);
     let pixels = u64::from(width) * u64::from(height);
     // What is decoded is gathered, and what is gathered turned, into new memory.
     require(&what, decoding.saturating_add(header_bytes).max(pixels * (u64::from(color.bytes_per_pixel()).max(3) + 3)), u64::MAX)?;

@@ -96,6 +96,68 @@ fn webp_parts(name: &str, flags: u8) -> (Vec<u8>, Vec<u8>) {
     (bytes[at + 8..at + 8 + size].to_vec(), [vec![flags, 0, 0, 0], side(picture.width()), side(picture.height())].concat())
 }
 
+/// Bits, lowest first.
+#[derive(Default)]
+struct Bits {
+    bytes: Vec<u8>,
+    count: usize,
+}
+
+impl Bits {
+    fn write(&mut self, number: u32, bits: usize) {
+        for bit in 0..bits {
+            if self.count.is_multiple_of(8) {
+                self.bytes.push(0);
+            }
+            self.bytes[self.count / 8] |= ((number >> bit & 1) as u8) << (self.count % 8);
+            self.count += 1;
+        }
+    }
+
+    /// A code with one symbol, which takes no bits.
+    fn write_single(&mut self, symbol: u32) {
+        self.write(0b101, 3);
+        self.write(symbol, 8);
+    }
+
+    /// A code of which each of the first symbols has so many bits.
+    fn write_even(&mut self, length: u32, symbols: u32) {
+        // The lengths are coded by a code with one symbol, the sixteenth of its alphabet's order for 13.
+        const ORDER: [u32; 19] = [17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+        self.write(0, 1);
+        self.write(15, 4);
+        ORDER.iter().for_each(|symbol| self.write(u32::from(*symbol == length), 3));
+        self.write(1, 1);
+        self.write(5, 3);
+        self.write(symbols - 2, 12);
+    }
+}
+
+/// Lossless pixels in which one block states that there are 40,000 groups of codes, each with tables
+/// of tens of kilobytes.
+fn code_tables(side: Option<u32>) -> Vec<u8> {
+    let mut bits = Bits::default();
+    if let Some(side) = side {
+        bits.write(0x2f, 8);
+        bits.write(side - 1, 14);
+        bits.write(side - 1, 14);
+        bits.write(0, 4);
+    }
+    bits.write(0, 1); // no transform
+    bits.write(1, 1);
+    bits.write(11, 4); // a colour cache, whose colours have symbols too
+    bits.write(1, 1);
+    bits.write(7, 3); // groups of codes, in blocks of 512 pixels
+    bits.write(0, 1);
+    [40_000 & 0xff, 40_000 >> 8, 0, 0, 0].into_iter().for_each(|symbol| bits.write_single(symbol));
+    for _ in 0..40_001 {
+        bits.write_even(11, 2048);
+        (0..3).for_each(|_| bits.write_even(8, 256));
+        bits.write_even(5, 32);
+    }
+    bits.bytes
+}
+
 /// A JPEG with these segments after its beginning.
 fn jpeg(segments: impl Iterator<Item = (u8, Vec<u8>)>) -> Vec<u8> {
     let bytes = sample("rgb.jpg");
@@ -111,7 +173,7 @@ fn gif(width: u16, height: u16, frame_width: u16, frame_height: u16, extensions:
     [&header, extensions, &frame, b";"].concat()
 }
 
-const BOMBS: usize = 21;
+const BOMBS: usize = 23;
 
 /// Files of at most some megabytes that show a few pixels, by number, and what is in them.
 fn bomb(number: usize) -> Option<(&'static str, Vec<u8>)> {
@@ -162,6 +224,11 @@ fn bomb(number: usize) -> Option<(&'static str, Vec<u8>)> {
         18 => ("a GIF's frame", gif(2, 2, 16_000, 16_000, &[])),
         19 => ("a GIF's description", gif(2, 2, 2, 2, &extension(b"XMP DataXMP"))),
         20 => ("a GIF's profile", gif(2, 2, 2, 2, &extension(b"ICCRGBG1012"))),
+        21 => ("a lossless WebP's code tables", riff(&[(b"VP8L", &code_tables(Some(4)))])),
+        22 => ("the code tables of a WebP's alpha plane", {
+            let alpha = [vec![1], code_tables(None)].concat();
+            riff(&[(b"VP8X", &[&[0x10, 0, 0, 0], &lossy_header[4..]].concat()), (b"ALPH", &alpha), (b"VP8 ", &lossy)])
+        }),
         _ => return None,
     };
     Some(bomb)
