@@ -39,6 +39,8 @@ fn body(item: &Item, declaration: &str, version: &str) -> Result<String> {
         _ => match returned {
             "void" => Ok(String::new()),
             "bool" => line("return false;"),
+            // What takes no error sets something up, for work that never comes.
+            "enum moxin_status" if !declaration.contains("**error") => line("return MOXIN_STATUS_OK;"),
             "enum moxin_status" => {
                 let destroy = if declaration.contains(" destroy") { "    if (destroy)\n        destroy(user_data);\n" } else { "" };
                 let error = "    if (error)\n        *error = (struct moxin_error *)&why;\n    return MOXIN_STATUS_BACKEND_UNAVAILABLE;\n";
