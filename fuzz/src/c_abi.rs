@@ -541,12 +541,12 @@ impl Caller {
 
     /// Forks. The child makes some calls, none of which may wait, and ends; the parent waits for it.
     fn fork(&mut self, input: &mut Unstructured) -> Result<moxin_status> {
-        let (calls, exits) = (input.int_in_range(1..=CHILD_CALLS)?, input.arbitrary()?);
+        let calls = input.int_in_range(1..=CHILD_CALLS)?;
         self.forks += 1;
         if self.forks <= FORKS {
             // SAFETY: the child does nothing but calls of this library, and ends.
             match unsafe { libc::fork() } {
-                0 => self.be_child(calls, exits, input),
+                0 => self.be_child(calls, input),
                 -1 => (),
                 child => wait_for_child(child),
             }
@@ -554,17 +554,13 @@ impl Caller {
         Ok(moxin_status::Ok)
     }
 
-    fn be_child(&mut self, calls: usize, exits: bool, input: &mut Unstructured) -> ! {
+    fn be_child(&mut self, calls: usize, input: &mut Unstructured) -> ! {
         self.forked = true;
         let stood = catch_unwind(AssertUnwindSafe(|| (0..calls).all(|_| self.call(input).is_ok() || input.is_empty()))).is_ok();
         let status = if stood { 0 } else { 1 };
-        // SAFETY: the process ends. libFuzzer's own exit handler would take that for a fault.
-        unsafe {
-            if exits && !cfg!(feature = "libfuzzer") {
-                libc::exit(status);
-            }
-            libc::_exit(status)
-        }
+        // Not by `exit`: libFuzzer takes that for a fault, and MLX's threads may have been freeing memory that its destructors free.
+        // SAFETY: the process ends.
+        unsafe { libc::_exit(status) }
     }
 
     fn drop_image(&mut self, slot: usize) {
