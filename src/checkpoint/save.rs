@@ -230,8 +230,9 @@ impl NewFolder {
 impl Drop for NewFolder {
     fn drop(&mut self) {
         // Published it is elsewhere, and under this name there is nothing. In a forked child it is
-        // the parent's.
-        if !process::is_forked() && self.part.identity().ok() == identity_in(&self.parent, OsStr::new(&self.part_name)) {
+        // the parent's. Where the system does not say which folder it is, it stays.
+        let is_there = self.part.identity().is_ok_and(|part| Some(part) == identity_in(&self.parent, OsStr::new(&self.part_name)));
+        if is_there && !process::is_forked() {
             let _ = remove(&self.parent, &self.part_name, &self.part);
         }
     }
