@@ -2,7 +2,7 @@
  * Everything that an app does with a model, and each part of it again with every single failure: see failing.h. Run by failures.rs.
  *
  *   whole save SOURCE IMAGE PLACE KIND        makes what the others compare with, in PLACE
- *   whole each SOURCE IMAGE PLACE KIND MOST   all parts; at most so many failures of a kind in each, evenly spread
+ *   whole each SOURCE IMAGE PLACE KIND MOST   all parts; at most so many failures of a kind in each
  *   whole one SOURCE IMAGE PLACE KIND PART N  one failure in one part
  *   whole known SOURCE IMAGE PLACE known N    the part of an allocation that is known to be deadly, which must end the process
  *   whole first SOURCE IMAGE PLACE KIND N     all parts in a process in which nothing was done before; one failure in all
@@ -507,19 +507,20 @@ static enum failing_kind kind_called(const char *name)
     exit(2);
 }
 
-/* Does all parts, and each with so many failures of a kind at most, evenly spread. */
+/* Does all parts, and each with so many failures of a kind at most. */
 static void each(enum failing_kind kind, long most)
 {
     const struct part *part;
     for (part = PARTS; part < PARTS + PART_COUNT; part++) {
-        long count, points, i;
+        long count, points, last, i;
         keep(part); /* what is done once in a process is done: see `first` for that */
         undo(part);
         attempt(part, kind, 0);
         count = failing.counts[kind];
         points = count < most ? count : most;
+        last = points / 4; /* these many at the end, where the outcome is published; before them evenly spread ones */
         for (i = 0; i < points; i++) {
-            attempt(part, kind, 1 + i * count / points);
+            attempt(part, kind, i < last ? count - i : 1 + (i - last) * (count - last) / (points - last));
         }
         printf("%s %s %ld of %ld\n", part->name, FAILING_NAMES[kind], points, count);
         keep(part);
