@@ -4,6 +4,7 @@
 mod c_abi;
 mod model_folder;
 
+use std::env;
 use std::fs::{self, File};
 use std::panic;
 use std::path::{Path, PathBuf};
@@ -55,7 +56,7 @@ fn folder() -> PathBuf {
 
 fn new_folder() -> std::io::Result<TempDir> {
     let memory = Path::new("/dev/shm");
-    if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() }
+    if memory.is_dir() && env::var_os("TMPDIR").is_none() { TempDir::new_in(memory) } else { TempDir::new() }
 }
 
 fn write(name: &str, bytes: &[u8]) -> PathBuf {
