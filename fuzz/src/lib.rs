@@ -23,7 +23,7 @@ pub type Target = (&'static str, fn(&[u8]), usize);
 /// All targets.
 pub const TARGETS: [Target; 10] = [
     ("c_abi", c_abi, 4000),
-    ("c_calls", c_calls, 2500),
+    ("c_calls", c_calls, 1200),
     ("config", config, 4000),
     ("image", image, 4000),
     ("index", index, 4000),

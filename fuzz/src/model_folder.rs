@@ -77,6 +77,7 @@ fn checked<T>(result: moxin_vlm::Result<T>) -> Option<T> {
             | Error::ContextFull { .. }
             | Error::InvalidArgument(_),
         ) => None,
+        Err(Error::InvalidState(what)) if what.starts_with("the model produced") => None,
         Err(error) => panic!("not an error of a damaged model: {error:?}"),
     }
 }
