@@ -1,6 +1,6 @@
 //! A process ends whatever the library is doing, a forked child lives, and what runs short for a moment is not kept for ever.
 
-use std::{ffi::OsStr, fs, time::Duration};
+use std::{ffi::OsStr, time::Duration};
 
 use moxin_vlm::{Backend, Error, GenerationOptions, LoadOptions, Model, Op, Picture, Role, device};
 
@@ -131,7 +131,7 @@ fn too_many_cpu_threads_are_refused() {
 #[cfg(target_os = "linux")]
 fn cpu_threads_follow_the_affinity() {
     in_child("process::cpu_threads_follow_the_affinity", Limits::default(), || {
-        let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
         let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
         let first: usize = list.trim().split([',', '-']).next().unwrap().parse().unwrap();
         // SAFETY: the set is plain numbers, made, filled and read here.
