@@ -164,7 +164,11 @@ impl NewFolder {
         let (Some(folder), Some(name)) = (place.parent(), place.file_name()) else {
             return Err(Error::InvalidArgument(format!("{} is no place for a folder", place.display())));
         };
-        let (parent, name) = (Folder::open(folder, PLACE)?, name.to_owned());
+        let parent = Folder::open(folder, PLACE).map_err(|error| match error {
+            Error::InvalidArgument(_) => Error::io(folder, PLACE, Errno::NOTDIR.into()), // with the system's own words
+            error => error,
+        })?;
+        let name = name.to_owned();
         let old = old_folder(&parent, &name, &place, overwrite, source)?;
         let (part_name, part) = make_hidden(&parent, PART)?;
         let mut new = NewFolder { place, name, parent, part_name, part, mode: Mode::RWXU, old };
