@@ -110,7 +110,8 @@ extension All {
                 }
                 let longest = try await sessions[0].stats.prefill
                 print("a timer of 2 ms is late by \(idle) while nothing runs, by \(busy) while two sessions answer; one step took \(longest)")
-                #expect(longest > .milliseconds(100))
+                // Long beside the timer, also on a fast machine: else the test would show nothing.
+                #expect(longest > .milliseconds(20))
                 #expect(busy.median < .milliseconds(20))
                 #expect(busy.worst < longest / 2)
             }
