@@ -28,6 +28,13 @@ use crate::{Error, Result, file::Folder};
 /// all.
 const MAX_SHARDS: usize = 128;
 
+/// Opens a model's folder.
+///
+/// Fails with [`Error::NotFound`], [`Error::Io`], or [`Error::InvalidArgument`] where it is no folder.
+pub(crate) fn open_folder(path: &Path) -> Result<Folder> {
+    Folder::open(path, "a model: a folder with config.json and weights")
+}
+
 /// The weights of a model folder: what tensors there are and where they lie. The files stay open, their data unread.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
@@ -42,7 +49,7 @@ impl Checkpoint {
     /// Reads and checks the headers only. Fails with [`Error::NotFound`] for a missing folder or file, [`Error::CorruptModel`] for a file
     /// that is damaged or contradicts itself, [`Error::UnsupportedModel`] for a tensor larger than MLX can hold.
     pub fn open(folder: &Path) -> Result<Self> {
-        Folder::open(folder, "a model: a folder with config.json and weights")?;
+        open_folder(folder)?;
         let single = folder.join("model.safetensors");
         match safetensors::open(&single, "the model's weights", &mut { safetensors::MAX_HEADER_BYTES }) {
             Ok(tensors) => return Ok(Self { tensors, path: single }),

@@ -14,9 +14,8 @@ use serde::Deserialize;
 use super::{Op, Session, Stage, engine, lock, op::Control, tokenize::Places};
 use crate::{
     Error, Result,
-    checkpoint::{NewFolder, Quantization, copy_texts, read_json},
+    checkpoint::{NewFolder, Quantization, copy_texts, open_folder, read_json},
     device::{Arithmetic, Backend, CpuKernels, Device, available_memory, clear_cache, floats},
-    file::Folder,
     generate::{ChatModel, GenerationOptions, ImageCache},
     image::{Picture, PictureHash, Processor},
     models::moxin::{MoxinVLM, QuantizeOptions, Source, TokenIds, VLMConfig, is_vision, most_common},
@@ -460,11 +459,11 @@ fn before_the_engine<T>(op: &mut Op, work: impl FnOnce(&Control) -> Result<T>) -
 /// another meanwhile: what is read is all of one.
 fn settled<T>(path: &Path, control: &Control, read: impl Fn(&Path) -> Result<T>) -> Result<T> {
     const ATTEMPTS: usize = 20;
-    let mut folder = Folder::open(path, "a model: a folder with config.json and weights")?;
+    let mut folder = open_folder(path)?;
     for _ in 0..ATTEMPTS {
         control.check()?;
         let done = read(folder.path());
-        let now = Folder::open(folder.path(), "a model: a folder with config.json and weights")?;
+        let now = open_folder(folder.path())?;
         if now.identity()? == folder.identity()? {
             return done;
         }

@@ -87,15 +87,6 @@ static moxin_session *look(const moxin_model *model, const moxin_image *image, u
     return session;
 }
 
-static uint32_t messages(const moxin_session *session)
-{
-    moxin_error *error = NULL;
-    moxin_stats stats = {0};
-    stats.struct_size = sizeof stats;
-    NEED(moxin_session_stats(session, &stats, &error));
-    return stats.message_count;
-}
-
 static void put(moxin_session *session, const char *question)
 {
     moxin_error *error = NULL;
@@ -106,7 +97,7 @@ static void put(moxin_session *session, const char *question)
 static void check_taken_back(moxin_session *session, const moxin_image *image, int line)
 {
     moxin_error *error = NULL;
-    CHECK(messages(session) == 0);
+    CHECK(stats_of(session).message_count == 0);
     expect_case(MOXIN_STATUS_OK, moxin_session_add_image(session, image, &error), &error, line);
     struct answer answer = ask(session, QUESTION);
     check_answer(&answer, line);
@@ -140,7 +131,7 @@ static void check_question(const moxin_model *model, const moxin_image *image, i
     end_case();
     expect_case(ENDS[end].status, status, &error, __LINE__);
     if (ENDS[end].status == MOXIN_STATUS_SUSPENDED) {
-        CHECK(messages(session) == 1);
+        CHECK(stats_of(session).message_count == 1);
         if (again) {
             expect_case(MOXIN_STATUS_OK, moxin_session_prefill(session, NULL, &error), &error, __LINE__);
         }

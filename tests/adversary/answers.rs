@@ -110,33 +110,39 @@ fn fits(end: End, error: &Error) -> bool {
     }
 }
 
+/// Ends reading ahead for every reason, and reads again or not: in the first report, in the encoding, and in the prompt; or with all of it
+/// in one chunk.
+fn for_each_end(check: impl Fn(usize, usize, End, bool, &str)) {
+    for (chunk, last) in [(16, 1), (16, 4), (16, IN_THE_PROMPT), (256, 3)] {
+        for end in ENDS {
+            for again in [false, true] {
+                check(chunk, last, end, again, &format!("{end:?} at report {last}, chunks of {chunk}, read again: {again}"));
+            }
+        }
+    }
+}
+
 /// The picture is read ahead, and that ends early, at any place and for any reason: it is still the picture of the conversation.
 #[test]
 fn a_picture_that_is_read_ahead_is_not_lost() {
     in_child("answers::a_picture_that_is_read_ahead_is_not_lost", Limits::default(), || {
         let model = model();
         let expected = ask(&looking(&model, 256), DESCRIBE);
-        // In the first report, in the encoding, and in the prompt; or with all of it in one chunk.
-        for (chunk, last) in [(16, 1), (16, 4), (16, IN_THE_PROMPT), (256, 3)] {
-            for end in ENDS {
-                for again in [false, true] {
-                    let what = format!("{end:?} at report {last}, chunks of {chunk}, read again: {again}");
-                    let session = looking(&model, chunk);
-                    let error = prefill_until(&session, end, last).unwrap_or_else(|| panic!("it was not ended: {what}"));
-                    assert!(fits(end, &error), "{what}: {error:?}");
-                    assert!(!session.is_generating().unwrap(), "{what}");
-                    if again {
-                        session.prefill(Op::default()).unwrap();
-                        assert!(!session.is_generating().unwrap(), "{what}");
-                    }
-                    assert_eq!(ask(&session, DESCRIBE), expected, "{what}");
-                    let stats = session.stats();
-                    assert_eq!(stats.image_tokens, 64, "{what}");
-                    // All that was read is kept, and read only once.
-                    assert!(!again || stats.reused_tokens == 65, "{what}: {stats:?}");
-                }
+        for_each_end(|chunk, last, end, again, what| {
+            let session = looking(&model, chunk);
+            let error = prefill_until(&session, end, last).unwrap_or_else(|| panic!("it was not ended: {what}"));
+            assert!(fits(end, &error), "{what}: {error:?}");
+            assert!(!session.is_generating().unwrap(), "{what}");
+            if again {
+                session.prefill(Op::default()).unwrap();
+                assert!(!session.is_generating().unwrap(), "{what}");
             }
-        }
+            assert_eq!(ask(&session, DESCRIBE), expected, "{what}");
+            let stats = session.stats();
+            assert_eq!(stats.image_tokens, 64, "{what}");
+            // All that was read is kept, and read only once.
+            assert!(!again || stats.reused_tokens == 65, "{what}: {stats:?}");
+        });
     });
 }
 
@@ -166,30 +172,25 @@ fn a_question_that_is_read_ahead_is_kept_or_taken_back() {
     in_child("answers::a_question_that_is_read_ahead_is_kept_or_taken_back", Limits::default(), || {
         let model = model();
         let expected = ask(&looking(&model, 256), DESCRIBE);
-        for (chunk, last) in [(16, 1), (16, 4), (16, IN_THE_PROMPT), (256, 3)] {
-            for end in ENDS {
-                for again in [false, true] {
-                    let what = format!("{end:?} at report {last}, chunks of {chunk}, read again: {again}");
-                    let session = looking(&model, chunk);
-                    session.add_text(Role::User, DESCRIBE).unwrap();
-                    let error = prefill_until(&session, end, last).unwrap_or_else(|| panic!("it was not ended: {what}"));
-                    assert!(fits(end, &error), "{what}: {error:?}");
-                    assert!(!session.is_generating().unwrap(), "{what}");
-                    if end == End::Suspended {
-                        assert_eq!(session.turns().unwrap().len(), 1, "{what}");
-                    } else {
-                        assert_eq!(session.turns().unwrap(), [], "{what}");
-                        session.add_image(picture()).unwrap();
-                        session.add_text(Role::User, DESCRIBE).unwrap();
-                    }
-                    if again {
-                        session.prefill(Op::default()).unwrap();
-                    }
-                    assert_eq!(answer(&session), expected, "{what}");
-                    assert_eq!(session.stats().image_tokens, 64, "{what}");
-                }
+        for_each_end(|chunk, last, end, again, what| {
+            let session = looking(&model, chunk);
+            session.add_text(Role::User, DESCRIBE).unwrap();
+            let error = prefill_until(&session, end, last).unwrap_or_else(|| panic!("it was not ended: {what}"));
+            assert!(fits(end, &error), "{what}: {error:?}");
+            assert!(!session.is_generating().unwrap(), "{what}");
+            if end == End::Suspended {
+                assert_eq!(session.turns().unwrap().len(), 1, "{what}");
+            } else {
+                assert_eq!(session.turns().unwrap(), [], "{what}");
+                session.add_image(picture()).unwrap();
+                session.add_text(Role::User, DESCRIBE).unwrap();
             }
-        }
+            if again {
+                session.prefill(Op::default()).unwrap();
+            }
+            assert_eq!(answer(&session), expected, "{what}");
+            assert_eq!(session.stats().image_tokens, 64, "{what}");
+        });
     });
 }
 

@@ -17,15 +17,6 @@ static moxin_session *look(const moxin_model *model, const moxin_image *image)
     return session;
 }
 
-static moxin_stats stats_of(const moxin_session *session)
-{
-    moxin_error *error = NULL;
-    moxin_stats stats = {0};
-    stats.struct_size = sizeof stats;
-    NEED(moxin_session_stats(session, &stats, &error));
-    return stats;
-}
-
 static void set_fault(const char *fault)
 {
     setenv("MOXIN_TEST_FAULT", fault, 1);

@@ -38,15 +38,6 @@ static moxin_memory_stats settled_memory(const moxin_model *model)
     return stats;
 }
 
-static moxin_stats stats_of(const moxin_session *session)
-{
-    moxin_stats stats = {0};
-    moxin_error *error = NULL;
-    stats.struct_size = sizeof stats;
-    NEED(moxin_session_stats(session, &stats, &error));
-    return stats;
-}
-
 static moxin_embedding *encode(const moxin_model *model, const moxin_image *image)
 {
     moxin_embedding *embedding = NULL;

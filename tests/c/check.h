@@ -138,4 +138,13 @@ static inline moxin_image *open_image(const char *path)
     return image;
 }
 
+static inline moxin_stats stats_of(const moxin_session *session)
+{
+    moxin_stats stats = {0};
+    moxin_error *error = NULL;
+    stats.struct_size = sizeof stats;
+    NEED(moxin_session_stats(session, &stats, &error));
+    return stats;
+}
+
 #endif

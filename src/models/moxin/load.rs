@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{FusedMLPProjector, MemoryNeeds, MistralDecoder, MoxinVLM, VLMConfig, load_projector};
 use crate::{
     Error, Result,
-    checkpoint::{Checkpoint, LoadContext, Plan, QuantizationConfig, Weights, parse_file},
+    checkpoint::{Checkpoint, LoadContext, Plan, QuantizationConfig, Weights, open_folder, parse_file},
     device::{Arithmetic, Backend, Device, require},
     file::{self, Folder},
     nn::{Matrix, ViTConfig, ViTEncoder, load_vit_encoder},
@@ -69,7 +69,7 @@ pub(crate) struct Source {
 impl Source {
     /// Reads and checks the configuration and the headers of the weights.
     pub fn open(folder: &Path) -> Result<Source> {
-        let opened = Folder::open(folder, "a model: a folder with config.json and weights")?;
+        let opened = open_folder(folder)?;
         let config_path = folder.join("config.json");
         let bytes = file::read_json(&config_path, "the model's configuration", file::MAX_JSON_BYTES)?;
         let config = VLMConfig::parse(&config_path, &bytes)?;
