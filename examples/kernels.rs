@@ -7,8 +7,11 @@ use clap::Parser;
 use mlx_rs::{Array, Dtype, random, transforms::eval};
 use moxin_vlm::{
     Backend, KVCache, KeyValueCache, Quantization,
-    device::{Device, cpu_threads, cpu_vectors},
-    nn::{Activation, Linear, Mask, Matrix, QuantizedMatrix, RmsNorm, attention, rotate_heads, silu_times, split_heads, swiglu},
+    device::{
+        Device, cpu_threads, cpu_vectors,
+        ops::{Activation, Sees, activate, attention, rotate_heads, split_heads},
+    },
+    nn::{GatedMlp, Linear, Matrix, QuantizedMatrix, RmsNorm},
 };
 use serde_json::{Value, json};
 
@@ -25,6 +28,9 @@ struct Args {
     #[arg(long, default_value_t = 7)]
     repeat: usize,
 }
+
+/// What scores are multiplied by.
+const FACTOR: f32 = 0.088;
 
 /// Rows of a prompt with a picture.
 const PROMPT: i32 = 290;
@@ -97,46 +103,59 @@ fn described(op: &str, scheme: &str, rows: i32, [input, output]: [i32; 2], bytes
 
 /// A decoder layer of Mistral-7B's shape.
 struct Layer {
+    /// Queries, keys, values, output.
     linears: Vec<Linear>,
+    mlp: GatedMlp,
+    bytes: u64,
+    numbers: usize,
     norm: RmsNorm,
 }
 
 impl Layer {
     fn new(scheme: &str) -> Result<Layer> {
         let linear = |(output, input)| Ok(Linear::new(matrix(scheme, output, input)?, None));
-        let linears = LAYER.into_iter().map(linear).collect::<Result<_>>()?;
-        Ok(Layer { linears, norm: RmsNorm::new(Array::ones::<f32>(&[4096])?, 1e-5) })
+        let mut linears: Vec<Linear> = LAYER.into_iter().map(linear).collect::<Result<_>>()?;
+        let bytes = linears.iter().map(|linear| linear.weight.bytes()).sum();
+        let numbers = linears.iter().map(|linear| linear.weight.row_count() * linear.weight.columns()).sum();
+        let mlp = linears.split_off(4).try_into().map_err(|_| anyhow::anyhow!("an MLP has three layers"))?;
+        Ok(Layer {
+            linears,
+            mlp: GatedMlp::new(mlp, Activation::Silu),
+            bytes,
+            numbers,
+            norm: RmsNorm::new(Array::ones::<f32>(&[4096])?, 1e-5),
+        })
     }
 
     fn bytes(&self) -> u64 {
-        self.linears.iter().map(|linear| linear.weight.bytes()).sum()
+        self.bytes
     }
 
     fn forward(&self, x: &Array, cache: &mut KVCache) -> Result<Array> {
-        let [q, k, v, o, gate, up, down] = self.linears.as_slice() else { unreachable!() };
+        let [q, k, v, o] = self.linears.as_slice() else { unreachable!() };
         let (h, offset) = (self.norm.forward(x)?, cache.offset());
-        let rotate = |x: Array| rotate_heads(&x, 128, 1e4, offset);
+        let rotate = |x: Array| rotate_heads(&x, 128, 1e4, 1.0, offset as usize);
         let (queries, keys) = (rotate(q.forward(&h)?)?, rotate(k.forward(&h)?)?);
-        let mask = if x.dim(1) == 1 { Mask::None } else { Mask::Causal };
+        let sees = if x.dim(1) == 1 { Sees::All } else { Sees::Past };
         let (keys, values) = cache.update_and_fetch(keys, split_heads(&v.forward(&h)?, 128)?)?;
-        let x = x.add(o.forward(&attention(&queries, &keys, &values, mask)?)?)?;
+        let x = x.add(o.forward(&attention([&queries, &keys, &values], FACTOR, None, sees)?)?)?;
         let h = self.norm.forward(&x)?;
-        Ok(x.add(swiglu(&h, gate, up, down)?)?)
+        Ok(x.add(self.mlp.forward(&h)?)?)
     }
 }
 
 /// What is no product with a matrix in a layer, `products` being theirs.
 fn rest(x: &Array, products: &[Array; 7], norm: &RmsNorm, cache: &mut KVCache) -> Result<Array> {
     let [q, k, v, o, gate, up, down] = products;
-    let rotate = |x: &Array| rotate_heads(x, 128, 1e4, 0);
+    let rotate = |x: &Array| rotate_heads(x, 128, 1e4, 1.0, 0);
     norm.forward(x)?.eval()?;
     let (queries, keys) = (rotate(q)?, rotate(k)?);
-    let mask = if x.dim(1) == 1 { Mask::None } else { Mask::Causal };
+    let sees = if x.dim(1) == 1 { Sees::All } else { Sees::Past };
     let (keys, values) = cache.update_and_fetch(keys, split_heads(v, 128)?)?;
-    attention(&queries, &keys, &values, mask)?.eval()?;
+    attention([&queries, &keys, &values], FACTOR, None, sees)?.eval()?;
     let x = x.add(o)?;
     norm.forward(&x)?.eval()?;
-    silu_times(gate, up)?.eval()?;
+    activate(gate, Activation::Silu)?.multiply(up)?.eval()?;
     Ok(x.add(down)?)
 }
 
@@ -158,7 +177,7 @@ fn run(bench: &mut Bench) -> Result<()> {
             continue;
         }
         let layer = Layer::new(scheme)?;
-        let numbers: f64 = layer.linears.iter().map(|linear| (linear.weight.row_count() * linear.weight.columns()) as f64).sum();
+        let numbers: f64 = layer.numbers as f64;
         for rows in [1, PROMPT] {
             let x = activations(&[1, rows, 4096])?;
             let mut held = KVCache::new();
@@ -176,20 +195,22 @@ fn run(bench: &mut Bench) -> Result<()> {
             })?;
         }
     }
-    for (rows, mask) in [(1, Mask::None), (PROMPT, Mask::Causal)] {
+    for (rows, sees) in [(1, Sees::All), (PROMPT, Sees::Past)] {
         let (queries, keys) = (activations(&[1, 32, rows, 128])?, activations(&[1, 8, PROMPT, 128])?);
         let values = activations(&[1, 8, PROMPT, 128])?;
         let seen = if rows == 1 { f64::from(PROMPT) } else { f64::from(PROMPT) / 2.0 };
         let flop = 4.0 * f64::from(rows) * seen * 4096.0;
         let bytes = 2 * 4 * 1024 * PROMPT as u64;
-        bench
-            .time(described("attention", "f32", rows, [4096, 4096], bytes, flop), &mut || Ok(attention(&queries, &keys, &values, mask)?))?;
-        let (gate, up) = (activations(&[1, rows, 14336])?, activations(&[1, rows, 14336])?);
+        bench.time(described("attention", "f32", rows, [4096, 4096], bytes, flop), &mut || {
+            Ok(attention([&queries, &keys, &values], FACTOR, None, sees)?)
+        })?;
+        let gate = activations(&[1, rows, 14336])?;
         let numbers = rows as u64 * 14336;
-        bench.time(described("silu_times", "f32", rows, [14336, 14336], 8 * numbers, 0.0), &mut || Ok(silu_times(&gate, &up)?))?;
+        bench.time(described("silu", "f32", rows, [14336, 14336], 4 * numbers, 0.0), &mut || Ok(activate(&gate, Activation::Silu)?))?;
         let x = activations(&[1, rows, 4096])?;
-        bench
-            .time(described("rope", "f32", rows, [4096, 4096], 4 * rows as u64 * 4096, 0.0), &mut || Ok(rotate_heads(&x, 128, 1e4, 0)?))?;
+        bench.time(described("rope", "f32", rows, [4096, 4096], 4 * rows as u64 * 4096, 0.0), &mut || {
+            Ok(rotate_heads(&x, 128, 1e4, 1.0, 0)?)
+        })?;
     }
     let products: Vec<Array> = LAYER.into_iter().map(|(output, _)| activations(&[1, PROMPT, output])).collect::<Result<_>>()?;
     let (x, norm) = (activations(&[1, PROMPT, 4096])?, RmsNorm::new(Array::ones::<f32>(&[4096])?, 1e-5));
@@ -198,11 +219,11 @@ fn run(bench: &mut Bench) -> Result<()> {
     bench.time(what, &mut || rest(&x, &products, &norm, &mut KVCache::new()))?;
     let x = activations(&[1, 256, 4304])?;
     let bytes = x.nbytes() as u64;
-    bench.time(described("gelu", "f32", 256, [4304, 4304], bytes, 0.0), &mut || Ok(Activation::Gelu.apply(&x)?))?;
+    bench.time(described("gelu", "f32", 256, [4304, 4304], bytes, 0.0), &mut || Ok(activate(&x, Activation::Gelu)?))?;
     let heads: Vec<Array> = (0..3).map(|_| activations(&[1, 16, 256, 72])).collect::<Result<_>>()?;
     let flop = 4.0 * 16.0 * 256.0 * 256.0 * 72.0;
     let what = described("vision_attention", "f32", 256, [1152, 1152], 2 * heads[0].nbytes() as u64, flop);
-    bench.time(what, &mut || Ok(attention(&heads[0], &heads[1], &heads[2], Mask::None)?))
+    bench.time(what, &mut || Ok(attention([&heads[0], &heads[1], &heads[2]], FACTOR, None, Sees::All)?))
 }
 
 fn main() -> Result<()> {

@@ -3,8 +3,15 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::panic::caught;
+
 /// What an operation of this library returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Calls `f`; a panic in it becomes [`Error::Panic`].
+pub(crate) fn guarded<R>(f: impl FnOnce() -> Result<R>) -> Result<R> {
+    caught(f).unwrap_or_else(|text| Err(Error::Panic(text)))
+}
 
 /// Why an operation failed. The text of each is meant to be shown to a person.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +79,9 @@ pub enum Error {
     #[error("the library is suspended; resume it first")]
     Suspended,
     /// Not enough room in the context for the prompt.
-    #[error("the prompt needs at least {needed} tokens and the context holds {limit}; shorten the conversation or raise the context limit")]
+    #[error(
+        "the prompt needs at least {needed} tokens and the context holds {limit}; shorten the conversation, give its images fewer pixels (max_pixels), or raise the context limit"
+    )]
     ContextFull {
         /// The fewest tokens that the prompt and an answer take.
         needed: usize,

@@ -1,87 +1,17 @@
-//! Panics that become errors, and failures on purpose that show it.
+//! Panics that become errors.
 
 use std::{
     any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Mutex,
-    time::Duration,
 };
 
-use mlx_rs::{Array, linalg::inv};
-
-use crate::{Error, Result, device::require};
-
-/// Calls `f`; a panic in it becomes an error.
-pub fn guarded<R>(f: impl FnOnce() -> Result<R>) -> Result<R> {
-    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| Err(Error::Panic(panic_text(panic.as_ref()))))
+/// Calls `f`; a panic in it becomes an error with its text.
+pub fn caught<R>(f: impl FnOnce() -> R) -> Result<R, String> {
+    catch_unwind(AssertUnwindSafe(f)).map_err(|panic| panic_text(panic.as_ref()))
 }
 
 /// The text of a caught panic.
 fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a text".into())
-}
-
-/// Fails where the tests ask for it with the environment variable `MOXIN_TEST_FAULT`. A release build has none of this.
-///
-/// Its value is a kind, `@` and a place, such as `panic@engine`: the place fails whenever it is passed. With `:3` behind it, it fails
-/// only when it is passed for the third time since the variable has this value. The kinds are
-///
-/// * `panic`; `mlx`, an operation that MLX refuses; `memory`, a refusal of this library;
-/// * `cancel`, `suspend` and `timeout`, as if the operation were to end here;
-/// * `eval`, an error that MLX meets on its own thread when it evaluates;
-/// * `slow`, no failure, but the place takes 400 milliseconds.
-pub fn inject(place: &str) -> Result<()> {
-    due(place).map_or(Ok(()), |kind| fail(&kind, place))
-}
-
-/// Does what [`inject`] does. A fault of the kind `eval` becomes part of `x` and shows when that is evaluated.
-pub fn inject_into(place: &str, x: Array) -> Result<Array> {
-    match due(place).as_deref() {
-        None => Ok(x),
-        Some("eval") => Ok(x.add(fails_in_evaluation()?.as_dtype(x.dtype())?)?),
-        Some(kind) => fail(kind, place).map(|()| x),
-    }
-}
-
-fn fail(kind: &str, place: &str) -> Result<()> {
-    match kind {
-        "panic" => panic!("on purpose, at {place}"),
-        "mlx" => Array::from_slice(&[1.0f32, 2.0], &[1, 2]).matmul(Array::from_slice(&[1.0f32], &[1, 1])).map(drop).map_err(Error::from),
-        "memory" => require("a test", u64::MAX, u64::MAX - 1),
-        "cancel" => Err(Error::Cancelled),
-        "suspend" => Err(Error::Suspended),
-        "timeout" => Err(Error::Timeout),
-        "eval" => Ok(fails_in_evaluation()?.eval()?),
-        "slow" => {
-            std::thread::sleep(Duration::from_millis(400));
-            Ok(())
-        }
-        _ => Ok(()),
-    }
-}
-
-/// The kind of fault that a place has now.
-fn due(place: &str) -> Option<String> {
-    static PASSES: Mutex<(String, u64)> = Mutex::new((String::new(), 0));
-    if !cfg!(debug_assertions) {
-        return None;
-    }
-    let wanted = std::env::var("MOXIN_TEST_FAULT").unwrap_or_default();
-    let mut passes = PASSES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    if passes.0 != wanted {
-        *passes = (wanted.clone(), 0);
-    }
-    let (kind, rest) = wanted.split_once('@')?;
-    let (at, pass) = rest.split_once(':').map_or((rest, None), |(at, pass)| (at, pass.parse().ok()));
-    if at != place {
-        return None;
-    }
-    passes.1 += 1;
-    pass.is_none_or(|pass: u64| pass == passes.1).then(|| kind.to_owned())
-}
-
-/// A number that cannot be computed: the inverse of a matrix that has none, which MLX finds out on the thread of its stream.
-fn fails_in_evaluation() -> Result<Array> {
-    Ok(inv(Array::from_slice(&[0.0f32; 4], &[2, 2]))?.sum(None)?)
 }

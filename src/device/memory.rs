@@ -110,10 +110,15 @@ impl From<Exception> for Error {
     }
 }
 
-/// Fails with [`Error::OutOfMemory`] where `needed` bytes for `what` are more than are available, or than `limit`.
-pub fn require(what: &str, needed: u64, limit: u64) -> Result<()> {
+/// Fails with [`Error::OutOfMemory`] where `needed` bytes for `what` are more than are available.
+pub fn require(what: &str, needed: u64) -> Result<()> {
+    require_within(what, needed, None)
+}
+
+/// Does what [`require`] does, and fails too where they are more than `limit`.
+pub fn require_within(what: &str, needed: u64, limit: Option<u64>) -> Result<()> {
     let available = available_memory()?;
-    let mut limit = available.min(limit);
+    let mut limit = available.min(limit.unwrap_or(u64::MAX));
     if needed <= limit {
         limit = limit.min(obtainable(needed));
     }

@@ -3,19 +3,26 @@
 mod available;
 mod cpu;
 mod exit;
+mod fault;
 mod memory;
 mod mlx;
+pub mod ops;
 
 pub use cpu::{CpuKernels, cpu_threads, cpu_vectors, most_cpu_threads, set_cpu_threads};
-pub(crate) use cpu::{PackedMatrix, Weight, kernels};
+pub(crate) use cpu::{PackedMatrix, Weight};
 pub(crate) use memory::room;
-pub use memory::{MemoryStats, available_memory, clear_cache, memory_limit, memory_stats, require, reset_peak_memory, set_memory_limits};
-pub(crate) use mlx::{dequantize, quantize, quantized_matmul, settle};
+pub use memory::{
+    MemoryStats, available_memory, clear_cache, memory_limit, memory_stats, require, require_within, reset_peak_memory, set_memory_limits,
+};
+pub(crate) use mlx::settle;
 pub use mlx::{mlx_version, set_metallib_path};
 
 pub(crate) use exit::{at_exit, leave};
+pub(crate) use fault::{inject, inject_into};
 
-use mlx_rs::{Array, Device as MlxDevice, DeviceType, Dtype, Stream};
+pub use mlx_rs::{Array as Tensor, Dtype};
+
+use mlx_rs::{Array, Device as MlxDevice, DeviceType, Stream};
 
 use crate::{Error, Result, process};
 

@@ -1,9 +1,11 @@
 //! Keys and values of the positions already seen, one cache a layer.
 
-use mlx_rs::{
-    Array,
-    error::Result,
-    ops::{concatenate, indexing::TryIndexMutOp, indexing::TryIndexOp, zeros_dtype},
+use crate::{
+    Error, Result,
+    device::{
+        Tensor,
+        ops::{concat, slice, write, zeros},
+    },
 };
 
 /// What a decoder layer needs of a cache.
@@ -12,7 +14,7 @@ pub trait KeyValueCache {
     fn offset(&self) -> i32;
 
     /// Appends `[batch, kv heads, tokens, head width]` and returns everything held, in the order of positions.
-    fn update_and_fetch(&mut self, keys: Array, values: Array) -> Result<(Array, Array)>;
+    fn update_and_fetch(&mut self, keys: Tensor, values: Tensor) -> Result<(Tensor, Tensor)>;
 
     /// Forgets the positions from `offset` on. Does nothing where fewer are held.
     fn truncate(&mut self, offset: i32) -> Result<()>;
@@ -22,7 +24,7 @@ pub trait KeyValueCache {
 #[derive(Debug, Clone, Default)]
 pub struct KVCache {
     /// Keys and values, `[batch, kv heads, capacity, head width]`.
-    held: Option<(Array, Array)>,
+    held: Option<(Tensor, Tensor)>,
     offset: i32,
 }
 
@@ -41,22 +43,22 @@ impl KVCache {
     }
 
     /// The arrays held, for evaluation.
-    pub fn arrays(&self) -> impl Iterator<Item = &Array> {
+    pub fn arrays(&self) -> impl Iterator<Item = &Tensor> {
         self.held.iter().flat_map(|(keys, values)| [keys, values])
     }
 
     /// Makes room for `tokens` more positions.
-    fn reserve(&mut self, keys: &Array, values: &Array, tokens: i32) -> Result<()> {
+    fn reserve(&mut self, keys: &Tensor, values: &Tensor, tokens: i32) -> Result<()> {
         let capacity = self.held.as_ref().map_or(0, |(keys, _)| keys.dim(2));
         let needed = self.offset + tokens;
         if needed <= capacity {
             return Ok(());
         }
         let capacity = (needed + Self::STEP - 1) / Self::STEP * Self::STEP;
-        let grow = |old: Option<&Array>, like: &Array| -> Result<Array> {
-            let room = zeros_dtype(&[like.dim(0), like.dim(1), capacity - self.offset, like.dim(3)], like.dtype())?;
+        let grow = |old: Option<&Tensor>, like: &Tensor| -> Result<Tensor> {
+            let room = zeros(&[like.dim(0), like.dim(1), capacity - self.offset, like.dim(3)], like.dtype())?;
             match old {
-                Some(old) if self.offset > 0 => concatenate(&[&old.try_index((.., .., ..self.offset, ..))?, &room], 2),
+                Some(old) if self.offset > 0 => concat(&[&slice(old, 2, 0..self.offset)?, &room], 2),
                 _ => Ok(room),
             }
         };
@@ -71,16 +73,16 @@ impl KeyValueCache for KVCache {
         self.offset
     }
 
-    fn update_and_fetch(&mut self, keys: Array, values: Array) -> Result<(Array, Array)> {
+    fn update_and_fetch(&mut self, keys: Tensor, values: Tensor) -> Result<(Tensor, Tensor)> {
         let end = self.offset + keys.dim(2);
         self.reserve(&keys, &values, keys.dim(2))?;
         let Some((held_keys, held_values)) = &mut self.held else {
-            return Err("the KV cache has no room".into());
+            return Err(Error::InvalidState("the KV cache has no room".into()));
         };
-        held_keys.try_index_mut((.., .., self.offset..end, ..), &keys)?;
-        held_values.try_index_mut((.., .., self.offset..end, ..), &values)?;
+        write(held_keys, self.offset..end, &keys)?;
+        write(held_values, self.offset..end, &values)?;
         self.offset = end;
-        Ok((held_keys.try_index((.., .., ..end, ..))?, held_values.try_index((.., .., ..end, ..))?))
+        Ok((slice(held_keys, 2, 0..end)?, slice(held_values, 2, 0..end)?))
     }
 
     fn truncate(&mut self, offset: i32) -> Result<()> {
@@ -92,7 +94,7 @@ impl KeyValueCache for KVCache {
 /// The simplest cache: concatenates, copying everything at each step.
 #[derive(Debug, Clone, Default)]
 pub struct ConcatKeyValueCache {
-    held: Option<(Array, Array)>,
+    held: Option<(Tensor, Tensor)>,
 }
 
 impl ConcatKeyValueCache {
@@ -107,10 +109,10 @@ impl KeyValueCache for ConcatKeyValueCache {
         self.held.as_ref().map_or(0, |(keys, _)| keys.dim(2))
     }
 
-    fn update_and_fetch(&mut self, keys: Array, values: Array) -> Result<(Array, Array)> {
+    fn update_and_fetch(&mut self, keys: Tensor, values: Tensor) -> Result<(Tensor, Tensor)> {
         let joined = match self.held.take() {
             None => (keys, values),
-            Some((k, v)) => (concatenate(&[&k, &keys], 2)?, concatenate(&[&v, &values], 2)?),
+            Some((k, v)) => (concat(&[&k, &keys], 2)?, concat(&[&v, &values], 2)?),
         };
         self.held = Some(joined.clone());
         Ok(joined)
@@ -120,7 +122,7 @@ impl KeyValueCache for ConcatKeyValueCache {
         let offset = offset.max(0);
         if let Some((keys, values)) = self.held.take().filter(|(keys, _)| offset > 0 && keys.dim(2) > 0) {
             let end = offset.min(keys.dim(2));
-            self.held = Some((keys.try_index((.., .., ..end, ..))?, values.try_index((.., .., ..end, ..))?));
+            self.held = Some((slice(&keys, 2, 0..end)?, slice(&values, 2, 0..end)?));
         }
         Ok(())
     }
@@ -130,9 +132,9 @@ impl KeyValueCache for ConcatKeyValueCache {
 mod tests {
     use super::*;
 
-    fn block(from: i32, tokens: i32) -> Array {
+    fn block(from: i32, tokens: i32) -> Tensor {
         let values: Vec<f32> = (from..from + tokens).flat_map(|i| [i as f32, -i as f32]).collect();
-        Array::from_slice(&values, &[1, 1, tokens, 2])
+        Tensor::from_slice(&values, &[1, 1, tokens, 2])
     }
 
     /// The two caches must hold the same, over block borders and after going back.

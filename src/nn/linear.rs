@@ -1,12 +1,14 @@
 //! Linear layers and embeddings.
 
-use mlx_rs::{Array, Dtype, error::Exception};
-
-use super::{
-    activation::silu_times,
-    matrix::{Matrix, load_vector},
+use super::matrix::{Matrix, load_vector};
+use crate::{
+    Result,
+    checkpoint::Weights,
+    device::{
+        Dtype, Tensor,
+        ops::{self, Activation},
+    },
 };
-use crate::{Result, checkpoint::Weights, device};
 
 /// `y = x · weightᵀ + bias`.
 ///
@@ -17,12 +19,12 @@ pub struct Linear {
     /// `[out, in]`
     pub weight: Matrix,
     /// `[out]`
-    bias: Option<Array>,
+    bias: Option<Tensor>,
 }
 
 impl Linear {
     /// A layer with a weight `[out, in]` and a bias `[out]`.
-    pub fn new(weight: Matrix, bias: Option<Array>) -> Linear {
+    pub fn new(weight: Matrix, bias: Option<Tensor>) -> Linear {
         Linear { weight, bias }
     }
 
@@ -33,30 +35,67 @@ impl Linear {
         Ok(Linear { weight, bias })
     }
 
-    /// Reads the convolution of a patch embedding, `weight` `[width, 3, patch, patch]`: with a stride as wide as its kernel it is a linear
-    /// layer over flattened patches. Never quantized.
-    pub fn load_patches(weights: &Weights, width: usize, patch: usize, dtype: Dtype) -> Result<Linear> {
-        let weight = Matrix::load_dense(weights, &[width, 3, patch, patch], dtype)?;
-        let weight = weight.reshape(&[width as i32, (3 * patch * patch) as i32])?;
+    /// Reads the convolution of a patch embedding, `weight` `[width, ..channels and sides]`: with a
+    /// stride as wide as its kernel it is a linear layer over flattened patches, which here lie
+    /// channel by channel, `kernel` being the channels and then the sides. MLX stores channels last.
+    /// Never quantized.
+    pub fn load_patches(weights: &Weights, width: usize, kernel: &[usize], is_mlx: bool, dtype: Dtype) -> Result<Linear> {
+        let size: usize = kernel.iter().product();
+        let weight = match is_mlx {
+            false => Matrix::load_dense(weights, &[&[width], kernel].concat(), dtype)?,
+            true => {
+                let stored = Matrix::load_dense(weights, &[&[width], &kernel[1..], &kernel[..1]].concat(), dtype)?;
+                let last = kernel.len() as i32;
+                stored.transpose_axes(&[&[0, last], &(1..last).collect::<Vec<_>>()[..]].concat())?
+            }
+        };
+        let weight = weight.reshape(&[width as i32, size as i32])?;
         weight.eval()?;
         let bias = weights.has("bias").then(|| load_vector(weights, "bias", &[width], dtype)).transpose()?;
         Ok(Linear { weight: Matrix::Dense(weight), bias })
     }
 
+    /// Whether it adds a bias.
+    pub fn has_bias(&self) -> bool {
+        self.bias.is_some()
+    }
+
     /// `[.., in]` to `[.., out]`.
-    pub fn forward(&self, x: &Array) -> Result<Array, Exception> {
-        match &self.bias {
-            Some(bias) => self.weight.apply_with_bias(x, bias),
-            None => self.weight.apply(x),
-        }
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        ops::linear(x, self.weight.arrays(), self.bias.as_ref())
     }
 }
 
-/// SwiGLU (<https://arxiv.org/abs/2002.05202>): `down(silu(gate(x)) · up(x))`.
-pub fn swiglu(x: &Array, gate: &Linear, up: &Linear, down: &Linear) -> Result<Array, Exception> {
-    match device::kernels(x) {
-        Some(kernels) => kernels.swiglu(x, [gate, up, down].map(|linear| (linear.weight.arrays(), linear.bias.as_ref()))),
-        None => down.forward(&silu_times(&gate.forward(x)?, &up.forward(x)?)?),
+/// The MLP of the Llama family (<https://arxiv.org/abs/2002.05202>):
+/// `down(activation(gate(x)) · up(x))`.
+#[derive(Debug, Clone)]
+pub struct GatedMlp {
+    pub(super) gate: Linear,
+    pub(super) up: Linear,
+    pub(super) down: Linear,
+    activation: Activation,
+}
+
+impl GatedMlp {
+    /// An MLP of three layers.
+    pub fn new([gate, up, down]: [Linear; 3], activation: Activation) -> GatedMlp {
+        GatedMlp { gate, up, down, activation }
+    }
+
+    /// Reads `gate_proj`, `up_proj` and `down_proj`.
+    pub fn load(weights: &Weights, width: usize, inner: usize, activation: Activation, dtype: Dtype) -> Result<GatedMlp> {
+        Ok(GatedMlp {
+            gate: Linear::load(&weights.at("gate_proj"), inner, width, dtype)?,
+            up: Linear::load(&weights.at("up_proj"), inner, width, dtype)?,
+            down: Linear::load(&weights.at("down_proj"), width, inner, dtype)?,
+            activation,
+        })
+    }
+
+    /// `[.., width]` to the same shape.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let parts = [&self.gate, &self.up, &self.down].map(|linear| (linear.weight.arrays(), linear.bias.as_ref()));
+        ops::gated_mlp(x, self.activation, parts)
     }
 }
 
@@ -75,12 +114,12 @@ impl Embedding {
     }
 
     /// Token ids `[batch, tokens]` to `[batch, tokens, width]`. Ids must be below the number of rows: MLX does not check them.
-    pub fn forward(&self, ids: &Array) -> Result<Array, Exception> {
+    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         self.weight.rows(ids, self.dtype)
     }
 
     /// As an output head that is tied to the embedding: `[.., width]` to `[.., rows]`.
-    pub fn as_head(&self, x: &Array) -> Result<Array, Exception> {
+    pub fn as_head(&self, x: &Tensor) -> Result<Tensor> {
         self.weight.apply(x)
     }
 }

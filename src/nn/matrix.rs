@@ -1,19 +1,16 @@
 //! The weights of linear layers and embeddings: as they are, or quantized.
 
-use mlx_rs::{Array, Dtype, error::Exception, ops};
-
 use crate::{
     Result,
     checkpoint::{Mode, Quantization, Weights},
-    device,
-    panic::inject_into,
+    device::{Dtype, PackedMatrix, Tensor, Weight, inject_into, ops},
 };
 
 /// `[rows, columns]`
 #[derive(Debug, Clone)]
 pub enum Matrix {
     /// The numbers.
-    Dense(Array),
+    Dense(Tensor),
     /// A few bits for each.
     Quantized(QuantizedMatrix),
 }
@@ -24,11 +21,11 @@ pub struct QuantizedMatrix {
     /// How.
     pub quantization: Quantization,
     /// The bits, 32 to a word, `[rows, columns · bits / 32]`.
-    pub weight: Array,
+    pub weight: Tensor,
     /// `[rows, columns / group size]`
-    pub scales: Array,
+    pub scales: Tensor,
     /// `[rows, columns / group size]`; in the affine mode only.
-    pub biases: Option<Array>,
+    pub biases: Option<Tensor>,
 }
 
 impl Matrix {
@@ -48,7 +45,7 @@ impl Matrix {
     }
 
     /// Reads `weight` of any shape, not quantized.
-    pub fn load_dense(weights: &Weights, shape: &[usize], dtype: Dtype) -> Result<Array> {
+    pub fn load_dense(weights: &Weights, shape: &[usize], dtype: Dtype) -> Result<Tensor> {
         match dtype {
             Dtype::Float32 => weights.load("weight", shape),
             _ => load_vector(weights, "weight", shape, dtype),
@@ -56,41 +53,21 @@ impl Matrix {
     }
 
     /// `x [.., columns]` to `x · matrixᵀ [.., rows]`, in x's dtype.
-    pub fn apply(&self, x: &Array) -> Result<Array, Exception> {
-        if let Some(kernels) = device::kernels(x) {
-            return kernels.linear(x, self.arrays(), None);
-        }
-        match self {
-            Matrix::Dense(weight) => x.matmul(weight.as_dtype(x.dtype())?.transpose()?),
-            Matrix::Quantized(matrix) => matrix.apply(x),
-        }
+    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        ops::linear(x, self.arrays(), None)
     }
 
-    /// `x · matrixᵀ + bias`.
-    pub fn apply_with_bias(&self, x: &Array, bias: &Array) -> Result<Array, Exception> {
-        if let Some(kernels) = device::kernels(x) {
-            return kernels.linear(x, self.arrays(), Some(bias));
-        }
+    /// Its arrays, as operations take them.
+    pub(super) fn arrays(&self) -> Weight<'_> {
         match self {
-            Matrix::Dense(weight) => ops::addmm(bias, x, weight.as_dtype(x.dtype())?.transpose()?, None, None),
-            Matrix::Quantized(matrix) => matrix.apply(x)?.add(bias),
-        }
-    }
-
-    /// Its arrays, for the kernels.
-    pub(super) fn arrays(&self) -> device::Weight<'_> {
-        match self {
-            Matrix::Dense(weight) => device::Weight::Dense(weight),
-            Matrix::Quantized(matrix) => device::Weight::Packed(matrix.packed()),
+            Matrix::Dense(weight) => Weight::Dense(weight),
+            Matrix::Quantized(matrix) => Weight::Packed(matrix.packed()),
         }
     }
 
     /// The rows with these numbers, `[.., columns]`, in `dtype`. Numbers must be below that of rows: MLX does not check them.
-    pub fn rows(&self, numbers: &Array, dtype: Dtype) -> Result<Array, Exception> {
-        match self {
-            Matrix::Dense(weight) => weight.take_axis(numbers, 0)?.as_dtype(dtype),
-            Matrix::Quantized(matrix) => matrix.rows(numbers, dtype),
-        }
+    pub fn rows(&self, numbers: &Tensor, dtype: Dtype) -> Result<Tensor> {
+        ops::rows(self.arrays(), numbers, dtype)
     }
 
     /// Rows.
@@ -120,26 +97,14 @@ impl Matrix {
 
 impl QuantizedMatrix {
     /// Quantizes `[rows, columns]`; the group size divides the columns.
-    pub fn quantize(dense: &Array, quantization: Quantization) -> Result<QuantizedMatrix> {
+    pub fn quantize(dense: &Tensor, quantization: Quantization) -> Result<QuantizedMatrix> {
         let Quantization { group_size, bits, mode } = quantization;
-        let dense = &inject_into("quantizing", dense.clone())?;
-        let (weight, scales, biases) = match mode {
-            Mode::Affine => {
-                let (weight, scales, biases) = ops::quantize(dense, group_size as i32, bits as i32)?;
-                (weight, scales, Some(biases))
-            }
-            _ => {
-                let (weight, scales) = device::quantize(dense, group_size, bits, mode.name())?;
-                (weight, scales, None)
-            }
-        };
-        let matrix = QuantizedMatrix { quantization, weight, scales, biases };
-        mlx_rs::transforms::eval(matrix.parts().map(|(_, array)| array))?;
-        Ok(matrix)
+        let (weight, scales, biases) = ops::quantize(dense, group_size, bits, mode.name())?;
+        Ok(QuantizedMatrix { quantization, weight, scales, biases })
     }
 
     /// Its arrays, and what their tensors are called.
-    pub fn parts(&self) -> impl Iterator<Item = (&'static str, &Array)> {
+    pub fn parts(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
         let biases = self.biases.as_ref().map(|biases| ("biases", biases));
         [("weight", &self.weight), ("scales", &self.scales)].into_iter().chain(biases)
     }
@@ -160,38 +125,15 @@ impl QuantizedMatrix {
         Ok(QuantizedMatrix { quantization, weight, scales, biases })
     }
 
-    fn packed(&self) -> device::PackedMatrix<'_> {
+    fn packed(&self) -> PackedMatrix<'_> {
         let Quantization { group_size, bits, mode } = self.quantization;
         let (weight, scales, biases) = (&self.weight, &self.scales, self.biases.as_ref());
-        device::PackedMatrix { weight, scales, biases, group_size, bits, mode: mode.name() }
-    }
-
-    fn apply(&self, x: &Array) -> Result<Array, Exception> {
-        let Quantization { group_size, bits, mode } = self.quantization;
-        match &self.biases {
-            Some(biases) => ops::quantized_matmul(x, &self.weight, &self.scales, biases, true, group_size as i32, bits as i32),
-            None => device::quantized_matmul(x, &self.weight, &self.scales, group_size, bits, mode.name()),
-        }
-    }
-
-    /// The rows with these numbers. In the affine mode they are computed in `dtype`, as a product with them is; in the others no rounding
-    /// happens in any dtype.
-    fn rows(&self, numbers: &Array, dtype: Dtype) -> Result<Array, Exception> {
-        let Quantization { group_size, bits, mode } = self.quantization;
-        let take = |array: &Array| array.take_axis(numbers, 0);
-        let (weight, scales) = (take(&self.weight)?, take(&self.scales)?);
-        match &self.biases {
-            Some(biases) => {
-                let (scales, biases) = (scales.as_dtype(dtype)?, take(biases)?.as_dtype(dtype)?);
-                ops::dequantize(weight, scales, &biases, group_size as i32, bits as i32)
-            }
-            None => device::dequantize(&weight, &scales, group_size, bits, mode.name())?.as_dtype(dtype),
-        }
+        PackedMatrix { weight, scales, biases, group_size, bits, mode: mode.name() }
     }
 }
 
 /// A small tensor, such as a bias or the weight of a norm: cast to the dtype of the activations once and for all.
-pub(crate) fn load_vector(weights: &Weights, name: &str, shape: &[usize], dtype: Dtype) -> Result<Array> {
+pub(crate) fn load_vector(weights: &Weights, name: &str, shape: &[usize], dtype: Dtype) -> Result<Tensor> {
     let array = inject_into("load", weights.load(name, shape)?.as_dtype(dtype)?)?;
     array.eval()?;
     Ok(array)

@@ -1,22 +1,28 @@
-//! Layers shared by models. A layer is a struct of arrays with a `forward`; it reads its own tensors from a [`Weights`] view, named beside its
-//! fields. Shapes stand at each forward.
+//! Layers shared by models. A layer is a struct of tensors with a `forward`; it reads its own
+//! tensors from a [`Weights`] view, named beside its fields. Shapes stand at each forward. What
+//! computes is [`ops`](crate::device::ops).
 //!
 //! [`Weights`]: crate::checkpoint::Weights
 
-mod activation;
-mod attention;
+mod clip;
+mod decoder;
 mod kv_cache;
 mod linear;
 mod matrix;
 mod norm;
+mod qwen_vit;
+mod rotary;
 mod vit;
 
-pub use activation::{Activation, silu, silu_times};
-pub use attention::{Mask, attention, causal_mask, rotate_heads, split_heads};
+pub use clip::{ClipConfig, ClipEncoder};
+pub use decoder::{Decoder, DecoderSettings, Features, Input, Row, Segment, Want};
 pub use kv_cache::{ConcatKeyValueCache, KVCache, KeyValueCache};
-pub use linear::{Embedding, Linear, swiglu};
+pub use linear::{Embedding, GatedMlp, Linear};
 pub use matrix::{Matrix, QuantizedMatrix};
 pub use norm::{LayerNorm, RmsNorm};
+pub use qwen_vit::{QwenVitConfig, QwenVitEncoder};
+pub use rotary::{Rope, RopeKind};
 pub use vit::{ViTConfig, ViTEncoder, load_vit_encoder};
 
+pub use crate::device::ops::Activation;
 pub(crate) use matrix::load_vector;

@@ -1,21 +1,23 @@
 //! Normalization layers.
 
-use mlx_rs::{Array, Dtype, error::Exception, fast};
-
 use super::matrix::load_vector;
-use crate::{Result, checkpoint::Weights, device};
+use crate::{
+    Result,
+    checkpoint::Weights,
+    device::{Dtype, Tensor, ops},
+};
 
 /// Root mean square normalization (<https://arxiv.org/abs/1910.07467>).
 #[derive(Debug, Clone)]
 pub struct RmsNorm {
     /// `[width]`
-    weight: Array,
+    weight: Tensor,
     eps: f32,
 }
 
 impl RmsNorm {
     /// Normalization by a weight `[width]`.
-    pub fn new(weight: Array, eps: f32) -> RmsNorm {
+    pub fn new(weight: Tensor, eps: f32) -> RmsNorm {
         RmsNorm { weight, eps }
     }
 
@@ -24,12 +26,18 @@ impl RmsNorm {
         Ok(RmsNorm::new(load_vector(weights, "weight", &[width], dtype)?, eps))
     }
 
+    /// Reads `weight` `[width]`, to which 1 is added in float32, as Gemma's norms have it
+    /// (<https://github.com/huggingface/transformers/blob/v4.46.0/src/transformers/models/gemma/modeling_gemma.py>).
+    pub fn load_plus_one(weights: &Weights, width: usize, eps: f32, dtype: Dtype) -> Result<RmsNorm> {
+        let weight = load_vector(weights, "weight", &[width], Dtype::Float32)?;
+        let weight = weight.add(ops::floats(&[1.0], &[1]))?.as_dtype(dtype)?;
+        weight.eval()?;
+        Ok(RmsNorm::new(weight, eps))
+    }
+
     /// `[.., width]` to the same shape.
-    pub fn forward(&self, x: &Array) -> Result<Array, Exception> {
-        if let Some(kernels) = device::kernels(x) {
-            return kernels.rms_norm(x, &self.weight, self.eps);
-        }
-        fast::rms_norm(x, Some(&self.weight), self.eps)
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        ops::rms_norm(x, &self.weight, self.eps)
     }
 }
 
@@ -37,9 +45,9 @@ impl RmsNorm {
 #[derive(Debug, Clone)]
 pub struct LayerNorm {
     /// `[width]`
-    weight: Array,
+    weight: Tensor,
     /// `[width]`
-    bias: Array,
+    bias: Tensor,
     eps: f32,
 }
 
@@ -51,10 +59,7 @@ impl LayerNorm {
     }
 
     /// `[.., width]` to the same shape.
-    pub fn forward(&self, x: &Array) -> Result<Array, Exception> {
-        if let Some(kernels) = device::kernels(x) {
-            return kernels.layer_norm(x, &self.weight, &self.bias, self.eps);
-        }
-        fast::layer_norm(x, &self.weight, &self.bias, self.eps)
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        ops::layer_norm(x, &self.weight, &self.bias, self.eps)
     }
 }

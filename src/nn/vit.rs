@@ -1,14 +1,15 @@
 //! The vision transformer of timm (<https://github.com/huggingface/pytorch-image-models/blob/v0.9.10/timm/models/vision_transformer.py>), as far
 //! as features are taken from it: DINOv2 with class and register tokens and LayerScale, SigLIP without.
 
-use mlx_rs::{
-    Array, Dtype,
-    error::Exception,
-    ops::{broadcast_to, concatenate, indexing::TryIndexOp},
+use super::{LayerNorm, Linear, Matrix, load_vector};
+use crate::{
+    Error, Result,
+    checkpoint::Weights,
+    device::{
+        Dtype, Tensor, inject_into,
+        ops::{self, Activation, Sees, broadcast, concat, slice},
+    },
 };
-
-use super::{Activation, LayerNorm, Linear, Mask, Matrix, attention, load_vector};
-use crate::{Result, checkpoint::Weights, panic::inject_into};
 
 /// The size of a vision transformer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,9 +86,9 @@ pub struct ViTEncoder {
     pub config: ViTConfig,
     patch_embed: Linear,
     /// `[1, positions, width]`
-    pos_embed: Array,
+    pos_embed: Tensor,
     /// Class token and registers, `[1, prefix, width]`.
-    prefix: Option<Array>,
+    prefix: Option<Tensor>,
     blocks: Vec<Block>,
     dtype: Dtype,
 }
@@ -103,11 +104,12 @@ pub fn load_vit_encoder(weights: &Weights, config: ViTConfig, dtype: Dtype) -> R
     if config.num_registers > 0 {
         prefix.push(load_vector(weights, "reg_token", &[1, config.num_registers, width], dtype)?);
     }
-    let prefix = if prefix.is_empty() { None } else { Some(concatenate(&prefix, 1)?) };
+    let prefix = if prefix.is_empty() { None } else { Some(concat(&prefix.iter().collect::<Vec<_>>(), 1)?) };
     if let Some(prefix) = &prefix {
         prefix.eval()?; // else only the thread that loads could compute with it
     }
-    let patch_embed = Linear::load_patches(&weights.at("patch_embed.proj"), width, config.patch_size, dtype)?;
+    let patch_embed =
+        Linear::load_patches(&weights.at("patch_embed.proj"), width, &[3, config.patch_size, config.patch_size], false, dtype)?;
     let blocks =
         (0..config.depth.saturating_sub(1)).map(|i| Block::load(&weights.at("blocks").at(i), &config, dtype)).collect::<Result<_>>()?;
     Ok(ViTEncoder { config, patch_embed, pos_embed, prefix, blocks, dtype })
@@ -115,13 +117,13 @@ pub fn load_vit_encoder(weights: &Weights, config: ViTConfig, dtype: Dtype) -> R
 
 impl ViTEncoder {
     /// Normalized pixels `[batch, height, width, 3]` to features `[batch, patches, width]`.
-    pub fn forward(&self, pixels: &Array) -> Result<Array> {
+    pub fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
         self.forward_by_blocks(pixels, &mut || Ok(()))
     }
 
     /// [`ViTEncoder::forward`] that calls `each` after every block; an error from it ends the work. On a GPU the blocks are computed
     /// together when the features are evaluated, which takes about as long as a layer of the decoder takes for a chunk of a prompt.
-    pub fn forward_by_blocks(&self, pixels: &Array, each: &mut dyn FnMut() -> Result<()>) -> Result<Array> {
+    pub fn forward_by_blocks(&self, pixels: &Tensor, each: &mut dyn FnMut() -> Result<()>) -> Result<Tensor> {
         let patches = self.patch_embed.forward(&self.patches(pixels)?)?;
         let mut x = self.embed(patches)?;
         for block in &self.blocks {
@@ -132,7 +134,7 @@ impl ViTEncoder {
             each()?;
         }
         let prefix = self.prefix.as_ref().map_or(0, |prefix| prefix.dim(1));
-        Ok(x.try_index((.., prefix.., ..))?)
+        slice(&x, 1, prefix..x.dim(1))
     }
 
     /// The matrices of the blocks, by the paths of their modules.
@@ -156,32 +158,30 @@ impl ViTEncoder {
 
     /// Cuts a picture into rows of `3 · patch²` values, channel by channel as the convolution's weight has them:
     /// `[batch, patches, 3 · patch²]`.
-    fn patches(&self, pixels: &Array) -> Result<Array, Exception> {
+    fn patches(&self, pixels: &Tensor) -> Result<Tensor> {
         let (patch, edge) = (self.config.patch_size as i32, self.config.image_size as i32);
         let &[batch, height, width, 3] = pixels.shape() else {
-            return Err(format!("pixels of shape {:?}: expected [batch, {edge}, {edge}, 3]", pixels.shape()).as_str().into());
+            return Err(Error::InvalidArgument(format!("pixels of shape {:?}: expected [batch, {edge}, {edge}, 3]", pixels.shape())));
         };
         if (height, width) != (edge, edge) {
-            return Err(format!("a picture of {width} by {height} pixels: this encoder takes {edge} by {edge}").as_str().into());
+            return Err(Error::InvalidArgument(format!("a picture of {width} by {height} pixels: this encoder takes {edge} by {edge}")));
         }
         let grid = edge / patch;
-        let used = pixels.as_dtype(self.dtype)?.try_index((.., ..grid * patch, ..grid * patch, ..))?;
-        used.reshape(&[batch, grid, patch, grid, patch, 3])?.transpose_axes(&[0, 1, 3, 5, 2, 4])?.reshape(&[
-            batch,
-            grid * grid,
-            3 * patch * patch,
-        ])
+        let pixels = pixels.as_dtype(self.dtype)?;
+        let used = slice(&slice(&pixels, 1, 0..grid * patch)?, 2, 0..grid * patch)?;
+        let patches = used.reshape(&[batch, grid, patch, grid, patch, 3])?.transpose_axes(&[0, 1, 3, 5, 2, 4])?;
+        Ok(patches.reshape(&[batch, grid * grid, 3 * patch * patch])?)
     }
 
     /// Adds positions and puts class and register tokens before the patches. Positions that do not cover the class token are added before it
     /// comes (timm's `no_embed_class`).
-    fn embed(&self, patches: Array) -> Result<Array, Exception> {
-        let Some(prefix) = &self.prefix else { return patches.add(&self.pos_embed) };
-        let prefix = broadcast_to(prefix, &[patches.dim(0), prefix.dim(1), prefix.dim(2)])?;
+    fn embed(&self, patches: Tensor) -> Result<Tensor> {
+        let Some(prefix) = &self.prefix else { return Ok(patches.add(&self.pos_embed)?) };
+        let prefix = broadcast(prefix, &[patches.dim(0), prefix.dim(1), prefix.dim(2)])?;
         if self.config.num_positions == self.config.num_patches() {
-            concatenate(&[&prefix, &patches.add(&self.pos_embed)?], 1)
+            concat(&[&prefix, &patches.add(&self.pos_embed)?], 1)
         } else {
-            concatenate(&[&prefix, &patches], 1)?.add(&self.pos_embed)
+            Ok(concat(&[&prefix, &patches], 1)?.add(&self.pos_embed)?)
         }
     }
 }
@@ -190,10 +190,10 @@ impl ViTEncoder {
 struct Block {
     norm1: LayerNorm,
     attn: Attention,
-    ls1: Option<Array>,
+    ls1: Option<Tensor>,
     norm2: LayerNorm,
     mlp: Mlp,
-    ls2: Option<Array>,
+    ls2: Option<Tensor>,
 }
 
 impl Block {
@@ -215,15 +215,15 @@ impl Block {
     }
 
     /// `[batch, tokens, width]` to the same shape.
-    fn forward(&self, x: &Array) -> Result<Array, Exception> {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = x.add(scale(self.attn.forward(&self.norm1.forward(x)?)?, &self.ls1)?)?;
-        x.add(scale(self.mlp.forward(&self.norm2.forward(&x)?)?, &self.ls2)?)
+        Ok(x.add(scale(self.mlp.forward(&self.norm2.forward(&x)?)?, &self.ls2)?)?)
     }
 }
 
-fn scale(x: Array, factor: &Option<Array>) -> Result<Array, Exception> {
+fn scale(x: Tensor, factor: &Option<Tensor>) -> Result<Tensor> {
     match factor {
-        Some(factor) => x.multiply(factor),
+        Some(factor) => Ok(x.multiply(factor)?),
         None => Ok(x),
     }
 }
@@ -246,12 +246,13 @@ impl Attention {
     }
 
     /// Every token sees every other. `[batch, tokens, width]` to the same shape.
-    fn forward(&self, x: &Array) -> Result<Array, Exception> {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, tokens, width) = (x.dim(0), x.dim(1), x.dim(2));
         let qkv = self.qkv.forward(x)?.reshape(&[batch, tokens, 3, self.heads, width / self.heads])?;
         let qkv = qkv.transpose_axes(&[2, 0, 3, 1, 4])?;
-        let part = |i: i32| qkv.try_index(i);
-        self.proj.forward(&attention(&part(0)?, &part(1)?, &part(2)?, Mask::None)?)
+        let part = |i: i32| -> Result<Tensor> { Ok(slice(&qkv, 0, i..i + 1)?.squeeze_axes(&[0])?) };
+        let factor = ((width / self.heads) as f32).sqrt().recip();
+        self.proj.forward(&ops::attention([&part(0)?, &part(1)?, &part(2)?], factor, None, Sees::All)?)
     }
 }
 
@@ -272,7 +273,7 @@ impl Mlp {
     }
 
     /// `[batch, tokens, width]` to the same shape.
-    fn forward(&self, x: &Array) -> Result<Array, Exception> {
-        self.fc2.forward(&self.activation.apply(&self.fc1.forward(x)?)?)
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.fc2.forward(&ops::activate(&self.fc1.forward(x)?, self.activation)?)
     }
 }

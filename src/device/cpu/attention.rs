@@ -27,12 +27,14 @@ pub(crate) struct Heads<'a> {
 
 /// Which keys a query sees.
 #[derive(Clone, Copy)]
-pub(crate) enum Sees {
+pub(crate) enum Sees<'a> {
     All,
     /// Those up to its own position, the last query standing at the last key; of them the last `window`.
     Past {
         window: usize,
     },
+    /// Of each query its own, a range that is not empty.
+    Ranges(&'a [Range<usize>]),
 }
 
 /// Queries, keys and values.
@@ -41,8 +43,10 @@ pub(crate) struct Attention<'a> {
     pub queries: Heads<'a>,
     pub keys: Heads<'a>,
     pub values: Heads<'a>,
-    pub sees: Sees,
+    pub sees: Sees<'a>,
     pub scale: f32,
+    /// Scores become `cap · tanh(score / cap)`.
+    pub softcap: Option<f32>,
 }
 
 /// Rows of a task, a query of one head each, and keys of a block: scores take 96 KiB and what is packed up to 64 KiB, a thread.
@@ -134,10 +138,23 @@ impl Attention<'_> {
         let (queries, keys) = (self.queries.shape[2], self.keys.shape[2]);
         match self.sees {
             Sees::All => 0..keys,
+            Sees::Ranges(ranges) => ranges[query].clone(),
             Sees::Past { window } => {
                 let end = (query + 1 + keys).saturating_sub(queries);
                 end.saturating_sub(window)..end
             }
+        }
+    }
+
+    /// Returns the keys that some of these queries see, and those between them.
+    fn seen_by_any(&self, queries: Range<usize>) -> Range<usize> {
+        match self.sees {
+            Sees::Ranges(ranges) => {
+                let ranges = &ranges[queries];
+                let start = ranges.iter().map(|range| range.start).min().unwrap_or(0);
+                start..ranges.iter().map(|range| range.end).max().unwrap_or(start)
+            }
+            _ => self.seen(queries.start).start..self.seen(queries.end - 1).end,
         }
     }
 
@@ -149,6 +166,25 @@ impl Attention<'_> {
         scores[..first].fill(f32::NEG_INFINITY);
         scores[end..].fill(f32::NEG_INFINITY);
     }
+}
+
+/// Turns scores to `cap · tanh(score / cap)`, through `tanh(x) = 1 - 2 / (1 + exp(2 x))`.
+#[inline(always)]
+fn cap_softly<S: Simd>(simd: S, scores: &mut [f32], cap: f32) {
+    let capped = |x: S::F| {
+        let e = exp(simd, simd.mul(x, simd.splat(2.0 / cap)));
+        let below = simd.div(simd.splat(2.0), simd.add(e, simd.splat(1.0)));
+        simd.mul(simd.sub(simd.splat(1.0), below), simd.splat(cap))
+    };
+    let whole = scores.len() / S::LANES * S::LANES;
+    for scores in scores[..whole].chunks_exact_mut(S::LANES) {
+        simd.store(capped(simd.load(scores)), scores);
+    }
+    let mut rest = [0.0; 16];
+    let left = scores.len() - whole;
+    rest[..left].copy_from_slice(&scores[whole..]);
+    simd.store(capped(simd.load(&rest)), &mut rest);
+    scores[whole..].copy_from_slice(&rest[..left]);
 }
 
 /// Lower than any score.
@@ -218,6 +254,9 @@ impl Kernel for One<'_> {
                 scores[head * seen.len() + i_key] = (simd.sum(sum) + rest) * all.scale;
             }
         }
+        if let Some(cap) = all.softcap {
+            cap_softly(simd, &mut scores, cap);
+        }
         let whole = values.width / S::LANES * S::LANES;
         self.out.fill(0.0);
         for (scores, out) in scores.chunks_exact_mut(seen.len()).zip(self.out.chunks_exact_mut(values.width)) {
@@ -272,8 +311,8 @@ impl Kernel for Block<'_> {
         let (mut largest, mut totals, mut mixed) = (vec![LOWEST; rows], vec![0.0f32; rows], zeros(strips * rows * width));
 
         // No query of these sees further, in either direction. Blocks begin where they would without a window.
-        let last = all.seen(first + count - 1).end;
-        for start in (all.seen(first).start / KEYS * KEYS..last).step_by(KEYS) {
+        let Range { start: lowest, end: last } = all.seen_by_any(first..first + count);
+        for start in (lowest / KEYS * KEYS..last).step_by(KEYS) {
             let in_block = KEYS.min(last - start);
             let mut product = zeros(rows * width);
             for panel in (0..in_block).step_by(width) {
@@ -287,6 +326,9 @@ impl Kernel for Block<'_> {
             }
             for row in 0..rows {
                 let scores = &mut scores[row * in_block..][..in_block];
+                if let Some(cap) = all.softcap {
+                    cap_softly(simd, scores, cap);
+                }
                 all.hide(first + row / group, start, scores);
                 let top = largest[row].max(maximum(simd, scores));
                 let factor = (largest[row] - top).exp();

@@ -32,8 +32,8 @@ use std::{
     sync::{LazyLock, OnceLock},
 };
 
-pub(super) use ops::refused_bytes;
 pub(crate) use ops::{PackedMatrix, Weight};
+pub(super) use {attention::Sees, norm::Angles, ops::refused_bytes};
 use {ops::Kernels, pool::Pool, simd::Isa};
 
 use super::mlx;
@@ -135,7 +135,7 @@ pub(super) fn with_own<T>(own: bool, f: impl FnOnce() -> T) -> T {
 }
 
 /// The kernels of this library, where they are to compute what comes of activations like `x`.
-pub(crate) fn kernels(x: &mlx_rs::Array) -> Option<Kernels> {
+pub(super) fn kernels(x: &mlx_rs::Array) -> Option<Kernels> {
     let own = || OWN.get().unwrap_or_else(|| CpuKernels::Auto.are_own() && mlx::stream_is_on_cpu());
     (x.dtype() == mlx_rs::Dtype::Float32 && own()).then(|| Kernels { isa: *ISA, pool: &POOL })
 }

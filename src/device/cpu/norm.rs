@@ -92,18 +92,41 @@ fn squares<S: Simd>(simd: S, x: &[f32], mean: f32) -> f32 {
     simd.sum(sum) + x[whole..].iter().map(|x| (x - mean) * (x - mean)).sum::<f32>()
 }
 
+/// The angles that heads are rotated by.
+#[derive(Clone, Copy)]
+pub(crate) enum Angles<'a> {
+    /// Those of positions one after the other, the first one `offset`, divided by `scaling`.
+    Sequence { theta: f32, scaling: f32, offset: usize },
+    /// Cosines and sines of each row and each pair of numbers, `[rows, width / 2]`.
+    Table { cos: &'a [f32], sin: &'a [f32] },
+}
+
 /// Rotates heads to their positions, the two halves of a head against each other: `[batch, tokens, heads, width]` to
-/// `[batch, heads, tokens, width]`. The first token stands at `offset`.
-pub(super) fn rope(pool: &Pool, x: &[f32], [batch, tokens, heads, width]: [usize; 4], theta: f32, offset: usize, out: &mut [f32]) {
+/// `[batch, heads, tokens, width]`.
+pub(super) fn rope(pool: &Pool, x: &[f32], [batch, tokens, heads, width]: [usize; 4], angles: Angles, out: &mut [f32]) {
     assert!(x.len() == batch * tokens * heads * width && out.len() == x.len());
     let half = width / 2;
     // As transformers computes them: frequencies and angles in float32.
-    let frequencies: Vec<f32> = (0..half).map(|i| 1.0 / theta.powf((2 * i) as f32 / width as f32)).collect();
+    let frequencies: Vec<f32> = match angles {
+        Angles::Sequence { theta, scaling, .. } => (0..half).map(|i| 1.0 / theta.powf((2 * i) as f32 / width as f32) / scaling).collect(),
+        Angles::Table { cos, sin } => {
+            assert!(cos.len() == tokens * half && sin.len() == cos.len());
+            Vec::new()
+        }
+    };
     let shared = Shared::new(out);
     pool.run_if(x.len() > 1 << 15, batch * tokens, &|i| {
         let (b, token) = (i / tokens, i % tokens);
-        let angles = frequencies.iter().map(|frequency| f64::from((offset + token) as f32 * frequency).sin_cos());
-        let angles: Vec<(f32, f32)> = angles.map(|(sin, cos)| (sin as f32, cos as f32)).collect();
+        let angles: Vec<(f32, f32)> = match angles {
+            Angles::Sequence { offset, .. } => {
+                let angle = |frequency: &f32| f64::from((offset + token) as f32 * frequency).sin_cos();
+                frequencies.iter().map(angle).map(|(sin, cos)| (sin as f32, cos as f32)).collect()
+            }
+            Angles::Table { cos, sin } => {
+                let row = token * half..(token + 1) * half;
+                sin[row.clone()].iter().copied().zip(cos[row].iter().copied()).collect()
+            }
+        };
         for (head, x) in x[i * heads * width..][..heads * width].chunks_exact(width).enumerate() {
             let out = shared.part(((b * heads + head) * tokens + token) * width, width);
             for (j, (sin, cos)) in angles.iter().enumerate() {

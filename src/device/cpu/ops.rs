@@ -14,14 +14,14 @@ use super::{
     buffer::{Buffer, NoMemory, or_no_memory, with_scratch},
     coded::{Code, Coded},
     dense::Dense,
-    math::{self, Function},
-    norm::{Norm, normalize, rope},
+    math,
+    norm::{Angles, Norm, normalize, rope},
     numbers::Floats,
     pool::Pool,
     quantized::Affine,
     simd::Isa,
 };
-use crate::device::mlx;
+use crate::device::{mlx, ops::Activation};
 
 /// The kernels for this processor, in use.
 #[derive(Clone, Copy)]
@@ -137,8 +137,8 @@ impl Kernels {
         new_array(&shape, |out| layer.multiply(self, numbers(&x)?, out))
     }
 
-    /// `down(silu(gate(x)) · up(x))`
-    pub fn swiglu(self, x: &Array, [gate, up, down]: [(Weight, Option<&Array>); 3]) -> Result<Array, Exception> {
+    /// `down(activation(gate(x)) · up(x))`
+    pub fn gated_mlp(self, x: &Array, activation: Activation, [gate, up, down]: [(Weight, Option<&Array>); 3]) -> Result<Array, Exception> {
         let [gate, up, down] = [Layer::new(gate.0, gate.1)?, Layer::new(up.0, up.1)?, Layer::new(down.0, down.1)?];
         if (up.rows, up.columns) != (gate.rows, gate.columns) || down.columns != gate.rows {
             let shapes = [&gate, &up, &down].map(|layer| [layer.rows, layer.columns]);
@@ -152,44 +152,29 @@ impl Kernels {
                 let (inner, times) = scratch.split_at_mut(size);
                 gate.multiply(self, numbers(&x)?, inner)?;
                 up.multiply(self, numbers(&x)?, times)?;
-                math::map(self.isa, self.pool, math::Silu, None, Some(times), inner);
+                self.apply(activation, None, Some(times), inner);
                 down.multiply(self, inner, out)
             })
         })
     }
 
-    pub fn silu(self, x: &Array) -> Result<Array, Exception> {
-        self.map(math::Silu, x, None)
-    }
-
-    /// `silu(gate) · up`
-    pub fn silu_times(self, gate: &Array, up: &Array) -> Result<Array, Exception> {
-        self.map(math::Silu, gate, Some(up))
-    }
-
-    pub fn gelu(self, x: &Array) -> Result<Array, Exception> {
-        self.map(math::Gelu, x, None)
-    }
-
-    pub fn gelu_tanh(self, x: &Array) -> Result<Array, Exception> {
-        self.map(math::GeluTanh, x, None)
-    }
-
-    pub fn quick_gelu(self, x: &Array) -> Result<Array, Exception> {
-        self.map(math::QuickGelu, x, None)
-    }
-
-    fn map(self, function: impl Function, x: &Array, times: Option<&Array>) -> Result<Array, Exception> {
-        if let Some(times) = times.filter(|times| times.shape() != x.shape()) {
-            return Err(misfit("a factor", times));
-        }
+    /// Applies an activation to every number.
+    pub fn activate(self, activation: Activation, x: &Array) -> Result<Array, Exception> {
         let x = contiguous(x)?;
-        let times = times.map(wide).transpose()?;
-        let times = times.as_ref().map(numbers).transpose()?;
         new_array(x.shape(), |out| {
-            math::map(self.isa, self.pool, function, Some(numbers(&x)?), times, out);
+            self.apply(activation, Some(numbers(&x)?), None, out);
             Ok(())
         })
+    }
+
+    fn apply(self, activation: Activation, x: Option<&[f32]>, times: Option<&[f32]>, out: &mut [f32]) {
+        let Kernels { isa, pool } = self;
+        match activation {
+            Activation::Silu => math::map(isa, pool, math::Silu, x, times, out),
+            Activation::Gelu => math::map(isa, pool, math::Gelu, x, times, out),
+            Activation::GeluTanh => math::map(isa, pool, math::GeluTanh, x, times, out),
+            Activation::QuickGelu => math::map(isa, pool, math::QuickGelu, x, times, out),
+        }
     }
 
     /// Root mean square normalization of `[.., width]` by a weight `[width]`.
@@ -216,30 +201,40 @@ impl Kernels {
     }
 
     /// Rotary positions: `[batch, tokens, heads · width]` to `[batch, heads, tokens, width]`.
-    pub fn rope(self, x: &Array, width: usize, theta: f32, offset: usize) -> Result<Array, Exception> {
+    pub fn rope(self, x: &Array, width: usize, angles: Angles) -> Result<Array, Exception> {
         let &[batch, tokens, all] = x.shape() else { return Err(misfit("heads", x)) };
         let (shape, heads) = ([batch, all / width as i32, tokens, width as i32], all as usize / width);
+        let half = width / 2 * tokens as usize;
+        if let Angles::Table { cos, sin } = angles
+            && (cos.len(), sin.len()) != (half, half)
+        {
+            return Err(misfit("a table of angles for heads", x));
+        }
         let x = contiguous(x)?;
         new_array(&shape, |out| {
-            rope(self.pool, numbers(&x)?, [batch as usize, tokens as usize, heads, width], theta, offset, out);
+            rope(self.pool, numbers(&x)?, [batch as usize, tokens as usize, heads, width], angles, out);
             Ok(())
         })
     }
 
     /// Computes attention of `[batch, heads, queries, width]` over keys and values `[batch, kv heads, keys, width]`; gives
-    /// `[batch, queries, heads · width]`. Each query sees all keys, or the last `window` of those up to its own position.
-    pub fn attention(self, [queries, keys, values]: [&Array; 3], scale: f32, window: Option<usize>) -> Result<Array, Exception> {
+    /// `[batch, queries, heads · width]`.
+    pub fn attention(self, [queries, keys, values]: [&Array; 3], scale: f32, softcap: Option<f32>, sees: Sees) -> Result<Array, Exception> {
         eval([queries, keys, values])?;
         let arrays = [wide_heads(queries)?, wide_heads(keys)?, wide_heads(values)?];
         let [queries, keys, values] = [heads(&arrays[0])?, heads(&arrays[1])?, heads(&arrays[2])?];
         let ([batch, count, tokens, width], [k_batch, k_heads, k_tokens, k_width]) = (queries.shape, keys.shape);
         let fits = (k_batch, k_width) == (batch, width) && k_heads > 0 && count.is_multiple_of(k_heads) && k_tokens > 0;
-        if !fits || values.shape[..3] != keys.shape[..3] || window == Some(0) {
+        let sees_some = match sees {
+            Sees::All => true,
+            Sees::Past { window } => window > 0,
+            Sees::Ranges(ranges) => ranges.len() == tokens && ranges.iter().all(|range| range.start < range.end && range.end <= k_tokens),
+        };
+        if !fits || values.shape[..3] != keys.shape[..3] || !sees_some {
             return Err(Exception::custom(format!("attention of {:?} over {:?} and {:?}", queries.shape, keys.shape, values.shape)));
         }
-        let sees = window.map_or(Sees::All, |window| Sees::Past { window });
         new_array(&[batch as i32, tokens as i32, (count * values.shape[3]) as i32], |out| {
-            Attention { queries, keys, values, sees, scale }.run(self.isa, self.pool, out);
+            Attention { queries, keys, values, sees, scale, softcap }.run(self.isa, self.pool, out);
             Ok(())
         })
     }

@@ -312,9 +312,13 @@ fn attention_is_that_of_float64() {
         // Queries as a projection leaves them: a token's heads side by side.
         let by_token = Heads { data: &q, shape: [1, heads, queries, width], strides: [q.len(), width, heads * width] };
         let windows = [usize::MAX, 1, 2, 63, 256, 300].map(|window| Sees::Past { window });
-        for sees in windows.into_iter().chain([Sees::All]) {
+        // Prefixes that all see, and what comes after them; some see little.
+        let ranges: Vec<_> = (0..queries).map(|query| query % 7 * keys / 20..(keys - queries + query + 1).max(keys * 2 / 3)).collect();
+        let cases = windows.into_iter().chain([Sees::All, Sees::Ranges(&ranges)]);
+        for (sees, softcap) in cases.flat_map(|sees| [(sees, None), (sees, Some(0.7))]) {
             let sees_key = |query: usize, key: usize| match sees {
                 Sees::All => true,
+                Sees::Ranges(ranges) => ranges[query].contains(&key),
                 Sees::Past { window } => {
                     let own = query + keys - queries;
                     key <= own && own - key < window
@@ -323,7 +327,10 @@ fn attention_is_that_of_float64() {
             let mut expected = Vec::new();
             for (query, head) in (0..queries).flat_map(|query| (0..heads).map(move |head| (query, head))) {
                 let at = |data: &[f32], key: usize, i: usize| f64::from(data[((head / (heads / kv_heads)) * room + key) * width + i]);
-                let score = |key| (0..width).map(|i| f64::from(q[(query * heads + head) * width + i]) * at(&k, key, i)).sum::<f64>() * 0.3;
+                let score = |key| {
+                    let score = (0..width).map(|i| f64::from(q[(query * heads + head) * width + i]) * at(&k, key, i)).sum::<f64>() * 0.3;
+                    softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
+                };
                 let weights: Vec<f64> = (0..keys).map(|key| if sees_key(query, key) { score(key).exp() } else { 0.0 }).collect();
                 let total: f64 = weights.iter().sum();
                 expected.extend(
@@ -332,7 +339,7 @@ fn attention_is_that_of_float64() {
             }
             for isa in Isa::all() {
                 let mut found = vec![f32::NAN; expected.len()];
-                let attention = Attention { queries: by_token, keys: in_cache(&k), values: in_cache(&v), sees, scale: 0.3 };
+                let attention = Attention { queries: by_token, keys: in_cache(&k), values: in_cache(&v), sees, scale: 0.3, softcap };
                 attention.run(isa, &pool(2), &mut found);
                 assert!(error(&found, &expected) < 2e-6, "{queries} x {keys}, {}: {}", isa.name(), error(&found, &expected));
             }

@@ -1,0 +1,470 @@
+//! The decoder of the Llama family: Mistral, Llama, Qwen2, Gemma and their like are settings of it.
+
+use std::ops::Range;
+
+use super::{Activation, Embedding, GatedMlp, KVCache, KeyValueCache, Linear, Matrix, RmsNorm, Rope, rotary::Angles};
+use crate::{
+    Error, Result,
+    checkpoint::Weights,
+    device::{
+        Dtype, Tensor, inject_into,
+        ops::{self, Sees, cap_softly, concat, slice, split_heads},
+    },
+};
+
+/// Rows that the MLP works on at a time, so that a long pass does not take memory for all of them.
+pub(crate) const MLP_ROWS: usize = 1024;
+
+/// Sizes and kinds of a decoder.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DecoderSettings {
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Width of a token.
+    pub hidden_size: usize,
+    /// Width inside the MLP.
+    pub intermediate_size: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides the query heads.
+    pub kv_heads: usize,
+    /// Width of a head; even.
+    pub head_dim: usize,
+    /// Whether the projections to queries, keys and values have biases, as Qwen2's.
+    pub qkv_bias: bool,
+    /// Epsilon of the norms.
+    pub norm_eps: f32,
+    /// Whether the norms multiply by `1 + weight`, as Gemma's.
+    pub norm_adds_one: bool,
+    /// Whether attention and MLP are normalized behind too, as Gemma 2's.
+    pub post_norms: bool,
+    /// The activation of the MLP's gate.
+    pub gate: Activation,
+    /// What tokens' embeddings are multiplied by; features of media are not.
+    pub embedding_scale: Option<f32>,
+    /// Whether the embedding is the output head.
+    pub tied_head: bool,
+    /// What attention's scores are multiplied by.
+    pub attention_scale: f32,
+    /// The soft cap of attention's scores.
+    pub attention_softcap: Option<f32>,
+    /// The soft cap of logits.
+    pub final_softcap: Option<f32>,
+    /// How many positions, itself included, a token sees in each layer. Of a shorter list than the
+    /// layers the first follows the last again.
+    pub windows: Vec<Option<usize>>,
+    /// Each layer's rotary positions, in the same way.
+    pub ropes: Vec<Rope>,
+}
+
+/// A position of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row {
+    /// The token; a placeholder where a feature stands.
+    pub id: u32,
+    /// Where it stands: frame, row and column, the same three for text.
+    pub position: [i32; 3],
+    /// The first row that it sees whatever a window hides, counted from the first of the
+    /// conversation: itself where attention is causal, the first of its span where that is
+    /// bidirectional. transformers joins the two in this way
+    /// (<https://github.com/huggingface/transformers/blob/v5.24.0/src/transformers/masking_utils.py>,
+    /// `create_sliding_window_causal_mask`).
+    pub from: u32,
+    /// The end of the rows that it may see: one more than its own number where attention is causal,
+    /// the end of its span where it is bidirectional.
+    pub reach: u32,
+}
+
+impl Row {
+    /// The id of a row that has no token, not even a placeholder.
+    pub const NO_ID: u32 = u32::MAX;
+
+    /// The `i`th row of a conversation, which sees itself and those before.
+    pub fn causal(id: u32, position: [i32; 3], i: usize) -> Row {
+        Row { id, position, from: i as u32, reach: i as u32 + 1 }
+    }
+}
+
+/// What vision encoder and projector make of a medium.
+#[derive(Debug, Clone)]
+pub struct Features {
+    /// `[features, hidden]`, evaluated.
+    pub rows: Tensor,
+}
+
+impl Features {
+    /// Bytes that they take.
+    pub fn bytes(&self) -> u64 {
+        self.rows.nbytes() as u64
+    }
+}
+
+/// What is to be computed of one conversation.
+pub struct Segment<'a, C> {
+    /// Where the rows' embeddings come from.
+    pub input: Input<'a>,
+    /// The rows that follow those in the cache.
+    pub rows: &'a [Row],
+    /// Features that stand in some of these rows, and the first of them that does.
+    pub features: &'a [(Range<usize>, &'a Features, usize)],
+    /// Keys and values, one cache a layer.
+    pub cache: &'a mut [C],
+    /// The rows whose logits are wanted.
+    pub want: Want,
+}
+
+/// Where embeddings come from.
+#[derive(Debug, Clone, Copy)]
+pub enum Input<'a> {
+    /// The rows' ids.
+    Ids,
+    /// At hand, `[batch, rows, hidden]`.
+    Embeddings(&'a Tensor),
+}
+
+/// The rows whose logits are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Want {
+    /// None: the cache is filled.
+    None,
+    /// The last: all that generation needs of a prompt.
+    Last,
+    /// All of them.
+    All,
+}
+
+/// A language model.
+#[derive(Debug, Clone)]
+pub struct Decoder {
+    settings: DecoderSettings,
+    embedding: Embedding,
+    blocks: Vec<Block>,
+    norm: RmsNorm,
+    /// `None`: the embedding is the head.
+    head: Option<Linear>,
+    dtype: Dtype,
+}
+
+impl Decoder {
+    /// Reads `model.*` and `lm_head`. `dtype` is that of the activations.
+    ///
+    /// # Errors
+    /// [`Error::CorruptModel`] with the tensor that is missing or has another shape.
+    pub fn load(weights: &Weights, settings: DecoderSettings, dtype: Dtype) -> Result<Decoder> {
+        let model = weights.at("model");
+        let (vocabulary, hidden) = (settings.vocab_size, settings.hidden_size);
+        let embedding = Embedding::load(&model.at("embed_tokens"), vocabulary, hidden, dtype)?;
+        let head = match settings.tied_head {
+            true => None,
+            false => Some(Linear::load(&weights.at("lm_head"), vocabulary, hidden, dtype)?),
+        };
+        let layers = model.at("layers");
+        let blocks = (0..settings.layers).map(|i| Block::load(&layers.at(i), &settings, dtype)).collect::<Result<_>>()?;
+        let norm = load_norm(&model, "norm", &settings, dtype)?;
+        Ok(Decoder { settings, embedding, blocks, norm, head, dtype })
+    }
+
+    /// Its sizes and kinds.
+    pub fn settings(&self) -> &DecoderSettings {
+        &self.settings
+    }
+
+    /// An empty cache for one conversation, a layer each.
+    pub fn new_cache(&self) -> Vec<KVCache> {
+        vec![KVCache::new(); self.blocks.len()]
+    }
+
+    /// The matrices, by the paths of their modules.
+    pub(crate) fn matrices<'a>(&'a mut self, path: &str, all: &mut Vec<(String, &'a mut Matrix)>) {
+        all.push((format!("{path}.model.embed_tokens"), &mut self.embedding.weight));
+        for (i, block) in self.blocks.iter_mut().enumerate() {
+            let path = format!("{path}.model.layers.{i}");
+            let linears = [
+                ("self_attn.q_proj", &mut block.attention.queries),
+                ("self_attn.k_proj", &mut block.attention.keys),
+                ("self_attn.v_proj", &mut block.attention.values),
+                ("self_attn.o_proj", &mut block.attention.output),
+                ("mlp.gate_proj", &mut block.mlp.gate),
+                ("mlp.up_proj", &mut block.mlp.up),
+                ("mlp.down_proj", &mut block.mlp.down),
+            ];
+            all.extend(linears.map(|(name, linear)| (format!("{path}.{name}"), &mut linear.weight)));
+        }
+        all.extend(self.head.as_mut().map(|head| (format!("{path}.lm_head"), &mut head.weight)));
+    }
+
+    /// Embeddings of token ids `[batch, tokens]`, `[batch, tokens, hidden]`. Ids must be below the
+    /// vocabulary's size: MLX does not check them.
+    pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+        let embeddings = self.embedding.forward(ids)?;
+        match self.settings.embedding_scale {
+            Some(factor) => ops::scale(&embeddings, factor),
+            None => Ok(embeddings),
+        }
+    }
+
+    /// Computes segments, each with a cache of its own; gives the logits of each that are wanted,
+    /// `[batch, rows, vocabulary]`.
+    ///
+    /// `poll(i)` is asked for the `i`th segment before every layer and before the head. Where it
+    /// fails, or anything else does, that segment alone ends with the error, and its cache is as it
+    /// was before. After [`Error::Backend`] a cache is of no use: MLX takes what it evaluated beside
+    /// a failure for computed.
+    pub fn forward<C: KeyValueCache>(&self, batch: &mut [Segment<C>], poll: &dyn Fn(usize) -> Result<()>) -> Vec<Result<Option<Tensor>>> {
+        let starts: Vec<i32> = batch.iter().map(|segment| segment.cache.first().map_or(0, |cache| cache.offset())).collect();
+        let mut states: Vec<Result<State>> = batch.iter().map(|segment| self.begin(segment)).collect();
+        for (layer, block) in self.blocks.iter().enumerate() {
+            for (i, (state, segment)) in states.iter_mut().zip(batch.iter_mut()).enumerate() {
+                if let Ok(work) = state
+                    && let Err(error) = poll(i).and_then(|()| work.pass(block, layer, &self.settings, &mut segment.cache[layer]))
+                {
+                    *state = Err(error);
+                }
+            }
+        }
+        let ends = states.into_iter().zip(batch.iter()).enumerate();
+        let results: Vec<_> = ends.map(|(i, (state, segment))| state.and_then(|work| self.end(work, segment.want, || poll(i)))).collect();
+        for ((result, segment), start) in results.iter().zip(batch).zip(starts) {
+            if result.is_err() {
+                // What is reported is the error that came first.
+                segment.cache.iter_mut().for_each(|cache| drop(cache.truncate(start)));
+            }
+        }
+        results
+    }
+
+    /// Checks a segment, and makes its embeddings and what all layers need of its rows.
+    fn begin<C: KeyValueCache>(&self, segment: &Segment<C>) -> Result<State> {
+        if segment.cache.len() != self.blocks.len() {
+            let what = format!("a cache of {} layers for a decoder of {}", segment.cache.len(), self.blocks.len());
+            return Err(Error::InvalidArgument(what));
+        }
+        let start = segment.cache.first().map_or(0, |cache| cache.offset()) as usize;
+        let rows = segment.rows;
+        let x = match segment.input {
+            Input::Ids => self.embed_rows(rows, segment.features)?,
+            Input::Embeddings(embeddings) => embeddings.clone(),
+        };
+        let end = start + rows.len();
+        if rows.is_empty() || x.dim(1) as usize != rows.len() || rows.iter().enumerate().any(|(i, row)| !sees_itself(row, start + i, end)) {
+            return Err(Error::InvalidArgument(format!("{} rows after {start}, which do not see themselves or see beyond", rows.len())));
+        }
+        let is_causal = rows.iter().enumerate().all(|(i, row)| row.from as usize == start + i && row.reach as usize == start + i + 1);
+        // Without this an operation of a GPU would be queued for all layers, and `poll` could not end it. A single token takes no longer
+        // than a layer of a long prompt.
+        let by_layers = self.dtype == Dtype::Float32 || rows.len() > 1;
+        let mut angles: Vec<(Rope, Angles)> = Vec::new();
+        for rope in &self.settings.ropes {
+            if angles.iter().all(|(known, _)| known != rope) {
+                angles.push((*rope, rope.angles(rows, self.settings.head_dim)));
+            }
+        }
+        let spans = if is_causal { Vec::new() } else { rows.iter().map(|row| row.from as usize..row.reach as usize).collect() };
+        Ok(State { x, start, rows: rows.len(), spans, angles, by_layers })
+    }
+
+    /// Embeddings of rows, `[1, rows, hidden]`: of tokens, and features where they stand.
+    fn embed_rows(&self, rows: &[Row], features: &[(Range<usize>, &Features, usize)]) -> Result<Tensor> {
+        let mut parts = Vec::new();
+        let mut done = 0;
+        for (range, features, first) in features {
+            parts.extend(self.embed_tokens(&rows[done..range.start])?);
+            let (first, count) = (*first as i32, range.len() as i32);
+            let taken = slice(&features.rows, 0, first..first + count)?;
+            parts.push(taken.as_dtype(self.dtype)?.reshape(&[1, count, -1])?);
+            done = range.end;
+        }
+        parts.extend(self.embed_tokens(&rows[done..])?);
+        match parts.len() {
+            1 => Ok(parts.remove(0)),
+            _ => concat(&parts.iter().collect::<Vec<_>>(), 1),
+        }
+    }
+
+    /// Ids outside the vocabulary are refused: MLX would read past the table.
+    fn embed_tokens(&self, rows: &[Row]) -> Result<Option<Tensor>> {
+        let vocabulary = self.settings.vocab_size;
+        if let Some(Row { id, .. }) = rows.iter().find(|row| row.id as usize >= vocabulary) {
+            return Err(Error::InvalidArgument(format!("token id {id} is outside the model's vocabulary of {vocabulary}")));
+        }
+        let ids: Vec<u32> = rows.iter().map(|row| row.id).collect();
+        (!ids.is_empty()).then(|| self.embed(&ops::ids(&ids))).transpose()
+    }
+
+    fn end(&self, state: State, want: Want, poll: impl Fn() -> Result<()>) -> Result<Option<Tensor>> {
+        let State { x, rows, .. } = state;
+        let x = match want {
+            Want::None => {
+                x.eval()?;
+                return Ok(None);
+            }
+            Want::Last => slice(&x, 1, rows as i32 - 1..rows as i32)?,
+            Want::All => x,
+        };
+        poll()?;
+        let x = self.norm.forward(&x)?;
+        let logits = match &self.head {
+            Some(head) => head.forward(&x)?,
+            None => self.embedding.as_head(&x)?,
+        };
+        let logits = match self.settings.final_softcap {
+            Some(cap) => cap_softly(&logits, cap)?,
+            None => logits,
+        };
+        inject_into("head", logits).map(Some)
+    }
+}
+
+fn sees_itself(row: &Row, i: usize, end: usize) -> bool {
+    row.from as usize <= i && (i + 1..=end).contains(&(row.reach as usize))
+}
+
+/// A segment between two layers.
+struct State {
+    /// `[batch, rows, hidden]`
+    x: Tensor,
+    /// Rows in the cache before.
+    start: usize,
+    rows: usize,
+    /// Of each row, where one is in a span.
+    spans: Vec<Range<usize>>,
+    /// Of each kind that some layer has.
+    angles: Vec<(Rope, Angles)>,
+    /// Whether each layer is done before the next is begun.
+    by_layers: bool,
+}
+
+impl State {
+    fn pass<C: KeyValueCache>(&mut self, block: &Block, layer: usize, settings: &DecoderSettings, cache: &mut C) -> Result<()> {
+        let window = settings.windows[layer % settings.windows.len()];
+        let rope = settings.ropes[layer % settings.ropes.len()];
+        let ranges = self.ranges(window);
+        let sees = match (&ranges, window) {
+            (Some(ranges), _) => Sees::Ranges(ranges),
+            (None, Some(window)) if self.start + self.rows > window => Sees::Window(window),
+            _ if self.rows == 1 => Sees::All,
+            _ => Sees::Past,
+        };
+        let none = Angles::From(self.start);
+        let angles = self.angles.iter().find(|(known, _)| *known == rope).map_or(&none, |(_, angles)| angles);
+        let x = block.forward(&self.x, &rope, angles, sees, cache)?;
+        self.x = inject_into("decoder", x)?;
+        if self.by_layers {
+            self.x.eval()?; // on the CPU also: weights widened for this layer go before the next
+        }
+        Ok(())
+    }
+
+    /// The keys that each row sees, where attention is not causal.
+    fn ranges(&self, window: Option<usize>) -> Option<Vec<Range<usize>>> {
+        let near = |i: usize| (self.start + i + 1).saturating_sub(window.unwrap_or(usize::MAX));
+        let range = |(i, span): (usize, &Range<usize>)| span.start.min(near(i))..span.end;
+        (!self.spans.is_empty()).then(|| self.spans.iter().enumerate().map(range).collect())
+    }
+}
+
+fn load_norm(weights: &Weights, name: &str, settings: &DecoderSettings, dtype: Dtype) -> Result<RmsNorm> {
+    let (weights, width, eps) = (weights.at(name), settings.hidden_size, settings.norm_eps);
+    match settings.norm_adds_one {
+        true => RmsNorm::load_plus_one(&weights, width, eps, dtype),
+        false => RmsNorm::load(&weights, width, eps, dtype),
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Block {
+    before_attention: RmsNorm,
+    attention: Attention,
+    after_attention: Option<RmsNorm>,
+    before_mlp: RmsNorm,
+    mlp: GatedMlp,
+    after_mlp: Option<RmsNorm>,
+}
+
+impl Block {
+    /// With norms behind, `post_attention_layernorm` is the one behind attention, as Gemma 2 has it;
+    /// elsewhere it is the one before the MLP.
+    fn load(weights: &Weights, settings: &DecoderSettings, dtype: Dtype) -> Result<Block> {
+        let norm = |name: &str| load_norm(weights, name, settings, dtype);
+        let behind = |name: &str| settings.post_norms.then(|| norm(name)).transpose();
+        let (hidden, inner) = (settings.hidden_size, settings.intermediate_size);
+        Ok(Block {
+            before_attention: norm("input_layernorm")?,
+            attention: Attention::load(&weights.at("self_attn"), settings, dtype)?,
+            after_attention: behind("post_attention_layernorm")?,
+            before_mlp: norm(if settings.post_norms { "pre_feedforward_layernorm" } else { "post_attention_layernorm" })?,
+            mlp: GatedMlp::load(&weights.at("mlp"), hidden, inner, settings.gate, dtype)?,
+            after_mlp: behind("post_feedforward_layernorm")?,
+        })
+    }
+
+    /// `[batch, rows, hidden]` to the same shape.
+    fn forward<C: KeyValueCache>(&self, x: &Tensor, rope: &Rope, angles: &Angles, sees: Sees, cache: &mut C) -> Result<Tensor> {
+        let normalized = |norm: &Option<RmsNorm>, x: Tensor| norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x));
+        let attended = self.attention.forward(&self.before_attention.forward(x)?, rope, angles, sees, cache)?;
+        let x = x.add(normalized(&self.after_attention, attended)?)?;
+        let fed = self.feed_forward(&self.before_mlp.forward(&x)?)?;
+        Ok(x.add(normalized(&self.after_mlp, fed)?)?)
+    }
+
+    /// The MLP, of many rows a part at a time.
+    fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {
+        let rows = x.dim(1);
+        if rows as usize <= MLP_ROWS {
+            return self.mlp.forward(x);
+        }
+        let mut parts = Vec::new();
+        for from in (0..rows).step_by(MLP_ROWS) {
+            let part = self.mlp.forward(&slice(x, 1, from..rows.min(from + MLP_ROWS as i32))?)?;
+            part.eval()?;
+            parts.push(part);
+        }
+        concat(&parts.iter().collect::<Vec<_>>(), 1)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Attention {
+    queries: Linear,
+    keys: Linear,
+    values: Linear,
+    output: Linear,
+    width: usize,
+    factor: f32,
+    softcap: Option<f32>,
+}
+
+impl Attention {
+    fn load(weights: &Weights, settings: &DecoderSettings, dtype: Dtype) -> Result<Attention> {
+        let (hidden, width) = (settings.hidden_size, settings.head_dim);
+        let (queries, keys) = (settings.heads * width, settings.kv_heads * width);
+        let projection = |name: &str, rows: usize| {
+            let linear = Linear::load(&weights.at(name), rows, hidden, dtype)?;
+            // Read for its error: what is missing, and what there is.
+            if settings.qkv_bias && !linear.has_bias() {
+                weights.at(name).shape("bias")?;
+            }
+            Ok::<_, Error>(linear)
+        };
+        Ok(Attention {
+            queries: projection("q_proj", queries)?,
+            keys: projection("k_proj", keys)?,
+            values: projection("v_proj", keys)?,
+            output: Linear::load(&weights.at("o_proj"), hidden, queries, dtype)?,
+            width,
+            factor: settings.attention_scale,
+            softcap: settings.attention_softcap,
+        })
+    }
+
+    /// `[batch, rows, hidden]` to the same shape.
+    fn forward<C: KeyValueCache>(&self, x: &Tensor, rope: &Rope, angles: &Angles, sees: Sees, cache: &mut C) -> Result<Tensor> {
+        let rotate = |x: Tensor| rope.rotate(&x, self.width, angles);
+        let (queries, keys) = (rotate(self.queries.forward(x)?)?, rotate(self.keys.forward(x)?)?);
+        let values = split_heads(&self.values.forward(x)?, self.width as i32)?;
+        let (keys, values) = cache.update_and_fetch(keys, values)?;
+        self.output.forward(&ops::attention([&queries, &keys, &values], self.factor, self.softcap, sees)?)
+    }
+}
