@@ -24,6 +24,7 @@
 #![deny(unsafe_code)]
 
 pub mod checkpoint;
+pub mod compat;
 pub mod device;
 pub mod error;
 pub mod ffi;
@@ -38,15 +39,17 @@ pub mod runtime;
 pub mod text;
 
 pub use checkpoint::{Mode, Quantization};
+pub use compat::{Generate, MoxinVLM, load_model, normalize_dino, normalize_siglip, sample};
 pub use device::Backend;
 pub use error::{Error, Result};
-pub use generate::{Event, FinishReason, Generate, GenerationOptions, SamplingParams, Stats, sample};
-pub use image::{DecodeOptions, Picture, PixelFormat, Processor};
-pub use models::moxin::{
-    FusedMLPProjector, MistralConfig, MoxinVLM, QuantizeOptions, VLMConfig, load_model, load_projector, normalize_dino, normalize_siglip,
+pub use generate::{Event, FinishReason, GenerationOptions, SamplingParams, Stats};
+pub use image::{DecodeOptions, Picture, PixelFormat};
+pub use models::{
+    Budget, QuantizeOptions,
+    prismatic::{FusedMLPProjector, MistralConfig, Processor, VLMConfig, load_projector},
 };
 pub use nn::{ConcatKeyValueCache, KVCache, KeyValueCache, ViTConfig, ViTEncoder, load_vit_encoder};
 pub use runtime::{
     Cancel, Embedding, LoadOptions, MemoryEstimate, Model, ModelInfo, Op, Session, Stage, StreamOptions, resume, suspend, trim_memory,
 };
-pub use text::{Role, Tokenizer, Turn, load_tokenizer};
+pub use text::{Message, Part, Role, Tokenizer, load_tokenizer};

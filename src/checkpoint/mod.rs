@@ -82,6 +82,11 @@ impl Checkpoint {
         self.tensors.get(name)
     }
 
+    /// What wrote the weights, as their metadata says: `pt`, `mlx`.
+    pub fn format(&self) -> Option<&str> {
+        self.tensors.values().next().and_then(TensorInfo::format)
+    }
+
     /// Bytes of all tensors together: what loading every one of them takes in memory.
     pub fn total_bytes(&self) -> u64 {
         self.tensors.values().map(|t| t.bytes).sum()

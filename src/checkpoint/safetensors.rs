@@ -46,6 +46,8 @@ struct OpenFile {
     file: File,
     /// Its size and the time of its last change when it was opened.
     state: Option<(u64, SystemTime)>,
+    /// What wrote it, as its metadata says: `pt`, `mlx`.
+    format: Option<String>,
 }
 
 /// The size of a file and the time of its last change.
@@ -58,6 +60,12 @@ impl TensorInfo {
     /// The file that holds the tensor.
     pub fn file(&self) -> &Path {
         &self.file.path
+    }
+
+    /// What wrote the file, as its metadata says: `pt`, `mlx`. It decides the layout of
+    /// convolutions.
+    pub fn format(&self) -> Option<&str> {
+        self.file.format.as_deref()
     }
 
     /// Whether the file is as it was when it was opened.
@@ -101,13 +109,13 @@ pub(super) fn open(path: &Path, what: &str, bytes_left: &mut u64) -> Result<BTre
     let mut text = room(header_bytes as usize, || format!("the header of {}", path.display()))?;
     text.resize(header_bytes as usize, 0);
     read_at(path, &file, &mut text, LENGTH_BYTES)?;
-    let Header(entries) = json::parse(&text).map_err(|e| Error::corrupt(path, format!("safetensors header: {e}")))?;
+    let Header { entries, format } = json::parse(&text).map_err(|e| Error::corrupt(path, format!("safetensors header: {e}")))?;
 
     let data_start = LENGTH_BYTES + header_bytes;
     check_layout(&entries, file_bytes - data_start).map_err(|e| Error::corrupt(path, e))?;
     check_mlx_limits(&entries).map_err(|e| Error::unsupported(path, e))?;
 
-    let file = Arc::new(OpenFile { path: path.into(), state: state(&file), file });
+    let file = Arc::new(OpenFile { path: path.into(), state: state(&file), file, format });
     let tensor = |(name, entry): (String, Entry)| {
         let (start, end) = entry.data_offsets;
         let info = TensorInfo {
@@ -148,7 +156,10 @@ fn read_at(path: &Path, file: &File, into: &mut [u8], offset: u64) -> Result<()>
 }
 
 /// The JSON header: what the file says about each tensor.
-struct Header(BTreeMap<String, Entry>);
+struct Header {
+    entries: BTreeMap<String, Entry>,
+    format: Option<String>,
+}
 
 // By hand rather than by the safetensors crate, which keeps the last of two tensors with one name, and whose errors (here as in
 // `check_layout`) do not say which tensor is at fault.
@@ -168,15 +179,15 @@ impl<'de> Visitor<'de> for HeaderVisitor {
     }
 
     fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> std::result::Result<Header, M::Error> {
-        let mut tensors = BTreeMap::new();
+        let (mut tensors, mut format) = (BTreeMap::new(), None);
         while let Some(name) = map.next_key::<String>()? {
             if name == "__metadata__" {
-                map.next_value::<BTreeMap<String, String>>()?;
+                format = map.next_value::<BTreeMap<String, String>>()?.remove("format");
             } else if tensors.insert(name.clone(), map.next_value()?).is_some() {
                 return Err(M::Error::custom(format_args!("tensor `{name}` is listed twice")));
             }
         }
-        Ok(Header(tensors))
+        Ok(Header { entries: tensors, format })
     }
 }
 

@@ -425,19 +425,21 @@ fn blob<'a>(snapshot: &Path, link: &'a Path) -> Option<(usize, &'a OsStr)> {
     (blobs == "blobs" && is_cache).then_some((steps, blob))
 }
 
-/// Writes the tensors, in files of at most 5 GB with an index, and `config`. `progress` is told the
+/// Writes the tensors, in files of at most 5 GB with an index, and `config`. `format` is what the
+/// source's metadata says of the layout, which stays as it was. `progress` is told the
 /// bytes written and their total; an error from it ends the work.
 pub(crate) fn write_model(
     folder: &Folder,
     tensors: &[SavedTensor],
     config: &Value,
+    format: Option<&str>,
     progress: &dyn Fn(u64, u64) -> Result<()>,
 ) -> Result<()> {
-    write_tensors(folder, tensors, progress)?;
+    write_tensors(folder, tensors, format, progress)?;
     write_json(folder, "config.json", config)
 }
 
-fn write_tensors(folder: &Folder, tensors: &[SavedTensor], progress: &dyn Fn(u64, u64) -> Result<()>) -> Result<()> {
+fn write_tensors(folder: &Folder, tensors: &[SavedTensor], format: Option<&str>, progress: &dyn Fn(u64, u64) -> Result<()>) -> Result<()> {
     let total: u64 = tensors.iter().map(|tensor| tensor.content.bytes()).sum();
     let shards = cut(tensors);
     let mut done = 0;
@@ -447,7 +449,7 @@ fn write_tensors(folder: &Folder, tensors: &[SavedTensor], progress: &dyn Fn(u64
             1 => "model.safetensors".to_owned(),
             count => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
         };
-        write_shard(folder, &name, shard, &mut |bytes| {
+        write_shard(folder, &name, shard, format, &mut |bytes| {
             done += bytes;
             progress(done, total)
         })?;
@@ -476,11 +478,17 @@ fn cut<'a>(tensors: &'a [SavedTensor<'a>]) -> Vec<&'a [SavedTensor<'a>]> {
     shards
 }
 
-fn write_shard(folder: &Folder, name: &str, tensors: &[SavedTensor], written: &mut dyn FnMut(u64) -> Result<()>) -> Result<()> {
+fn write_shard(
+    folder: &Folder,
+    name: &str,
+    tensors: &[SavedTensor],
+    format: Option<&str>,
+    written: &mut dyn FnMut(u64) -> Result<()>,
+) -> Result<()> {
     let path = folder.path().join(name);
     let io = |error| Error::io(&path, "the model's weights", error);
     let mut header = Map::new();
-    header.insert("__metadata__".into(), json!({ "format": "mlx" }));
+    header.extend(format.map(|format| ("__metadata__".to_owned(), json!({ "format": format }))));
     let mut end = 0;
     for tensor in tensors {
         let start = end;

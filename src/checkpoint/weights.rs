@@ -132,6 +132,17 @@ impl<'a> Weights<'a> {
         self.context.checkpoint.info(&self.path(name)).is_some()
     }
 
+    /// Whether a convolution's kernel is stored as MLX has it, `[out, .., in]`, and not as PyTorch,
+    /// `[out, in, ..]`. The metadata says so; where there is none, the sides that are `channels`
+    /// long do.
+    pub fn is_mlx_convolution(&self, name: &str, channels: usize) -> Result<bool> {
+        let tensor = self.find(name)?;
+        Ok(match tensor.format() {
+            Some(format) => format == "mlx",
+            None => tensor.shape.last() == Some(&channels) && tensor.shape.get(1) != Some(&channels),
+        })
+    }
+
     /// How many of `name.0.`, `name.1.`, … hold tensors, up to the first that does not: the length of a list of modules.
     pub fn count(&self, name: &str) -> usize {
         let list = self.at(name);

@@ -1,12 +1,10 @@
 //! The projector: from vision features to the decoder's space.
 
-use mlx_rs::{Array, Dtype};
-
 use crate::{
     Result,
     checkpoint::Weights,
+    device::{Dtype, Tensor, inject_into, ops::activate},
     nn::{Activation, Linear, Matrix},
-    panic::inject_into,
 };
 
 /// Linear layers with exact GELUs between them: three in a model with two encoders, two in one with a single encoder
@@ -37,17 +35,17 @@ impl FusedMLPProjector {
     }
 
     /// `[batch, patches, vision width]` to `[batch, patches, hidden]`.
-    pub fn forward(&self, features: &Array) -> Result<Array> {
+    pub fn forward(&self, features: &Tensor) -> Result<Tensor> {
         self.forward_by_layers(features, &|| Ok(()))
     }
 
     /// Does what [`FusedMLPProjector::forward`] does and calls `poll` before every layer. An error from it ends the work.
-    pub fn forward_by_layers(&self, features: &Array, poll: &dyn Fn() -> Result<()>) -> Result<Array> {
+    pub fn forward_by_layers(&self, features: &Tensor, poll: &dyn Fn() -> Result<()>) -> Result<Tensor> {
         let mut x = features.clone();
         for (i, layer) in self.layers.iter().enumerate() {
             poll()?;
             if i > 0 {
-                x = Activation::Gelu.apply(&x)?;
+                x = activate(&x, Activation::Gelu)?;
             }
             x = inject_into("projector", layer.forward(&x)?)?;
         }

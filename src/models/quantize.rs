@@ -1,12 +1,15 @@
 //! Which matrices of a model are quantized, and how.
 
-use super::{MoxinVLM, Source, load::ENCODERS};
+use std::collections::BTreeMap;
+
+use super::{ModelFolder, Vision};
 use crate::{
     Error, Result,
     checkpoint::Quantization,
-    device::{require, settle},
-    nn::{Matrix, QuantizedMatrix},
-    panic::{guarded, inject},
+    device::inject,
+    device::{Device, require, settle},
+    error::guarded,
+    nn::{Decoder, Matrix, QuantizedMatrix},
 };
 
 /// What is quantized. The default is what MLX's community does: the language model with its embedding and output head, in 4 bits and groups
@@ -60,55 +63,60 @@ impl QuantizeOptions {
     }
 }
 
-impl MoxinVLM {
-    /// Quantizes the language model, embedding and output head included, as MLX's community does: see [`QuantizeOptions`].
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] for a scheme that MLX does not have.
-    pub fn quantize(&mut self, group_size: usize, bits: usize) -> Result<()> {
-        self.quantize_with(&QuantizeOptions { quantization: Quantization::affine(group_size, bits), ..QuantizeOptions::default() })
-    }
+/// The weights of a model, on the engine thread.
+pub struct LoadedModel {
+    /// What makes features of pixels.
+    pub vision: Box<dyn Vision>,
+    /// The language model.
+    pub decoder: Decoder,
+}
 
-    /// Quantizes what the options say, a matrix after the other; those quantized before stay as they are.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] for a scheme that MLX does not have; [`Error::Backend`], after which some matrices are quantized and some
-    /// not. [`Model::quantize`](crate::Model::quantize) leaves a model as it was.
-    pub fn quantize_with(&mut self, options: &QuantizeOptions) -> Result<()> {
-        options.check()?;
-        self.matrices().into_iter().try_for_each(|(path, matrix)| quantize_matrix(&path, matrix, options))
-    }
+/// How quantizing a loaded model failed.
+pub(crate) enum QuantizeFailure {
+    /// The model is as it was.
+    Undone(Error),
+    /// The model could not be brought back, and is of no use.
+    Lost(Error),
+}
 
+impl LoadedModel {
     /// Every matrix that can be quantized, by the path of its module.
     pub(crate) fn matrices(&mut self) -> Vec<(String, &mut Matrix)> {
-        let mut all = Vec::new();
-        for (encoder, path) in self.encoders.iter_mut().zip(ENCODERS) {
-            encoder.matrices(path, &mut all);
-        }
-        self.projector.matrices("projector", &mut all);
+        let mut all = self.vision.matrices();
         self.decoder.matrices("language_model", &mut all);
         all
     }
-}
 
-impl Source {
-    /// Quantizes a model that was loaded from here, a matrix at a time. `progress` is told the part that is done; an error from it, or another,
-    /// is inside the result, and the model is as it was. An error outside: it could not be brought back.
-    pub fn quantize(&self, vlm: &mut MoxinVLM, options: &QuantizeOptions, progress: &dyn Fn(f32) -> Result<()>) -> Result<Result<()>> {
-        let dtype = vlm.dtype;
-        let mut planned: Vec<_> = vlm.matrices().into_iter().filter(|(path, matrix)| wants(path, matrix, options)).collect();
+    /// The schemes of the quantized matrices by their modules' paths.
+    pub(crate) fn schemes(&mut self) -> BTreeMap<String, Quantization> {
+        let scheme = |(path, matrix): (String, &mut Matrix)| match matrix {
+            Matrix::Quantized(matrix) => Some((path, matrix.quantization)),
+            Matrix::Dense(_) => None,
+        };
+        self.matrices().into_iter().filter_map(scheme).collect()
+    }
+
+    /// Quantizes what the options say of a model that was loaded from `folder`, a matrix at a time.
+    /// `progress` is told the part that is done; an error from it ends the work, and the model is
+    /// as it was.
+    pub(crate) fn quantize(
+        &mut self,
+        folder: &ModelFolder,
+        options: &QuantizeOptions,
+        device: &Device,
+        progress: &dyn Fn(f32) -> Result<()>,
+    ) -> Result<(), QuantizeFailure> {
+        let undone = QuantizeFailure::Undone;
+        let mut planned: Vec<_> = self.matrices().into_iter().filter(|(path, matrix)| wants(path, matrix, options)).collect();
         if planned.is_empty() {
-            return Ok(Err(Error::InvalidState("there is nothing left to quantize with these options".into())));
+            return Err(undone(Error::InvalidState("there is nothing left to quantize with these options".into())));
         }
         // What is replaced can be read again where the files are as they were; else it has to stay.
-        let keep = !self.checkpoint.is_unchanged();
+        let keep = !folder.checkpoint.is_unchanged();
         if keep {
             let needed = planned.iter().map(|(_, matrix)| matrix.bytes()).sum();
-            let what =
-                format!("{} has changed since it was loaded; keeping the old matrices while quantizing", self.folder.path().display());
-            if let Err(error) = require(&what, needed, u64::MAX) {
-                return Ok(Err(error));
-            }
+            let what = format!("{} has changed since it was loaded; keeping the old matrices while quantizing", folder.path().display());
+            require(&what, needed).map_err(undone)?;
         }
         let mut kept = Vec::new();
         let count = planned.len();
@@ -123,19 +131,27 @@ impl Source {
             if let Err(error) = done {
                 settle();
                 for (j, (path, matrix)) in planned.iter_mut().take(i).enumerate() {
-                    **matrix = match kept.get_mut(j).and_then(Option::take) {
-                        Some(old) => old,
-                        None => self.matrix(path, matrix.row_count(), matrix.columns(), dtype)?,
+                    let restored = match kept.get_mut(j).and_then(Option::take) {
+                        Some(old) => Ok(old),
+                        None => folder.matrix(path, matrix.row_count(), matrix.columns(), device),
                     };
+                    **matrix = restored.map_err(QuantizeFailure::Lost)?;
                 }
-                return Ok(Err(error));
+                return Err(undone(error));
             }
             kept.push(old);
         }
         // Whether somebody still wants to hear of it does not matter any more.
         let _ = progress(1.0);
-        Ok(Ok(()))
+        Ok(())
     }
+}
+
+/// The scheme that occurs most often.
+pub(crate) fn most_common(schemes: impl Iterator<Item = Quantization>) -> Option<Quantization> {
+    let mut counts = BTreeMap::new();
+    schemes.for_each(|scheme| *counts.entry(scheme).or_insert(0) += 1);
+    counts.into_iter().max_by_key(|(_, count)| *count).map(|(scheme, _)| scheme)
 }
 
 fn wants(path: &str, matrix: &Matrix, options: &QuantizeOptions) -> bool {
@@ -143,7 +159,7 @@ fn wants(path: &str, matrix: &Matrix, options: &QuantizeOptions) -> bool {
 }
 
 /// Quantizes a matrix where the options say so.
-fn quantize_matrix(path: &str, matrix: &mut Matrix, options: &QuantizeOptions) -> Result<()> {
+pub(crate) fn quantize_matrix(path: &str, matrix: &mut Matrix, options: &QuantizeOptions) -> Result<()> {
     if let (Some(scheme), Matrix::Dense(dense)) = (options.scheme(path, matrix.columns()), &*matrix) {
         *matrix = Matrix::Quantized(QuantizedMatrix::quantize(dense, scheme)?);
     }

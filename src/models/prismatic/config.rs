@@ -8,7 +8,12 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::{Error, Result, checkpoint::parse_file, file, nn::Activation};
+use crate::{
+    Error, Result,
+    checkpoint::parse_file,
+    file,
+    nn::{Activation, DecoderSettings, Rope, RopeKind},
+};
 
 /// A Prismatic `config.json`.
 #[derive(Debug, Clone, Deserialize)]
@@ -50,12 +55,13 @@ pub struct TimmOverrides {
 impl VLMConfig {
     /// Reads and checks a `config.json`.
     pub fn from_file(path: &Path) -> Result<VLMConfig> {
-        VLMConfig::parse(path, &file::read_json(path, "the model's configuration", file::MAX_JSON_BYTES)?)
+        let bytes = file::read_json(path, "the model's configuration", file::MAX_JSON_BYTES)?;
+        VLMConfig::parse(path, &parse_file(path, &bytes)?)
     }
 
     /// Parses and checks the content of a `config.json`.
-    pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<VLMConfig> {
-        let config: VLMConfig = parse_file(path, bytes)?;
+    pub(super) fn parse(path: &Path, config: &serde_json::Value) -> Result<VLMConfig> {
+        let config: VLMConfig = serde_path_to_error::deserialize(config).map_err(|error| Error::corrupt(path, error.to_string()))?;
         config.check().map_err(|what| Error::unsupported(path, what))?;
         Ok(config)
     }
@@ -207,6 +213,32 @@ impl MistralConfig {
     /// Base of the rotary position embedding.
     pub fn rope_theta(&self) -> f32 {
         self.rope_parameters.as_ref().and_then(|rope| rope.rope_theta).unwrap_or(self.rope_theta)
+    }
+
+    /// The decoder that it describes.
+    pub fn decoder(&self) -> DecoderSettings {
+        let rope = Rope { theta: self.rope_theta(), scaling: 1.0, kind: RopeKind::Sequential };
+        DecoderSettings {
+            vocab_size: self.vocab_size,
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            layers: self.num_hidden_layers,
+            heads: self.num_attention_heads,
+            kv_heads: self.num_key_value_heads,
+            head_dim: self.head_dim(),
+            qkv_bias: false,
+            norm_eps: self.rms_norm_eps,
+            norm_adds_one: false,
+            post_norms: false,
+            gate: Activation::Silu,
+            embedding_scale: None,
+            tied_head: self.tie_word_embeddings,
+            attention_scale: (self.head_dim() as f32).sqrt().recip(),
+            attention_softcap: None,
+            final_softcap: None,
+            windows: vec![self.sliding_window],
+            ropes: vec![rope],
+        }
     }
 
     fn check(&self) -> Result<(), String> {

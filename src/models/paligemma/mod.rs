@@ -1,0 +1,200 @@
+//! PaliGemma (<https://arxiv.org/abs/2407.07726>) and PaliGemma 2
+//! (<https://arxiv.org/abs/2412.03555>): SigLIP, a linear projector, and Gemma or Gemma 2.
+//!
+//! A picture is brought to one square size and becomes one position a patch. Pictures and prompt
+//! are one prefix whose positions see each other in both directions; only the answer is causal. So
+//! the prefix is read in one pass, and a conversation ends with its answer.
+
+mod vision;
+
+use std::ops::Range;
+
+use serde_json::Value;
+
+use self::vision::{PaliGemmaVision, projector_memory};
+use super::{
+    Architecture, Blueprint, Budget, Files, Limits, Marker, MediaPlan, MediumSize, PlacedMedium, PromptFormat, Sizes, TextConfig, Vision,
+    clip_config::{VisionConfig, encoder_memory},
+    names::{decoder_name, is_computed},
+    squared::Squared,
+    text_config::{TokenIds, token_id},
+};
+use crate::{
+    Error, Result,
+    checkpoint::Weights,
+    device::Device,
+    image::{Picture, Pixels},
+    nn::{Activation, ClipConfig, DecoderSettings},
+    text::{Message, Prompt},
+};
+
+/// PaliGemma 1 and 2.
+pub const ARCHITECTURE: Architecture = Architecture { model_types: &["paligemma"], open: |files| Ok(Box::new(PaliGemma::open(files)?)) };
+
+/// What stands for a picture.
+const MARKER: &str = "<image>";
+
+#[derive(Debug)]
+struct PaliGemma {
+    text: TextConfig,
+    decoder: DecoderSettings,
+    vision: ClipConfig,
+    processor: Squared,
+    image_token: u32,
+}
+
+impl PaliGemma {
+    fn open(files: &Files) -> Result<PaliGemma> {
+        let (path, config) = (&files.config_path, &files.config);
+        let kind = config.pointer("/text_config/model_type").and_then(Value::as_str).unwrap_or("gemma");
+        let defaults = defaults(kind)
+            .ok_or_else(|| Error::unsupported(path, format!("text_config.model_type is {kind:?}; \"gemma\" or \"gemma2\" is expected")))?;
+        let text = TextConfig::new(path, config, defaults)?;
+        let has_head = files.checkpoint.tensor_names().any(|name| name.ends_with("lm_head.weight"));
+        let decoder = gemma(&text, kind == "gemma2", text.decoder(path, !has_head)?);
+        let vision = VisionConfig::read(path, config, false)?;
+        files.processor.expect("paligemma", &["SiglipImageProcessor", "PaliGemmaProcessor"])?;
+        let processor = Squared::read(&files.processor, vision.image_size)?;
+        let image_token = token_id(path, config, &["image_token_index", "image_token_id"], 256_000)?;
+        Ok(PaliGemma { text, decoder, vision, processor, image_token })
+    }
+}
+
+/// The defaults of transformers' configuration classes
+/// (<https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/gemma/configuration_gemma.py>,
+/// <https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/gemma2/configuration_gemma2.py>).
+fn defaults(kind: &str) -> Option<TextConfig> {
+    let both = TextConfig {
+        vocab_size: Some(256_000),
+        head_dim: Some(256),
+        rms_norm_eps: Some(1e-6),
+        rope_theta: Some(10_000.0),
+        max_position_embeddings: Some(8192),
+        eos_token_id: Some(TokenIds::One(1)),
+        ..TextConfig::default()
+    };
+    match kind {
+        "gemma" => Some(TextConfig {
+            hidden_size: Some(3072),
+            intermediate_size: Some(24_576),
+            num_hidden_layers: Some(28),
+            num_attention_heads: Some(16),
+            num_key_value_heads: Some(16),
+            ..both
+        }),
+        "gemma2" => Some(TextConfig {
+            hidden_size: Some(2304),
+            intermediate_size: Some(9216),
+            num_hidden_layers: Some(26),
+            num_attention_heads: Some(8),
+            num_key_value_heads: Some(4),
+            sliding_window: Some(4096),
+            query_pre_attn_scalar: Some(256.0),
+            attn_logit_softcapping: Some(50.0),
+            final_logit_softcapping: Some(30.0),
+            ..both
+        }),
+        _ => None,
+    }
+}
+
+/// What makes a plain decoder Gemma's: norms of `1 + w`, GELU with tanh whatever `hidden_act` says
+/// (<https://github.com/huggingface/transformers/pull/29402>), embeddings times the root of the
+/// width; in Gemma 2 also norms behind, soft caps, and a window in every other layer.
+fn gemma(text: &TextConfig, is_second: bool, plain: DecoderSettings) -> DecoderSettings {
+    let base = DecoderSettings {
+        norm_adds_one: true,
+        gate: Activation::GeluTanh,
+        embedding_scale: Some((plain.hidden_size as f32).sqrt()),
+        windows: vec![None],
+        ..plain
+    };
+    if !is_second {
+        return base;
+    }
+    DecoderSettings {
+        post_norms: true,
+        attention_scale: text.query_pre_attn_scalar.unwrap_or(256.0).sqrt().recip(),
+        attention_softcap: text.attn_logit_softcapping,
+        final_softcap: text.final_logit_softcapping,
+        windows: vec![text.sliding_window, None],
+        ..base
+    }
+}
+
+impl Blueprint for PaliGemma {
+    fn limits(&self) -> Limits {
+        Limits {
+            context: self.text.max_position_embeddings.unwrap_or(8192),
+            end_tokens: self.text.end_tokens(),
+            images: usize::MAX,
+            image_size: self.vision.image_size,
+            system: false,
+            several_messages: false,
+            default_prompt: "caption en",
+        }
+    }
+
+    fn canonical_name(&self, stored: &str) -> Option<String> {
+        if is_computed(stored) || stored.contains("vision_model.head.") {
+            return None;
+        }
+        if let Some(name) = decoder_name(stored) {
+            return Some(name);
+        }
+        let name = stored.strip_prefix("model.").unwrap_or(stored);
+        // transformers 5 keeps the encoder without the inner name in memory.
+        let vision = name.strip_prefix("vision_tower.").map(|rest| rest.strip_prefix("vision_model.").unwrap_or(rest));
+        Some(vision.map_or_else(|| name.to_owned(), |rest| format!("vision_tower.vision_model.{rest}")))
+    }
+
+    fn decoder(&self) -> &DecoderSettings {
+        &self.decoder
+    }
+
+    fn plan(&self, _: MediumSize, _: Budget) -> Result<MediaPlan> {
+        Ok(self.processor.plan(self.vision.patches(), MARKER))
+    }
+
+    fn preprocess(&self, picture: &Picture, _: &MediaPlan) -> Result<Pixels> {
+        self.processor.process(picture)
+    }
+
+    fn preprocess_memory(&self, size: MediumSize, _: &MediaPlan) -> u64 {
+        self.processor.memory(size)
+    }
+
+    fn vision_memory(&self, _: &MediaPlan, sizes: &Sizes) -> u64 {
+        let encoder = encoder_memory(&self.vision, "vision_tower.vision_model", sizes);
+        encoder.max(projector_memory(&self.vision, self.decoder.hidden_size, sizes)).0
+    }
+
+    fn format(&self) -> PromptFormat {
+        let marker = Marker { text: MARKER.into(), id: self.image_token };
+        PromptFormat::Plain { marker: Some(marker), render, framed: false }
+    }
+
+    fn spans(&self, rows: usize, _: &[PlacedMedium]) -> Vec<Range<usize>> {
+        let prefix = 0..rows;
+        vec![prefix]
+    }
+
+    fn load_vision(&self, weights: &Weights, device: &Device) -> Result<Box<dyn Vision>> {
+        Ok(Box::new(PaliGemmaVision::load(weights, &self.vision, self.decoder.hidden_size, device.dtype)?))
+    }
+}
+
+/// Pictures first, then the beginning, the prompt and a newline, as `PaliGemmaProcessor` builds it
+/// (<https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/paligemma/processing_paligemma.py>).
+fn render(messages: &[Message]) -> Result<Prompt> {
+    let [message] = messages else {
+        return Err(Error::InvalidState("this model answers one message; begin a new session for another question".into()));
+    };
+    let mut prompt = Prompt::default();
+    let images = message.parts.iter().filter(|part| part.text().is_none()).count();
+    (0..images).for_each(|_| prompt.push_markup(MARKER));
+    prompt.push_markup("<bos>");
+    prompt.push(&message.text(""));
+    prompt.push("\n");
+    Ok(prompt)
+}

@@ -1,0 +1,53 @@
+//! Qwen2-VL's vision.
+
+use std::num::Saturating;
+
+use crate::{
+    Result,
+    checkpoint::Weights,
+    device::Dtype,
+    image::Pixels,
+    models::{
+        MediaPlan, Sizes, Vision,
+        memory::{Count, count},
+    },
+    nn::{Features, Matrix, QwenVitConfig, QwenVitEncoder},
+};
+
+/// The encoder, its merger included.
+pub struct Qwen2Vision(QwenVitEncoder);
+
+impl Qwen2Vision {
+    /// Reads `vision_tower`.
+    pub fn load(weights: &Weights, config: &QwenVitConfig, dtype: Dtype) -> Result<Qwen2Vision> {
+        QwenVitEncoder::load(&weights.at("vision_tower"), config.clone(), dtype).map(Qwen2Vision)
+    }
+}
+
+impl Vision for Qwen2Vision {
+    fn encode(&self, pixels: &Pixels, plan: &MediaPlan, progress: &dyn Fn(f32) -> Result<()>) -> Result<Features> {
+        let rows = self.0.forward(&pixels.data, &plan.grids, progress)?;
+        rows.eval()?;
+        Ok(Features { rows })
+    }
+
+    fn matrices(&mut self) -> Vec<(String, &mut Matrix)> {
+        let mut all = Vec::new();
+        self.0.matrices("vision_tower", &mut all);
+        all
+    }
+}
+
+/// Bytes that encoding takes beyond weights and pixels.
+pub fn encoder_memory(config: &QwenVitConfig, plan: &MediaPlan, sizes: &Sizes) -> Count {
+    let patches: Count = plan.grids.iter().map(|grid| grid.iter().map(|side| count(*side as usize)).product::<Count>()).sum();
+    let largest = plan.grids.iter().map(|[_, h, w]| count(*h as usize) * count(*w as usize)).max().unwrap_or_default();
+    let (width, inner, heads) = (count(config.width), count(config.inner), count(config.heads));
+    let pixels = patches * count(config.patch_numbers());
+    let [three, five, twelve] = [3, 5, 12].map(Saturating);
+    let activations = match sizes.own_kernels() {
+        true => patches * (Saturating(6) * width + three * inner) + pixels,
+        false => patches * (twelve * width + five * inner) + heads * largest * largest + pixels,
+    };
+    sizes.widened("vision_tower.blocks.0.").max(sizes.widened("vision_tower.merger.")) + activations * Saturating(sizes.item())
+}

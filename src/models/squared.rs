@@ -1,0 +1,105 @@
+//! The image processors that bring every picture to one size: SigLIP's squashes it, CLIP's resizes
+//! the shorter side and cuts the middle out.
+
+use super::{MediaPlan, MediumSize, ProcessorSettings};
+use crate::{
+    Error, Result,
+    image::{Filter, Normalization, Picture, Pixels, center_crop, planes, resize, resize_memory},
+};
+
+/// CLIP's statistics, the defaults of its processor.
+pub const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+/// CLIP's statistics.
+pub const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+
+/// A processor with one size of picture.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Squared {
+    edge: usize,
+    /// The shorter side before the middle is cut out; `None`: both sides are squashed.
+    shortest: Option<usize>,
+    filter: Filter,
+    normalization: Normalization,
+}
+
+impl Squared {
+    /// SigLIP's processor, for an encoder of pictures of this edge.
+    pub fn read(settings: &ProcessorSettings, edge: usize) -> Result<Squared> {
+        check_steps(settings)?;
+        check_square(settings, "size", edge)?;
+        Ok(Squared {
+            edge,
+            shortest: None,
+            filter: settings.filter(Filter::Bicubic)?,
+            normalization: settings.normalization([0.5; 3], [0.5; 3])?,
+        })
+    }
+
+    /// CLIP's processor, for an encoder of pictures of this edge.
+    pub fn read_clip(settings: &ProcessorSettings, edge: usize) -> Result<Squared> {
+        check_steps(settings)?;
+        settings.require("do_center_crop", true)?;
+        check_square(settings, "crop_size", edge)?;
+        let shortest = settings.count_in("size", "shortest_edge")?.or(settings.count("size").ok().flatten()).unwrap_or(224);
+        if shortest < edge || shortest > 4 * 4096 {
+            let what = format!("field `size.shortest_edge` is {shortest}; {edge}, the edge that is cut out, to 16384 is expected");
+            return Err(Error::unsupported(settings.path(), what));
+        }
+        Ok(Squared {
+            edge,
+            shortest: Some(shortest),
+            filter: settings.filter(Filter::Bicubic)?,
+            normalization: settings.normalization(CLIP_MEAN, CLIP_STD)?,
+        })
+    }
+
+    /// The plan of any picture.
+    pub fn plan(&self, features: usize, marker: &str) -> MediaPlan {
+        MediaPlan { grids: Vec::new(), pixels: [self.edge; 2], markup: marker.into(), runs: vec![features] }
+    }
+
+    /// Makes `[3, edge, edge]` of a picture.
+    pub fn process(&self, picture: &Picture) -> Result<Pixels> {
+        let (width, height) = (picture.width() as usize, picture.height() as usize);
+        let square = match self.shortest {
+            None => resize(picture, self.edge, self.edge, self.filter)?,
+            Some(shortest) => {
+                let [width, height] = with_shortest([width, height], shortest);
+                center_crop(&resize(picture, width, height, self.filter)?, self.edge, self.edge)?
+            }
+        };
+        let data = planes(&square, &self.normalization)?;
+        Ok(Pixels { data, channels: 3, height: self.edge, width: self.edge })
+    }
+
+    /// Bytes that [`Squared::process`] takes beyond its result.
+    pub fn memory(&self, size: MediumSize) -> u64 {
+        let side = size.width.max(size.height);
+        let [width, height] = self.shortest.map_or([self.edge; 2], |shortest| with_shortest([size.width, size.height], shortest));
+        resize_memory(width.max(height), side)
+    }
+}
+
+/// The size whose shorter side is as long as that, proportions kept, fractions cut off.
+fn with_shortest([width, height]: [usize; 2], shortest: usize) -> [usize; 2] {
+    match width <= height {
+        true => [shortest, shortest * height / width],
+        false => [shortest * width / height, shortest],
+    }
+}
+
+fn check_steps(settings: &ProcessorSettings) -> Result<()> {
+    ["do_resize", "do_rescale", "do_normalize"].into_iter().try_for_each(|step| settings.require(step, true))
+}
+
+fn check_square(settings: &ProcessorSettings, field: &str, edge: usize) -> Result<()> {
+    let sides = [settings.count_in(field, "height")?, settings.count_in(field, "width")?];
+    let sides = if sides == [None; 2] { [settings.count(field).ok().flatten(); 2] } else { sides };
+    match sides.iter().flatten().find(|side| **side != edge) {
+        Some(side) => Err(Error::corrupt(
+            settings.path(),
+            format!("field `{field}` makes pictures of {side} pixels; vision_config.image_size in config.json is {edge}"),
+        )),
+        None => Ok(()),
+    }
+}
