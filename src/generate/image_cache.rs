@@ -1,29 +1,27 @@
-//! Tokens of pictures that were seen before.
+//! Features of pictures that were seen before.
 
 use std::{
     collections::VecDeque,
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use mlx_rs::Array;
-
-use crate::image::PictureHash;
+use crate::{models::MediaKey, nn::Features};
 
 /// Bytes held by all caches of the process.
 static HELD: AtomicU64 = AtomicU64::new(0);
 
-/// Bytes of tokens of pictures seen before, of all models in this process.
+/// Bytes of features of pictures seen before, of all models in this process.
 pub fn image_cache_bytes() -> u64 {
     HELD.load(Ordering::Relaxed)
 }
 
-/// Keeps the tokens of the pictures that were used last, up to a number of bytes.
+/// Keeps the features of the pictures that were used last, up to a number of bytes.
 #[derive(Debug, Default)]
 pub struct ImageCache {
     budget: u64,
     bytes: u64,
     /// Used last, last. A picture takes megabytes, so that there are never many to look through.
-    entries: VecDeque<(PictureHash, Array)>,
+    entries: VecDeque<(MediaKey, Features)>,
 }
 
 impl ImageCache {
@@ -32,28 +30,28 @@ impl ImageCache {
         ImageCache { budget, bytes: 0, entries: VecDeque::new() }
     }
 
-    /// The tokens of a picture, where they are still here.
-    pub fn get(&mut self, picture: PictureHash) -> Option<Array> {
-        let at = self.entries.iter().position(|(key, _)| *key == picture)?;
+    /// The features of a picture, where they are still here.
+    pub fn get(&mut self, key: MediaKey) -> Option<Features> {
+        let at = self.entries.iter().position(|(other, _)| *other == key)?;
         let entry = self.entries.remove(at)?;
-        let tokens = entry.1.clone();
+        let features = entry.1.clone();
         self.entries.push_back(entry);
-        Some(tokens)
+        Some(features)
     }
 
-    /// Keeps the tokens of a picture that is not here yet; lets go of those not used for longest.
-    pub fn insert(&mut self, picture: PictureHash, tokens: Array) {
-        let bytes = tokens.nbytes() as u64;
+    /// Keeps the features of a picture that is not here yet; lets go of those not used for longest.
+    pub fn insert(&mut self, key: MediaKey, features: Features) {
+        let bytes = features.bytes();
         if bytes > self.budget {
             return;
         }
         while self.bytes + bytes > self.budget
             && let Some((_, old)) = self.entries.pop_front()
         {
-            self.set_bytes(self.bytes - old.nbytes() as u64);
+            self.set_bytes(self.bytes - old.bytes());
         }
         self.set_bytes(self.bytes + bytes);
-        self.entries.push_back((picture, tokens));
+        self.entries.push_back((key, features));
     }
 
     /// Bytes held.
@@ -82,19 +80,28 @@ impl Drop for ImageCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::{Picture, PixelFormat};
+    use crate::{
+        device::ops::floats,
+        image::{Picture, PixelFormat},
+        models::MediaPlan,
+    };
 
-    fn picture(gray: u8) -> PictureHash {
-        Picture::from_pixels(&[gray; 4], 2, 2, 2, PixelFormat::Gray8).unwrap().hash()
+    fn plan(edge: usize) -> MediaPlan {
+        MediaPlan { grids: Vec::new(), pixels: [edge; 2], markup: String::new(), runs: vec![2] }
+    }
+
+    fn picture(gray: u8) -> MediaKey {
+        let picture = Picture::from_pixels(&[gray; 4], 2, 2, 2, PixelFormat::Gray8).unwrap();
+        MediaKey::new(picture.hash(), &plan(2))
     }
 
     /// 40 bytes.
-    fn tokens(value: f32) -> Array {
-        Array::from_slice(&[value; 10], &[1, 2, 5])
+    fn tokens(value: f32) -> Features {
+        Features { rows: floats(&[value; 10], &[2, 5]) }
     }
 
     fn value(cache: &mut ImageCache, gray: u8) -> Option<f32> {
-        cache.get(picture(gray)).map(|tokens| tokens.as_slice::<f32>()[0])
+        cache.get(picture(gray)).map(|features| features.rows.as_slice::<f32>()[0])
     }
 
     #[test]
@@ -125,5 +132,7 @@ mod tests {
         assert_ne!(wide.hash(), tall.hash());
         assert_ne!(picture(6), picture(7));
         assert_eq!(picture(7), picture(7));
+        // Nor is a picture that is processed otherwise.
+        assert_ne!(MediaKey::new(wide.hash(), &plan(2)), MediaKey::new(wide.hash(), &plan(4)));
     }
 }

@@ -1,13 +1,25 @@
 //! Prefill and decode: sampling, stop rules, and the step loop of a conversation. Runs on one thread, usually the engine's.
 
+mod answer;
 mod chat;
+mod conversation;
+mod event;
 mod image_cache;
-mod iterator;
+mod model;
+mod options;
+mod prompt;
 mod sampler;
+mod stats;
 mod stop;
 
-pub use chat::{Chat, ChatImage, ChatModel, Encoded, Event, FinishReason, GenerationOptions, Stats, Watch};
+use answer::Answer;
+pub use chat::Chat;
+pub use conversation::{ChatImage, Conversation, ImageContent};
+pub use event::{Event, FinishReason, Watch};
 pub use image_cache::{ImageCache, image_cache_bytes};
-pub use iterator::{Generate, sample};
+pub use model::ChatModel;
+pub use options::GenerationOptions;
+pub use prompt::{Prompt, PromptRequest, PromptWriter, Source, Written};
 pub use sampler::{Choice, Sampler, SamplingParams, top_logprobs};
+pub use stats::Stats;
 pub use stop::{MAX_STOP_BYTES, MAX_STOP_STRINGS, StopOutcome, StopStrings};

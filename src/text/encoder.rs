@@ -1,6 +1,6 @@
 //! From a prompt to tokens, so that only the prompt's own markup makes control tokens.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use aho_corasick::{AhoCorasick, MatchKind};
 use tokenizers::AddedVocabulary;
 
-use super::{Prompt, Tokenizer};
+use super::{Message, Part, Prompt, Tokenizer};
 use crate::{Error, Result};
 
 /// Turns prompts into token ids. Cloning is cheap. Any number of threads may use it at once.
@@ -78,38 +78,92 @@ impl PromptEncoder {
         }
     }
 
-    /// An estimate of the memory that encoding a prompt takes.
-    pub fn memory(&self, prompt: &Prompt) -> u64 {
-        self.shared.tokenizer.memory(prompt.text().len())
+    /// An estimate of the memory that encoding a prompt of so many bytes takes.
+    pub fn memory(&self, bytes: usize) -> u64 {
+        self.shared.tokenizer.memory(bytes)
     }
 
-    /// The token ids of a prompt, with what the tokenizer puts around it, such as `<s>` in front;
-    /// that is not put there twice where raw prompt text begins with it.
+    /// Hides the control spellings in messages, for a template that writes them down: the first
+    /// character of each becomes one that no text has. Texts that follow each other count as one.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for texts that use all of Unicode's private characters.
+    pub fn mask(&self, messages: &[Message]) -> Result<(Vec<Message>, Mask)> {
+        let mut mask = Mask::new(messages);
+        let masked = messages.iter().map(|message| self.masked(message, &mut mask)).collect::<Result<_>>()?;
+        Ok((masked, mask))
+    }
+
+    fn masked(&self, message: &Message, mask: &mut Mask) -> Result<Message> {
+        let mut parts = Vec::new();
+        for run in message.parts.chunk_by(|a, b| matches!((a, b), (Part::Text(_), Part::Text(_)))) {
+            let texts: Vec<&str> = run.iter().filter_map(Part::text).collect();
+            if texts.is_empty() {
+                parts.extend_from_slice(run);
+                continue;
+            }
+            let joined = texts.concat();
+            let starts: BTreeSet<usize> = self.shared.every.find_overlapping_iter(&joined).map(|found| found.start()).collect();
+            let mut at = 0;
+            for text in texts {
+                let mut masked = String::with_capacity(text.len());
+                for (i, c) in text.char_indices() {
+                    masked.push(if starts.contains(&(at + i)) { mask.hide(c)? } else { c });
+                }
+                at += text.len();
+                parts.push(Part::Text(masked));
+            }
+        }
+        Ok(Message { role: message.role, parts })
+    }
+
+    /// Makes a prompt of what a template wrote of masked messages: the control tokens that are spelt
+    /// in it are the template's, and what is masked is text again.
+    pub fn unmask(&self, rendering: &str, mask: &Mask) -> Prompt {
+        let mut prompt = Prompt::default();
+        let mut done = 0;
+        for found in self.shared.longest.find_iter(rendering) {
+            prompt.push(&mask.restore(&rendering[done..found.start()]));
+            prompt.push_markup(&rendering[found.start()..found.end()]);
+            done = found.end();
+        }
+        prompt.push(&mask.restore(&rendering[done..]));
+        prompt
+    }
+
+    /// The token ids of a prompt, where `framed` with what the tokenizer puts around it, such as
+    /// `<s>` in front; that is not put there twice where raw prompt text begins with it.
     ///
     /// # Errors
     /// As for [`Tokenizer::encode`]; [`Error::CorruptModel`] where the tokenizer makes a control
     /// token of what is none.
-    pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+    pub fn encode(&self, prompt: &Prompt, framed: bool) -> Result<Vec<u32>> {
+        let frame = |ids| if framed { self.shared.tokenizer.frame(ids) } else { Ok(ids) };
         let controls = self.controls(prompt);
-        let expected = self.forbidden(self.shared.tokenizer.frame(controls.iter().map(|(_, id)| *id).collect())?);
+        let expected = self.forbidden(frame(controls.iter().map(|(_, id)| *id).collect())?);
         let mut ids = Vec::new();
         let mut found = None;
         if !self.is_spelt_in_text(prompt) {
-            ids = self.shared.tokenizer.encode(prompt.text(), true)?;
+            ids = self.shared.tokenizer.encode(prompt.text(), framed)?;
             found = Some(self.forbidden(ids.iter().copied()));
         }
         if found.as_ref() != Some(&expected) {
-            ids = self.shared.tokenizer.frame(self.encode_parts(prompt, &controls)?)?;
+            ids = frame(self.encode_parts(prompt, &controls)?)?;
             found = Some(self.forbidden(ids.iter().copied()));
         }
         if found.as_ref() != Some(&expected) {
             return Err(self.shared.tokenizer.at_fault("the tokenizer makes a control token of plain text".into()));
         }
         let begins_with_control = controls.first().is_some_and(|(range, _)| range.start == 0);
-        if begins_with_control && ids.len() > 1 && ids[0] == ids[1] {
+        if framed && begins_with_control && ids.len() > 1 && ids[0] == ids[1] {
             ids.remove(0);
         }
         Ok(ids)
+    }
+
+    /// Whether a prompt begins with a control token.
+    pub fn begins_with_control(&self, prompt: &Prompt) -> bool {
+        self.controls(prompt).first().is_some_and(|(range, _)| range.start == 0)
     }
 
     /// The control tokens that the prompt's markup spells, and where.
@@ -152,6 +206,37 @@ impl PromptEncoder {
 
     fn forbidden(&self, ids: impl IntoIterator<Item = u32>) -> Vec<u32> {
         ids.into_iter().filter(|id| self.shared.forbidden.contains(id)).collect()
+    }
+}
+
+/// Characters that stand for the first ones of control spellings.
+#[derive(Debug, Clone)]
+pub struct Mask {
+    /// Private characters that no text of these messages has.
+    free: Vec<char>,
+    /// What stands for which.
+    hidden: BTreeMap<char, char>,
+}
+
+impl Mask {
+    fn new(messages: &[Message]) -> Mask {
+        let used: HashSet<char> = messages.iter().flat_map(Message::texts).flat_map(str::chars).collect();
+        Mask { free: ('\u{E000}'..='\u{F8FF}').filter(|c| !used.contains(c)).collect(), hidden: BTreeMap::new() }
+    }
+
+    /// The character that stands for this one.
+    fn hide(&mut self, c: char) -> Result<char> {
+        if let Some((private, _)) = self.hidden.iter().find(|(_, hidden)| **hidden == c) {
+            return Ok(*private);
+        }
+        let none = || Error::InvalidArgument("the messages use all of Unicode's private characters; leave one of them out".into());
+        let private = self.free.pop().ok_or_else(none)?;
+        self.hidden.insert(private, c);
+        Ok(private)
+    }
+
+    fn restore(&self, text: &str) -> String {
+        text.chars().map(|c| self.hidden.get(&c).copied().unwrap_or(c)).collect()
     }
 }
 

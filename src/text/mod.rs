@@ -3,14 +3,18 @@
 mod check;
 mod detokenizer;
 mod encoder;
+mod message;
 mod prompt;
+mod template;
 mod tokenizer;
 
 use std::path::Path;
 
 pub use detokenizer::StreamDecoder;
-pub use encoder::PromptEncoder;
-pub use prompt::{Prompt, Role, Turn, pure_prompt};
+pub use encoder::{Mask, PromptEncoder};
+pub use message::{Message, Part, Role};
+pub use prompt::Prompt;
+pub use template::{ContentStyle, Template};
 pub use tokenizer::Tokenizer;
 
 use crate::Result;

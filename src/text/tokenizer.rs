@@ -157,7 +157,7 @@ impl Tokenizer {
     }
 
     /// An error about the file that the tokenizer comes from.
-    pub(super) fn at_fault(&self, what: String) -> Error {
+    pub(crate) fn at_fault(&self, what: String) -> Error {
         Error::corrupt(&self.shared.path, what)
     }
 

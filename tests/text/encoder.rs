@@ -1,5 +1,6 @@
 use moxin_vlm::Error;
-use moxin_vlm::text::{Prompt, PromptEncoder, Role, Tokenizer, Turn};
+use moxin_vlm::models::prismatic::render;
+use moxin_vlm::text::{Message, PromptEncoder, Tokenizer};
 use serde_json::{Value, json};
 
 use crate::prompt::{Cases, alternating};
@@ -9,8 +10,8 @@ fn encoder(tokenizer: &Tokenizer) -> PromptEncoder {
     PromptEncoder::new(tokenizer, &[2]).unwrap()
 }
 
-fn encode(tokenizer: &Tokenizer, turns: &[Turn]) -> Vec<u32> {
-    encoder(tokenizer).encode(&Prompt::of(turns).unwrap()).unwrap()
+fn encode(tokenizer: &Tokenizer, messages: &[Message]) -> Vec<u32> {
+    encoder(tokenizer).encode(&render(messages).unwrap(), true).unwrap()
 }
 
 /// Positions of control tokens.
@@ -37,7 +38,7 @@ fn benign_conversations_have_the_ids_of_the_reference() {
 #[test]
 fn a_control_token_in_a_text_is_text() {
     let llama = tokenizer("llama");
-    let ids = encode(&llama, &[Turn::user("a</s>b<s>"), Turn::assistant("<PAD>"), Turn::user("c")]);
+    let ids = encode(&llama, &[Message::user("a</s>b<s>"), Message::assistant("<PAD>"), Message::user("c")]);
     assert_eq!(controls(&llama, &ids), [1, 2]);
     assert_eq!(llama.decode(&ids).unwrap(), "In: a</s>b<s>\nOut: <PAD> In: c\nOut:");
 }
@@ -54,8 +55,9 @@ fn random_spellings_never_become_control_tokens() {
         let frame = tokenizer.encode("", true).unwrap();
         for _ in 0..400 {
             let mut text = |most: usize| (0..random.below(most)).map(|_| *random.pick(&pieces)).collect::<String>();
-            let turns: Vec<Turn> = (0..5).map(|i| if i % 2 == 0 { Turn::user(text(8)) } else { Turn::assistant(text(8)) }).collect();
-            let ids = encoder.encode(&Prompt::of(&turns).unwrap()).unwrap();
+            let turns: Vec<Message> =
+                (0..5).map(|i| if i % 2 == 0 { Message::user(text(8)) } else { Message::assistant(text(8)) }).collect();
+            let ids = encoder.encode(&render(&turns).unwrap(), true).unwrap();
             assert_eq!(controls(&tokenizer, &ids), [&frame[..], &[2, 2]].concat(), "{style}: {turns:?}");
         }
     }
@@ -64,21 +66,22 @@ fn random_spellings_never_become_control_tokens() {
 #[test]
 fn raw_prompt_text_keeps_its_control_tokens() {
     let tokenizer = tokenizer("llama");
-    let turns = [Turn::user("How many?"), Turn::assistant("Three."), Turn::user("And?")];
+    let turns = [Message::user("How many?"), Message::assistant("Three."), Message::user("And?")];
     let expected = encode(&tokenizer, &turns);
-    let whole = Turn::prompt("In: How many?\nOut: Three.</s>In: And?\nOut:");
+    let whole = Message::prompt("In: How many?\nOut: Three.</s>In: And?\nOut:");
     assert_eq!(encode(&tokenizer, std::slice::from_ref(&whole)), expected);
     // The beginning of a text is not doubled, and nothing is trimmed.
-    assert_eq!(encode(&tokenizer, &[Turn::prompt(format!("<s>{}", whole.text))]), expected);
-    assert_eq!(Prompt::of(&[Turn::prompt(" <image> ")]).unwrap().text(), " <image> ");
+    assert_eq!(encode(&tokenizer, &[Message::prompt(format!("<s>{}", whole.text("")))]), expected);
+    assert_eq!(render(&[Message::prompt(" <image> ")]).unwrap().text(), " <image> ");
 
     // An answer to it is used as it is, and is text; the conversation goes on in either form.
-    let answered = [Turn::prompt("In: How many?\nOut:"), Turn::assistant(" Three."), Turn::user("And?")];
+    let answered = [Message::prompt("In: How many?\nOut:"), Message::assistant(" Three."), Message::user("And?")];
     assert_eq!(encode(&tokenizer, &answered), expected);
-    let hostile = [Turn::prompt("In: How many?</s>\nOut:"), Turn::assistant("</s>"), Turn::prompt("<s>And</s"), Turn::assistant(">")];
+    let hostile =
+        [Message::prompt("In: How many?</s>\nOut:"), Message::assistant("</s>"), Message::prompt("<s>And</s"), Message::assistant(">")];
     assert_eq!(controls(&tokenizer, &encode(&tokenizer, &hostile)), [1, 2, 2, 1, 2]);
 
-    let twice = Prompt::of(&[Turn::user("a"), Turn { role: Role::Prompt, text: "b".into() }]);
+    let twice = render(&[Message::user("a"), Message::prompt("b")]);
     assert!(matches!(twice, Err(Error::InvalidArgument(_))));
 }
 
@@ -90,10 +93,10 @@ fn tokens_that_look_like_control_tokens_are_some() {
     let tokens = ["<|im_end|>", "[INST]", "[/INST]", "<｜User｜>", "<loc0001>", "[word]"];
     json["added_tokens"].as_array_mut().unwrap().extend(tokens.iter().enumerate().map(|(i, token)| added(441 + i as u32, token)));
     let tokenizer = tokenizer_of(&json).unwrap();
-    let ids = encode(&tokenizer, &[Turn::user(tokens.concat())]);
+    let ids = encode(&tokenizer, &[Message::user(tokens.concat())]);
     let found: Vec<_> = ids.iter().filter(|id| **id > 440).map(|id| tokenizer.token_text(*id).unwrap()).collect();
     assert_eq!(found, ["<loc0001>", "[word]"]);
-    let raw = encode(&tokenizer, &[Turn::prompt(tokens.concat())]);
+    let raw = encode(&tokenizer, &[Message::prompt(tokens.concat())]);
     assert_eq!(raw.iter().filter(|id| **id > 440).count(), tokens.len());
 }
 
@@ -105,9 +108,9 @@ fn a_tokenizer_that_cannot_tell_them_apart_is_refused() {
     json["normalizer"] = Value::Null;
     json["pre_tokenizer"] = json!({"type": "Split", "pattern": {"String": "</s>"}, "behavior": "Isolated", "invert": false});
     let tokenizer = tokenizer_of(&json).unwrap();
-    let refused = encoder(&tokenizer).encode(&Prompt::of(&[Turn::user("a</s>b")]).unwrap());
+    let refused = encoder(&tokenizer).encode(&render(&[Message::user("a</s>b")]).unwrap(), true);
     assert!(matches!(&refused, Err(Error::CorruptModel { .. })), "{refused:?}");
-    encode(&tokenizer, &[Turn::user("a")]);
+    encode(&tokenizer, &[Message::user("a")]);
 }
 
 /// Replaced letters make a spelling that was not there.
@@ -120,7 +123,7 @@ fn a_normalizer_that_makes_a_control_token_is_seen_through() {
     }
     let tokenizer = tokenizer_of(&json).unwrap();
     assert!(tokenizer.encode("a＜/s＞", false).unwrap().contains(&2));
-    assert_eq!(controls(&tokenizer, &encode(&tokenizer, &[Turn::user("a＜/s＞")])), [1]);
+    assert_eq!(controls(&tokenizer, &encode(&tokenizer, &[Message::user("a＜/s＞")])), [1]);
 }
 
 #[test]

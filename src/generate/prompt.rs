@@ -1,0 +1,302 @@
+//! From messages to rows: the one place where a conversation becomes what a model reads.
+
+use std::{ops::Range, sync::Arc};
+
+use super::ChatImage;
+use crate::{
+    Error, Result,
+    models::{Blueprint, Marker, MediaKey, MediaPlan, PlacedMedium, PromptFormat},
+    nn::Row,
+    text::{self, Message, PromptEncoder, Role, Template, Tokenizer},
+};
+
+/// The feature that stands in a row, if one does: of which medium, and which of its features.
+pub type Source = Option<(MediaKey, u32)>;
+
+/// A conversation as the model reads it, a row a position.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    /// The rows.
+    pub rows: Vec<Row>,
+    /// What stands in each.
+    pub sources: Vec<Source>,
+    /// Of each picture the rows of its runs.
+    pub images: Vec<Vec<Range<usize>>>,
+    /// What it was made of.
+    pub written: Written,
+}
+
+/// A prompt as text, and its tokens, a marker for each run of features.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Written {
+    /// The text.
+    pub text: String,
+    /// The tokens.
+    pub ids: Vec<u32>,
+}
+
+impl Written {
+    /// What was written with an answer behind it: its text, and the tokens that were generated,
+    /// which need not be those that the tokenizer makes of the text.
+    pub fn with_answer(mut self, text: &str, ids: &[u32]) -> Written {
+        self.text.push_str(text);
+        self.ids.extend(ids);
+        self
+    }
+}
+
+impl Prompt {
+    /// Rows of the longest span whose rows see each other in both directions.
+    pub fn longest_span(&self) -> usize {
+        let ahead = |(i, row): (usize, &Row)| (row.reach as usize).saturating_sub(i);
+        self.rows.iter().enumerate().map(ahead).max().unwrap_or(0)
+    }
+
+    /// The most rows up to `most` after which the prompt can be cut, none of which sees beyond.
+    pub fn cut(&self, most: usize) -> usize {
+        let (mut cut, mut reach) = (0, 0);
+        for (i, row) in self.rows[..most].iter().enumerate() {
+            reach = reach.max(row.reach as usize);
+            if reach <= i + 1 {
+                cut = i + 1;
+            }
+        }
+        cut
+    }
+
+    /// The rows from `from` on that are computed together: `size`, or more where a span ends later.
+    pub fn chunk(&self, from: usize, size: usize) -> Range<usize> {
+        let total = self.rows.len();
+        let mut end = from.saturating_add(size).min(total);
+        let mut seen = from;
+        while seen < end {
+            end = end.max(self.rows[seen].reach as usize).min(total);
+            seen += 1;
+        }
+        from..end
+    }
+
+    /// Whether a span reaches the end, so that it would grow with the prompt.
+    pub fn ends_in_span(&self) -> bool {
+        let total = self.rows.len();
+        self.rows.iter().enumerate().any(|(i, row)| row.reach as usize == total && i + 1 < total)
+    }
+}
+
+/// What a prompt is made of. Any thread may make it.
+#[derive(Debug, Clone)]
+pub struct PromptRequest {
+    messages: Vec<Message>,
+    plans: Vec<MediaPlan>,
+    keys: Vec<MediaKey>,
+    answers: bool,
+    answered: Vec<Written>,
+}
+
+impl PromptRequest {
+    /// The prompt of a conversation; where `answers` is false, of its beginning up to the last
+    /// picture.
+    pub fn new(messages: &[Message], images: &[ChatImage], answers: bool) -> PromptRequest {
+        PromptRequest {
+            messages: messages.to_vec(),
+            plans: images.iter().map(|image| image.plan.clone()).collect(),
+            keys: images.iter().map(|image| image.key).collect(),
+            answers,
+            answered: Vec::new(),
+        }
+    }
+
+    /// The same prompt, where these were read and answered before, shorter ones first: if it begins
+    /// like one of them, and a control token follows, its tokens are kept, and only the rest is
+    /// tokenized.
+    pub fn after(self, answered: &[Written]) -> PromptRequest {
+        PromptRequest { answered: answered.to_vec(), ..self }
+    }
+
+    /// Bytes of all texts.
+    pub fn bytes(&self) -> usize {
+        self.messages.iter().map(Message::bytes).sum()
+    }
+}
+
+/// Writes conversations down for one model. Cloning is cheap.
+#[derive(Debug, Clone)]
+pub struct PromptWriter {
+    blueprint: Arc<dyn Blueprint>,
+    format: PromptFormat,
+    encoder: PromptEncoder,
+    /// The folder's own, or its architecture's.
+    template: Option<Template>,
+}
+
+impl PromptWriter {
+    /// A writer for a model, whose folder has this tokenizer and this template, and whose answers
+    /// end with these tokens.
+    ///
+    /// # Errors
+    /// [`Error::CorruptModel`] where the tokenizer has not the token that stands for pictures, or
+    /// another of that spelling; [`Error::NotFound`] where there is no template and one is needed.
+    pub fn new(blueprint: Arc<dyn Blueprint>, tokenizer: &Tokenizer, template: Option<Template>, end: &[u32]) -> Result<PromptWriter> {
+        let format = blueprint.format();
+        let template = match &format {
+            PromptFormat::Template { default, .. } => match (template, default) {
+                (None, Some(source)) => Some(Template::parse(source)?),
+                (template, _) => template,
+            },
+            PromptFormat::Plain { .. } => None,
+        };
+        let mut controls = end.to_vec();
+        if let Some(Marker { text, id }) = format.marker() {
+            if tokenizer.token_id(text) != Some(*id) {
+                let found = tokenizer.token_id(text).map_or("none".to_owned(), |id| id.to_string());
+                let what = format!("its token {text} for images has the number {found}; config.json says {id}");
+                return Err(tokenizer.at_fault(what));
+            }
+            controls.push(*id);
+        }
+        let encoder = PromptEncoder::new(tokenizer, &controls)?;
+        Ok(PromptWriter { blueprint, format, encoder, template })
+    }
+
+    /// Whether pictures stand where markers say.
+    pub fn is_marked(&self) -> bool {
+        self.format.marker().is_some()
+    }
+
+    /// Checks, from its length alone, that a text may fit into a context of so many positions.
+    pub fn check_room(&self, bytes: usize, positions: usize) -> Result<()> {
+        self.encoder.check_room(bytes, positions)
+    }
+
+    /// An estimate of the memory that writing a prompt takes.
+    pub fn memory(&self, request: &PromptRequest) -> u64 {
+        self.encoder.memory(request.bytes())
+    }
+
+    /// Writes a prompt.
+    ///
+    /// # Errors
+    /// [`Error::InvalidState`] where the model's template refuses the conversation, or does not have
+    /// a place for each picture; those of [`PromptEncoder::encode`].
+    pub fn write(&self, request: &PromptRequest) -> Result<Prompt> {
+        let text = self.text(request)?;
+        let framed = match &self.format {
+            PromptFormat::Plain { framed, .. } => *framed,
+            PromptFormat::Template { .. } => true,
+        };
+        match self.format.marker() {
+            Some(Marker { text: marker, id }) => {
+                let markups: Vec<&str> = request.plans.iter().map(|plan| plan.markup.as_str()).collect();
+                let text = text.replace_markers(marker, &markups)?;
+                self.with_media(self.tokens(&text, request, framed)?, request, Some(*id))
+            }
+            None => self.with_media(self.tokens(&text, request, framed)?, request, None),
+        }
+    }
+
+    /// The tokens of a prompt; those that were generated before stay as they are.
+    fn tokens(&self, prompt: &text::Prompt, request: &PromptRequest, framed: bool) -> Result<Written> {
+        for Written { text, ids } in request.answered.iter().rev().filter(|written| prompt.text().starts_with(&written.text)) {
+            let rest = prompt.after(text.len());
+            if self.encoder.begins_with_control(&rest) {
+                let ids = [&ids[..], &self.encoder.encode(&rest, false)?].concat();
+                return Ok(Written { text: prompt.text().to_owned(), ids });
+            }
+        }
+        Ok(Written { text: prompt.text().to_owned(), ids: self.encoder.encode(prompt, framed)? })
+    }
+
+    /// The conversation as text.
+    fn text(&self, request: &PromptRequest) -> Result<text::Prompt> {
+        let messages = &request.messages[..];
+        // Raw prompt text is all of a prompt that a template would write, and the answers to it.
+        let is_raw = self.is_marked() && messages.iter().any(|message| message.role == Role::Prompt);
+        match &self.format {
+            _ if is_raw => {
+                let mut prompt = text::Prompt::default();
+                for message in messages {
+                    match message.role {
+                        Role::Prompt => prompt.push_markup(&message.text("")),
+                        _ => prompt.push(&message.text("")),
+                    }
+                }
+                Ok(prompt)
+            }
+            PromptFormat::Plain { render, .. } => render(if request.answers || self.is_marked() { messages } else { &[] }),
+            PromptFormat::Template { content, .. } => {
+                let none =
+                    "this model's folder has no chat template (chat_template.jinja, chat_template.json, or in tokenizer_config.json)";
+                let template = self.template.as_ref().ok_or_else(|| Error::InvalidState(none.into()))?;
+                let (masked, mask) = self.encoder.mask(messages)?;
+                Ok(self.encoder.unmask(&template.render(&masked, *content, request.answers)?, &mask))
+            }
+        }
+    }
+
+    /// Rows of tokens, and of features in place of markers; without a marker behind the first token.
+    fn with_media(&self, written: Written, request: &PromptRequest, marker: Option<u32>) -> Result<Prompt> {
+        let mut runs = request.plans.iter().enumerate().flat_map(|(image, plan)| plan.runs.iter().map(move |run| (image, *run)));
+        let mut prompt = Unplaced { ids: Vec::new(), sources: Vec::new(), images: vec![Vec::new(); request.plans.len()] };
+        for (i, id) in written.ids.iter().enumerate() {
+            match marker {
+                Some(marker) if *id == marker => {
+                    let (image, run) = runs.next().ok_or_else(|| miscounted(request))?;
+                    prompt.push_run(image, run, marker, request.keys[image]);
+                }
+                _ => {
+                    prompt.ids.push(*id);
+                    prompt.sources.push(None);
+                }
+            }
+            if marker.is_none() && i == 0 {
+                for (image, run) in runs.by_ref() {
+                    prompt.push_run(image, run, Row::NO_ID, request.keys[image]);
+                }
+            }
+        }
+        if runs.next().is_some() {
+            return Err(miscounted(request));
+        }
+        let Unplaced { mut ids, mut sources, images } = prompt;
+        // Without a question the prompt ends with its last picture.
+        if !request.answers {
+            let end = images.iter().flatten().map(|run| run.end).max().unwrap_or(ids.len());
+            ids.truncate(end);
+            sources.truncate(end);
+        }
+        let placed: Vec<PlacedMedium> =
+            images.iter().zip(&request.plans).map(|(runs, plan)| PlacedMedium { runs: runs.clone(), plan }).collect();
+        let positions = self.blueprint.positions(ids.len(), &placed);
+        let mut rows: Vec<Row> = ids.iter().zip(positions).enumerate().map(|(i, (id, position))| Row::causal(*id, position, i)).collect();
+        for span in self.blueprint.spans(ids.len(), &placed) {
+            for row in &mut rows[span.clone()] {
+                (row.from, row.reach) = (span.start as u32, span.end as u32);
+            }
+        }
+        Ok(Prompt { rows, sources, images, written })
+    }
+}
+
+/// Rows without positions.
+struct Unplaced {
+    ids: Vec<u32>,
+    sources: Vec<Source>,
+    images: Vec<Vec<Range<usize>>>,
+}
+
+impl Unplaced {
+    fn push_run(&mut self, image: usize, run: usize, id: u32, key: MediaKey) {
+        let first: usize = self.images[image].iter().map(Range::len).sum();
+        let start = self.ids.len();
+        self.ids.extend(std::iter::repeat_n(id, run));
+        self.sources.extend((first..first + run).map(|i| Some((key, i as u32))));
+        self.images[image].push(start..start + run);
+    }
+}
+
+fn miscounted(request: &PromptRequest) -> Error {
+    let images = request.plans.len();
+    Error::InvalidState(format!(
+        "the prompt has not one place for each run of features of its {images} images; is tokenizer.json the model's?"
+    ))
+}

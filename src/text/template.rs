@@ -1,0 +1,277 @@
+//! Chat templates: how a model's messages are written down, as Jinja that its folder brings.
+//!
+//! A template is untrusted: its length, its steps, its depth and what it writes are limited. It is
+//! rendered as transformers renders it
+//! (<https://huggingface.co/docs/transformers/chat_templating_writing>): blocks are trimmed, Python's
+//! methods of strings work, `raise_exception` ends it with its message.
+
+use std::{fmt, path::Path, sync::Arc};
+
+use minijinja::{
+    Environment, Error as JinjaError, ErrorKind, Value, context,
+    syntax::SyntaxConfig,
+    value::{Kwargs, Serde},
+};
+use serde_json::json;
+
+use super::{Message, Part};
+use crate::{Error, Result, file};
+
+/// The longest template; published ones have up to about 10 KB.
+const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
+
+/// Steps of one rendering: about a second's work.
+const FUEL: u64 = 4_000_000;
+
+/// Depth of calls and blocks.
+const DEPTH: usize = 100;
+
+/// Bytes that a rendering may have beyond some times those of its messages.
+const MAX_EXTRA_BYTES: usize = 1 << 20;
+
+/// The name that a template has within its environment.
+const NAME: &str = "chat_template";
+
+/// How a message's content is handed to a template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ContentStyle {
+    /// One text, its parts one after the other.
+    Text,
+    /// A list of parts, each an object with a `type`.
+    Parts,
+}
+
+/// A chat template. Cloning is cheap.
+#[derive(Clone)]
+pub struct Template {
+    environment: Arc<Environment<'static>>,
+    /// Texts of the tokens that begin and end, which templates may write.
+    bos: String,
+    eos: String,
+}
+
+impl Template {
+    /// The template of a folder: `chat_template.jinja`, else that in `chat_template.json`, else that
+    /// in `tokenizer_config.json`; `None` where it has none.
+    ///
+    /// # Errors
+    /// [`Error::CorruptModel`] names the file and what is wrong with the template.
+    pub fn from_folder(folder: &Path) -> Result<Option<Template>> {
+        let config = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+        let token = |name: &str| match &config[name] {
+            serde_json::Value::String(text) => text.clone(),
+            value => value["content"].as_str().unwrap_or_default().to_owned(),
+        };
+        let of = |path: &Path, source: &str| {
+            let template = Template::parse(source).map_err(|error| Error::corrupt(path, error.to_string()))?;
+            Ok(Some(template.with_tokens(token("bos_token"), token("eos_token"))))
+        };
+        let path = folder.join("chat_template.jinja");
+        if let Some(source) = read(&path)? {
+            return of(&path, &source);
+        }
+        for name in ["chat_template.json", "tokenizer_config.json"] {
+            let path = folder.join(name);
+            let Some(json) = read_json(&path)? else { continue };
+            if let Some(source) = named(&json["chat_template"]) {
+                return of(&path, source);
+            }
+        }
+        Ok(None)
+    }
+
+    /// A template from its source.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] with the line at fault.
+    pub fn parse(source: &str) -> Result<Template> {
+        if source.len() as u64 > MAX_TEMPLATE_BYTES {
+            let what = format!("a chat template of {} bytes; at most {MAX_TEMPLATE_BYTES} are supported", source.len());
+            return Err(Error::InvalidArgument(what));
+        }
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|error| Error::InvalidArgument(format!("the chat template: {error}")))?);
+        environment.set_fuel(Some(FUEL));
+        environment.set_recursion_limit(DEPTH);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", |message: String| -> Result<Value, JinjaError> {
+            Err(JinjaError::new(ErrorKind::InvalidOperation, message).with_source(Raised))
+        });
+        environment.add_filter("tojson", to_json);
+        let source = without_generation(source);
+        let added = environment.add_template_owned(NAME, source);
+        added.map_err(|error| Error::InvalidArgument(format!("the chat template: {error}")))?;
+        Ok(Template { environment: Arc::new(environment), bos: String::new(), eos: String::new() })
+    }
+
+    fn with_tokens(self, bos: String, eos: String) -> Template {
+        Template { bos, eos, ..self }
+    }
+
+    /// Writes messages down. With `answers` the prompt goes on as far as the answer.
+    ///
+    /// # Errors
+    /// [`Error::InvalidState`] with the template's own message, where it refuses this conversation;
+    /// [`Error::UnsupportedModel`] where it fails, or does not come to an end.
+    pub fn render(&self, messages: &[Message], style: ContentStyle, answers: bool) -> Result<String> {
+        let messages: Vec<_> = messages.iter().map(|message| to_template(message, style)).collect();
+        let bytes: usize = messages.iter().map(|message| message.to_string().len()).sum();
+        let limit = bytes.saturating_mul(4).saturating_add(MAX_EXTRA_BYTES);
+        let template = self.environment.get_template(NAME).map_err(|error| failed(&error))?;
+        let context = context! {
+            messages => Value::from(Serde(&messages)),
+            add_generation_prompt => answers,
+            bos_token => self.bos.as_str(),
+            eos_token => self.eos.as_str(),
+        };
+        let mut output = Limited { text: Vec::new(), limit };
+        template.render_captured_to(context, &mut output).map_err(|error| failed(&error))?;
+        String::from_utf8(output.text).map_err(|_| Error::InvalidState("the chat template writes no UTF-8".into()))
+    }
+}
+
+impl fmt::Debug for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Template").field("bos", &self.bos).field("eos", &self.eos).finish_non_exhaustive()
+    }
+}
+
+/// Marks an error that the template raised itself.
+#[derive(Debug)]
+struct Raised;
+
+impl fmt::Display for Raised {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("raised by the template")
+    }
+}
+
+impl std::error::Error for Raised {}
+
+fn failed(error: &JinjaError) -> Error {
+    let raised = std::error::Error::source(error).is_some_and(|source| source.is::<Raised>());
+    match raised {
+        true => Error::InvalidState(format!("the model's chat template: {}", error.detail().unwrap_or("it refuses this conversation"))),
+        false => Error::InvalidState(format!("the model's chat template fails: {error}")),
+    }
+}
+
+/// What a template writes, up to a limit.
+struct Limited {
+    text: Vec<u8>,
+    limit: usize,
+}
+
+impl std::io::Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.text.len() + bytes.len() > self.limit {
+            return Err(std::io::Error::other(format!("it writes more than {} bytes", self.limit)));
+        }
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A message as templates take it.
+fn to_template(message: &Message, style: ContentStyle) -> serde_json::Value {
+    let part = |part: &Part| match part {
+        Part::Text(text) => json!({ "type": "text", "text": text }),
+        Part::Image => json!({ "type": "image" }),
+    };
+    let content = match style {
+        ContentStyle::Text => json!(message.text("")),
+        ContentStyle::Parts => message.parts.iter().map(part).collect(),
+    };
+    json!({ "role": message.role.name(), "content": content })
+}
+
+/// Python's `json.dumps`, as transformers calls it: with spaces behind commas and colons, and
+/// characters as they are.
+fn to_json(value: Value, options: Kwargs) -> Result<String, JinjaError> {
+    let wrong = |error: serde_json::Error| JinjaError::new(ErrorKind::BadSerialization, error.to_string());
+    let indent: Option<usize> = options.get("indent")?;
+    let mut text = Vec::new();
+    match indent {
+        Some(indent) => {
+            let spaces = vec![b' '; indent.min(16)];
+            let formatter = serde_json::ser::PrettyFormatter::with_indent(&spaces);
+            serde::Serialize::serialize(&value, &mut serde_json::Serializer::with_formatter(&mut text, formatter)).map_err(wrong)?;
+        }
+        None => {
+            serde::Serialize::serialize(&value, &mut serde_json::Serializer::with_formatter(&mut text, Spaced)).map_err(wrong)?;
+        }
+    }
+    String::from_utf8(text).map_err(|error| JinjaError::new(ErrorKind::BadSerialization, error.to_string()))
+}
+
+/// JSON with spaces behind commas and colons.
+struct Spaced;
+
+impl serde_json::ser::Formatter for Spaced {
+    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
+        writer.write_all(b": ")
+    }
+}
+
+/// The template without `{% generation %}` and `{% endgeneration %}`, transformers' marks of what
+/// the assistant says, which are for training.
+fn without_generation(source: &str) -> String {
+    let mut rest = source;
+    let mut kept = String::with_capacity(source.len());
+    while let Some(start) = rest.find("{%") {
+        let Some(length) = rest[start..].find("%}") else { break };
+        let end = start + length + 2;
+        let tag = &rest[start + 2..end - 2];
+        let word = tag.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
+        if matches!(word, "generation" | "endgeneration") {
+            // What white space goes with a tag goes with the one in its place.
+            kept.push_str(&rest[..start]);
+            let (open, close) = (tag.starts_with('-'), tag.ends_with('-'));
+            kept.push_str(if open { "{%- if true " } else { "{% if true " });
+            kept.push_str(if close { "-%}{% endif %}" } else { "%}{% endif %}" });
+        } else {
+            kept.push_str(&rest[..end]);
+        }
+        rest = &rest[end..];
+    }
+    kept + rest
+}
+
+fn read(path: &Path) -> Result<Option<String>> {
+    match file::read_json(path, "the model's chat template", MAX_TEMPLATE_BYTES) {
+        Ok(bytes) => String::from_utf8(bytes).map(Some).map_err(|_| Error::corrupt(path, "is not UTF-8")),
+        Err(Error::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn read_json(path: &Path) -> Result<Option<serde_json::Value>> {
+    match crate::checkpoint::read_json(path, "the tokenizer's settings") {
+        Ok(json) => Ok(Some(json)),
+        Err(Error::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A template that stands alone, or the one called `default` of several.
+fn named(value: &serde_json::Value) -> Option<&str> {
+    let default = |list: &'_ Vec<serde_json::Value>| list.iter().position(|entry| entry["name"] == "default");
+    match value {
+        serde_json::Value::String(source) => Some(source),
+        serde_json::Value::Array(list) => list.get(default(list)?)?["template"].as_str(),
+        _ => None,
+    }
+}
