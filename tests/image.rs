@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use moxin_vlm::Error;
-use moxin_vlm::image::{DecodeOptions, Picture, Processor, Strategy};
+use moxin_vlm::image::{DecodeOptions, Picture};
+use moxin_vlm::models::prismatic::{Processor, Strategy};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use image::metadata::Orientation;
 use image::{ColorType, ImageDecoder, ImageFormat, ImageReader, Limits};
 
-use super::bounds;
+use super::{bounds, jpeg};
 use crate::{
     Error, Result,
     device::{require, room},
@@ -87,8 +87,7 @@ impl PixelFormat {
 /// repeated, palettes are looked up, CMYK becomes (255 - C)(255 - K) / 255; colour profiles are not applied. Of an animation the first
 /// frame is taken. Where this differs from Pillow 12.0.0:
 /// * 16-bit samples keep their upper 8 bits, in grayscale too, which Pillow clips at 255 (to almost all white);
-/// * JPEG samples may differ by up to 2 of 255, as decoders do; by up to 4 where colour is stored at half the resolution, and more in
-///   the last column and row of such a picture if its size is no multiple of 16 (the padding beyond is mixed into the colour there);
+/// * JPEG with damaged data is refused, where Pillow makes up what is missing; so is JPEG of 12 bits, and lossless JPEG;
 /// * what the first frame of a GIF leaves uncovered is black;
 /// * TIFF with a palette, YCbCr samples, alpha beside gray, or JPEG within is refused.
 ///
@@ -113,6 +112,12 @@ impl PictureHash {
 }
 
 impl Picture {
+    /// A picture of RGB8 pixels, row by row.
+    pub(super) fn from_rgb(rgb: Vec<u8>, width: usize, height: usize) -> Picture {
+        debug_assert_eq!(rgb.len(), 3 * width * height);
+        Picture { rgb: Arc::new(rgb), width: width as u32, height: height as u32 }
+    }
+
     /// Decodes a file. The format is that of its content, whatever its name.
     ///
     /// # Errors
@@ -129,7 +134,7 @@ impl Picture {
         if size > most {
             return Err(refuse(format!("{size} bytes; at most {most} are read")));
         }
-        require(&format!("reading {}", path.display()), size, u64::MAX)?;
+        require(&format!("reading {}", path.display()), size)?;
         let mut bytes = room(size as usize, || format!("the content of {}", path.display()))?;
         file.take(size).read_to_end(&mut bytes).map_err(|source| Error::io(path, "the picture", source))?;
         decode(&bytes, Some(path), options)
@@ -162,7 +167,7 @@ impl Picture {
             return Err(Error::InvalidArgument(what));
         }
         let size = u64::from(width) * u64::from(height) * 3;
-        require(&format!("a picture of {width} x {height} pixels"), size, u64::MAX)?;
+        require(&format!("a picture of {width} x {height} pixels"), size)?;
         let rows = pixels.chunks(stride).take(height as usize).map(|row| &row[..row_bytes]);
         let offsets = format.rgb_offsets();
         let rgb = gather(rows, format.bytes_per_pixel(), size as usize, |pixel| offsets.map(|offset| pixel[offset]))?;
@@ -202,13 +207,16 @@ impl std::fmt::Debug for Picture {
 fn decode(bytes: &[u8], path: Option<&Path>, options: &DecodeOptions) -> Result<Picture> {
     let refuse = |what| Error::UnsupportedImage { path: path.map(Into::into), what };
     let guessed = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|error| refuse(error.to_string()))?;
-    let Some(format) = guessed.format().filter(ImageFormat::reading_enabled) else {
+    let Some(format) = guessed.format().filter(|format| *format == ImageFormat::Jpeg || format.reading_enabled()) else {
         return Err(refuse(format!("{}; {SUPPORTED}", describe(bytes))));
     };
+    if format == ImageFormat::Jpeg {
+        return jpeg::decode(bytes, options, &refuse);
+    }
     let name = format!("{format:?}").to_uppercase();
     let undecodable = |error| refuse(format!("{name} that cannot be decoded: {error}"));
     let header_bytes = bounds::header_bytes(format, bytes.len() as u64);
-    require(&format!("reading a {name} of {} bytes", bytes.len()), header_bytes, u64::MAX)?;
+    require(&format!("reading a {name} of {} bytes", bytes.len()), header_bytes)?;
     let checked = bounds::check(format, bytes, refuse)?;
     let mut reader = ImageReader::with_format(Cursor::new(&*checked), format);
     let mut limits = Limits::default();
@@ -228,9 +236,6 @@ fn decode(bytes: &[u8], path: Option<&Path>, options: &DecodeOptions) -> Result<
     if u64::from(width) * u64::from(height) > options.max_pixels {
         return Err(refuse(format!("{width} x {height} pixels; at most {} in all are allowed", options.max_pixels)));
     }
-    if format == ImageFormat::Jpeg && !jpeg_is_complete(bytes) {
-        return Err(refuse("JPEG that is cut off: its end is missing".into()));
-    }
     // A damaged orientation is no reason to refuse the picture.
     let orientation = match format {
         _ if !options.apply_orientation => None,
@@ -248,7 +253,7 @@ fn decode(bytes: &[u8], path: Option<&Path>, options: &DecodeOptions) -> Result<
     let decoding = bounds::decoding_bytes(format, width, height, color).saturating_add(tables);
     let pixels = u64::from(width) * u64::from(height);
     // What is decoded is gathered, and what is gathered turned, into new memory.
-    require(&what, decoding.saturating_add(header_bytes).max(pixels * (u64::from(color.bytes_per_pixel()).max(3) + 3)), u64::MAX)?;
+    require(&what, decoding.saturating_add(header_bytes).max(pixels * (u64::from(color.bytes_per_pixel()).max(3) + 3)))?;
     limits.max_alloc = Some(decoding);
     decoder.set_limits(limits).map_err(undecodable)?;
     let size = usize::try_from(decoder.total_bytes()).unwrap_or(usize::MAX);
@@ -260,7 +265,7 @@ fn decode(bytes: &[u8], path: Option<&Path>, options: &DecodeOptions) -> Result<
     turn(rgb, [width, height], orientation.unwrap_or(Orientation::NoTransforms))
 }
 
-fn check_sides(width: u32, height: u32) -> std::result::Result<(), String> {
+pub(super) fn check_sides(width: u32, height: u32) -> std::result::Result<(), String> {
     match (1..=MAX_SIDE).contains(&width) && (1..=MAX_SIDE).contains(&height) {
         true => Ok(()),
         false => Err(format!("{width} x {height} pixels; each side must be 1 to {MAX_SIDE}")),
@@ -297,7 +302,7 @@ fn gather<'a>(
 }
 
 /// Turns and mirrors a picture.
-fn turn(rgb: Vec<u8>, [width, height]: [u32; 2], orientation: Orientation) -> Result<Picture> {
+pub(super) fn turn(rgb: Vec<u8>, [width, height]: [u32; 2], orientation: Orientation) -> Result<Picture> {
     // Whether columns and rows change places; then, whether they run backwards in the picture that is given.
     let (swap, from_right, from_below) = match orientation {
         Orientation::NoTransforms => return Ok(Picture { rgb: Arc::new(rgb), width, height }),
@@ -319,24 +324,6 @@ fn turn(rgb: Vec<u8>, [width, height]: [u32; 2], orientation: Orientation) -> Re
         turned.extend(&rgb[at..at + 3]);
     }
     Ok(Picture { rgb: Arc::new(turned), width: new_width, height: new_height })
-}
-
-/// Whether a JPEG reaches its end marker. The decoder takes one that is cut off for whole, and makes up the rest.
-fn jpeg_is_complete(bytes: &[u8]) -> bool {
-    const END: u8 = 0xd9;
-    // Stuffed bytes, restarts and fill bytes: what may follow 0xff within the compressed data, and has no length.
-    let is_marker = |pair: &[u8]| pair[0] == 0xff && !matches!(pair[1], 0x00 | 0x01 | 0xd0..=0xd8 | 0xff);
-    let mut rest = bytes;
-    while let Some(at) = rest.windows(2).position(is_marker) {
-        if rest[at + 1] == END {
-            return true;
-        }
-        // Over the segment that the marker opens: its content may look like anything (a thumbnail's end, for one).
-        let segment = &rest[at + 2..];
-        let [high, low, ..] = *segment else { return false };
-        rest = segment.get(usize::from(u16::from_be_bytes([high, low]))..).unwrap_or_default();
-    }
-    false
 }
 
 /// What bytes that are no supported picture seem to be.
@@ -387,18 +374,6 @@ mod tests {
         ] {
             let result = Picture::from_pixels(&[0; 12], width, height, stride, PixelFormat::Rgb8);
             assert!(matches!(result, Err(Error::InvalidArgument(_))), "{width} x {height}, stride {stride}: {result:?}");
-        }
-    }
-
-    #[test]
-    fn a_thumbnail_does_not_end_a_jpeg() {
-        let thumbnail = [0xff, 0xe1, 0, 6, 0xff, 0xd8, 0xff, 0xd9];
-        let scan = [0xff, 0xda, 0, 3, 1, 0x12, 0xff, 0x00, 0x34, 0xff, 0xd0, 0x56];
-        let jpeg = [&[0xff, 0xd8], &thumbnail[..], &scan, &[0xff, 0xd9]].concat();
-        assert!(jpeg_is_complete(&jpeg));
-        assert!(jpeg_is_complete(&[&jpeg[..], &[0xff, 0xda, 0, 9]].concat()), "data after the end");
-        for length in 0..jpeg.len() {
-            assert!(!jpeg_is_complete(&jpeg[..length]), "cut to {length} bytes");
         }
     }
 

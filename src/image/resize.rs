@@ -1,6 +1,6 @@
-//! Pillow's bicubic resize (`Image.resize(size, BICUBIC)` as of Pillow 12.0.0), to the last bit.
+//! Pillow's resize (`Image.resize(size, filter)` as of Pillow 12.0.0), to the last bit.
 //!
-//! What makes it different from other bicubic filters, each worth several levels per pixel: the kernel has a = -0.5 and widens with the
+//! What makes it different from other libraries', each worth several levels per pixel: the bicubic kernel has a = -0.5; kernels widen with the
 //! scale when shrinking (antialiasing); weights are rounded to fixed point; columns are resized first, and their result is rounded and
 //! clipped to 8 bits before rows are. (Pillow 13 may take the rows first, with other results.)
 //!
@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use super::Picture;
-use crate::{Result, device::room};
+use crate::{Error, Result, device::room};
 
 /// Bits after the binary point of a weight: what 8-bit samples and 2 bits for overshoot leave of 32.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
@@ -17,11 +17,93 @@ const PRECISION_BITS: u32 = 32 - 8 - 2;
 /// Every sum starts from one half, so that cutting the fraction off rounds.
 const HALF: i32 = 1 << (PRECISION_BITS - 1);
 
-/// How far the kernel reaches, in source samples at scale 1.
-const SUPPORT: f64 = 2.0;
+/// How samples between those of the source are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filter {
+    /// The nearest sample.
+    Nearest,
+    /// A triangle, two samples wide.
+    Bilinear,
+    /// Cubic convolution with a = -0.5 (Catmull-Rom).
+    Bicubic,
+    /// A windowed sinc, six samples wide.
+    Lanczos,
+}
+
+impl Filter {
+    /// The filter that Pillow, and `resample` in a `preprocessor_config.json`, numbers so.
+    pub fn from_pillow(number: u64) -> Option<Filter> {
+        match number {
+            0 => Some(Filter::Nearest),
+            1 => Some(Filter::Lanczos),
+            2 => Some(Filter::Bilinear),
+            3 => Some(Filter::Bicubic),
+            _ => None,
+        }
+    }
+
+    /// How far the kernel reaches, in source samples at scale 1.
+    fn support(self) -> f64 {
+        match self {
+            Filter::Nearest => 0.5,
+            Filter::Bilinear => 1.0,
+            Filter::Bicubic => 2.0,
+            Filter::Lanczos => 3.0,
+        }
+    }
+
+    /// The kernel at a distance.
+    fn at(self, x: f64) -> f64 {
+        match self {
+            Filter::Nearest => 1.0,
+            Filter::Bilinear => (1.0 - x.abs()).max(0.0),
+            Filter::Bicubic => cubic(x),
+            Filter::Lanczos if (-3.0..3.0).contains(&x) => sinc(x) * sinc(x / 3.0),
+            Filter::Lanczos => 0.0,
+        }
+    }
+}
+
+/// Resizes a picture, both sides as they are asked for.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for a side of 0 or of more than 65,535 pixels; [`Error::OutOfMemory`].
+///
+/// # Example
+/// ```
+/// use moxin_vlm::{Picture, image::{Filter, resize}};
+///
+/// # fn main() -> moxin_vlm::Result<()> {
+/// let picture = Picture::open("models/demo.png", &Default::default())?;
+/// let small = resize(&picture, 32, 24, Filter::Lanczos)?;
+/// assert_eq!((small.width(), small.height()), (32, 24));
+/// # Ok(()) }
+/// ```
+pub fn resize(picture: &Picture, width: usize, height: usize, filter: Filter) -> Result<Picture> {
+    if [width, height].iter().any(|side| !(1..=MAX_SIDE).contains(side)) {
+        return Err(Error::InvalidArgument(format!("a picture of {width} x {height} pixels; 1 to {MAX_SIDE} are possible on each side")));
+    }
+    let canvas = Canvas { picture, border_x: 0, border_y: 0, fill: [0; 3] };
+    let whole = |source: usize, scaled: usize| Axis { source, scaled, window: 0..scaled };
+    let rgb = resize_window(&canvas, &whole(canvas.width(), width), &whole(canvas.height(), height), filter)?;
+    Ok(Picture::from_rgb(rgb, width, height))
+}
+
+/// Returns the bytes that resizing takes beyond its result, of a picture whose longer side is
+/// `side`, to a square of `edge`: sums, the square itself, and the weights of each source pixel,
+/// those of columns twice.
+pub(crate) fn resize_memory(edge: usize, side: usize) -> u64 {
+    let (edge, side) = (edge as u64, side as u64);
+    let sums = edge.saturating_mul(edge).saturating_mul(12 + 3);
+    let weights = side.saturating_add(edge).saturating_mul(4 * 4 * 3);
+    sums.saturating_add(weights)
+}
+
+/// The longest side of a resized picture.
+const MAX_SIDE: usize = 65_535;
 
 /// A picture with a border of one colour around it; the border is never stored.
-pub(super) struct Canvas<'a> {
+pub(crate) struct Canvas<'a> {
     pub picture: &'a Picture,
     /// Columns added on the left, and as many on the right.
     pub border_x: usize,
@@ -47,7 +129,7 @@ impl Canvas<'_> {
 }
 
 /// One axis of a resize: `source` samples become `scaled`, of which those in `window` are computed.
-pub(super) struct Axis {
+pub(crate) struct Axis {
     pub source: usize,
     pub scaled: usize,
     pub window: Range<usize>,
@@ -91,9 +173,9 @@ impl Column {
 ///
 /// Rows of the source are taken one by one and added to the output rows that they are part of, so that the memory used is that of the
 /// output, however long and thin the picture is.
-pub(super) fn resize(canvas: &Canvas, x: &Axis, y: &Axis) -> Result<Vec<u8>> {
-    let columns: Vec<Column> = taps(x).iter().map(|taps| Column::new(taps, canvas)).collect();
-    let rows = taps(y);
+pub(crate) fn resize_window(canvas: &Canvas, x: &Axis, y: &Axis, filter: Filter) -> Result<Vec<u8>> {
+    let columns: Vec<Column> = taps(x, filter).iter().map(|taps| Column::new(taps, canvas)).collect();
+    let rows = taps(y, filter);
     let row_bytes = columns.len() * 3;
     let what = || format!("a picture of {} x {} pixels, resized", columns.len(), rows.len());
     let (mut sums, mut output) = (room(rows.len() * row_bytes, what)?, room(rows.len() * row_bytes, what)?);
@@ -145,21 +227,32 @@ fn round(sum: i32) -> u8 {
 }
 
 /// The taps of each output sample in the axis's window.
-fn taps(axis: &Axis) -> Vec<Taps> {
+fn taps(axis: &Axis, filter: Filter) -> Vec<Taps> {
     let scale = axis.source as f64 / axis.scaled as f64;
+    if filter == Filter::Nearest {
+        // Pillow adds the scale again and again, which rounds otherwise than a product.
+        let centers = std::iter::successors(Some(scale * 0.5), |center| Some(center + scale));
+        let one = |center: f64| Taps { first: (center as usize).min(axis.source - 1), weights: vec![1 << PRECISION_BITS] };
+        return centers.skip(axis.window.start).take(axis.window.len()).map(one).collect();
+    }
     let widening = scale.max(1.0);
-    let support = SUPPORT * widening;
+    let support = filter.support() * widening;
     let output = |index: usize| {
         let center = (index as f64 + 0.5) * scale;
         // Casts cut the fraction off, and turn what lies before the picture into 0.
         let first = (center - support + 0.5) as usize;
         let end = ((center + support + 0.5) as usize).min(axis.source);
         let inverse = 1.0 / widening;
-        let weights: Vec<f64> = (first..end).map(|sample| cubic((sample as f64 - center + 0.5) * inverse)).collect();
+        let weights: Vec<f64> = (first..end).map(|sample| filter.at((sample as f64 - center + 0.5) * inverse)).collect();
         let total: f64 = weights.iter().sum();
         Taps { first, weights: weights.into_iter().map(|weight| fixed_point(weight / total)).collect() }
     };
     axis.window.clone().map(output).collect()
+}
+
+fn sinc(x: f64) -> f64 {
+    let x = x * std::f64::consts::PI;
+    if x == 0.0 { 1.0 } else { x.sin() / x }
 }
 
 /// The cubic convolution kernel with a = -0.5 (Catmull-Rom).
@@ -170,7 +263,7 @@ fn cubic(x: f64) -> f64 {
     let x = x.abs();
     if x < 1.0 {
         ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
-    } else if x < SUPPORT {
+    } else if x < 2.0 {
         (((x - 5.0) * x + 8.0) * x - 4.0) * A
     } else {
         0.0
@@ -188,7 +281,7 @@ mod tests {
     use super::*;
 
     fn weights(source: usize, scaled: usize) -> Vec<Taps> {
-        taps(&Axis { source, scaled, window: 0..scaled })
+        taps(&Axis { source, scaled, window: 0..scaled }, Filter::Bicubic)
     }
 
     #[test]
@@ -209,8 +302,9 @@ mod tests {
     #[test]
     fn sums_stay_within_32_bits() {
         // The largest magnitude that a sum of 8-bit samples can reach, over kernels cut off by edges as well.
+        let kinds = [Filter::Nearest, Filter::Bilinear, Filter::Bicubic, Filter::Lanczos];
         for (source, scaled) in [(1, 4096), (2, 4096), (3, 7), (5, 4), (65535, 1), (65535, 4096), (4096, 4095)] {
-            for taps in weights(source, scaled) {
+            for taps in kinds.iter().flat_map(|kind| taps(&Axis { source, scaled, window: 0..scaled }, *kind)) {
                 let magnitude: i64 = taps.weights.iter().map(|&weight| i64::from(weight.abs()) * 255).sum();
                 assert!(magnitude + i64::from(HALF) < i64::from(i32::MAX), "{source} to {scaled}: {magnitude}");
             }
@@ -222,10 +316,20 @@ mod tests {
         let pixels: Vec<u8> = (0..31 * 17 * 3).map(|i| (i * i % 251) as u8).collect();
         let picture = Picture::from_pixels(&pixels, 31, 17, 31 * 3, PixelFormat::Rgb8).unwrap();
         let canvas = Canvas { picture: &picture, border_x: 0, border_y: 7, fill: [9, 8, 7] };
-        let whole =
-            resize(&canvas, &Axis { source: 31, scaled: 20, window: 0..20 }, &Axis { source: 31, scaled: 44, window: 0..44 }).unwrap();
-        let part =
-            resize(&canvas, &Axis { source: 31, scaled: 20, window: 3..15 }, &Axis { source: 31, scaled: 44, window: 11..40 }).unwrap();
+        let whole = resize_window(
+            &canvas,
+            &Axis { source: 31, scaled: 20, window: 0..20 },
+            &Axis { source: 31, scaled: 44, window: 0..44 },
+            Filter::Bicubic,
+        )
+        .unwrap();
+        let part = resize_window(
+            &canvas,
+            &Axis { source: 31, scaled: 20, window: 3..15 },
+            &Axis { source: 31, scaled: 44, window: 11..40 },
+            Filter::Bicubic,
+        )
+        .unwrap();
         let cut: Vec<u8> = whole.chunks_exact(20 * 3).skip(11).take(29).flat_map(|row| row[3 * 3..15 * 3].to_vec()).collect();
         assert_eq!(part, cut);
     }

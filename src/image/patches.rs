@@ -1,0 +1,90 @@
+//! Pictures of any size as rows of patches, as Qwen2-VL takes them
+//! (<https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/qwen2_vl/image_processing_qwen2_vl.py>).
+
+use crate::{Error, Result, device::room};
+
+/// The most that one side may be of the other.
+const MAX_RATIO: usize = 200;
+
+/// Returns the height and width that a picture of `height` x `width` is resized to: multiples of
+/// `factor` whose proportions are near, and whose product is within `min_pixels` and `max_pixels`
+/// where that is possible. Halves are rounded to the even number, as Python rounds them.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] where a side is 0, one is more than 200 times the other, or `factor`
+/// is 0.
+///
+/// # Example
+/// ```
+/// use moxin_vlm::image::smart_resize;
+///
+/// assert_eq!(smart_resize(480, 640, 28, 3136, 12_845_056).unwrap(), [476, 644]);
+/// assert_eq!(smart_resize(3000, 4000, 28, 3136, 1_003_520).unwrap(), [840, 1148]);
+/// ```
+pub fn smart_resize(height: usize, width: usize, factor: usize, min_pixels: usize, max_pixels: usize) -> Result<[usize; 2]> {
+    let (short, long) = (height.min(width), height.max(width));
+    if short == 0 || factor == 0 || long > short.saturating_mul(MAX_RATIO) {
+        return Err(Error::InvalidArgument(format!(
+            "a picture of {width} x {height} pixels: its longer side may be {MAX_RATIO} times the shorter; crop it or pad it"
+        )));
+    }
+    let f = factor as f64;
+    let round = |side: usize| (side as f64 / f).round_ties_even() as usize * factor;
+    let (rounded_height, rounded_width) = (round(height), round(width));
+    let pixels = rounded_height.saturating_mul(rounded_width);
+    let area = height as f64 * width as f64;
+    Ok(if pixels > max_pixels {
+        let beta = (area / max_pixels as f64).sqrt();
+        let cut = |side: usize| ((side as f64 / beta / f).floor() as usize * factor).max(factor);
+        [cut(height), cut(width)]
+    } else if pixels < min_pixels {
+        let beta = (min_pixels as f64 / area).sqrt();
+        let grown = |side: usize| (side as f64 * beta / f).ceil() as usize * factor;
+        [grown(height), grown(width)]
+    } else {
+        // A side of 0, where the caller's bounds leave it.
+        [rounded_height.max(factor), rounded_width.max(factor)]
+    })
+}
+
+/// How pictures are cut into patches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patches {
+    /// Edge of a patch, in pixels.
+    pub size: usize,
+    /// Frames of a patch. A still picture is as many equal frames.
+    pub frames: usize,
+    /// Patches on each edge of the squares in whose order they come.
+    pub merge: usize,
+}
+
+/// Cuts planes `[3, height, width]` of a still picture into rows of `3 · frames · size²` values,
+/// channel after channel, frame after frame; patches come square by square, each row by row.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] where the sides are no multiples of a square's; [`Error::OutOfMemory`].
+pub fn patchify(planes: &[f32], height: usize, width: usize, patches: Patches) -> Result<Vec<f32>> {
+    let Patches { size, frames, merge } = patches;
+    let square = size * merge;
+    if square == 0 || frames == 0 || !height.is_multiple_of(square) || !width.is_multiple_of(square) || planes.len() != 3 * height * width {
+        return Err(Error::InvalidArgument(format!(
+            "{} values of {width} x {height} pixels: three planes whose sides are multiples of {square} are expected",
+            planes.len()
+        )));
+    }
+    let mut rows = room(planes.len() * frames, || "the patches of a picture".into())?;
+    let (down, across) = (height / square, width / square);
+    for (y, x) in (0..down).flat_map(|y| (0..across).map(move |x| (y, x))) {
+        for (dy, dx) in (0..merge).flat_map(|dy| (0..merge).map(move |dx| (dy, dx))) {
+            let (top, left) = (y * square + dy * size, x * square + dx * size);
+            for channel in 0..3 {
+                for _ in 0..frames {
+                    for row in top..top + size {
+                        rows.extend_from_slice(&planes[(channel * height + row) * width + left..][..size]);
+                    }
+                }
+            }
+        }
+    }
+    Ok(rows)
+}

@@ -1,0 +1,150 @@
+//! Image primitives and decoders against Pillow and transformers, by hashes:
+//! `tests/image/make_primitives.py` and `tests/image/make_corpus.py` made what is expected.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use moxin_vlm::{
+    DecodeOptions, Picture,
+    image::{Filter, Normalization, center_crop, pad, planes, rescale, resize, smart_resize},
+};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+#[derive(Deserialize)]
+struct Primitives {
+    resized: Vec<Made>,
+    cropped: Vec<Made>,
+    padded: Vec<Padded>,
+    values: Vec<Values>,
+    sizes: Vec<[usize; 7]>,
+}
+
+#[derive(Deserialize)]
+struct Made {
+    picture: String,
+    #[serde(default)]
+    filter: String,
+    size: [usize; 2],
+    sha256: String,
+}
+
+#[derive(Deserialize)]
+struct Padded {
+    picture: String,
+    border: [usize; 4],
+    sha256: String,
+}
+
+#[derive(Deserialize)]
+struct Values {
+    picture: String,
+    rescaled: String,
+    planes: String,
+}
+
+#[derive(Deserialize)]
+struct Decoded {
+    size: [u32; 2],
+    sha256: String,
+}
+
+fn primitives() -> Primitives {
+    serde_json::from_slice(&fs::read("tests/image/primitives.json").unwrap()).unwrap()
+}
+
+fn picture(name: &str) -> Picture {
+    Picture::open(Path::new("tests/models/pictures").join(format!("{name}.png")), &Default::default()).unwrap()
+}
+
+fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn digest_floats(values: &[f32]) -> String {
+    digest(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>())
+}
+
+#[test]
+fn every_filter_resizes_as_pillow() {
+    for Made { picture: name, filter, size: [width, height], sha256 } in primitives().resized {
+        let kind = match filter.as_str() {
+            "nearest" => Filter::Nearest,
+            "bilinear" => Filter::Bilinear,
+            "bicubic" => Filter::Bicubic,
+            "lanczos" => Filter::Lanczos,
+            other => panic!("{other}"),
+        };
+        let resized = resize(&picture(&name), width, height, kind).unwrap();
+        assert_eq!(digest(resized.rgb()), sha256, "{name} to {width} x {height}, {filter}");
+    }
+}
+
+#[test]
+fn cropping_and_padding_are_those_of_transformers_and_pillow() {
+    let primitives = primitives();
+    for Made { picture: name, size: [width, height], sha256, .. } in primitives.cropped {
+        let cropped = center_crop(&picture(&name), width, height).unwrap();
+        assert_eq!(digest(cropped.rgb()), sha256, "{name} to {width} x {height}");
+    }
+    for Padded { picture: name, border, sha256 } in primitives.padded {
+        assert_eq!(digest(pad(&picture(&name), border, [10, 20, 30]).unwrap().rgb()), sha256, "{name}");
+    }
+    for (width, height) in [(0, 5), (5, 0), (70_000, 5)] {
+        assert!(center_crop(&picture("wide"), width, height).is_err());
+        assert!(resize(&picture("wide"), width, height, Filter::Nearest).is_err());
+    }
+    assert!(pad(&picture("wide"), [usize::MAX, 0, 0, 0], [0; 3]).is_err());
+}
+
+#[test]
+fn numbers_are_those_of_transformers() {
+    let normalization = Normalization {
+        factor: 1.0 / 255.0,
+        mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
+        std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
+    };
+    for Values { picture: name, rescaled, planes: expected } in primitives().values {
+        let picture = picture(&name);
+        // Ours lie pixel by pixel, the reference's plane by plane.
+        let values = rescale(&picture, normalization.factor).unwrap();
+        let by_plane: Vec<f32> = (0..3).flat_map(|channel| values.iter().skip(channel).step_by(3).copied()).collect();
+        assert_eq!(digest_floats(&by_plane), rescaled, "{name}");
+        assert_eq!(digest_floats(&planes(&picture, &normalization).unwrap()), expected, "{name}");
+    }
+}
+
+#[test]
+fn smart_resize_is_that_of_transformers() {
+    for [height, width, factor, least, most, to_height, to_width] in primitives().sizes {
+        let found = smart_resize(height, width, factor, least, most).unwrap_or([0, 0]);
+        assert_eq!(found, [to_height, to_width], "{width} x {height} by {factor}, {least} to {most}");
+    }
+}
+
+/// Files of real encoders. What differs from Pillow is in [`Picture`]'s documentation.
+#[test]
+fn files_are_decoded_as_pillow_decodes_them() {
+    let folder = Path::new("tests/image/corpus");
+    let expected: BTreeMap<String, Decoded> = serde_json::from_slice(&fs::read(folder.join("expected.json")).unwrap()).unwrap();
+    assert!(expected.len() > 40);
+    let mut wrong = Vec::new();
+    for (name, Decoded { size, sha256 }) in expected {
+        let picture = Picture::open(folder.join(&name), &DecodeOptions::default()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!([picture.width(), picture.height()], size, "{name}");
+        if digest(picture.rgb()) != sha256 {
+            wrong.push(name);
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+/// A file that ends early, anywhere, is refused.
+#[test]
+fn a_jpeg_that_is_cut_off_is_refused() {
+    for name in ["420_61x47.jpg", "progressive_33x90.jpg", "cmyk.jpg"] {
+        let bytes = fs::read(Path::new("tests/image/corpus").join(name)).unwrap();
+        for length in (0..bytes.len() - 1).step_by(7) {
+            assert!(Picture::decode(&bytes[..length], &DecodeOptions::default()).is_err(), "{name} cut to {length} bytes");
+        }
+    }
+}
