@@ -15,7 +15,7 @@ use clap::Parser;
 use mlx_rs::{Array, ops};
 use moxin_vlm::{
     Backend, Event, GenerationOptions, LoadOptions, Model, Op, Picture, PixelFormat, Role, Stats, device, load_tokenizer,
-    text::{Turn, pure_prompt},
+    models::prismatic::pure_prompt, text::Message,
 };
 use serde_json::{Value, json};
 
@@ -127,7 +127,7 @@ fn copied() -> Result<f64> {
 fn question(folder: &Path, tokens: usize) -> Result<String> {
     let tokenizer = load_tokenizer(folder)?;
     let mut text = "What".to_owned();
-    while tokenizer.encode(&pure_prompt(&[Turn::user(&text)])?, true)?.len() < tokens {
+    while tokenizer.encode(&pure_prompt(&[Message::user(&text)])?, true)?.len() < tokens {
         text += " is";
     }
     Ok(text)

@@ -1,10 +1,10 @@
-//! Asks a model about a picture and streams the answer.
+//! Asks a model about pictures and streams the answer.
 //!
 //! ```text
 //! cargo run --example generate -- --model models/tiny --image models/demo.png --prompt "Describe the picture."
 //! ```
 //!
-//! Several `--prompt`s make a conversation about the picture.
+//! Several `--prompt`s make a conversation, and several `--image`s are all in its first message.
 
 use std::{
     io::{IsTerminal, Write, stdout},
@@ -16,8 +16,8 @@ use anyhow::Result;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use moxin_vlm::{
-    Backend, Event, FinishReason, GenerationOptions, LoadOptions, Model, Op, Picture, Quantization, QuantizeOptions, Role, SamplingParams,
-    Session, Stage, Stats,
+    Backend, Budget, Event, FinishReason, GenerationOptions, LoadOptions, Model, Op, Picture, Quantization, QuantizeOptions, Role,
+    SamplingParams, Session, Stage, Stats,
 };
 use serde_json::{Value, json};
 
@@ -27,11 +27,17 @@ struct Args {
     /// The model: a Hugging Face folder.
     #[arg(long, default_value = "models/tiny")]
     model: PathBuf,
-    /// The picture; without one the model answers from the text alone.
+    /// A picture; without one the model answers from the text alone. Give several where the model takes them.
     #[arg(long)]
-    image: Option<PathBuf>,
-    /// A question. Give several for a conversation.
-    #[arg(long, default_value = "Describe the picture.")]
+    image: Vec<PathBuf>,
+    /// Pixels of a picture in front of the encoder at most, where the model takes pictures of any size.
+    #[arg(long, value_name = "N")]
+    max_pixels: Option<usize>,
+    /// Instructions before the conversation, where the model takes them.
+    #[arg(long)]
+    system: Option<String>,
+    /// A question. Give several for a conversation; without one it is what the model was made for.
+    #[arg(long)]
     prompt: Vec<String>,
     /// 0 takes the likeliest token each time; higher is more varied.
     #[arg(long, default_value_t = 0.0)]
@@ -70,11 +76,9 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let picture = args.image.as_ref().map(|path| Picture::open(path, &Default::default())).transpose()?;
-    if args.show_image
-        && let Some(picture) = &picture
-    {
-        draw(picture, 56);
+    let pictures = args.image.iter().map(|path| Picture::open(path, &Default::default())).collect::<Result<Vec<_>, _>>()?;
+    if args.show_image {
+        pictures.iter().for_each(|picture| draw(picture, 56));
     }
     let model = load(&args)?;
     let session = model.session(GenerationOptions {
@@ -83,11 +87,15 @@ fn main() -> Result<()> {
         stop: args.stop.clone(),
         ..Default::default()
     })?;
-    if let Some(picture) = picture {
-        session.add_image(picture)?;
+    if let Some(system) = &args.system {
+        session.add_text(Role::System, system)?;
+    }
+    for picture in pictures {
+        session.add_image_within(picture, Budget { max_pixels: args.max_pixels, ..Default::default() })?;
     }
     let mut answers = Vec::new();
-    for prompt in &args.prompt {
+    let prompts = if args.prompt.is_empty() { vec![model.info().default_prompt.to_owned()] } else { args.prompt.clone() };
+    for prompt in &prompts {
         session.add_text(Role::User, prompt)?;
         if !args.json {
             println!("\n> {prompt}");

@@ -14,12 +14,12 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use mlx_rs::{Array, Dtype, random};
 use moxin_vlm::{
-    Backend, LoadOptions, Mode, Model, MoxinVLM, Op, Processor, Quantization, QuantizeOptions, Tokenizer, Turn,
+    Backend, LoadOptions, Message, Mode, Model, MoxinVLM, Op, Processor, Quantization, QuantizeOptions, Tokenizer,
     device::Device,
     load_model, load_tokenizer,
-    models::moxin::Rows,
+    models::prismatic::pure_prompt,
+    nn::Want,
     nn::{Matrix, QuantizedMatrix},
-    text::pure_prompt,
 };
 use serde_json::{Value, json};
 
@@ -140,8 +140,9 @@ impl Forced {
             let (mut likeliest, mut loss) = (Vec::new(), 0.0);
             for (ids, answer, picture) in &self.texts {
                 let embeds = model.embed(ids, Some(picture))?;
-                let logits = model.decoder.forward(&embeds, &mut model.new_cache(), Rows::All)?.to_vec_cast::<f32>()?;
-                let vocabulary = model.decoder.config.vocab_size;
+                let logits =
+                    model.forward_embeddings(&embeds, &mut model.new_cache(), Want::All, &|| Ok(()))?.unwrap().to_vec_cast::<f32>()?;
+                let vocabulary = model.decoder.settings().vocab_size;
                 for (i, id) in ids.iter().enumerate().skip(*answer) {
                     // A token is told from the position before it; behind the first one stands the picture.
                     let row = i - 1 + model.image_tokens();
@@ -160,8 +161,8 @@ impl Forced {
 
 /// Ids of a question with its answer, and the number of those before the answer.
 fn forced_ids(tokenizer: &Tokenizer, question: &str, answer: &str) -> Result<(Vec<u32>, usize)> {
-    let asked = tokenizer.encode(&pure_prompt(&[Turn::user(question)])?, true)?;
-    let answered = tokenizer.encode(&pure_prompt(&[Turn::user(question), Turn::assistant(answer)])?, true)?;
+    let asked = tokenizer.encode(&pure_prompt(&[Message::user(question)])?, true)?;
+    let answered = tokenizer.encode(&pure_prompt(&[Message::user(question), Message::assistant(answer)])?, true)?;
     let common = asked.iter().zip(&answered).take_while(|(a, b)| a == b).count();
     Ok((answered, common))
 }

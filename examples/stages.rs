@@ -1,76 +1,147 @@
-//! Writes what each stage of the model makes of a picture and a prompt to a safetensors file, to be compared with a reference:
-//! `pixels` `[1, channels, height, width]`, `dino_features` and `siglip_features` `[1, patches, width]`, `projected` `[1, patches, hidden]`,
-//! `logits` `[tokens, vocabulary]` of the prefill, `ids` `[text tokens]`. All are float32, ids int32.
+//! Writes what each stage of a model makes of a conversation to a safetensors file, to be compared with a reference.
 //!
 //! ```text
-//! cargo run --example stages -- --model models/tiny --image models/demo.png --prompt "What is it?" --out stages.safetensors
+//! cargo run --example stages -- models/tiny --image models/demo.png --prompt "What is it?" --out stages.safetensors
 //! ```
+//!
+//! All are float32 or int32: `pixels`, as the model's processor makes them (of several pictures one after the other), `grids`
+//! `[pictures, 3]` where they have grids of patches, `image_features` `[features, hidden]`, `input_ids` `[rows]`, -1 where a row has no
+//! token, `position_ids` `[3, rows]`, and `logits` `[rows, vocabulary]` of the prefill.
 
 use std::{collections::HashMap, path::PathBuf};
 
-use anyhow::{Context, Result};
-use clap::Parser;
+use anyhow::{Context, Result, bail};
 use mlx_rs::{Array, Dtype};
 use moxin_vlm::{
-    Backend, DecodeOptions, Picture, Processor,
+    Backend, Budget, DecodeOptions, Message, Part, Picture, Role,
     device::Device,
+    generate::{ChatImage, ImageContent, PromptRequest, PromptWriter},
     load_tokenizer,
-    models::moxin::{Rows, load_model_on},
-    text::{Turn, pure_prompt},
+    models::{MediaKey, MediumSize, ModelFolder},
+    nn::{Features, Input, Row, Segment, Want},
+    text::Template,
 };
 use safetensors::tensor::TensorView;
 
-/// Writes the model's intermediate results to a file.
-#[derive(Parser)]
+const USAGE: &str = "usage: stages [--cpu] [--max-pixels N] MODEL \
+    (--image FILE | --text TEXT | --system TEXT | --prompt TEXT | --assistant TEXT)... --out FILE";
+
+/// What is asked for. Pictures are taken as stored, without turning them upright, as references do.
+#[derive(Default)]
 struct Args {
-    /// The model: a Hugging Face folder.
-    #[arg(long)]
     model: PathBuf,
-    /// The picture; taken as stored, without turning it upright, as the reference does.
-    #[arg(long)]
-    image: PathBuf,
-    /// Questions and answers in turn, beginning and ending with a question.
-    #[arg(long, required = true)]
-    prompt: Vec<String>,
-    /// The file to write.
-    #[arg(long)]
+    messages: Vec<Message>,
+    images: Vec<PathBuf>,
+    budget: Budget,
     out: PathBuf,
-    /// Compute on the processor even where there is a GPU.
-    #[arg(long)]
     cpu: bool,
 }
 
+impl Args {
+    /// Options keep their order: they are the parts of the conversation.
+    fn parse() -> Result<Args> {
+        let (mut args, mut all) = (Args::default(), std::env::args().skip(1));
+        while let Some(arg) = all.next() {
+            let mut value = || all.next().with_context(|| format!("{arg} takes a value\n{USAGE}"));
+            match arg.as_str() {
+                "--cpu" => args.cpu = true,
+                "--model" => args.model = value()?.into(),
+                "--out" => args.out = value()?.into(),
+                "--max-pixels" => args.budget.max_pixels = Some(value()?.parse().context("--max-pixels takes a number")?),
+                "--image" => {
+                    args.images.push(value()?.into());
+                    args.add(Role::User, Part::Image);
+                }
+                "--text" | "--prompt" => {
+                    let part = Part::Text(value()?);
+                    args.add(Role::User, part);
+                }
+                "--system" => {
+                    let part = Part::Text(value()?);
+                    args.add(Role::System, part);
+                }
+                "--assistant" => {
+                    let part = Part::Text(value()?);
+                    args.add(Role::Assistant, part);
+                }
+                other if other.starts_with("--") => bail!("{other} is no option\n{USAGE}"),
+                other => args.model = other.into(),
+            }
+        }
+        if args.model.as_os_str().is_empty() || args.out.as_os_str().is_empty() || args.messages.is_empty() {
+            bail!(USAGE);
+        }
+        Ok(args)
+    }
+
+    fn add(&mut self, role: Role, part: Part) {
+        match self.messages.last_mut() {
+            Some(last) if last.role == role => last.parts.push(part),
+            _ => self.messages.push(Message { role, parts: vec![part] }),
+        }
+    }
+}
+
 fn main() -> Result<()> {
-    let args = Args::parse();
+    let args = Args::parse()?;
     let device = Device::new(if args.cpu { Backend::Cpu } else { Backend::Auto })?;
     device.run(|| write_stages(&args, &device))
 }
 
 fn write_stages(args: &Args, device: &Device) -> Result<()> {
-    let model = load_model_on(&args.model, device, None, &|_, _| Ok(()))?;
-    let processor = Processor::from_file(&args.model.join("preprocessor_config.json"))?;
-    let picture = Picture::open(&args.image, &DecodeOptions { apply_orientation: false, ..Default::default() })?;
-    let pixels = processor.process(&picture)?;
-    let turns: Vec<Turn> =
-        args.prompt.iter().enumerate().map(|(i, text)| if i % 2 == 0 { Turn::user(text) } else { Turn::assistant(text) }).collect();
-    let ids = load_tokenizer(&args.model)?.encode(&pure_prompt(&turns)?, true)?;
+    let folder = ModelFolder::open(&args.model)?;
+    let (model, _) = folder.load(device, None, &|_, _| None, &|_, _| Ok(()))?;
+    let end = folder.blueprint.limits().end_tokens;
+    let writer = PromptWriter::new(folder.blueprint.clone(), &load_tokenizer(&args.model)?, Template::from_folder(&args.model)?, &end)?;
+    let (mut images, mut features, mut pixels, mut shape) = (Vec::new(), Vec::new(), Vec::new(), vec![0i32]);
+    for path in &args.images {
+        let picture = Picture::open(path, &DecodeOptions { apply_orientation: false, ..Default::default() })?;
+        let size = MediumSize { width: picture.width() as usize, height: picture.height() as usize };
+        let plan = folder.blueprint.plan(size, args.budget)?;
+        let made = folder.blueprint.preprocess(&picture, &plan)?;
+        features.push(model.vision.encode(&made, &plan, &|_| Ok(()))?);
+        // Planes of each picture, or rows of patches, which go on from picture to picture.
+        shape = match plan.grids.is_empty() {
+            true => vec![shape[0] + 1, made.channels as i32, made.height as i32, made.width as i32],
+            false => vec![shape[0] + made.height as i32, made.width as i32],
+        };
+        pixels.extend(made.data);
+        let key = MediaKey::new(picture.hash(), &plan);
+        images.push(ChatImage { plan, key, content: ImageContent::Picture(picture) });
+    }
+    let mut messages = args.messages.clone();
+    if !writer.is_marked() {
+        messages.iter_mut().for_each(|message| message.parts.retain(|part| *part != Part::Image));
+    }
+    let prompt = writer.write(&PromptRequest::new(&messages, &images, true))?;
+    let mut placed = Vec::new();
+    for (runs, features) in prompt.images.iter().zip(&features) {
+        let mut first = 0;
+        for run in runs {
+            placed.push((run.clone(), features, first));
+            first += run.len();
+        }
+    }
+    let cache = &mut model.decoder.new_cache()[..];
+    let segment = Segment { input: Input::Ids, rows: &prompt.rows, features: &placed, cache, want: Want::All };
+    let logits = model.decoder.forward(&mut [segment], &|_| Ok(())).remove(0)?.context("no logits")?;
 
-    let features = model.encode(&pixels)?;
-    let projected = model.project(&features)?;
-    let embeds = model.embed(&ids, Some(&projected))?;
-    let logits = model.decoder.forward(&embeds, &mut model.new_cache(), Rows::All)?;
-
-    let shape = [1, pixels.channels as i32, pixels.height as i32, pixels.width as i32];
-    let signed: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+    let rows = prompt.rows.len() as i32;
+    let ids: Vec<i32> = prompt.rows.iter().map(|row| if row.id == Row::NO_ID { -1 } else { row.id as i32 }).collect();
+    let positions: Vec<i32> = (0..3).flat_map(|axis| prompt.rows.iter().map(move |row| row.position[axis])).collect();
     let mut stages = HashMap::from([
-        ("pixels", Array::from_slice(&pixels.data, &shape)),
-        ("projected", wide(&projected)?),
-        ("logits", wide(&logits.reshape(&[logits.dim(1), logits.dim(2)])?)?),
-        ("ids", Array::from_slice(&signed, &[signed.len() as i32])),
+        ("input_ids", Array::from_slice(&ids, &[rows])),
+        ("position_ids", Array::from_slice(&positions, &[3, rows])),
+        ("logits", wide(&logits.reshape(&[rows, -1])?)?),
     ]);
-    let names: &[&str] = if features.len() == 2 { &["dino_features", "siglip_features"] } else { &["features"] };
-    for (name, features) in names.iter().zip(&features) {
-        stages.insert(name, wide(features)?);
+    if !images.is_empty() {
+        stages.insert("pixels", Array::from_slice(&pixels, &shape));
+        let all: Vec<Array> = features.iter().map(|features: &Features| wide(&features.rows)).collect::<Result<_>>()?;
+        stages.insert("image_features", wide(&mlx_rs::ops::concatenate(&all, 0)?)?);
+    }
+    let grids: Vec<i32> = images.iter().flat_map(|image| image.plan.grids.iter().flatten()).map(|side| *side as i32).collect();
+    if !grids.is_empty() {
+        stages.insert("grids", Array::from_slice(&grids, &[grids.len() as i32 / 3, 3]));
     }
     let views = stages.iter().map(|(name, array)| Ok((*name, TensorView::try_from(array)?))).collect::<Result<Vec<_>>>()?;
     safetensors::serialize_to_file(views, None, &args.out).with_context(|| format!("writing {}", args.out.display()))

@@ -40,7 +40,7 @@
 /**
  * Grows with every release that breaks what is in this header. Compare with moxin_abi_version before anything else.
  */
-#define MOXIN_ABI_VERSION 2
+#define MOXIN_ABI_VERSION 3
 
 
 
@@ -180,7 +180,7 @@ typedef enum moxin_finish_reason {
 typedef struct moxin_cancel moxin_cancel;
 
 /**
- * A picture's tokens in the space of the model that made them. Keeps nothing else alive.
+ * A picture's features in the space of the model that made them. Keeps nothing else alive.
  */
 typedef struct moxin_embedding moxin_embedding;
 
@@ -203,6 +203,88 @@ typedef struct moxin_model moxin_model;
  * A conversation with a model.
  */
 typedef struct moxin_session moxin_session;
+
+/**
+ * How many pixels a picture may have in front of the model's encoder, where the model takes
+ * pictures of any size; others ignore it.
+ */
+typedef struct moxin_pixel_budget {
+    /**
+     * sizeof(moxin_pixel_budget)
+     */
+    size_t struct_size;
+    /**
+     * A picture of fewer is enlarged. 0: what the model's folder says.
+     */
+    uint64_t min_pixels;
+    /**
+     * A picture of more is made smaller. 0: what the model's folder says.
+     */
+    uint64_t max_pixels;
+} moxin_pixel_budget;
+
+/**
+ * What an operation is doing: one of MOXIN_STAGE_*.
+ */
+typedef uint32_t moxin_stage;
+
+/**
+ * Told the stage of an operation and the part of it that is done, 0 to 1, on the thread that called the operation. Returning false cancels
+ * the operation.
+ */
+typedef bool (*moxin_progress_fn)(void *user_data, moxin_stage stage, float fraction);
+
+/**
+ * Options of one long operation. NULL, or zeros behind struct_size, stand for none.
+ */
+typedef struct moxin_op {
+    /**
+     * sizeof(moxin_op)
+     */
+    size_t struct_size;
+    /**
+     * Told how far the operation is. May be NULL.
+     */
+    moxin_progress_fn progress;
+    /**
+     * Passed to progress.
+     */
+    void *user_data;
+    /**
+     * Cancels the operation, from any thread. May be NULL.
+     */
+    const struct moxin_cancel *cancel;
+    /**
+     * The longest the operation may take, in milliseconds, the wait for its turn included. 0: no limit.
+     */
+    uint64_t timeout_ms;
+} moxin_op;
+
+/**
+ * The size of an embedding.
+ */
+typedef struct moxin_embedding_info {
+    /**
+     * sizeof(moxin_embedding_info)
+     */
+    size_t struct_size;
+    /**
+     * The fingerprint of the model that made it: see moxin_model_info.
+     */
+    uint64_t model_fingerprint;
+    /**
+     * Tells pictures apart.
+     */
+    uint64_t image_hash;
+    /**
+     * Positions it takes in a prompt.
+     */
+    uint32_t token_count;
+    /**
+     * Numbers a token.
+     */
+    uint32_t hidden_size;
+} moxin_embedding_info;
 
 /**
  * UTF-8 text that the library owns, also NUL-terminated. How long it lives stands with the function that returns it.
@@ -281,43 +363,6 @@ typedef struct moxin_event {
      */
     const struct moxin_error *error;
 } moxin_event;
-
-/**
- * What an operation is doing: one of MOXIN_STAGE_*.
- */
-typedef uint32_t moxin_stage;
-
-/**
- * Told the stage of an operation and the part of it that is done, 0 to 1, on the thread that called the operation. Returning false cancels
- * the operation.
- */
-typedef bool (*moxin_progress_fn)(void *user_data, moxin_stage stage, float fraction);
-
-/**
- * Options of one long operation. NULL, or zeros behind struct_size, stand for none.
- */
-typedef struct moxin_op {
-    /**
-     * sizeof(moxin_op)
-     */
-    size_t struct_size;
-    /**
-     * Told how far the operation is. May be NULL.
-     */
-    moxin_progress_fn progress;
-    /**
-     * Passed to progress.
-     */
-    void *user_data;
-    /**
-     * Cancels the operation, from any thread. May be NULL.
-     */
-    const struct moxin_cancel *cancel;
-    /**
-     * The longest the operation may take, in milliseconds, the wait for its turn included. 0: no limit.
-     */
-    uint64_t timeout_ms;
-} moxin_op;
 
 /**
  * Told one event of a stream. Returning false cancels the answer; its end is told too.
@@ -563,11 +608,13 @@ typedef struct moxin_model_info {
      */
     uint32_t hidden_size;
     /**
-     * Edge of the square that a picture is brought to, in pixels.
+     * Edge of the square that a picture is brought to, in pixels; 0 where that depends on the
+     * picture.
      */
     uint32_t image_size;
     /**
-     * Positions that a picture takes.
+     * Positions that a picture takes; 0 where that depends on the picture: see
+     * moxin_model_image_tokens.
      */
     uint32_t tokens_per_image;
     /**
@@ -594,6 +641,27 @@ typedef struct moxin_model_info {
      * The architecture, as config.json names it, such as "prismatic"; NUL-terminated, cut where it is longer.
      */
     char model_type[32];
+    /**
+     * Pictures that a conversation may have; 0 for as many as fit into the context.
+     */
+    uint32_t max_images;
+    /**
+     * Not 0: the model takes system text.
+     */
+    uint32_t takes_system;
+    /**
+     * Not 0: a conversation goes on after an answer. 0: it ends with it.
+     */
+    uint32_t takes_turns;
+    /**
+     * Must be ignored.
+     */
+    uint32_t reserved;
+    /**
+     * What to ask about a picture where a user has no question, in the words that the model was
+     * made for; NUL-terminated.
+     */
+    char default_prompt[64];
 } moxin_model_info;
 
 /**
@@ -772,32 +840,6 @@ typedef struct moxin_quant_params {
 } moxin_quant_params;
 
 /**
- * The size of an embedding.
- */
-typedef struct moxin_embedding_info {
-    /**
-     * sizeof(moxin_embedding_info)
-     */
-    size_t struct_size;
-    /**
-     * The fingerprint of the model that made it: see moxin_model_info.
-     */
-    uint64_t model_fingerprint;
-    /**
-     * Tells pictures apart.
-     */
-    uint64_t image_hash;
-    /**
-     * Positions it takes in a prompt.
-     */
-    uint32_t token_count;
-    /**
-     * Numbers a token.
-     */
-    uint32_t hidden_size;
-} moxin_embedding_info;
-
-/**
  * Whose a text is: one of MOXIN_ROLE_*.
  */
 typedef uint32_t moxin_role;
@@ -908,26 +950,6 @@ typedef uint32_t moxin_role;
 #define MOXIN_CPU_KERNELS_MLX 2
 
 /**
- * A whole number of 2, 3, 4, 5, 6 or 8 bits, times a scale, plus a bias; 32, 64 or 128 neighbours share scale and bias.
- */
-#define MOXIN_QUANT_MODE_AFFINE 0
-
-/**
- * Floats of 4 bits; 32 share a power of two.
- */
-#define MOXIN_QUANT_MODE_MXFP4 1
-
-/**
- * Floats of 8 bits; 32 share a power of two.
- */
-#define MOXIN_QUANT_MODE_MXFP8 2
-
-/**
- * Floats of 4 bits; 16 share one of 8 bits.
- */
-#define MOXIN_QUANT_MODE_NVFP4 3
-
-/**
  * Reading weights.
  */
 #define MOXIN_STAGE_LOAD 0
@@ -953,6 +975,26 @@ typedef uint32_t moxin_role;
 #define MOXIN_STAGE_SAVE 4
 
 /**
+ * A whole number of 2, 3, 4, 5, 6 or 8 bits, times a scale, plus a bias; 32, 64 or 128 neighbours share scale and bias.
+ */
+#define MOXIN_QUANT_MODE_AFFINE 0
+
+/**
+ * Floats of 4 bits; 32 share a power of two.
+ */
+#define MOXIN_QUANT_MODE_MXFP4 1
+
+/**
+ * Floats of 8 bits; 32 share a power of two.
+ */
+#define MOXIN_QUANT_MODE_MXFP8 2
+
+/**
+ * Floats of 4 bits; 16 share one of 8 bits.
+ */
+#define MOXIN_QUANT_MODE_NVFP4 3
+
+/**
  * Instructions before the conversation.
  */
 #define MOXIN_ROLE_SYSTEM 0
@@ -970,6 +1012,44 @@ typedef uint32_t moxin_role;
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
+
+/**
+ * Runs the model's vision encoders on a picture, unless the same picture was encoded before and its tokens are still in the model's cache.
+ * The embedding can stand for the picture in any session of this model, also when it was loaded anew.
+ *
+ * budget, op, error: may be NULL. *out_embedding receives an embedding that the caller frees with moxin_embedding_free. Progress has the stage
+ * MOXIN_STAGE_ENCODE.
+ *
+ * Fails with INVALID_ARGUMENT for a picture or a budget that the model cannot take; with CANCELLED, TIMEOUT, OUT_OF_MEMORY, SUSPENDED, BACKEND, and with INVALID_STATE where the model was unloaded.
+ */
+enum moxin_status moxin_model_encode_image(const struct moxin_model *model,
+                                           const struct moxin_image *image,
+                                           const struct moxin_pixel_budget *budget,
+                                           const struct moxin_op *op,
+                                           struct moxin_embedding **out_embedding,
+                                           struct moxin_error **error);
+
+/**
+ * The size of an embedding. out_info->struct_size must be set.
+ */
+enum moxin_status moxin_embedding_info_get(const struct moxin_embedding *embedding,
+                                           struct moxin_embedding_info *out_info,
+                                           struct moxin_error **error);
+
+/**
+ * Copies the numbers of an embedding, token after token. values has room for capacity floats; token_count * hidden_size are needed.
+ *
+ * Fails with INVALID_ARGUMENT, naming the number needed, where the room is too small; with SUSPENDED, BACKEND.
+ */
+enum moxin_status moxin_embedding_copy(const struct moxin_embedding *embedding,
+                                       float *values,
+                                       size_t capacity,
+                                       struct moxin_error **error);
+
+/**
+ * Frees an embedding. NULL is fine.
+ */
+void moxin_embedding_free(struct moxin_embedding *embedding);
 
 /**
  * The name of a status, such as "MOXIN_STATUS_BUSY"; "unknown status" for a number that is none. Lives as long as the library.
@@ -1008,9 +1088,9 @@ void moxin_error_free(struct moxin_error *error);
  * Fails with INVALID_STATE where there is nothing to answer or the model was unloaded, CONTEXT_FULL for
  * a prompt that does not fit, OUT_OF_MEMORY, BUSY, SUSPENDED, BACKEND.
  */
-enum moxin_status moxin_generate_step(const struct moxin_session *session,
-                                      struct moxin_event *out_event,
-                                      struct moxin_error **error);
+enum moxin_status moxin_session_step(const struct moxin_session *session,
+                                     struct moxin_event *out_event,
+                                     struct moxin_error **error);
 
 /**
  * Generates the answer on a thread of the library and calls on_event with each event, up to exactly one that is FINISHED; then it calls
@@ -1025,12 +1105,12 @@ enum moxin_status moxin_generate_step(const struct moxin_session *session,
  *
  * Fails with INVALID_STATE where there is nothing to answer, with BUSY.
  */
-enum moxin_status moxin_generate_start(const struct moxin_session *session,
-                                       const struct moxin_op *op,
-                                       moxin_event_fn on_event,
-                                       void *user_data,
-                                       moxin_destroy_fn destroy,
-                                       struct moxin_error **error);
+enum moxin_status moxin_session_start(const struct moxin_session *session,
+                                      const struct moxin_op *op,
+                                      moxin_event_fn on_event,
+                                      void *user_data,
+                                      moxin_destroy_fn destroy,
+                                      struct moxin_error **error);
 
 /**
  * Reads the prompt ahead, so that the first token of the answer comes at once: encodes the picture and computes keys and values, in chunks
@@ -1039,7 +1119,7 @@ enum moxin_status moxin_generate_start(const struct moxin_session *session,
  * op, error: may be NULL. Progress has the stages MOXIN_STAGE_ENCODE and MOXIN_STAGE_PREFILL. The op's cancel object, moxin_session_cancel,
  * the time limit and moxin_suspend are heard before every block of an encoder and every layer of the decoder.
  *
- * Fails as moxin_generate_step does, with INVALID_STATE where there is nothing to read, with CANCELLED, TIMEOUT. No failure leaves an answer
+ * Fails as moxin_session_step does, with INVALID_STATE where there is nothing to read, with CANCELLED, TIMEOUT. No failure leaves an answer
  * being generated. What was added is kept or taken back so:
  *
  * - SUSPENDED: all is kept. The next call, or an answer, goes on where this one ended, and texts may be added before.
@@ -1273,6 +1353,18 @@ enum moxin_status moxin_model_info_get(const struct moxin_model *model,
                                        struct moxin_error **error);
 
 /**
+ * How many positions a picture of this size takes in a conversation. budget, error: may be NULL.
+ *
+ * Fails with INVALID_ARGUMENT for a size or a budget that the model cannot take.
+ */
+enum moxin_status moxin_model_image_tokens(const struct moxin_model *model,
+                                           uint32_t width,
+                                           uint32_t height,
+                                           const struct moxin_pixel_budget *budget,
+                                           uint32_t *out_tokens,
+                                           struct moxin_error **error);
+
+/**
  * A field of the model's config.json by its path, such as "model_type", "text_config.num_hidden_layers" or "image_sizes.0": a text as it is,
  * all else as JSON. *out_value lives as long as the model's handle.
  *
@@ -1281,26 +1373,6 @@ enum moxin_status moxin_model_info_get(const struct moxin_model *model,
 enum moxin_status moxin_model_metadata(const struct moxin_model *model,
                                        const char *key,
                                        struct moxin_str *out_value,
-                                       struct moxin_error **error);
-
-/**
- * Sets up parameters with the defaults; struct_size is sizeof(moxin_quant_params), and nothing is written past it.
- */
-void moxin_quant_params_init(struct moxin_quant_params *params, size_t struct_size);
-
-/**
- * Quantizes a model in memory, a matrix at a time, so that it never takes more than the model and one matrix. Matrices that are quantized
- * already stay as they are. Conversations go on; what they have computed stays.
- *
- * params, op, error: may be NULL. Progress has the stage MOXIN_STAGE_QUANTIZE.
- *
- * Fails with INVALID_ARGUMENT for a scheme that MLX does not have, with INVALID_STATE where nothing is left to quantize or the model was
- * unloaded, with CANCELLED, TIMEOUT, OUT_OF_MEMORY, SUSPENDED, BACKEND. A failure leaves the model as it was: what was replaced is read again
- * from its folder, or, where that has changed since, was kept until the end.
- */
-enum moxin_status moxin_model_quantize(const struct moxin_model *model,
-                                       const struct moxin_quant_params *params,
-                                       const struct moxin_op *op,
                                        struct moxin_error **error);
 
 /**
@@ -1346,43 +1418,6 @@ enum moxin_status moxin_model_unload(const struct moxin_model *model,
 void moxin_model_free(struct moxin_model *model);
 
 /**
- * Runs the model's vision encoders on a picture, unless the same picture was encoded before and its tokens are still in the model's cache.
- * The embedding can stand for the picture in any session of this model, also when it was loaded anew.
- *
- * op, error: may be NULL. *out_embedding receives an embedding that the caller frees with moxin_embedding_free. Progress has the stage
- * MOXIN_STAGE_ENCODE.
- *
- * Fails with CANCELLED, TIMEOUT, OUT_OF_MEMORY, SUSPENDED, BACKEND, and with INVALID_STATE where the model was unloaded.
- */
-enum moxin_status moxin_encode_image(const struct moxin_model *model,
-                                     const struct moxin_image *image,
-                                     const struct moxin_op *op,
-                                     struct moxin_embedding **out_embedding,
-                                     struct moxin_error **error);
-
-/**
- * The size of an embedding. out_info->struct_size must be set.
- */
-enum moxin_status moxin_embedding_info_get(const struct moxin_embedding *embedding,
-                                           struct moxin_embedding_info *out_info,
-                                           struct moxin_error **error);
-
-/**
- * Copies the numbers of an embedding, token after token. values has room for capacity floats; token_count * hidden_size are needed.
- *
- * Fails with INVALID_ARGUMENT, naming the number needed, where the room is too small; with SUSPENDED, BACKEND.
- */
-enum moxin_status moxin_embedding_copy(const struct moxin_embedding *embedding,
-                                       float *values,
-                                       size_t capacity,
-                                       struct moxin_error **error);
-
-/**
- * Frees an embedding. NULL is fine.
- */
-void moxin_embedding_free(struct moxin_embedding *embedding);
-
-/**
  * A new cancel object, which the caller frees with moxin_cancel_free. It may be given to any number of operations.
  */
 struct moxin_cancel *moxin_cancel_new(void);
@@ -1397,6 +1432,26 @@ void moxin_cancel_trigger(const struct moxin_cancel *cancel);
  * Frees a cancel object; operations that were given it go on. NULL is fine.
  */
 void moxin_cancel_free(struct moxin_cancel *cancel);
+
+/**
+ * Sets up parameters with the defaults; struct_size is sizeof(moxin_quant_params), and nothing is written past it.
+ */
+void moxin_quant_params_init(struct moxin_quant_params *params, size_t struct_size);
+
+/**
+ * Quantizes a model in memory, a matrix at a time, so that it never takes more than the model and one matrix. Matrices that are quantized
+ * already stay as they are. Conversations go on; what they have computed stays.
+ *
+ * params, op, error: may be NULL. Progress has the stage MOXIN_STAGE_QUANTIZE.
+ *
+ * Fails with INVALID_ARGUMENT for a scheme that MLX does not have, with INVALID_STATE where nothing is left to quantize or the model was
+ * unloaded, with CANCELLED, TIMEOUT, OUT_OF_MEMORY, SUSPENDED, BACKEND. A failure leaves the model as it was: what was replaced is read again
+ * from its folder, or, where that has changed since, was kept until the end.
+ */
+enum moxin_status moxin_model_quantize(const struct moxin_model *model,
+                                       const struct moxin_quant_params *params,
+                                       const struct moxin_op *op,
+                                       struct moxin_error **error);
 
 /**
  * Sets up parameters with the defaults; struct_size is sizeof(moxin_session_params), and nothing is written past it.
@@ -1432,8 +1487,10 @@ enum moxin_status moxin_session_fork(const struct moxin_session *session,
  * It is text: where a control token such as `</s>` is spelt in it, the model reads the characters,
  * not the token. See moxin_session_add_prompt for the other way.
  *
- * Fails with INVALID_STATE for a system text, which Moxin takes none of, and while an answer is
- * being generated; with CONTEXT_FULL where the conversation cannot fit into the context, which is
+ * Texts and pictures of one role that follow each other are parts of one message.
+ *
+ * Fails with INVALID_STATE for a system text where the model takes none, for a question after the
+ * answer where it takes none then (see moxin_model_info), and while an answer is being generated; with CONTEXT_FULL where the conversation cannot fit into the context, which is
  * known from its length in bytes; with BUSY.
  */
 enum moxin_status moxin_session_add_text(const struct moxin_session *session,
@@ -1464,15 +1521,19 @@ enum moxin_status moxin_session_add_prompt(const struct moxin_session *session,
                                            struct moxin_error **error);
 
 /**
- * Sets the picture that the conversation is about; it is encoded by the next step. The image may be freed at once.
+ * Adds a picture to the user's message, behind what is there of it; it is encoded when its turn comes. The image may be freed at once.
  *
- * Where the first answer is cancelled or fails, the picture is taken back with the question. Added again it is not encoded again: its tokens
+ * Where the answer is cancelled or fails, its pictures are taken back with the question. Added again it is not encoded again: its tokens
  * are in the model's cache.
  *
- * Fails with INVALID_STATE for a second picture, which Moxin takes none of, and after the first answer; with BUSY.
+ * budget: how many pixels it may have in front of the encoder; may be NULL. error: may be NULL.
+ *
+ * Fails with INVALID_STATE for more pictures than moxin_model_info says, after an answer where the model does not take one then, and while an
+ * answer is being generated; with INVALID_ARGUMENT for a picture or a budget that the model cannot take; with BUSY.
  */
 enum moxin_status moxin_session_add_image(const struct moxin_session *session,
                                           const struct moxin_image *image,
+                                          const struct moxin_pixel_budget *budget,
                                           struct moxin_error **error);
 
 /**

@@ -217,6 +217,16 @@ struct ImageOptions : moxin_image_params {
     ImageOptions() : moxin_image_params() { moxin_image_params_init(this, sizeof(moxin_image_params)); }
 };
 
+/// How many pixels a picture may have in front of the encoder: the fields of moxin_pixel_budget.
+struct PixelBudget : moxin_pixel_budget {
+    PixelBudget(std::uint64_t min = 0, std::uint64_t max = 0) : moxin_pixel_budget()
+    {
+        struct_size = sizeof(moxin_pixel_budget);
+        min_pixels = min;
+        max_pixels = max;
+    }
+};
+
 /// How a model is loaded: the fields of moxin_model_params.
 struct ModelOptions : moxin_model_params {
     ModelOptions() : moxin_model_params() { moxin_model_params_init(this, sizeof(moxin_model_params)); }
@@ -373,12 +383,20 @@ public:
         return detail::copy(value);
     }
 
+    /// Positions that a picture of this size takes in a conversation.
+    std::uint32_t image_tokens(std::uint32_t width, std::uint32_t height, const PixelBudget &budget = {}) const
+    {
+        std::uint32_t tokens = 0;
+        detail::call(moxin_model_image_tokens, get(), width, height, &budget, &tokens);
+        return tokens;
+    }
+
     /// Runs the vision encoders. Progress has MOXIN_STAGE_ENCODE.
-    Embedding encode(const Image &image, Op op = {}) const
+    Embedding encode(const Image &image, Op op = {}, const PixelBudget &budget = {}) const
     {
         detail::RunningOp running(std::move(op));
         Embedding made;
-        running.run([&] { made.handle_.reset(detail::make<moxin_embedding>(moxin_encode_image, get(), image.get(), running.get())); });
+        running.run([&] { made.handle_.reset(detail::make<moxin_embedding>(moxin_model_encode_image, get(), image.get(), &budget, running.get())); });
         return made;
     }
 
@@ -501,7 +519,7 @@ private:
         if (event_.kind == MOXIN_EVENT_KIND_FINISHED) {
             return false;
         }
-        event_ = Event(detail::get<moxin_event>(moxin_generate_step, session_));
+        event_ = Event(detail::get<moxin_event>(moxin_session_step, session_));
         return true;
     }
 
@@ -521,7 +539,7 @@ public:
     {
         std::future<moxin_finish_reason> result = push->result_.get_future();
         Push *stream = push.release();
-        call(moxin_generate_start, session, stream->op_.get(), &Push::take, stream, &Push::destroy);
+        call(moxin_session_start, session, stream->op_.get(), &Push::take, stream, &Push::destroy);
         return result;
     }
 
@@ -590,7 +608,11 @@ public:
         detail::call(moxin_session_add_prompt, get(), text.empty() ? "" : text.data(), text.size());
     }
 
-    void add_image(const Image &image) { detail::call(moxin_session_add_image, get(), image.get()); }
+    /// moxin_session_add_image.
+    void add_image(const Image &image, const PixelBudget &budget = {})
+    {
+        detail::call(moxin_session_add_image, get(), image.get(), &budget);
+    }
 
     void add_embedding(const Embedding &embedding) { detail::call(moxin_session_add_embedding, get(), embedding.get()); }
 
@@ -602,7 +624,7 @@ public:
     }
 
     /// One chunk of the prompt or one token.
-    Event step() { return Event(detail::get<moxin_event>(moxin_generate_step, get())); }
+    Event step() { return Event(detail::get<moxin_event>(moxin_session_step, get())); }
 
     /// The answer, a step at a time: `for (const moxin::Event &event : session.generate())`. A failure throws from the loop. Leaving the
     /// loop leaves the answer as it is: generate() again goes on with it, cancel() and a last step take it back. The session must live

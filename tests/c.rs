@@ -59,7 +59,7 @@ fn the_library_exports_what_the_header_declares() {
     let code = without_comments(HEADER);
     let mut declared = declared_functions(&code);
     declared.sort();
-    assert!(declared.contains(&"moxin_generate_step"), "{declared:?}");
+    assert!(declared.contains(&"moxin_session_step"), "{declared:?}");
     assert_eq!(exported, declared);
 }
 
@@ -357,6 +357,12 @@ impl Program {
         command
     }
 
+    /// What `describe --json` prints of other arguments.
+    fn answers_to(&self, arguments: &[String]) -> Vec<Answer> {
+        let arguments: Vec<&OsStr> = ["--json".as_ref()].into_iter().chain(arguments.iter().map(OsStr::new)).collect();
+        serde_json::from_slice::<Answers>(&self.run(&arguments, 0).stdout).unwrap().answers
+    }
+
     /// What `describe --json` prints.
     fn answers(&self, flags: &[&str], picture: &Path, prompts: &[&str]) -> Vec<Answer> {
         let mut arguments: Vec<&OsStr> = flags.iter().map(OsStr::new).collect();
@@ -366,6 +372,46 @@ impl Program {
         let output = self.run(&arguments, 0);
         assert_eq!(String::from_utf8_lossy(&output.stderr), "");
         serde_json::from_slice::<Answers>(&output.stdout).unwrap().answers
+    }
+}
+
+/// Every architecture through the C ABI: the conversations of `tests/models`, and transformers' tokens.
+#[test]
+fn describe_talks_with_every_model() {
+    let program = Program::build("examples/c/describe.c");
+    for name in ["paligemma", "paligemma2", "qwen2_vl", "qwen2_vl_untied", "llava"] {
+        let folder = in_repository("tests/models").join(name);
+        let cases: serde_json::Value = serde_json::from_slice(&fs::read(folder.join("cases.json")).unwrap()).unwrap();
+        for (scenario, case) in cases.as_object().unwrap() {
+            let mut arguments = vec![folder.join("model").display().to_string(), "--max-tokens".into(), "24".into()];
+            let picture = |name: &serde_json::Value| in_repository("tests/models/pictures").join(format!("{}.png", name.as_str().unwrap()));
+            let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
+            if let Some(text) = case["text"].as_str() {
+                case["images"].as_array().unwrap().iter().for_each(|name| add("--image", picture(name).display().to_string()));
+                add("--prompt", text.into());
+            }
+            for message in case["messages"].as_array().into_iter().flatten() {
+                let parts = message["content"].as_array().unwrap();
+                for (i, part) in parts.iter().enumerate() {
+                    let is_last_text = !parts[i + 1..].iter().any(|part| part["type"] == "text");
+                    match (part["text"].as_str(), message["role"].as_str().unwrap()) {
+                        (None, _) => add("--image", picture(&part["name"]).display().to_string()),
+                        (Some(text), "system") => add("--system", text.into()),
+                        (Some(text), "assistant") => add("--assistant", text.into()),
+                        (Some(text), _) if is_last_text && i + 1 == parts.len() => add("--prompt", text.into()),
+                        (Some(text), _) => add("--text", text.into()),
+                    }
+                }
+            }
+            // A picture behind the last text has nothing behind it that asks.
+            if arguments[arguments.len() - 2] != "--prompt" {
+                arguments.extend(["--prompt".into(), String::new()]);
+            }
+            let greedy: Vec<u32> = serde_json::from_value(case["greedy"].clone()).unwrap();
+            let answers = program.answers_to(&arguments);
+            let tokens = &answers.last().unwrap().tokens;
+            assert!(!tokens.is_empty() && greedy.starts_with(tokens), "{name} {scenario}: {tokens:?}, not {greedy:?}");
+        }
     }
 }
 

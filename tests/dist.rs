@@ -91,7 +91,7 @@ fn programs_build_with_cmake() {
     let Some(cmake) = cmake() else { return };
     let folder = scratch("cmake");
     let mut project = "cmake_minimum_required(VERSION 3.16)\nproject(examples LANGUAGES C CXX)\nset(CMAKE_CXX_STANDARD 17)\n\
-                       find_package(moxin_vlm 0.2 REQUIRED)\nfind_package(moxin_vlm REQUIRED)\n"
+                       find_package(moxin_vlm 0.3 REQUIRED)\nfind_package(moxin_vlm REQUIRED)\n"
         .to_owned();
     let kinds = [("shared", "moxin_vlm::moxin_vlm"), ("static", "moxin_vlm::static")];
     for (kind, target) in kinds {
@@ -118,7 +118,7 @@ fn programs_build_with_cmake() {
     configure_and_build(&cmake, &readme);
     let answer = succeed(own_environment(&mut Command::new(readme.join("build/ask"))).current_dir(in_repository("")));
     assert_eq!(answer, "The word FISH.\n");
-    fs::write(readme.join("CMakeLists.txt"), readme_block("```cmake\n").replace("moxin_vlm 0.2", "moxin_vlm 0.3")).unwrap();
+    fs::write(readme.join("CMakeLists.txt"), readme_block("```cmake\n").replace("moxin_vlm 0.3", "moxin_vlm 0.4")).unwrap();
     let output = configure(&cmake, &readme).output().unwrap();
     assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains(env!("CARGO_PKG_VERSION")), "{output:?}");
 }
@@ -189,7 +189,7 @@ fn both_libraries_export_the_functions_of_the_header_and_nothing_else() {
     let names = code.split('(').map(|part| part.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or(""));
     let mut declared: Vec<&str> = names.filter(|name| name.starts_with("moxin_")).collect();
     declared.sort();
-    assert!(declared.contains(&"moxin_generate_step"));
+    assert!(declared.contains(&"moxin_session_step"));
     let forgotten: Vec<_> = declared.iter().filter(|name| !CPP_HEADER.contains(*name)).collect();
     assert!(forgotten.is_empty(), "moxin_vlm.hpp has no use of {forgotten:?}");
 

@@ -93,7 +93,7 @@ static moxin_embedding *encode(const moxin_model *model, const char *path)
     moxin_embedding *picture = NULL;
     moxin_error *error = NULL;
     if (moxin_image_from_file(path, NULL, &image, &error) != MOXIN_STATUS_OK
-        || moxin_encode_image(model, image, NULL, &picture, &error) != MOXIN_STATUS_OK) {
+        || moxin_model_encode_image(model, image, NULL, NULL, &picture, &error) != MOXIN_STATUS_OK) {
         complain("reading the picture", error);
     }
     moxin_image_free(image);
@@ -129,7 +129,7 @@ static void answer(const moxin_session *session, const moxin_embedding *picture,
         if (interrupted) {
             moxin_session_cancel(session); /* the next step is the last */
         }
-        if (moxin_generate_step(session, &event, &error) != MOXIN_STATUS_OK) {
+        if (moxin_session_step(session, &event, &error) != MOXIN_STATUS_OK) {
             complain("answering", error);
             break;
         }

@@ -1,12 +1,19 @@
 /*
- * Asks a model about a picture and streams the answer.
+ * Talks with a model about pictures and streams the answers.
  *
- *   describe [options] MODEL IMAGE --prompt TEXT [--prompt TEXT ...]
+ *   describe [options] MODEL [IMAGE] (--image FILE | --text TEXT | --system TEXT | --prompt TEXT | --assistant TEXT)...
  *
- *   --prompt TEXT      a question; several make a conversation
- *   --max-tokens N     tokens of one answer at most (default 256)
- *   --no-exif          leave the picture as stored instead of turning it upright
- *   --json             print one JSON object with text, token ids and log-probabilities
+ *   --image FILE            adds a picture to the message
+ *   --text TEXT             adds a text to the message
+ *   --prompt TEXT           adds the last text of the message, which is answered
+ *   --assistant TEXT        behind --prompt: its answer, instead of one that is generated
+ *   --system TEXT           instructions, where the model takes them
+ *   --max-tokens N          tokens of one answer at most (default 256)
+ *   --max-pixels N          pixels of a picture in front of the encoder at most
+ *   --repetition-penalty P  makes tokens that were there less likely (default 1)
+ *   --raw                   takes prompts as they are, control tokens and all
+ *   --no-exif               leaves pictures as stored instead of turning them upright
+ *   --json                  prints one JSON object with text, token ids and log-probabilities
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -15,15 +22,25 @@
 
 #include "moxin_vlm.h"
 
-enum { MAX_PROMPTS = 64 };
+enum { MAX_PARTS = 256 };
+
+enum kind { IMAGE, TEXT, SYSTEM, PROMPT, ASSISTANT };
+
+/* What is added to the conversation, in the order given. */
+struct part {
+    enum kind kind;
+    const char *text;
+};
 
 struct options {
     const char *model;
-    const char *image;
-    const char *prompts[MAX_PROMPTS];
-    int prompt_count;
+    struct part parts[MAX_PARTS];
+    int part_count;
     uint32_t max_tokens;
+    uint64_t max_pixels;
+    float repetition_penalty;
     uint32_t ignore_orientation;
+    int raw;
     int json;
 };
 
@@ -39,7 +56,8 @@ struct answer {
 
 static void usage(void)
 {
-    fprintf(stderr, "usage: describe [--json] [--no-exif] [--max-tokens N] MODEL IMAGE --prompt TEXT [--prompt TEXT ...]\n");
+    fprintf(stderr, "usage: describe [--json] [--no-exif] [--raw] [--max-tokens N] [--max-pixels N] [--repetition-penalty P]\n"
+                    "       MODEL [IMAGE] (--image FILE | --text TEXT | --system TEXT | --prompt TEXT | --assistant TEXT)...\n");
     exit(2);
 }
 
@@ -62,45 +80,89 @@ static void *grow(void *memory, size_t count, size_t size)
     return larger;
 }
 
-static uint32_t parse_count(const char *text)
+static uint64_t parse_count(const char *option, const char *text)
 {
     char *end = NULL;
     unsigned long value = strtoul(text, &end, 10);
-    if (end == text || *end != '\0' || value == 0 || value > 1000000) {
-        fprintf(stderr, "describe: --max-tokens takes a number from 1 to 1000000, not %s\n", text);
+    if (end == text || *end != '\0' || value == 0 || value > 1000000000) {
+        fprintf(stderr, "describe: %s takes a number from 1 to 1000000000, not %s\n", option, text);
         exit(2);
     }
-    return (uint32_t)value;
+    return value;
+}
+
+static float parse_penalty(const char *text)
+{
+    char *end = NULL;
+    float value = strtof(text, &end);
+    if (end == text || *end != '\0') {
+        fprintf(stderr, "describe: --repetition-penalty takes a number, not %s\n", text);
+        exit(2);
+    }
+    return value;
+}
+
+static void add_part(struct options *options, enum kind kind, const char *text)
+{
+    if (options->part_count == MAX_PARTS) {
+        fprintf(stderr, "describe: more than %d parts\n", MAX_PARTS);
+        exit(2);
+    }
+    options->parts[options->part_count].kind = kind;
+    options->parts[options->part_count].text = text;
+    options->part_count++;
+}
+
+static int is_part(const char *arg, enum kind *kind)
+{
+    static const char *const names[] = {"--image", "--text", "--system", "--prompt", "--assistant"};
+    for (int i = 0; i < 5; i++) {
+        if (strcmp(arg, names[i]) == 0) {
+            *kind = (enum kind)i;
+            return 1;
+        }
+    }
+    return 0;
 }
 
 static struct options parse(int argc, char **argv)
 {
     struct options options = {0};
+    int asks = 0;
+    enum kind kind = TEXT;
     options.max_tokens = 256;
+    options.repetition_penalty = 1;
     for (int i = 1; i < argc; i++) {
         const char *arg = argv[i];
         const char *value = i + 1 < argc ? argv[i + 1] : NULL;
         if (strcmp(arg, "--json") == 0) {
             options.json = 1;
+        } else if (strcmp(arg, "--raw") == 0) {
+            options.raw = 1;
         } else if (strcmp(arg, "--no-exif") == 0) {
             options.ignore_orientation = 1;
-        } else if (strcmp(arg, "--prompt") == 0 && value != NULL && options.prompt_count < MAX_PROMPTS) {
-            options.prompts[options.prompt_count++] = value;
+        } else if (is_part(arg, &kind) && value != NULL) {
+            add_part(&options, kind, value);
+            asks |= kind == PROMPT;
             i++;
         } else if (strcmp(arg, "--max-tokens") == 0 && value != NULL) {
-            options.max_tokens = parse_count(value);
+            options.max_tokens = (uint32_t)parse_count(arg, value);
+            i++;
+        } else if (strcmp(arg, "--max-pixels") == 0 && value != NULL) {
+            options.max_pixels = parse_count(arg, value);
+            i++;
+        } else if (strcmp(arg, "--repetition-penalty") == 0 && value != NULL) {
+            options.repetition_penalty = parse_penalty(value);
             i++;
         } else if (strncmp(arg, "--", 2) == 0) {
             usage();
         } else if (options.model == NULL) {
             options.model = arg;
-        } else if (options.image == NULL) {
-            options.image = arg;
         } else {
-            usage();
+            add_part(&options, IMAGE, arg);
         }
     }
-    if (options.image == NULL || options.prompt_count == 0) {
+    if (options.model == NULL || !asks) {
         usage();
     }
     return options;
@@ -134,17 +196,40 @@ static moxin_model *load_model(const struct options *options)
     return model;
 }
 
-static moxin_image *load_image(const struct options *options)
+static void add_image(moxin_session *session, const struct options *options, const char *path)
 {
     moxin_image_params params;
+    moxin_pixel_budget budget = {sizeof budget, 0, options->max_pixels};
     moxin_image *image = NULL;
     moxin_error *error = NULL;
     moxin_image_params_init(&params, sizeof params);
     params.ignore_orientation = options->ignore_orientation;
-    if (moxin_image_from_file(options->image, &params, &image, &error) != MOXIN_STATUS_OK) {
+    if (moxin_image_from_file(path, &params, &image, &error) != MOXIN_STATUS_OK) {
         die("reading the picture", error);
     }
-    return image;
+    if (moxin_session_add_image(session, image, &budget, &error) != MOXIN_STATUS_OK) {
+        die("adding the picture", error);
+    }
+    moxin_image_free(image);
+}
+
+static void add_text(moxin_session *session, moxin_role role, const char *text)
+{
+    moxin_error *error = NULL;
+    if (moxin_session_add_text(session, role, text, MOXIN_STRLEN, &error) != MOXIN_STATUS_OK) {
+        die("adding a text", error);
+    }
+}
+
+/* Adds a text of the user's: as it is where prompts are raw. */
+static void add_prompt(moxin_session *session, const struct options *options, const char *text)
+{
+    moxin_error *error = NULL;
+    if (!options->raw) {
+        add_text(session, MOXIN_ROLE_USER, text);
+    } else if (moxin_session_add_prompt(session, text, MOXIN_STRLEN, &error) != MOXIN_STATUS_OK) {
+        die("adding the prompt", error);
+    }
 }
 
 static void keep_text(struct answer *answer, moxin_str text)
@@ -164,18 +249,15 @@ static void keep_token(struct answer *answer, const moxin_event *event)
     answer->token_count = count;
 }
 
-/* Asks one question; streams the answer unless it is to be printed as JSON. */
-static struct answer ask(moxin_session *session, const char *prompt, int stream)
+/* Has the last message answered; streams the answer unless it is to be printed as JSON. */
+static struct answer ask(moxin_session *session, int stream)
 {
     struct answer answer = {0};
     moxin_error *error = NULL;
     moxin_event event = {0};
     event.struct_size = sizeof event;
-    if (moxin_session_add_text(session, MOXIN_ROLE_USER, prompt, MOXIN_STRLEN, &error) != MOXIN_STATUS_OK) {
-        die("adding the question", error);
-    }
     while (event.kind != MOXIN_EVENT_KIND_FINISHED) {
-        if (moxin_generate_step(session, &event, &error) != MOXIN_STATUS_OK) {
+        if (moxin_session_step(session, &event, &error) != MOXIN_STATUS_OK) {
             die("answering", error);
         }
         if (event.kind == MOXIN_EVENT_KIND_TEXT) {
@@ -245,33 +327,42 @@ int main(int argc, char **argv)
         fprintf(stderr, "describe: built for ABI %u, the library has %u\n", MOXIN_ABI_VERSION, moxin_abi_version());
         return 1;
     }
-    moxin_image *image = load_image(&options);
     moxin_model *model = load_model(&options);
     moxin_session_params_init(&params, sizeof params);
     params.max_tokens = options.max_tokens;
+    params.repetition_penalty = options.repetition_penalty;
     if (moxin_session_new(model, &params, &session, &error) != MOXIN_STATUS_OK) {
         die("beginning a session", error);
     }
-    if (moxin_session_add_image(session, image, &error) != MOXIN_STATUS_OK) {
-        die("adding the picture", error);
-    }
-    moxin_image_free(image);
     moxin_model_free(model); /* the session keeps what it needs */
 
     if (options.json) {
         fputs("{\"answers\":[", stdout);
     }
-    for (int i = 0; i < options.prompt_count; i++) {
-        if (!options.json) {
-            printf("%s> %s\n", i > 0 ? "\n" : "", options.prompts[i]);
+    int answers = 0;
+    for (int i = 0; i < options.part_count; i++) {
+        const struct part *part = &options.parts[i];
+        switch (part->kind) {
+        case IMAGE: add_image(session, &options, part->text); continue;
+        case SYSTEM: add_text(session, MOXIN_ROLE_SYSTEM, part->text); continue;
+        case ASSISTANT: add_text(session, MOXIN_ROLE_ASSISTANT, part->text); continue;
+        case TEXT: add_prompt(session, &options, part->text); continue;
+        case PROMPT: add_prompt(session, &options, part->text); break;
         }
-        struct answer answer = ask(session, options.prompts[i], !options.json);
+        if (i + 1 < options.part_count && options.parts[i + 1].kind == ASSISTANT) {
+            continue; /* it is answered already */
+        }
+        if (!options.json) {
+            printf("%s> %s\n", answers > 0 ? "\n" : "", part->text);
+        }
+        struct answer answer = ask(session, !options.json);
         if (options.json) {
-            fputs(i > 0 ? "," : "", stdout);
+            fputs(answers > 0 ? "," : "", stdout);
             print_json_answer(&answer);
         } else {
             putchar('\n');
         }
+        answers++;
         free(answer.text);
         free(answer.tokens);
         free(answer.logprobs);

@@ -372,7 +372,7 @@ impl Caller {
                         return Ok(());
                     }
                     moxin_embedding_free(replace(&mut self.embeddings[own], null_mut()));
-                    moxin_encode_image(model, image, pointer(&op), &mut self.embeddings[own], place)
+                    moxin_model_encode_image(model, image, null(), pointer(&op), &mut self.embeddings[own], place)
                 }
                 12 => {
                     let (embedding, info) = (any(&self.embeddings, input)?, sized::<moxin_embedding_info>(input)?);
@@ -405,11 +405,11 @@ impl Caller {
                         }
                     }
                 }
-                18 => moxin_session_add_image(self.sessions[slot], any(&self.images, input)?, place),
+                18 => moxin_session_add_image(self.sessions[slot], any(&self.images, input)?, null(), place),
                 19 => moxin_session_add_embedding(self.sessions[slot], any(&self.embeddings, input)?, place),
                 20 => {
                     let event = sized::<moxin_event>(input)?;
-                    moxin_generate_step(self.sessions[slot], pointer(&event), place)
+                    moxin_session_step(self.sessions[slot], pointer(&event), place)
                 }
                 21 => {
                     let op = self.op(input)?;
@@ -479,7 +479,7 @@ impl Caller {
         let told = Arc::new(Told::default());
         let user_data = Arc::as_ptr(&told).cast_mut().cast();
         // SAFETY: the user data lives until the stream has ended: see `leave`.
-        let status = unsafe { moxin_generate_start(self.sessions[slot], pointer(&op), callback, user_data, Some(destroy), place) };
+        let status = unsafe { moxin_session_start(self.sessions[slot], pointer(&op), callback, user_data, Some(destroy), place) };
         self.streams.push((told, status == moxin_status::Ok));
         Ok(status)
     }

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    generate::{Event, FinishReason},
+    runtime::{Event, FinishReason},
 };
 
 /// What one step brought.
@@ -145,26 +145,7 @@ unsafe impl Versioned for moxin_event {
 }
 
 // SAFETY: repr(C), begins with its size, otherwise numbers.
-unsafe impl Versioned for moxin_stats {
-    fn defaults() -> Self {
-        moxin_stats {
-            struct_size: size_of::<Self>(),
-            prompt_tokens: 0,
-            image_tokens: 0,
-            reused_tokens: 0,
-            generated_tokens: 0,
-            cached_images: 0,
-            message_count: 0,
-            vision_ms: 0.0,
-            prefill_ms: 0.0,
-            first_token_ms: 0.0,
-            decode_ms: 0.0,
-            prefill_tps: 0.0,
-            decode_tps: 0.0,
-            peak_bytes: 0,
-        }
-    }
-}
+unsafe impl Versioned for moxin_stats {}
 
 /// Encodes the picture, or reads one chunk of the prompt, or generates one token, and tells of it in *out_event, whose struct_size must be
 /// set. Call it until the event is FINISHED.
@@ -176,7 +157,7 @@ unsafe impl Versioned for moxin_stats {
 /// Fails with INVALID_STATE where there is nothing to answer or the model was unloaded, CONTEXT_FULL for
 /// a prompt that does not fit, OUT_OF_MEMORY, BUSY, SUSPENDED, BACKEND.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn moxin_generate_step(
+pub unsafe extern "C" fn moxin_session_step(
     session: *const moxin_session,
     out_event: *mut moxin_event,
     error: *mut *mut moxin_error,
@@ -208,7 +189,7 @@ pub unsafe extern "C" fn moxin_generate_step(
 ///
 /// Fails with INVALID_STATE where there is nothing to answer, with BUSY.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn moxin_generate_start(
+pub unsafe extern "C" fn moxin_session_start(
     session: *const moxin_session,
     op: *const moxin_op,
     on_event: moxin_event_fn,
@@ -243,7 +224,7 @@ pub unsafe extern "C" fn moxin_generate_start(
 /// op, error: may be NULL. Progress has the stages MOXIN_STAGE_ENCODE and MOXIN_STAGE_PREFILL. The op's cancel object, moxin_session_cancel,
 /// the time limit and moxin_suspend are heard before every block of an encoder and every layer of the decoder.
 ///
-/// Fails as moxin_generate_step does, with INVALID_STATE where there is nothing to read, with CANCELLED, TIMEOUT. No failure leaves an answer
+/// Fails as moxin_session_step does, with INVALID_STATE where there is nothing to read, with CANCELLED, TIMEOUT. No failure leaves an answer
 /// being generated. What was added is kept or taken back so:
 ///
 /// - SUSPENDED: all is kept. The next call, or an answer, goes on where this one ended, and texts may be added before.

@@ -5,7 +5,7 @@ use std::ffi::{c_char, c_void};
 use super::{MOXIN_STRLEN, Versioned, bytes, free, give, guard, hold, init_params, moxin_error, moxin_status, out, read_params, text};
 use crate::{
     Error, Result,
-    image::{DecodeOptions, Picture, PixelFormat},
+    runtime::{Budget, DecodeOptions, Picture, PixelFormat},
 };
 
 /// A decoded picture.
@@ -46,6 +46,31 @@ unsafe impl Versioned for moxin_image_params {
             reserved: 0,
         }
     }
+}
+
+/// How many pixels a picture may have in front of the model's encoder, where the model takes
+/// pictures of any size; others ignore it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct moxin_pixel_budget {
+    /// sizeof(moxin_pixel_budget)
+    pub struct_size: usize,
+    /// A picture of fewer is enlarged. 0: what the model's folder says.
+    pub min_pixels: u64,
+    /// A picture of more is made smaller. 0: what the model's folder says.
+    pub max_pixels: u64,
+}
+
+// SAFETY: repr(C), begins with its size, otherwise integers.
+unsafe impl Versioned for moxin_pixel_budget {}
+
+/// # Safety
+/// As for [`read_params`].
+pub(super) unsafe fn pixel_budget(budget: *const moxin_pixel_budget) -> Result<Budget> {
+    // SAFETY: as promised by the caller.
+    let budget = unsafe { read_params(budget, "budget")? };
+    let pixels = |count: u64| (count > 0).then_some(usize::try_from(count).unwrap_or(usize::MAX));
+    Ok(Budget { min_pixels: pixels(budget.min_pixels), max_pixels: pixels(budget.max_pixels) })
 }
 
 /// Sets up parameters with the defaults; struct_size is sizeof(moxin_image_params), and nothing is written past it.

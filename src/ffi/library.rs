@@ -13,11 +13,11 @@ use serde_json::json;
 
 use super::{MOXIN_ABI_VERSION, MOXIN_STRLEN, c_string, guard, moxin_destroy_fn, moxin_error, moxin_status, moxin_str, text, view};
 use crate::{
-    Backend, Error, Result,
-    device::{mlx_version, set_cpu_threads, set_metallib_path},
-    panic::guarded,
-    process,
-    runtime::{LogSink, callback, resume, set_log, suspend},
+    Error, Result,
+    runtime::{
+        Backend, LogSink, callback, guarded, mlx_version, model_types, process, resume, set_cpu_threads, set_log, set_metallib_path,
+        suspend,
+    },
 };
 
 /// What a model computes on: one of MOXIN_BACKEND_*.
@@ -89,7 +89,7 @@ fn build_info() -> String {
         "mlx": mlx_version(),
         "target": format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
         "backends": backends.map(Backend::name).collect::<Vec<_>>(),
-        "models": ["prismatic"],
+        "models": model_types(),
     })
     .to_string()
 }

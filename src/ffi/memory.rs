@@ -1,12 +1,7 @@
 //! Memory.
 
 use super::{HANDLES, Versioned, guard, moxin_error, moxin_status, out, write_result};
-use crate::{
-    device::{available_memory, memory_limit, memory_stats, set_memory_limits},
-    generate::image_cache_bytes,
-    panic::guarded,
-    runtime::trim_memory,
-};
+use crate::runtime::{available_memory, guarded, image_cache_bytes, memory_limit, memory_stats, set_memory_limits, trim_memory};
 use std::sync::atomic::Ordering;
 
 /// What the library holds in this process, in bytes.
@@ -32,20 +27,7 @@ pub struct moxin_memory_stats {
 }
 
 // SAFETY: repr(C), begins with its size, otherwise integers.
-unsafe impl Versioned for moxin_memory_stats {
-    fn defaults() -> Self {
-        moxin_memory_stats {
-            struct_size: size_of::<Self>(),
-            active: 0,
-            cache: 0,
-            peak: 0,
-            limit: 0,
-            available: 0,
-            image_cache: 0,
-            handles: 0,
-        }
-    }
-}
+unsafe impl Versioned for moxin_memory_stats {}
 
 /// What the library holds now. out_stats->struct_size must be set. Never waits.
 #[unsafe(no_mangle)]

@@ -3,6 +3,7 @@
 //! The conventions stand at the top of the generated header; see cbindgen.toml.
 #![allow(unsafe_code, non_camel_case_types, clippy::missing_safety_doc)]
 
+mod embedding;
 mod error;
 mod generate;
 mod image;
@@ -10,6 +11,7 @@ mod library;
 mod memory;
 mod model;
 mod op;
+mod quantize;
 mod session;
 
 use std::{
@@ -21,6 +23,7 @@ use std::{
     },
 };
 
+pub use embedding::*;
 pub use error::*;
 pub use generate::*;
 pub use image::*;
@@ -28,16 +31,16 @@ pub use library::*;
 pub use memory::*;
 pub use model::*;
 pub use op::*;
+pub use quantize::*;
 pub use session::*;
 
 use crate::{
     Error, Result,
-    panic::{guarded, inject},
-    process,
+    runtime::{guarded, inject, process},
 };
 
 /// Grows with every release that breaks what is in this header. Compare with moxin_abi_version before anything else.
-pub const MOXIN_ABI_VERSION: u32 = 2;
+pub const MOXIN_ABI_VERSION: u32 = 3;
 
 /// Stands for the length of a text that ends with NUL.
 pub const MOXIN_STRLEN: usize = usize::MAX;
@@ -152,8 +155,15 @@ unsafe fn bytes<'a>(data: *const u8, len: usize, name: &'static str) -> Result<&
 /// # Safety
 /// For types that are `repr(C)`, begin with a `size_t`, and for which any bit pattern of the other fields is valid.
 unsafe trait Versioned: Sized {
-    /// The values of fields that the caller does not know of.
-    fn defaults() -> Self;
+    /// The values of fields that the caller does not know of: 0, unless a type says otherwise.
+    fn defaults() -> Self {
+        // SAFETY: any bit pattern is valid but for the size, which is written here; every version of every struct begins with it.
+        unsafe {
+            let mut empty = std::mem::zeroed::<Self>();
+            (&raw mut empty).cast::<usize>().write(size_of::<Self>());
+            empty
+        }
+    }
 }
 
 /// Reads a struct of parameters. Fields that the caller's version lacks keep their defaults; fields that this version lacks must be zero.

@@ -1,28 +1,26 @@
-//! Models and embeddings.
+//! Models.
 
 use std::{
     collections::BTreeMap,
     ffi::{CString, c_char},
     path::Path,
-    ptr,
     sync::Mutex,
 };
 
-use mlx_rs::Dtype;
-
 use super::{
-    MOXIN_STRLEN, Versioned, c_string, free, give, guard, hold, init_params,
+    MOXIN_STRLEN, Versioned, c_string, free, give, guard, hold,
+    image::{moxin_pixel_budget, pixel_budget},
+    init_params,
     library::{MOXIN_BACKEND_AUTO, backend_from, backend_number, moxin_backend},
-    moxin_error, moxin_image, moxin_op, moxin_session_params, moxin_status, moxin_str,
+    moxin_error, moxin_op, moxin_session_params, moxin_status, moxin_str,
     op::with_op,
-    out, read_params, session, text, view, write_result,
+    out,
+    quantize::{MOXIN_QUANT_MODE_AFFINE, moxin_quant_mode, scheme},
+    read_params, session, text, view, write_result,
 };
 use crate::{
     Error, Result,
-    checkpoint::{Mode, Quantization},
-    device::CpuKernels,
-    models::moxin::QuantizeOptions,
-    runtime::{Embedding, LoadOptions, Model, ModelInfo},
+    runtime::{CpuKernels, Dtype, LoadOptions, Model, ModelInfo, QuantizeOptions},
 };
 
 /// A model in memory.
@@ -31,9 +29,6 @@ pub struct moxin_model {
     /// Texts that [`moxin_model_metadata`] has shown.
     metadata: Mutex<BTreeMap<String, CString>>,
 }
-
-/// A picture's tokens in the space of the model that made them. Keeps nothing else alive.
-pub struct moxin_embedding(pub(super) Embedding);
 
 /// The type of activations: one of MOXIN_DTYPE_*.
 pub type moxin_dtype = u32;
@@ -54,17 +49,6 @@ pub const MOXIN_CPU_KERNELS_AUTO: moxin_cpu_kernels = 0;
 pub const MOXIN_CPU_KERNELS_OWN: moxin_cpu_kernels = 1;
 /// MLX's.
 pub const MOXIN_CPU_KERNELS_MLX: moxin_cpu_kernels = 2;
-
-/// How quantized numbers are told: one of MOXIN_QUANT_MODE_*.
-pub type moxin_quant_mode = u32;
-/// A whole number of 2, 3, 4, 5, 6 or 8 bits, times a scale, plus a bias; 32, 64 or 128 neighbours share scale and bias.
-pub const MOXIN_QUANT_MODE_AFFINE: moxin_quant_mode = 0;
-/// Floats of 4 bits; 32 share a power of two.
-pub const MOXIN_QUANT_MODE_MXFP4: moxin_quant_mode = 1;
-/// Floats of 8 bits; 32 share a power of two.
-pub const MOXIN_QUANT_MODE_MXFP8: moxin_quant_mode = 2;
-/// Floats of 4 bits; 16 share one of 8 bits.
-pub const MOXIN_QUANT_MODE_NVFP4: moxin_quant_mode = 3;
 
 /// How a model is loaded.
 #[repr(C)]
@@ -92,48 +76,6 @@ pub struct moxin_model_params {
     pub cpu_kernels: moxin_cpu_kernels,
 }
 
-/// The scheme of some modules.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct moxin_module_quant {
-    /// The path of a module in the checkpoint, such as "language_model.lm_head", or the beginning of several up to a dot, such as
-    /// "language_model.model.layers.0"; UTF-8, NUL-terminated.
-    pub path: *const c_char,
-    /// 2, 3, 4, 5, 6 or 8. 0: it is not quantized.
-    pub bits: u32,
-    /// 32, 64 or 128.
-    pub group_size: u32,
-    /// Another mode than MOXIN_QUANT_MODE_AFFINE has its own bits and group size; bits must not be 0 all the same.
-    pub mode: moxin_quant_mode,
-    /// Must be 0.
-    pub reserved: u32,
-}
-
-/// What of a model is quantized, and how. By default, as MLX's community does: the language model with its embedding and output head, in 4 bits
-/// and groups of 64.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct moxin_quant_params {
-    /// sizeof(moxin_quant_params)
-    pub struct_size: usize,
-    /// 2, 3, 4, 5, 6 or 8. Default: 4.
-    pub bits: u32,
-    /// Neighbours in a row that share a scale and a bias: 32, 64 or 128. Default: 64.
-    pub group_size: u32,
-    /// Not 0: the token embedding too. Default: 1.
-    pub embedding: u32,
-    /// Not 0: the output head too. Default: 1.
-    pub head: u32,
-    /// Not 0: vision encoders and projector too, where the group size divides their widths. Default: 0.
-    pub vision: u32,
-    /// Another mode than MOXIN_QUANT_MODE_AFFINE, the default, has its own bits and group size: those above are not looked at then.
-    pub mode: moxin_quant_mode,
-    /// Exceptions; of several that fit a module the longest path counts. May be NULL where module_count is 0.
-    pub modules: *const moxin_module_quant,
-    /// Their number.
-    pub module_count: usize,
-}
-
 /// What a model is.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -152,9 +94,11 @@ pub struct moxin_model_info {
     pub vocab_size: u32,
     /// Width of a token.
     pub hidden_size: u32,
-    /// Edge of the square that a picture is brought to, in pixels.
+    /// Edge of the square that a picture is brought to, in pixels; 0 where that depends on the
+    /// picture.
     pub image_size: u32,
-    /// Positions that a picture takes.
+    /// Positions that a picture takes; 0 where that depends on the picture: see
+    /// moxin_model_image_tokens.
     pub tokens_per_image: u32,
     /// Where the model computes, or would; never MOXIN_BACKEND_AUTO.
     pub backend: moxin_backend,
@@ -168,6 +112,17 @@ pub struct moxin_model_info {
     pub quant_mode: moxin_quant_mode,
     /// The architecture, as config.json names it, such as "prismatic"; NUL-terminated, cut where it is longer.
     pub model_type: [c_char; 32],
+    /// Pictures that a conversation may have; 0 for as many as fit into the context.
+    pub max_images: u32,
+    /// Not 0: the model takes system text.
+    pub takes_system: u32,
+    /// Not 0: a conversation goes on after an answer. 0: it ends with it.
+    pub takes_turns: u32,
+    /// Must be ignored.
+    pub reserved: u32,
+    /// What to ask about a picture where a user has no question, in the words that the model was
+    /// made for; NUL-terminated.
+    pub default_prompt: [c_char; 64],
 }
 
 /// What a model in a folder will take, in bytes.
@@ -194,22 +149,6 @@ pub struct moxin_memory_estimate {
     pub available: u64,
 }
 
-/// The size of an embedding.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct moxin_embedding_info {
-    /// sizeof(moxin_embedding_info)
-    pub struct_size: usize,
-    /// The fingerprint of the model that made it: see moxin_model_info.
-    pub model_fingerprint: u64,
-    /// Tells pictures apart.
-    pub image_hash: u64,
-    /// Positions it takes in a prompt.
-    pub token_count: u32,
-    /// Numbers a token.
-    pub hidden_size: u32,
-}
-
 // SAFETY: repr(C), begins with its size, otherwise integers.
 unsafe impl Versioned for moxin_model_params {
     fn defaults() -> Self {
@@ -227,70 +166,11 @@ unsafe impl Versioned for moxin_model_params {
     }
 }
 
-// SAFETY: repr(C), begins with its size, otherwise numbers and pointers that are checked before use.
-unsafe impl Versioned for moxin_quant_params {
-    fn defaults() -> Self {
-        let QuantizeOptions { quantization, embedding, head, vision, .. } = QuantizeOptions::default();
-        moxin_quant_params {
-            struct_size: size_of::<Self>(),
-            bits: quantization.bits as u32,
-            group_size: quantization.group_size as u32,
-            embedding: embedding.into(),
-            head: head.into(),
-            vision: vision.into(),
-            mode: MOXIN_QUANT_MODE_AFFINE,
-            modules: ptr::null(),
-            module_count: 0,
-        }
-    }
-}
+// SAFETY: repr(C), begins with its size, otherwise integers.
+unsafe impl Versioned for moxin_model_info {}
 
 // SAFETY: repr(C), begins with its size, otherwise integers.
-unsafe impl Versioned for moxin_model_info {
-    fn defaults() -> Self {
-        moxin_model_info {
-            struct_size: size_of::<Self>(),
-            parameter_count: 0,
-            weight_bytes: 0,
-            fingerprint: 0,
-            context_length: 0,
-            vocab_size: 0,
-            hidden_size: 0,
-            image_size: 0,
-            tokens_per_image: 0,
-            backend: MOXIN_BACKEND_AUTO,
-            dtype: MOXIN_DTYPE_AUTO,
-            quant_bits: 0,
-            quant_group_size: 0,
-            quant_mode: MOXIN_QUANT_MODE_AFFINE,
-            model_type: [0; 32],
-        }
-    }
-}
-
-// SAFETY: repr(C), begins with its size, otherwise integers.
-unsafe impl Versioned for moxin_memory_estimate {
-    fn defaults() -> Self {
-        moxin_memory_estimate {
-            struct_size: size_of::<Self>(),
-            weights: 0,
-            kv_per_token: 0,
-            kv_total: 0,
-            load_peak: 0,
-            vision_peak: 0,
-            step_peak: 0,
-            total: 0,
-            available: 0,
-        }
-    }
-}
-
-// SAFETY: repr(C), begins with its size, otherwise integers.
-unsafe impl Versioned for moxin_embedding_info {
-    fn defaults() -> Self {
-        moxin_embedding_info { struct_size: size_of::<Self>(), model_fingerprint: 0, image_hash: 0, token_count: 0, hidden_size: 0 }
-    }
-}
+unsafe impl Versioned for moxin_memory_estimate {}
 
 /// Sets up parameters with the defaults; struct_size is sizeof(moxin_model_params), and nothing is written past it.
 #[unsafe(no_mangle)]
@@ -401,6 +281,29 @@ pub unsafe extern "C" fn moxin_model_info_get(
     })
 }
 
+/// How many positions a picture of this size takes in a conversation. budget, error: may be NULL.
+///
+/// Fails with INVALID_ARGUMENT for a size or a budget that the model cannot take.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn moxin_model_image_tokens(
+    model: *const moxin_model,
+    width: u32,
+    height: u32,
+    budget: *const moxin_pixel_budget,
+    out_tokens: *mut u32,
+    error: *mut *mut moxin_error,
+) -> moxin_status {
+    guard(error, || {
+        let place = out(out_tokens, "out_tokens")?;
+        // SAFETY: NULL or a handle of this library that was not freed, and the caller's initialized struct.
+        let (model, budget) = unsafe { (hold(model, "model")?, pixel_budget(budget)?) };
+        let tokens = model.model.image_tokens(width as usize, height as usize, budget)?;
+        // SAFETY: checked by `out`.
+        unsafe { place.write(tokens as u32) };
+        Ok(())
+    })
+}
+
 /// A field of the model's config.json by its path, such as "model_type", "text_config.num_hidden_layers" or "image_sizes.0": a text as it is,
 /// all else as JSON. *out_value lives as long as the model's handle.
 ///
@@ -423,35 +326,6 @@ pub unsafe extern "C" fn moxin_model_metadata(
         // SAFETY: checked by `out`. The text stays where it is as long as the model: nothing is taken out of the map.
         unsafe { place.write(view(shown)) };
         Ok(())
-    })
-}
-
-/// Sets up parameters with the defaults; struct_size is sizeof(moxin_quant_params), and nothing is written past it.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn moxin_quant_params_init(params: *mut moxin_quant_params, struct_size: usize) {
-    // SAFETY: NULL, or the caller's struct of that size.
-    unsafe { init_params(params, struct_size) };
-}
-
-/// Quantizes a model in memory, a matrix at a time, so that it never takes more than the model and one matrix. Matrices that are quantized
-/// already stay as they are. Conversations go on; what they have computed stays.
-///
-/// params, op, error: may be NULL. Progress has the stage MOXIN_STAGE_QUANTIZE.
-///
-/// Fails with INVALID_ARGUMENT for a scheme that MLX does not have, with INVALID_STATE where nothing is left to quantize or the model was
-/// unloaded, with CANCELLED, TIMEOUT, OUT_OF_MEMORY, SUSPENDED, BACKEND. A failure leaves the model as it was: what was replaced is read again
-/// from its folder, or, where that has changed since, was kept until the end.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn moxin_model_quantize(
-    model: *const moxin_model,
-    params: *const moxin_quant_params,
-    op: *const moxin_op,
-    error: *mut *mut moxin_error,
-) -> moxin_status {
-    // SAFETY: NULL or a handle of this library that was not freed, and the caller's initialized structs with pointers valid during the call.
-    guard(error, || unsafe {
-        let (model, options) = (hold(model, "model")?, quantize_options(params)?);
-        with_op(op, |op| model.model.quantize(options, op))
     })
 }
 
@@ -508,86 +382,6 @@ pub unsafe extern "C" fn moxin_model_free(model: *mut moxin_model) {
     unsafe { free(model, drop) };
 }
 
-/// Runs the model's vision encoders on a picture, unless the same picture was encoded before and its tokens are still in the model's cache.
-/// The embedding can stand for the picture in any session of this model, also when it was loaded anew.
-///
-/// op, error: may be NULL. *out_embedding receives an embedding that the caller frees with moxin_embedding_free. Progress has the stage
-/// MOXIN_STAGE_ENCODE.
-///
-/// Fails with CANCELLED, TIMEOUT, OUT_OF_MEMORY, SUSPENDED, BACKEND, and with INVALID_STATE where the model was unloaded.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn moxin_encode_image(
-    model: *const moxin_model,
-    image: *const moxin_image,
-    op: *const moxin_op,
-    out_embedding: *mut *mut moxin_embedding,
-    error: *mut *mut moxin_error,
-) -> moxin_status {
-    guard(error, || {
-        let place = out(out_embedding, "out_embedding")?;
-        // SAFETY: NULL or handles of this library that were not freed; the op's pointers are valid during this call.
-        unsafe {
-            let (model, image) = (hold(model, "model")?, hold(image, "image")?);
-            let embedding = with_op(op, |op| model.model.encode_image(&image.0, op))?;
-            give(place, moxin_embedding(embedding));
-        }
-        Ok(())
-    })
-}
-
-/// The size of an embedding. out_info->struct_size must be set.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn moxin_embedding_info_get(
-    embedding: *const moxin_embedding,
-    out_info: *mut moxin_embedding_info,
-    error: *mut *mut moxin_error,
-) -> moxin_status {
-    guard(error, || {
-        let place = out(out_info, "out_info")?;
-        // SAFETY: NULL or a handle of this library that was not freed.
-        let embedding = unsafe { hold(embedding, "embedding")? };
-        let info = moxin_embedding_info {
-            model_fingerprint: embedding.0.model(),
-            image_hash: embedding.0.picture().short(),
-            token_count: embedding.0.tokens() as u32,
-            hidden_size: embedding.0.width() as u32,
-            ..moxin_embedding_info::defaults()
-        };
-        // SAFETY: checked by `out`, and the caller's struct with its size.
-        unsafe { write_result(place, info, "out_info") }
-    })
-}
-
-/// Copies the numbers of an embedding, token after token. values has room for capacity floats; token_count * hidden_size are needed.
-///
-/// Fails with INVALID_ARGUMENT, naming the number needed, where the room is too small; with SUSPENDED, BACKEND.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn moxin_embedding_copy(
-    embedding: *const moxin_embedding,
-    values: *mut f32,
-    capacity: usize,
-    error: *mut *mut moxin_error,
-) -> moxin_status {
-    guard(error, || {
-        let place = out(values, "values")?;
-        // SAFETY: NULL or a handle of this library that was not freed.
-        let numbers = unsafe { hold(embedding, "embedding")? }.0.to_vec()?;
-        if numbers.len() > capacity {
-            return Err(Error::InvalidArgument(format!("capacity is {capacity}; the embedding has {} numbers", numbers.len())));
-        }
-        // SAFETY: the caller's room for at least that many floats.
-        unsafe { ptr::copy_nonoverlapping(numbers.as_ptr(), place, numbers.len()) };
-        Ok(())
-    })
-}
-
-/// Frees an embedding. NULL is fine.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn moxin_embedding_free(embedding: *mut moxin_embedding) {
-    // SAFETY: NULL or a handle of this library, which the caller does not use again.
-    unsafe { free(embedding, drop) };
-}
-
 /// # Safety
 /// As for [`read_params`].
 unsafe fn load_options(params: *const moxin_model_params) -> Result<LoadOptions> {
@@ -620,53 +414,14 @@ unsafe fn load_options(params: *const moxin_model_params) -> Result<LoadOptions>
     })
 }
 
-/// # Safety
-/// As for [`read_params`]; `modules` has `module_count` entries whose paths end with NUL.
-unsafe fn quantize_options(params: *const moxin_quant_params) -> Result<QuantizeOptions> {
-    // SAFETY: as promised by the caller.
-    let params = unsafe { read_params(params, "params")? };
-    if params.module_count > 4096 {
-        return Err(Error::InvalidArgument(format!("params.module_count is {}; 0 to 4096 is expected", params.module_count)));
-    }
-    let mut modules = Vec::new();
-    for i in 0..params.module_count {
-        if params.modules.is_null() {
-            return Err(Error::NullArgument("params.modules"));
-        }
-        // SAFETY: the caller's array of that many entries, and their texts.
-        let (path, module) = unsafe {
-            let module = params.modules.add(i).read();
-            (text(module.path, MOXIN_STRLEN, "params.modules.path")?, module)
-        };
-        if module.reserved != 0 {
-            return Err(Error::InvalidArgument(format!("params.modules[{i}].reserved is {}; 0 is expected", module.reserved)));
-        }
-        let scheme = scheme(module.mode, module.bits, module.group_size)?;
-        modules.push((path.to_owned(), (module.bits > 0).then_some(scheme)));
-    }
-    Ok(QuantizeOptions {
-        quantization: scheme(params.mode, params.bits, params.group_size)?,
-        embedding: params.embedding != 0,
-        head: params.head != 0,
-        vision: params.vision != 0,
-        modules,
-    })
-}
-
-/// A scheme as C tells it; whether there is such an affine one is checked where it is used.
-fn scheme(mode: moxin_quant_mode, bits: u32, group_size: u32) -> Result<Quantization> {
-    let mode = *Mode::ALL
-        .get(mode as usize)
-        .ok_or_else(|| Error::InvalidArgument(format!("the quantization mode is {mode}; 0 to {MOXIN_QUANT_MODE_NVFP4} is expected")))?;
-    Ok(mode.scheme().unwrap_or(Quantization::affine(group_size as usize, bits as usize)))
-}
-
 fn info_for_c(info: &ModelInfo) -> moxin_model_info {
-    let mut model_type = [0; 32];
-    // The last one stays 0.
-    model_type[..31].iter_mut().zip(info.model_type.bytes()).for_each(|(place, byte)| *place = byte as c_char);
     moxin_model_info {
-        model_type,
+        model_type: c_text(&info.model_type),
+        default_prompt: c_text(info.default_prompt),
+        // More than can be said are as many as fit.
+        max_images: u32::try_from(info.max_images).unwrap_or(0),
+        takes_system: info.system.into(),
+        takes_turns: info.several_messages.into(),
         quant_bits: info.quantization.map_or(0, |quantization| quantization.bits as u32),
         quant_group_size: info.quantization.map_or(0, |quantization| quantization.group_size as u32),
         quant_mode: info.quantization.map_or(MOXIN_QUANT_MODE_AFFINE, |quantization| quantization.mode as u32),
@@ -686,4 +441,11 @@ fn info_for_c(info: &ModelInfo) -> moxin_model_info {
         },
         ..moxin_model_info::defaults()
     }
+}
+
+/// A text in a field of fixed length, cut where it is longer; the last byte stays 0.
+fn c_text<const N: usize>(text: &str) -> [c_char; N] {
+    let mut field = [0; N];
+    field[..N - 1].iter_mut().zip(text.bytes()).for_each(|(place, byte)| *place = byte as c_char);
+    field
 }

@@ -45,11 +45,7 @@ pub struct moxin_op {
 }
 
 // SAFETY: repr(C), begins with its size; its pointers may have any value until they are used.
-unsafe impl Versioned for moxin_op {
-    fn defaults() -> Self {
-        moxin_op { struct_size: size_of::<Self>(), progress: None, user_data: ptr::null_mut(), cancel: ptr::null(), timeout_ms: 0 }
-    }
-}
+unsafe impl Versioned for moxin_op {}
 
 /// A new cancel object, which the caller frees with moxin_cancel_free. It may be given to any number of operations.
 #[unsafe(no_mangle)]

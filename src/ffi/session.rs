@@ -3,14 +3,15 @@
 use std::{ffi::c_char, ptr, sync::Mutex};
 
 use super::{
-    Versioned, free, generate::LastEvent, give, guard, hold, init_params, moxin_embedding, moxin_error, moxin_image, moxin_model,
-    moxin_status, out, read_params, text,
+    Versioned, free,
+    generate::LastEvent,
+    give, guard, hold,
+    image::{moxin_pixel_budget, pixel_budget},
+    init_params, moxin_embedding, moxin_error, moxin_image, moxin_model, moxin_status, out, read_params, text,
 };
 use crate::{
     Error, Result,
-    generate::{GenerationOptions, MAX_STOP_STRINGS, SamplingParams},
-    runtime::Session,
-    text::Role,
+    runtime::{GenerationOptions, MAX_STOP_STRINGS, Role, SamplingParams, Session},
 };
 
 /// A conversation with a model.
@@ -148,8 +149,10 @@ pub unsafe extern "C" fn moxin_session_fork(
 /// It is text: where a control token such as `</s>` is spelt in it, the model reads the characters,
 /// not the token. See moxin_session_add_prompt for the other way.
 ///
-/// Fails with INVALID_STATE for a system text, which Moxin takes none of, and while an answer is
-/// being generated; with CONTEXT_FULL where the conversation cannot fit into the context, which is
+/// Texts and pictures of one role that follow each other are parts of one message.
+///
+/// Fails with INVALID_STATE for a system text where the model takes none, for a question after the
+/// answer where it takes none then (see moxin_model_info), and while an answer is being generated; with CONTEXT_FULL where the conversation cannot fit into the context, which is
 /// known from its length in bytes; with BUSY.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_add_text(
@@ -196,20 +199,27 @@ pub unsafe extern "C" fn moxin_session_add_prompt(
     guard(error, || unsafe { hold(session, "session")?.session.add_prompt(text(data, len, "data")?) })
 }
 
-/// Sets the picture that the conversation is about; it is encoded by the next step. The image may be freed at once.
+/// Adds a picture to the user's message, behind what is there of it; it is encoded when its turn comes. The image may be freed at once.
 ///
-/// Where the first answer is cancelled or fails, the picture is taken back with the question. Added again it is not encoded again: its tokens
+/// Where the answer is cancelled or fails, its pictures are taken back with the question. Added again it is not encoded again: its tokens
 /// are in the model's cache.
 ///
-/// Fails with INVALID_STATE for a second picture, which Moxin takes none of, and after the first answer; with BUSY.
+/// budget: how many pixels it may have in front of the encoder; may be NULL. error: may be NULL.
+///
+/// Fails with INVALID_STATE for more pictures than moxin_model_info says, after an answer where the model does not take one then, and while an
+/// answer is being generated; with INVALID_ARGUMENT for a picture or a budget that the model cannot take; with BUSY.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_add_image(
     session: *const moxin_session,
     image: *const moxin_image,
+    budget: *const moxin_pixel_budget,
     error: *mut *mut moxin_error,
 ) -> moxin_status {
-    // SAFETY: NULL or handles of this library that were not freed.
-    guard(error, || unsafe { hold(session, "session")?.session.add_image(hold(image, "image")?.0.clone()) })
+    // SAFETY: NULL or handles of this library that were not freed, and the caller's initialized struct.
+    guard(error, || unsafe {
+        let (session, image) = (hold(session, "session")?, hold(image, "image")?);
+        session.session.add_image_within(image.0.clone(), pixel_budget(budget)?)
+    })
 }
 
 /// As moxin_session_add_image, for a picture that is already encoded, by the same model: else INVALID_ARGUMENT.

@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     Error, Result,
+    device::inject,
     device::{Backend, Device, at_exit, leave, settle},
-    panic::inject,
     process,
 };
 

@@ -16,7 +16,7 @@ use super::{
     lock,
     outbox::{Message, Outbox, Record, Room},
 };
-use crate::{Error, Result, device::at_exit, panic::guarded, process};
+use crate::{Error, Result, device::at_exit, error::guarded, process};
 
 /// Where messages go: level, target (such as `moxin_vlm::runtime`), text. Called on a thread of its own, one message after the other; dropped
 /// there too, after its last.

@@ -15,7 +15,7 @@ use super::{
         mpsc,
     },
 };
-use crate::{Error, Result, panic::guarded, process};
+use crate::{Error, Result, error::guarded, process};
 
 /// How often a thread that waits for its turn looks whether it is still to wait.
 pub const GLANCE: Duration = Duration::from_millis(20);

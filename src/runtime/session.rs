@@ -16,10 +16,11 @@ use super::{
 };
 use crate::{
     Error, Result,
-    generate::{Chat, ChatImage, ChatModel, Event, FinishReason, GenerationOptions, Stats, Watch},
+    device::inject,
+    generate::{Chat, ChatModel, Event, FinishReason, GenerationOptions, Stats, Watch},
     image::Picture,
-    panic::inject,
-    text::{Role, Turn},
+    models::Budget,
+    text::{Message, Role},
 };
 
 /// A conversation with a model. Clones are the same conversation; it lives as long as any of them, and keeps its model alive.
@@ -117,13 +118,23 @@ impl Session {
     /// # Errors
     /// [`Error::InvalidState`] for a second picture, and after the first answer.
     pub fn add_image(&self, picture: Picture) -> Result<()> {
-        self.change(move |chat| chat.add_image(ChatImage::Picture(picture)))
+        self.add_image_within(picture, Budget::default())
+    }
+
+    /// Does what [`Session::add_image`] does, with a budget of pixels where the model takes pictures
+    /// of any size.
+    ///
+    /// # Errors
+    /// Also [`Error::InvalidArgument`] for a picture or a budget that the model cannot take.
+    pub fn add_image_within(&self, picture: Picture, budget: Budget) -> Result<()> {
+        let image = self.model.chat_image(picture, budget)?;
+        self.change(move |chat| chat.add_image(image))
     }
 
     /// Sets the picture by its embedding, which must come from the same model.
     pub fn add_embedding(&self, embedding: &Embedding) -> Result<()> {
         let (model, embedding) = (self.model.clone(), embedding.clone());
-        self.change(move |chat| chat.add_image(ChatImage::Tokens(model.tokens_of(&embedding)?)))
+        self.change(move |chat| chat.add_image(model.chat_embedding(&embedding)?))
     }
 
     /// Does one chunk of prefill, or generates one token, or ends the answer. See [`Event`].
@@ -169,10 +180,10 @@ impl Session {
     /// error takes the turn back.
     fn tokenize(&self, claim: &Claim<Conversation>, control: &Control) -> Result<()> {
         let since = Instant::now();
-        let encode = |(encoder, prompt)| tokenize::encode(self.model.tokenizing(), encoder, prompt, &|| engine::check(control));
-        match lock_chat(claim.slot(), |chat| chat.untokenized()).and_then(|untokenized| untokenized.map(encode).transpose()) {
-            Ok(Some(ids)) => lock_chat(claim.slot(), |chat| {
-                chat.set_tokens(ids, since);
+        let write = |(writer, request)| tokenize::write(self.model.tokenizing(), writer, request, &|| engine::check(control));
+        match lock_chat(claim.slot(), |chat| chat.unwritten()).and_then(|unwritten| unwritten.map(write).transpose()) {
+            Ok(Some(prompt)) => lock_chat(claim.slot(), |chat| {
+                chat.set_prompt(prompt, since);
                 Ok(())
             }),
             Ok(None) => Ok(()),
@@ -388,9 +399,9 @@ impl Session {
     }
 
     /// The conversation so far.
-    pub fn turns(&self) -> Result<Vec<Turn>> {
+    pub fn messages(&self) -> Result<Vec<Message>> {
         let claim = self.shared.slot.claim()?;
-        lock_chat(claim.slot(), |chat| Ok(chat.turns().to_vec()))
+        lock_chat(claim.slot(), |chat| Ok(chat.messages().to_vec()))
     }
 
     /// Counts and times of the latest turn, as of its latest step; also while an answer is being generated.

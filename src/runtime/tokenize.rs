@@ -10,8 +10,8 @@ use super::{lock, queue::GLANCE};
 use crate::{
     Error, Result,
     device::require,
-    panic::guarded,
-    text::{Prompt, PromptEncoder},
+    error::guarded,
+    generate::{Prompt, PromptRequest, PromptWriter},
 };
 
 /// Prompts of one model that are worked on at once, those included that nobody waits for any more.
@@ -29,29 +29,29 @@ pub struct Places {
     freed: Condvar,
 }
 
-/// Encodes a prompt. `go_on` is asked now and then, and ends the wait with its error. What was
-/// begun goes on to its end then, unheard; [`PromptEncoder`] bounds the length of a prompt.
-pub fn encode(places: &Arc<Places>, encoder: PromptEncoder, prompt: Prompt, go_on: &dyn Fn() -> Result<()>) -> Result<Vec<u32>> {
+/// Writes a prompt. `go_on` is asked now and then, and ends the wait with its error. What was
+/// begun goes on to its end then, unheard; [`PromptWriter`] bounds the length of a prompt.
+pub fn write(places: &Arc<Places>, writer: PromptWriter, request: PromptRequest, go_on: &dyn Fn() -> Result<()>) -> Result<Prompt> {
     go_on()?;
-    require(&format!("tokenizing a prompt of {} bytes", prompt.text().len()), encoder.memory(&prompt), u64::MAX)?;
+    require(&format!("tokenizing a prompt of {} bytes", request.bytes()), writer.memory(&request))?;
     let place = Place::wait(places, go_on)?;
     let (sender, result) = mpsc::channel();
-    let prompt = Arc::new(prompt);
-    let (works, text) = (encoder.clone(), prompt.clone());
+    let request = Arc::new(request);
+    let (works, asked) = (writer.clone(), request.clone());
     let work = move || {
-        let ids = guarded(|| works.encode(&text));
+        let prompt = guarded(|| works.write(&asked));
         drop(place);
         // Where nobody waits any more, nobody misses it.
-        let _ = sender.send(ids);
+        let _ = sender.send(prompt);
     };
     match thread::Builder::new().name("moxin-tokenizer".into()).spawn(work) {
         Ok(_) => {}
-        Err(_) if prompt.text().len() <= SHORT => return guarded(|| encoder.encode(&prompt)),
+        Err(_) if request.bytes() <= SHORT => return guarded(|| writer.write(&request)),
         Err(error) => return Err(Error::InvalidState(format!("the tokenizer's thread could not be started: {error}"))),
     }
     loop {
         match result.recv_timeout(GLANCE) {
-            Ok(ids) => return ids,
+            Ok(prompt) => return prompt,
             Err(mpsc::RecvTimeoutError::Timeout) => go_on()?,
             Err(mpsc::RecvTimeoutError::Disconnected) => {
                 return Err(Error::Panic("the tokenizer's thread ended before its work was done".into()));

@@ -83,7 +83,7 @@ static moxin_session *look(const moxin_model *model, const moxin_image *image, u
     params.prefill_chunk = chunk;
     params.max_tokens = 4; /* the answers could be longer: what is tested comes before */
     NEED(moxin_session_new(model, &params, &session, &error));
-    NEED(moxin_session_add_image(session, image, &error));
+    NEED(moxin_session_add_image(session, image, NULL, &error));
     return session;
 }
 
@@ -98,7 +98,7 @@ static void check_taken_back(moxin_session *session, const moxin_image *image, i
 {
     moxin_error *error = NULL;
     CHECK(stats_of(session).message_count == 0);
-    expect_case(MOXIN_STATUS_OK, moxin_session_add_image(session, image, &error), &error, line);
+    expect_case(MOXIN_STATUS_OK, moxin_session_add_image(session, image, NULL, &error), &error, line);
     struct answer answer = ask(session, QUESTION);
     check_answer(&answer, line);
 }
@@ -153,8 +153,8 @@ static void check_steps(const moxin_model *model, const moxin_image *image, int 
     struct answer answer;
     moxin_status status = MOXIN_STATUS_OK;
     put(untouched, QUESTION);
-    NEED(moxin_generate_step(untouched, &event, &error));
-    NEED(moxin_generate_step(untouched, &event, &error));
+    NEED(moxin_session_step(untouched, &event, &error));
+    NEED(moxin_session_step(untouched, &event, &error));
     if (is_in_encoding(place)) {
         moxin_memory_trim();
     }
@@ -162,7 +162,7 @@ static void check_steps(const moxin_model *model, const moxin_image *image, int 
     memset(&answer, 0, sizeof answer);
     begin_case("steps", ENDS[end].kind, place);
     do {
-        status = moxin_generate_step(session, &event, &error);
+        status = moxin_session_step(session, &event, &error);
         if (status == MOXIN_STATUS_OK && event.kind == MOXIN_EVENT_KIND_TEXT) {
             answer.tokens[answer.count++] = event.token_id;
             strncat(answer.text, event.text.data, sizeof answer.text - strlen(answer.text) - 1);
@@ -248,7 +248,7 @@ static void check_stream(const moxin_model *model, const moxin_image *image, int
     init_stream(&stream);
     put(session, QUESTION);
     begin_case("a stream", ENDS[end].kind, place);
-    NEED(moxin_generate_start(session, NULL, on_event, &stream, on_destroy, &error));
+    NEED(moxin_session_start(session, NULL, on_event, &stream, on_destroy, &error));
     wait_for_end(&stream);
     end_case();
     switch (ENDS[end].status) {
@@ -355,10 +355,10 @@ static void check_heard(const moxin_model *model, const moxin_image *image, enum
     op.struct_size = sizeof op;
     put(session, QUESTION);
     if (work != ENCODE) { /* the picture is known: only the prompt is left to read */
-        NEED(moxin_generate_step(session, &event, &error));
+        NEED(moxin_session_step(session, &event, &error));
     }
     for (int texts = 0; work == DECODE && texts < 1; texts += event.kind == MOXIN_EVENT_KIND_TEXT) {
-        NEED(moxin_generate_step(session, &event, &error));
+        NEED(moxin_session_step(session, &event, &error));
     }
     moxin_cancel *cancel = moxin_cancel_new();
     op.cancel = cancel;
@@ -370,14 +370,14 @@ static void check_heard(const moxin_model *model, const moxin_image *image, enum
     pthread_create(&later.thread, NULL, act_later, &later);
     switch (work) {
     case PREFILL: status = moxin_session_prefill(session, &op, &error); break;
-    case ENCODE: status = moxin_encode_image(model, image, &op, &embedding, &error); break;
+    case ENCODE: status = moxin_model_encode_image(model, image, NULL, &op, &embedding, &error); break;
     case STREAM:
-        NEED(moxin_generate_start(session, &op, on_event, &stream, on_destroy, &error));
+        NEED(moxin_session_start(session, &op, on_event, &stream, on_destroy, &error));
         wait_for_end(&stream);
         status = stream.answer.finish == MOXIN_FINISH_REASON_CANCELLED ? MOXIN_STATUS_CANCELLED : stream.error;
         break;
     default:
-        status = moxin_generate_step(session, &event, &error);
+        status = moxin_session_step(session, &event, &error);
         if (status == MOXIN_STATUS_OK && event.finish == MOXIN_FINISH_REASON_CANCELLED) {
             status = MOXIN_STATUS_CANCELLED;
         }

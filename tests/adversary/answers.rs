@@ -4,10 +4,8 @@ use std::{cell::Cell, ffi::OsStr, thread, time::Duration};
 
 use mlx_rs::Array;
 use moxin_vlm::{
-    Cancel, ConcatKeyValueCache, Error, Event, FinishReason, GenerationOptions, KVCache, KeyValueCache, LoadOptions, Model, Op, Picture,
-    PixelFormat, Role, Session, Stage, load_model,
-    models::moxin::{MoxinVLM, Rows},
-    resume, suspend, trim_memory,
+    Cancel, ConcatKeyValueCache, Error, Event, FinishReason, GenerationOptions, KVCache, KeyValueCache, LoadOptions, Model, MoxinVLM, Op,
+    Picture, PixelFormat, Role, Session, Stage, load_model, nn::Want, resume, suspend, trim_memory,
 };
 
 use crate::{
@@ -179,9 +177,9 @@ fn a_question_that_is_read_ahead_is_kept_or_taken_back() {
             assert!(fits(end, &error), "{what}: {error:?}");
             assert!(!session.is_generating().unwrap(), "{what}");
             if end == End::Suspended {
-                assert_eq!(session.turns().unwrap().len(), 1, "{what}");
+                assert_eq!(session.messages().unwrap().len(), 1, "{what}");
             } else {
-                assert_eq!(session.turns().unwrap(), [], "{what}");
+                assert_eq!(session.messages().unwrap(), [], "{what}");
                 session.add_image(picture()).unwrap();
                 session.add_text(Role::User, DESCRIBE).unwrap();
             }
@@ -207,7 +205,7 @@ fn a_suspended_question_goes_on() {
         prefill_until(&session, End::Suspended, IN_THE_PROMPT).unwrap();
         assert_eq!(ask(&session, "Be brief."), expected);
         assert!(session.stats().reused_tokens >= 16, "{:?}", session.stats());
-        assert_eq!(session.turns().unwrap().len(), 2);
+        assert_eq!(session.messages().unwrap().len(), 2);
     });
 }
 
@@ -221,7 +219,7 @@ fn reading_ahead_hears_only_what_comes_while_it_reads() {
     session.add_text(Role::User, DESCRIBE).unwrap();
     session.cancel();
     assert!(matches!(session.prefill(Op::default()), Err(Error::Cancelled)));
-    assert_eq!(session.turns().unwrap(), []);
+    assert_eq!(session.messages().unwrap(), []);
 }
 
 /// The decoder asks before each layer and before the head, and ends at once where the answer is no. The cache is as it was.
@@ -233,28 +231,28 @@ fn a_decoder_that_is_ended_at_any_layer_goes_on() {
 }
 
 fn check_every_layer<C: KeyValueCache + Default>(model: &MoxinVLM) {
-    let decoder = &model.decoder;
+    let layers = model.decoder.settings().layers;
     let embeds = |ids: &[u32]| model.embed(ids, None).unwrap();
     let numbers = |logits: Array| logits.to_vec_cast::<f32>().unwrap();
     let (prompt, token) = (embeds(&[1, 5, 9, 77, 12]), embeds(&[33]));
     let run = |ended_at: &dyn Fn(usize) -> bool| {
-        let mut cache: Vec<C> = (0..decoder.layers()).map(|_| C::default()).collect();
+        let mut cache: Vec<C> = (0..layers).map(|_| C::default()).collect();
         let mut logits = Vec::new();
         for input in [&prompt, &token, &prompt] {
             let held = cache[0].offset();
-            for end in (0..=decoder.layers()).filter(|end| ended_at(*end)) {
+            for end in (0..=layers).filter(|end| ended_at(*end)) {
                 let polls = Cell::new(0);
                 let poll = || {
                     polls.set(polls.get() + 1);
                     if polls.get() > end { Err(Error::Suspended) } else { Ok(()) }
                 };
-                let ended = decoder.forward_by_layers(input, &mut cache, Rows::Last, &poll);
+                let ended = model.forward_embeddings(input, &mut cache, Want::Last, &poll);
                 assert!(matches!(ended, Err(Error::Suspended)), "{ended:?}");
                 assert_eq!(polls.get(), end + 1);
                 assert!(cache.iter().all(|layer| layer.offset() == held));
-                if end < decoder.layers() {
+                if end < layers {
                     polls.set(0);
-                    assert!(matches!(decoder.prefill_by_layers(input, &mut cache, &poll), Err(Error::Suspended)));
+                    assert!(matches!(model.forward_embeddings(input, &mut cache, Want::None, &poll), Err(Error::Suspended)));
                     assert!(cache.iter().all(|layer| layer.offset() == held));
                 }
             }
@@ -263,13 +261,13 @@ fn check_every_layer<C: KeyValueCache + Default>(model: &MoxinVLM) {
                 polls.set(polls.get() + 1);
                 Ok(())
             };
-            logits.push(numbers(decoder.forward_by_layers(input, &mut cache, Rows::Last, &poll).unwrap()));
-            assert_eq!(polls.get(), decoder.layers() + 1);
+            logits.push(numbers(model.forward_embeddings(input, &mut cache, Want::Last, &poll).unwrap().unwrap()));
+            assert_eq!(polls.get(), layers + 1);
         }
         logits
     };
     let expected = run(&|_| false);
-    for end in 0..=decoder.layers() {
+    for end in 0..=layers {
         assert_eq!(run(&|at| at == end), expected, "ended at {end}");
     }
     assert_eq!(run(&|_| true), expected, "ended everywhere");

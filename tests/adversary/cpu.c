@@ -38,7 +38,7 @@ int main(int argc, char **argv)
     moxin_model *model = load(argv[2]);
     moxin_session *session = begin(model);
     moxin_image *image = open_image(argv[3]);
-    NEED(moxin_session_add_image(session, image, &error));
+    NEED(moxin_session_add_image(session, image, NULL, &error));
     struct answer answer = ask(session, "How many shapes are there?");
     CHECK(strcmp(answer.text, "Three.") == 0);
     moxin_image_free(image);

@@ -82,10 +82,10 @@ static void ask_everything(void)
     memory.struct_size = sizeof memory;
     CHECK(moxin_model_load(path, NULL, NULL, &no_model, NULL) == MOXIN_STATUS_CANCELLED);
     CHECK(moxin_session_new(model, NULL, &no_session, NULL) == MOXIN_STATUS_CANCELLED);
-    CHECK(moxin_generate_step(session, &event, NULL) != MOXIN_STATUS_OK);
+    CHECK(moxin_session_step(session, &event, NULL) != MOXIN_STATUS_OK);
     CHECK(moxin_session_reset(session, NULL) != MOXIN_STATUS_OK);
     CHECK(moxin_model_unload(model, NULL) == MOXIN_STATUS_CANCELLED);
-    moxin_generate_start(session, NULL, on_event, NULL, NULL, NULL);
+    moxin_session_start(session, NULL, on_event, NULL, NULL, NULL);
     moxin_set_log(NULL, MOXIN_LOG_LEVEL_OFF, NULL, NULL, NULL);
     moxin_memory_stats_get(&memory, NULL);
     moxin_memory_trim();
@@ -122,7 +122,7 @@ static void start_stream(void)
     params.temperature = 50; /* rambles */
     NEED(moxin_session_new(model, &params, &session, &error));
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, "Describe", MOXIN_STRLEN, &error));
-    NEED(moxin_generate_start(session, NULL, on_event, NULL, on_destroy, &error));
+    NEED(moxin_session_start(session, NULL, on_event, NULL, on_destroy, &error));
 }
 
 static void wait_for(atomic_int *count)

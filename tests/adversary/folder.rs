@@ -135,7 +135,7 @@ fn what_is_no_file_is_refused_at_once() {
                 let error = folder.refused(&[name]);
                 assert!(matches!(error, Error::CorruptModel { .. }), "{name}, {thing}: {error:?}");
                 assert!(thing == "sparse file" || error.to_string().contains("not a file"), "{name}, {thing}: {error}");
-                let looked_at = [CONFIG, WEIGHTS, INDEX].contains(&name);
+                let looked_at = [CONFIG, PROCESSOR, WEIGHTS, INDEX].contains(&name);
                 assert_eq!(Model::inspect(&folder.path).is_err(), looked_at, "{name}, {thing}");
                 remove(&path);
             }

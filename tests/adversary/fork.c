@@ -33,7 +33,7 @@ static bool on_event(void *user_data, const moxin_event *event)
     atomic_fetch_add(&events, 1);
     if (event->kind == MOXIN_EVENT_KIND_FINISHED && !atomic_load(&stop)) {
         CHECK(moxin_session_add_text(streaming, MOXIN_ROLE_USER, "Describe", MOXIN_STRLEN, NULL) == MOXIN_STATUS_OK);
-        CHECK(moxin_generate_start(streaming, NULL, on_event, NULL, NULL, NULL) == MOXIN_STATUS_OK);
+        CHECK(moxin_session_start(streaming, NULL, on_event, NULL, NULL, NULL) == MOXIN_STATUS_OK);
     }
     return true;
 }
@@ -104,22 +104,22 @@ static void call_everything(void)
     EXPECT(refused, moxin_model_unload(model, &error));
     EXPECT(refused, moxin_image_from_bytes("x", 1, NULL, &no_image, &error));
     EXPECT(refused, moxin_image_size(image, NULL, NULL, &error));
-    EXPECT(refused, moxin_encode_image(model, image, NULL, &no_embedding, &error));
+    EXPECT(refused, moxin_model_encode_image(model, image, NULL, NULL, &no_embedding, &error));
     EXPECT(refused, moxin_embedding_info_get(embedding, &embedding_info, &error));
     EXPECT(refused, moxin_embedding_copy(embedding, &number, 1, &error));
     EXPECT(refused, moxin_session_new(model, NULL, &no_session, &error));
     EXPECT(refused, moxin_session_fork(session, &no_session, &error));
     EXPECT(refused, moxin_session_add_text(session, MOXIN_ROLE_USER, "x", 1, &error));
-    EXPECT(refused, moxin_session_add_image(session, image, &error));
+    EXPECT(refused, moxin_session_add_image(session, image, NULL, &error));
     EXPECT(refused, moxin_session_add_embedding(session, embedding, &error));
     EXPECT(refused, moxin_session_set_params(session, NULL, &error));
     EXPECT(refused, moxin_session_prefill(session, NULL, &error));
     EXPECT(refused, moxin_session_rewind(session, 0, &error));
     EXPECT(refused, moxin_session_reset(session, &error));
     EXPECT(refused, moxin_session_stats(streaming, &stats, &error));
-    EXPECT(refused, moxin_generate_step(streaming, &event, &error));
+    EXPECT(refused, moxin_session_step(streaming, &event, &error));
     atomic_store(&destroyed, 0);
-    EXPECT(refused, moxin_generate_start(session, NULL, on_event, NULL, on_destroy, &error));
+    EXPECT(refused, moxin_session_start(session, NULL, on_event, NULL, on_destroy, &error));
     EXPECT(refused, moxin_set_log(on_log, MOXIN_LOG_LEVEL_TRACE, NULL, on_destroy, &error));
     CHECK(atomic_load(&destroyed) == 2);
     EXPECT(refused, moxin_memory_stats_get(&memory, &error));
@@ -209,7 +209,7 @@ static int fork_first(const char *picture)
     moxin_session *talk = begin(loaded);
     moxin_image *shown = open_image(picture);
     moxin_error *error = NULL;
-    NEED(moxin_session_add_image(talk, shown, &error));
+    NEED(moxin_session_add_image(talk, shown, NULL, &error));
     struct answer answer = ask(talk, "How many shapes are there?");
     CHECK(strcmp(answer.text, "Three.") == 0);
     moxin_image_free(shown);
@@ -259,7 +259,7 @@ static int fork_in_callbacks(void)
     moxin_model *loaded = load(path);
     moxin_session *talk = begin(loaded);
     NEED(moxin_session_add_text(talk, MOXIN_ROLE_USER, "Describe", MOXIN_STRLEN, &error));
-    NEED(moxin_generate_start(talk, NULL, forks_in_event, &in_event, on_destroy, &error));
+    NEED(moxin_session_start(talk, NULL, forks_in_event, &in_event, on_destroy, &error));
     NEED(moxin_set_log(NULL, MOXIN_LOG_LEVEL_OFF, NULL, NULL, &error));
     for (int i = 0; i < CHILD_MS && atomic_load(&destroyed) < 2; i++) {
         sleep_ms(1);
@@ -316,14 +316,14 @@ int main(int argc, char **argv)
     streaming = begin(model);
     image = open_image(argv[3]);
     cancel = moxin_cancel_new();
-    NEED(moxin_encode_image(model, image, NULL, &embedding, &error));
+    NEED(moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error));
     CHECK(moxin_session_reset(NULL, &old_error) == MOXIN_STATUS_NULL_ARGUMENT);
-    NEED(moxin_session_add_image(session, image, &error));
+    NEED(moxin_session_add_image(session, image, NULL, &error));
     struct answer before = ask(session, "How many shapes are there?");
     NEED(moxin_session_reset(session, &error));
     if (is_mode("streaming") || is_mode("suspended")) {
         NEED(moxin_session_add_text(streaming, MOXIN_ROLE_USER, "Describe", MOXIN_STRLEN, &error));
-        NEED(moxin_generate_start(streaming, NULL, on_event, NULL, NULL, &error));
+        NEED(moxin_session_start(streaming, NULL, on_event, NULL, NULL, &error));
         while (atomic_load(&events) == 0) {
             sleep_ms(1);
         }
@@ -343,7 +343,7 @@ int main(int argc, char **argv)
     if (is_mode("suspended")) {
         moxin_resume();
     }
-    NEED(moxin_session_add_image(session, image, &error));
+    NEED(moxin_session_add_image(session, image, NULL, &error));
     struct answer after = ask(session, "How many shapes are there?");
     CHECK(same_answer(&before, &after) && strcmp(after.text, "Three.") == 0);
     atomic_store(&stop, 1);

@@ -13,7 +13,7 @@ static atomic_long dropped;
 
 static void fail_once(void)
 {
-    CHECK(moxin_generate_step(NULL, NULL, NULL) == MOXIN_STATUS_NULL_ARGUMENT); /* logged at DEBUG */
+    CHECK(moxin_session_step(NULL, NULL, NULL) == MOXIN_STATUS_NULL_ARGUMENT); /* logged at DEBUG */
 }
 
 static void wait_for(atomic_int *count, int least)
@@ -180,9 +180,9 @@ static void destroy_frees(const char *path)
         NEED(moxin_session_add_text(streaming, MOXIN_ROLE_USER, "Describe", MOXIN_STRLEN, &error));
         moxin_session *keep = NULL;
         NEED(moxin_session_fork(streaming, &keep, &error));
-        NEED(moxin_generate_start(streaming, NULL, on_event, &ended, count_destroyed, &error));
+        NEED(moxin_session_start(streaming, NULL, on_event, &ended, count_destroyed, &error));
         if (i == 0) {
-            EXPECT(MOXIN_STATUS_BUSY, moxin_generate_start(streaming, NULL, on_event, NULL, free_in_destroy, &error));
+            EXPECT(MOXIN_STATUS_BUSY, moxin_session_start(streaming, NULL, on_event, NULL, free_in_destroy, &error));
         } else {
             EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, moxin_set_log(on_log_slowly, 99, NULL, free_in_destroy, &error));
         }

@@ -13,7 +13,7 @@ static moxin_session *look(const moxin_model *model, const moxin_image *image)
 {
     moxin_error *error = NULL;
     moxin_session *session = begin(model);
-    NEED(moxin_session_add_image(session, image, &error));
+    NEED(moxin_session_add_image(session, image, NULL, &error));
     return session;
 }
 
@@ -56,8 +56,8 @@ static void check_encode(const moxin_model *model, const moxin_image *image)
         moxin_embedding *embedding = NULL;
         moxin_memory_trim(); /* else it is known */
         set_fault(faults[i]);
-        expect_fault(moxin_encode_image(model, image, NULL, &embedding, &error), &error, faults[i]);
-        NEED(moxin_encode_image(model, image, NULL, &embedding, &error));
+        expect_fault(moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error), &error, faults[i]);
+        NEED(moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error));
         moxin_embedding_free(embedding);
     }
 }
@@ -76,7 +76,7 @@ static void check_turns(const moxin_model *model, const moxin_image *image)
         moxin_status status;
         NEED(moxin_session_add_text(other, MOXIN_ROLE_USER, QUESTION, MOXIN_STRLEN, &error));
         for (int steps = 0; steps < 3; steps++) {
-            NEED(moxin_generate_step(other, &event, &error));
+            NEED(moxin_session_step(other, &event, &error));
         }
         session = look(model, image);
         struct answer answer = ask(session, QUESTION);
@@ -85,7 +85,7 @@ static void check_turns(const moxin_model *model, const moxin_image *image)
         NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, COUNT, MOXIN_STRLEN, &error));
         set_fault(faults[i]);
         do {
-            status = moxin_generate_step(session, &event, &error);
+            status = moxin_session_step(session, &event, &error);
         } while (status == MOXIN_STATUS_OK && event.kind != MOXIN_EVENT_KIND_FINISHED);
         expect_fault(status, &error, faults[i]);
         CHECK(stats_of(session).message_count == 2);

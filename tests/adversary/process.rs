@@ -66,7 +66,7 @@ fn a_forked_child_of_a_rust_program_is_refused() {
                 is_refused(model.session(GenerationOptions::default()).map(drop)),
                 is_refused(session.add_text(Role::User, "Describe")),
                 is_refused(session.start(Default::default(), |_| true)),
-                is_refused(session.turns().map(drop)),
+                is_refused(session.messages().map(drop)),
                 is_refused(embedding.to_vec().map(drop)),
                 is_refused(device::Device::new(Backend::Cpu).map(drop)),
                 is_refused(device::available_memory().map(drop)),

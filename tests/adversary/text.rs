@@ -151,13 +151,13 @@ fn a_prompt_that_takes_minutes_is_left_behind() {
         later(Box::new(move || cancels.cancel()));
         let event = soon("cancelled", || session.step()).unwrap();
         assert!(matches!(event, Event::Finished { reason: FinishReason::Cancelled, .. }), "{event:?}");
-        assert_eq!(session.turns().unwrap(), []);
+        assert_eq!(session.messages().unwrap(), []);
 
         let session = asked();
         let timeout = Some(Duration::from_millis(100));
         let result = soon("out of time", || session.prefill(Op { timeout, ..Op::default() }));
         assert!(matches!(result, Err(Error::Timeout)), "{result:?}");
-        assert_eq!(session.turns().unwrap(), []);
+        assert_eq!(session.messages().unwrap(), []);
 
         let session = asked();
         let cancel = Cancel::new();
@@ -173,7 +173,7 @@ fn a_prompt_that_takes_minutes_is_left_behind() {
             later(Box::new(|| suspend(Duration::from_secs(1)).unwrap()));
             let result = soon("suspended", || session.step());
             assert!(matches!(result, Err(Error::Suspended)), "{result:?}");
-            assert_eq!(session.turns().unwrap().len(), 1);
+            assert_eq!(session.messages().unwrap().len(), 1);
             resume();
         }
         for cancel in [None, Some(Cancel::new())] {
@@ -185,7 +185,7 @@ fn a_prompt_that_takes_minutes_is_left_behind() {
             let last = soon("a stream", || events.iter().last()).unwrap();
             assert!(matches!(last, Err(Error::Timeout) | Ok(Event::Finished { reason: FinishReason::Cancelled, .. })), "{last:?}");
             session.close();
-            assert_eq!(session.turns().unwrap(), []);
+            assert_eq!(session.messages().unwrap(), []);
         }
 
         let other = tiny();

@@ -108,11 +108,11 @@ static void no_stream(const char *path)
     moxin_session *session = begin(model);
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, "Describe", MOXIN_STRLEN, &error));
     atomic_store(&refuse, 1);
-    moxin_status status = moxin_generate_start(session, NULL, on_event, &first, on_destroy, &error);
+    moxin_status status = moxin_session_start(session, NULL, on_event, &first, on_destroy, &error);
     expect_refusal(status, &error);
     CHECK(first.destroyed == 1 && first.events == 0);
     atomic_store(&refuse, 0);
-    NEED(moxin_generate_start(session, NULL, on_event, &second, on_destroy, &error));
+    NEED(moxin_session_start(session, NULL, on_event, &second, on_destroy, &error));
     wait_for(&second.destroyed);
     CHECK(second.finished == 1);
     moxin_session_free(session);
@@ -123,7 +123,7 @@ static struct answer answer_of(const moxin_model *model, const moxin_image *imag
 {
     moxin_error *error = NULL;
     moxin_session *session = begin(model);
-    NEED(moxin_session_add_image(session, image, &error));
+    NEED(moxin_session_add_image(session, image, NULL, &error));
     struct answer answer = ask(session, "How many shapes are there?");
     moxin_session_free(session);
     return answer;
@@ -172,7 +172,7 @@ static void each(const char *path, const moxin_image *image, int number)
     atomic_store(&fails, atomic_load(&asked) + number);
     TRY(moxin_set_log(on_log, MOXIN_LOG_LEVEL_INFO, &log, on_destroy, &error));
     TRY(moxin_model_load(path, NULL, NULL, &model, &error));
-    TRY(moxin_encode_image(model, image, NULL, &embedding, &error));
+    TRY(moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error));
     TRY(moxin_session_new(model, NULL, &session, &error));
     TRY(moxin_session_add_embedding(session, embedding, &error));
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, "How many shapes are there?", MOXIN_STRLEN, &error));
@@ -180,10 +180,10 @@ static void each(const char *path, const moxin_image *image, int number)
     CHECK(strcmp(answer.text, "Three.") == 0);
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, "Describe", MOXIN_STRLEN, &error));
     memset(&stream, 0, sizeof stream);
-    if (moxin_generate_start(session, NULL, on_event, &stream, on_destroy, NULL) != MOXIN_STATUS_OK) {
+    if (moxin_session_start(session, NULL, on_event, &stream, on_destroy, NULL) != MOXIN_STATUS_OK) {
         CHECK(stream.destroyed == 1);
         memset(&stream, 0, sizeof stream);
-        NEED(moxin_generate_start(session, NULL, on_event, &stream, on_destroy, &error));
+        NEED(moxin_session_start(session, NULL, on_event, &stream, on_destroy, &error));
     }
     wait_for(&stream.destroyed);
     CHECK(stream.finished == 1);

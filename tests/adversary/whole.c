@@ -176,7 +176,7 @@ static moxin_status encode(moxin_error **error)
     moxin_status status;
     moxin_embedding_free(embedding);
     embedding = NULL;
-    status = moxin_encode_image(model, image, NULL, &embedding, error);
+    status = moxin_model_encode_image(model, image, NULL, NULL, &embedding, error);
     return status == MOXIN_STATUS_OK ? moxin_embedding_copy(embedding, numbers, sizeof numbers / sizeof numbers[0], error) : status;
 }
 
@@ -215,7 +215,7 @@ static moxin_status question(moxin_error **error)
     moxin_status status = moxin_session_reset(session, error);
     memset(&answer, 0, sizeof answer);
     if (status == MOXIN_STATUS_OK) {
-        status = moxin_session_add_image(session, image, error);
+        status = moxin_session_add_image(session, image, NULL, error);
     }
     return status == MOXIN_STATUS_OK ? moxin_session_add_text(session, MOXIN_ROLE_USER, QUESTION, MOXIN_STRLEN, error) : status;
 }
@@ -225,7 +225,7 @@ static moxin_status pull(moxin_error **error)
     moxin_event event = empty_event();
     moxin_status status = question(error);
     while (status == MOXIN_STATUS_OK && event.kind != MOXIN_EVENT_KIND_FINISHED) {
-        status = moxin_generate_step(session, &event, error);
+        status = moxin_session_step(session, &event, error);
         if (status == MOXIN_STATUS_OK) {
             note_event(&event);
         }
@@ -258,7 +258,7 @@ static moxin_status stream(moxin_error **error)
 {
     moxin_status status = question(error);
     if (status == MOXIN_STATUS_OK) {
-        status = moxin_generate_start(session, NULL, on_event, NULL, on_stream_end, error);
+        status = moxin_session_start(session, NULL, on_event, NULL, on_stream_end, error);
         while (sem_wait(&stream_ended) != 0) {
         }
         if (status == MOXIN_STATUS_OK) {

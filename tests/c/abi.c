@@ -86,9 +86,12 @@ static void check_null(const moxin_model *model, const moxin_image *image, const
     EXPECT(null_argument, moxin_image_from_pixels(NULL, 1, 1, 3, MOXIN_PIXEL_FORMAT_RGB8, &no_image, &error));
     EXPECT(null_argument, moxin_image_from_pixels("xyz", 1, 1, 3, MOXIN_PIXEL_FORMAT_RGB8, NULL, &error));
     EXPECT(null_argument, moxin_image_size(NULL, NULL, NULL, &error));
-    EXPECT(null_argument, moxin_encode_image(NULL, image, NULL, &no_embedding, &error));
-    EXPECT(null_argument, moxin_encode_image(model, NULL, NULL, &no_embedding, &error));
-    EXPECT(null_argument, moxin_encode_image(model, image, NULL, NULL, &error));
+    uint32_t no_tokens = 0;
+    EXPECT(null_argument, moxin_model_image_tokens(NULL, 8, 8, NULL, &no_tokens, &error));
+    EXPECT(null_argument, moxin_model_image_tokens(model, 8, 8, NULL, NULL, &error));
+    EXPECT(null_argument, moxin_model_encode_image(NULL, image, NULL, NULL, &no_embedding, &error));
+    EXPECT(null_argument, moxin_model_encode_image(model, NULL, NULL, NULL, &no_embedding, &error));
+    EXPECT(null_argument, moxin_model_encode_image(model, image, NULL, NULL, NULL, &error));
     EXPECT(null_argument, moxin_embedding_info_get(NULL, &embedding_info, &error));
     EXPECT(null_argument, moxin_embedding_copy(NULL, &number, 1, &error));
     EXPECT(null_argument, moxin_session_new(NULL, NULL, &no_session, &error));
@@ -97,11 +100,11 @@ static void check_null(const moxin_model *model, const moxin_image *image, const
     EXPECT(null_argument, moxin_session_add_text(session, MOXIN_ROLE_USER, NULL, 0, &error));
     EXPECT(null_argument, moxin_session_add_prompt(NULL, "x", 1, &error));
     EXPECT(null_argument, moxin_session_add_prompt(session, NULL, 0, &error));
-    EXPECT(null_argument, moxin_session_add_image(NULL, image, &error));
-    EXPECT(null_argument, moxin_session_add_image(session, NULL, &error));
+    EXPECT(null_argument, moxin_session_add_image(NULL, image, NULL, &error));
+    EXPECT(null_argument, moxin_session_add_image(session, NULL, NULL, &error));
     EXPECT(null_argument, moxin_session_add_embedding(session, NULL, &error));
-    EXPECT(null_argument, moxin_generate_step(NULL, &event, &error));
-    EXPECT(null_argument, moxin_generate_step(session, NULL, &error));
+    EXPECT(null_argument, moxin_session_step(NULL, &event, &error));
+    EXPECT(null_argument, moxin_session_step(session, NULL, &error));
     EXPECT(null_argument, moxin_session_reset(NULL, &error));
     EXPECT(null_argument, moxin_session_stats(NULL, &stats, &error));
     EXPECT(null_argument, moxin_session_stats(session, NULL, &error));
@@ -111,8 +114,8 @@ static void check_null(const moxin_model *model, const moxin_image *image, const
     EXPECT(null_argument, moxin_session_set_params(NULL, NULL, &error));
     EXPECT(null_argument, moxin_session_rewind(NULL, 0, &error));
     EXPECT(null_argument, moxin_session_prefill(NULL, NULL, &error));
-    EXPECT(null_argument, moxin_generate_start(NULL, NULL, no_events, NULL, NULL, &error));
-    EXPECT(null_argument, moxin_generate_start(session, NULL, NULL, NULL, NULL, &error));
+    EXPECT(null_argument, moxin_session_start(NULL, NULL, no_events, NULL, NULL, &error));
+    EXPECT(null_argument, moxin_session_start(session, NULL, NULL, NULL, NULL, &error));
     EXPECT(null_argument, moxin_embedding_info_get(NULL, NULL, &error));
     EXPECT(null_argument, moxin_model_inspect(NULL, &info, &error));
     EXPECT(null_argument, moxin_model_inspect(path, NULL, &error));
@@ -138,7 +141,7 @@ static void check_null(const moxin_model *model, const moxin_image *image, const
 
     /* The place for the error may be NULL too, where the call fails and where it does not. */
     CHECK(moxin_model_load(NULL, NULL, NULL, NULL, NULL) == null_argument);
-    CHECK(moxin_generate_step(NULL, NULL, NULL) == null_argument);
+    CHECK(moxin_session_step(NULL, NULL, NULL) == null_argument);
     CHECK(moxin_image_size(image, NULL, NULL, NULL) == MOXIN_STATUS_OK);
     CHECK(moxin_session_reset(session, NULL) == MOXIN_STATUS_OK);
     CHECK(moxin_suspend(10000, NULL) == MOXIN_STATUS_OK);
@@ -459,9 +462,9 @@ static void check_sizes(const moxin_model *model, const moxin_embedding *embeddi
     moxin_model_free(gone);
 
     event.struct_size = 0;
-    EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, moxin_generate_step(session, &event, &error));
+    EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, moxin_session_step(session, &event, &error));
     event.struct_size = SIZE_MAX;
-    EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, moxin_generate_step(session, &event, &error));
+    EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, moxin_session_step(session, &event, &error));
 }
 
 /* Events for callers of every version: written as far as they say. */
@@ -477,12 +480,12 @@ static void check_event_sizes(moxin_session *session)
     for (size_t size = sizeof(size_t); size <= sizeof room; size += 16) {
         fill(&room, sizeof room);
         memcpy(&room, &size, sizeof size);
-        moxin_status status = moxin_generate_step(session, &room.event, &error);
+        moxin_status status = moxin_session_step(session, &room.event, &error);
         if (status == MOXIN_STATUS_INVALID_STATE) { /* the answer was a short one */
             moxin_error_free(error);
             error = NULL;
             NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, "Hello", MOXIN_STRLEN, &error));
-            status = moxin_generate_step(session, &room.event, &error);
+            status = moxin_session_step(session, &room.event, &error);
         }
         EXPECT(MOXIN_STATUS_OK, status);
         CHECK(size_in(room.bytes) == size);
@@ -499,7 +502,7 @@ static float *numbers_of(const moxin_model *model, const moxin_image *image, siz
     moxin_embedding *embedding = NULL;
     moxin_embedding_info info = {0};
     info.struct_size = sizeof info;
-    NEED(moxin_encode_image(model, image, NULL, &embedding, &error));
+    NEED(moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error));
     NEED(moxin_embedding_info_get(embedding, &info, &error));
     *count = (size_t)info.token_count * info.hidden_size;
     float *numbers = malloc((*count + 1) * sizeof *numbers);
@@ -641,7 +644,7 @@ static bool watch(void *user_data, moxin_stage stage, float fraction)
         moxin_cancel_trigger(progress->trigger);
         if (progress->session != NULL) { /* another operation inside a callback waits its turn; it does not hang */
             moxin_event event = empty_event();
-            CHECK(moxin_generate_step(progress->session, &event, NULL) == MOXIN_STATUS_OK);
+            CHECK(moxin_session_step(progress->session, &event, NULL) == MOXIN_STATUS_OK);
         }
     }
     if (fraction < progress->latest || fraction < 0 || fraction > 1) {
@@ -689,7 +692,7 @@ static void check_operations(const moxin_model *model, const moxin_image *image,
     progress.calls = 0; /* it stays triggered: the next operation never begins */
     EXPECT(MOXIN_STATUS_CANCELLED, moxin_model_load(path, NULL, &op, &loaded, &error));
     CHECK(progress.calls == 0);
-    EXPECT(MOXIN_STATUS_CANCELLED, moxin_encode_image(model, image, &op, &embedding, &error));
+    EXPECT(MOXIN_STATUS_CANCELLED, moxin_model_encode_image(model, image, NULL, &op, &embedding, &error));
     moxin_cancel_free(cancel);
 
     /* A time limit includes the wait for the turn, and loading this model takes longer than 1 ms. */
@@ -703,7 +706,7 @@ static void check_operations(const moxin_model *model, const moxin_image *image,
     moxin_session *session = begin(model);
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, "Hello", MOXIN_STRLEN, &error));
     progress.session = session;
-    NEED(moxin_encode_image(model, image, &op, &embedding, &error));
+    NEED(moxin_model_encode_image(model, image, NULL, &op, &embedding, &error));
     CHECK(progress.calls > 1 && progress.rising && progress.latest == 1 && progress.stage == MOXIN_STAGE_ENCODE);
     moxin_embedding_free(embedding);
     moxin_session_free(session);
@@ -722,12 +725,12 @@ static void check_states(const moxin_model *model, const moxin_image *image, con
     moxin_stats stats = {0};
     stats.struct_size = sizeof stats;
 
-    EXPECT(invalid_state, moxin_generate_step(session, &event, &error));
+    EXPECT(invalid_state, moxin_session_step(session, &event, &error));
     EXPECT(invalid_state, moxin_session_add_text(session, MOXIN_ROLE_SYSTEM, "Be brief.", MOXIN_STRLEN, &error));
     EXPECT(invalid_state, moxin_session_add_text(session, MOXIN_ROLE_ASSISTANT, "Hello", MOXIN_STRLEN, &error));
-    NEED(moxin_session_add_image(session, image, &error));
-    EXPECT(invalid_state, moxin_generate_step(session, &event, &error));
-    EXPECT(invalid_state, moxin_session_add_image(session, image, &error));
+    NEED(moxin_session_add_image(session, image, NULL, &error));
+    EXPECT(invalid_state, moxin_session_step(session, &event, &error));
+    EXPECT(invalid_state, moxin_session_add_image(session, image, NULL, &error));
     EXPECT(invalid_state, moxin_session_add_embedding(session, embedding, &error));
 
     struct answer first = ask(session, QUESTION);
@@ -736,15 +739,15 @@ static void check_states(const moxin_model *model, const moxin_image *image, con
     CHECK(stats.image_tokens > 0 && stats.prompt_tokens > stats.image_tokens && stats.reused_tokens == 0);
     CHECK(stats.generated_tokens == (uint32_t)first.count);
     CHECK(stats.vision_ms > 0 && stats.prefill_ms > 0 && stats.first_token_ms > 0 && stats.decode_ms > 0 && stats.peak_bytes > 0);
-    EXPECT(invalid_state, moxin_generate_step(session, &event, &error));
-    EXPECT(invalid_state, moxin_session_add_image(session, image, &error));
+    EXPECT(invalid_state, moxin_session_step(session, &event, &error));
+    EXPECT(invalid_state, moxin_session_add_image(session, image, NULL, &error));
 
     /* While an answer is under way, nothing is added. */
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, "What is written?", MOXIN_STRLEN, &error));
-    NEED(moxin_generate_step(session, &event, &error));
+    NEED(moxin_session_step(session, &event, &error));
     EXPECT(invalid_state, moxin_session_add_text(session, MOXIN_ROLE_USER, "And?", MOXIN_STRLEN, &error));
     EXPECT(invalid_state, moxin_session_add_prompt(session, "In: And?\nOut:", MOXIN_STRLEN, &error));
-    EXPECT(invalid_state, moxin_session_add_image(session, image, &error));
+    EXPECT(invalid_state, moxin_session_add_image(session, image, NULL, &error));
     struct answer second = finish_answer(session);
     CHECK(second.finish == MOXIN_FINISH_REASON_END_OF_TURN && second.count > 0);
     NEED(moxin_session_stats(session, &stats, &error));
@@ -782,12 +785,12 @@ static void check_cancel(const moxin_model *model, const moxin_embedding *embedd
     for (int steps = 0; steps < 4; steps++) { /* before the prefill, after it, and between tokens */
         NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, QUESTION, MOXIN_STRLEN, &error));
         for (int i = 0; i < steps; i++) {
-            NEED(moxin_generate_step(session, &event, &error));
+            NEED(moxin_session_step(session, &event, &error));
         }
         moxin_session_cancel(session);
-        NEED(moxin_generate_step(session, &event, &error));
+        NEED(moxin_session_step(session, &event, &error));
         CHECK(event.kind == MOXIN_EVENT_KIND_FINISHED && event.finish == MOXIN_FINISH_REASON_CANCELLED);
-        EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_generate_step(session, &event, &error));
+        EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_session_step(session, &event, &error));
     }
     struct answer after = ask(session, QUESTION);
 
@@ -846,7 +849,7 @@ static void check_parameters(const moxin_model *model, const moxin_embedding *em
     NEED(moxin_session_add_embedding(session, embedding, &error));
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, QUESTION, MOXIN_STRLEN, &error));
     moxin_event event = empty_event();
-    EXPECT(MOXIN_STATUS_CONTEXT_FULL, moxin_generate_step(session, &event, &error));
+    EXPECT(MOXIN_STATUS_CONTEXT_FULL, moxin_session_step(session, &event, &error));
     moxin_session_free(session);
 }
 
@@ -863,13 +866,13 @@ static void check_text_lifetime(const moxin_model *model, const moxin_embedding 
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, QUESTION, MOXIN_STRLEN, &error));
     NEED(moxin_session_add_text(other, MOXIN_ROLE_USER, QUESTION, MOXIN_STRLEN, &error));
     do {
-        NEED(moxin_generate_step(session, &event, &error));
+        NEED(moxin_session_step(session, &event, &error));
     } while (event.text.len == 0);
     CHECK(event.text.len < sizeof copy);
     strncpy(copy, event.text.data, sizeof copy - 1);
     copy[sizeof copy - 1] = '\0';
-    NEED(moxin_generate_step(other, &other_event, &error));
-    NEED(moxin_generate_step(other, &other_event, &error));
+    NEED(moxin_session_step(other, &other_event, &error));
+    NEED(moxin_session_step(other, &other_event, &error));
     NEED(moxin_session_stats(session, &stats, &error));
     moxin_session_cancel(session);
     CHECK(strcmp(copy, event.text.data) == 0);
@@ -889,10 +892,10 @@ static void check_frees(const char *path, const moxin_image *image)
         moxin_model *model = load(path);
         moxin_embedding *embedding = NULL;
         moxin_session *session = begin(model);
-        NEED(moxin_encode_image(model, image, NULL, &embedding, &error));
+        NEED(moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error));
         NEED(moxin_session_add_embedding(session, embedding, &error));
         NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, QUESTION, MOXIN_STRLEN, &error));
-        NEED(moxin_generate_step(session, &event, &error));
+        NEED(moxin_session_step(session, &event, &error));
         const int first = order / 2, second = (first + 1 + order % 2) % 3;
         for (int i = 0; i < 3; i++) {
             const int which = i == 0 ? first : i == 1 ? second : 3 - first - second;
@@ -908,7 +911,7 @@ static void check_frees(const char *path, const moxin_image *image)
             }
             /* What is left still works. */
             if (session != NULL) {
-                NEED(moxin_generate_step(session, &event, &error));
+                NEED(moxin_session_step(session, &event, &error));
             }
             if (embedding != NULL) {
                 moxin_embedding_info info = {0};
@@ -956,7 +959,7 @@ static void *one_step(void *argument)
 {
     struct shared *shared = argument;
     do { /* the other thread may have the session for a moment */
-        shared->status = moxin_generate_step(shared->session, &shared->event, NULL);
+        shared->status = moxin_session_step(shared->session, &shared->event, NULL);
     } while (shared->status == MOXIN_STATUS_BUSY);
     set_flag(shared, &shared->ended);
     return NULL;
@@ -970,7 +973,7 @@ static void check_busy(const moxin_model *model, const moxin_image *image)
     for (int attempt = 0; attempt < 20 && !busy; attempt++) {
         struct shared shared = {begin(model), PTHREAD_MUTEX_INITIALIZER, 0, 0, MOXIN_STATUS_OK, empty_event()};
         pthread_t thread;
-        NEED(moxin_session_add_image(shared.session, image, &error));
+        NEED(moxin_session_add_image(shared.session, image, NULL, &error));
         NEED(moxin_session_add_text(shared.session, MOXIN_ROLE_USER, QUESTION, MOXIN_STRLEN, &error));
         pthread_create(&thread, NULL, one_step, &shared);
         while (!busy && !read_flag(&shared, &shared.ended)) {
@@ -1037,7 +1040,7 @@ static void *step_for_ever(void *argument)
     for (;;) {
         moxin_session_add_text(shared->session, MOXIN_ROLE_USER, "Describe", MOXIN_STRLEN, NULL);
         do {
-            moxin_generate_step(shared->session, &event, NULL);
+            moxin_session_step(shared->session, &event, NULL);
             set_flag(shared, &shared->stepping);
         } while (event.kind != MOXIN_EVENT_KIND_FINISHED);
         moxin_session_reset(shared->session, NULL);
@@ -1083,7 +1086,7 @@ static void *encode_thread(void *argument)
         moxin_image *image = NULL;
         moxin_embedding *embedding = NULL;
         moxin_image_from_pixels(&pixel, 1, 1, 4, MOXIN_PIXEL_FORMAT_RGBA8, &image, NULL);
-        moxin_encode_image(argument, image, NULL, &embedding, NULL);
+        moxin_model_encode_image(argument, image, NULL, NULL, &embedding, NULL);
         moxin_embedding_free(embedding);
         moxin_image_free(image);
     }
@@ -1128,7 +1131,7 @@ static void exit_leaving(const char *path)
     moxin_model_load("no/such/folder", NULL, NULL, &model, &error);
     moxin_session_add_text(session, MOXIN_ROLE_USER, "Describe", MOXIN_STRLEN, NULL);
     for (int i = 0; i < 3; i++) {
-        moxin_generate_step(session, &event, NULL);
+        moxin_session_step(session, &event, NULL);
     }
     exit(42);
 }
@@ -1158,7 +1161,7 @@ int main(int argc, char **argv)
     moxin_model *model = load(path);
     moxin_image *image = open_image(image_path);
     moxin_session *session = begin(model);
-    NEED(moxin_encode_image(model, image, NULL, &embedding, &error));
+    NEED(moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error));
     check_null(model, image, session, path);
     check_arguments(model, session, path);
     check_sizes(model, embedding, session, path);

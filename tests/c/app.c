@@ -42,7 +42,7 @@ static moxin_embedding *encode(const moxin_model *model, const moxin_image *imag
 {
     moxin_embedding *embedding = NULL;
     moxin_error *error = NULL;
-    NEED(moxin_encode_image(model, image, NULL, &embedding, &error));
+    NEED(moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error));
     return embedding;
 }
 
@@ -50,7 +50,7 @@ static moxin_session *looking(const moxin_model *model, const moxin_image *image
 {
     moxin_error *error = NULL;
     moxin_session *session = begin(model);
-    NEED(moxin_session_add_image(session, image, &error));
+    NEED(moxin_session_add_image(session, image, NULL, &error));
     return session;
 }
 
@@ -78,6 +78,12 @@ static void check_model_facts(const moxin_model *model, const char *path)
     CHECK(memcmp(&loaded, &inspected, sizeof loaded) == 0);
     CHECK(strcmp(loaded.model_type, "prismatic") == 0);
     CHECK(loaded.backend != MOXIN_BACKEND_AUTO && loaded.dtype != MOXIN_DTYPE_AUTO);
+    CHECK(loaded.max_images == 1 && loaded.takes_system == 0 && loaded.takes_turns != 0);
+    CHECK(strlen(loaded.default_prompt) > 0);
+    uint32_t tokens = 0;
+    moxin_pixel_budget budget = {sizeof budget, 0, 1000};
+    NEED(moxin_model_image_tokens(model, 3000, 20, &budget, &tokens, &error));
+    CHECK(tokens == loaded.tokens_per_image); /* whatever its size */
 
     NEED(moxin_model_metadata(model, "model_type", &value, &error));
     CHECK(strcmp(value.data, "prismatic") == 0 && value.len == 9);
@@ -170,7 +176,7 @@ static void check_fork_and_rewind(const moxin_model *model, const moxin_image *i
 
     moxin_event event = empty_event();
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, COUNT, MOXIN_STRLEN, &error));
-    NEED(moxin_generate_step(session, &event, &error));
+    NEED(moxin_session_step(session, &event, &error));
     EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_session_rewind(session, 0, &error));
     EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_session_set_params(session, NULL, &error));
     moxin_session *no_fork = NULL;
@@ -221,26 +227,26 @@ static void check_prefill(const moxin_model *model, const moxin_image *image)
     moxin_session_params_init(&params, sizeof params);
     params.prefill_chunk = 20;
     NEED(moxin_session_new(model, &params, &session, &error));
-    NEED(moxin_session_add_image(session, image, &error));
+    NEED(moxin_session_add_image(session, image, NULL, &error));
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, QUESTION, MOXIN_STRLEN, &error));
     NEED(moxin_session_prefill(session, &op, &error));
     CHECK(seen.prefill > 3 && seen.rising && seen.latest == 1);
     EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_session_prefill(session, NULL, &error));
-    NEED(moxin_generate_step(session, &event, &error));
+    NEED(moxin_session_step(session, &event, &error));
     CHECK(event.kind == MOXIN_EVENT_KIND_TEXT && event.token_id == expected.tokens[0]);
     while (event.kind != MOXIN_EVENT_KIND_FINISHED) {
-        NEED(moxin_generate_step(session, &event, &error));
+        NEED(moxin_session_step(session, &event, &error));
     }
     CHECK(stats_of(session).generated_tokens == (uint32_t)expected.count);
 
     /* Cancelled on the way, the question is taken back, and the next one is answered as if it had never been. */
     NEED(moxin_session_reset(session, &error));
-    NEED(moxin_session_add_image(session, image, &error));
+    NEED(moxin_session_add_image(session, image, NULL, &error));
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, COUNT, MOXIN_STRLEN, &error));
     seen.stop = 1;
     EXPECT(MOXIN_STATUS_CANCELLED, moxin_session_prefill(session, &op, &error));
     CHECK(stats_of(session).message_count == 0);
-    NEED(moxin_session_add_image(session, image, &error));
+    NEED(moxin_session_add_image(session, image, NULL, &error));
     struct answer after = ask(session, QUESTION);
     CHECK(same_answer(&expected, &after));
     moxin_session_free(session);
@@ -249,7 +255,7 @@ static void check_prefill(const moxin_model *model, const moxin_image *image)
     session = looking(model, image);
     NEED(moxin_session_prefill(session, NULL, &error));
     CHECK(stats_of(session).prompt_tokens > stats_of(session).image_tokens && stats_of(session).message_count == 0);
-    EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_generate_step(session, &event, &error));
+    EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_session_step(session, &event, &error));
     after = ask(session, QUESTION);
     CHECK(same_answer(&expected, &after));
     CHECK(stats_of(session).reused_tokens > stats_of(session).image_tokens);
@@ -258,9 +264,9 @@ static void check_prefill(const moxin_model *model, const moxin_image *image)
     op.timeout_ms = 1;
     NEED(moxin_session_reset(session, &error));
     moxin_image *unknown = dot(0x123456);
-    NEED(moxin_session_add_image(session, unknown, &error));
+    NEED(moxin_session_add_image(session, unknown, NULL, &error));
     EXPECT(MOXIN_STATUS_TIMEOUT, moxin_session_prefill(session, &op, &error));
-    NEED(moxin_session_add_image(session, unknown, &error)); /* it was kept, and may be replaced */
+    NEED(moxin_session_add_image(session, unknown, NULL, &error)); /* it was kept, and may be replaced */
     moxin_image_free(unknown);
     moxin_session_free(session);
 }
@@ -275,11 +281,11 @@ static void check_logprobs(const moxin_model *model, const moxin_image *image)
     CHECK(params.logprobs == 0);
     params.logprobs = 3;
     NEED(moxin_session_new(model, &params, &session, &error));
-    NEED(moxin_session_add_image(session, image, &error));
+    NEED(moxin_session_add_image(session, image, NULL, &error));
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, QUESTION, MOXIN_STRLEN, &error));
     int texts = 0;
     while (event.kind != MOXIN_EVENT_KIND_FINISHED) {
-        NEED(moxin_generate_step(session, &event, &error));
+        NEED(moxin_session_step(session, &event, &error));
         CHECK(event.top_count == (event.kind == MOXIN_EVENT_KIND_TEXT ? 3u : 0u) && (event.top == NULL) == (event.top_count == 0));
         if (event.kind == MOXIN_EVENT_KIND_TEXT) {
             texts++;
@@ -326,7 +332,7 @@ static bool on_event(void *user_data, const moxin_event *event)
         stream->busy += status == MOXIN_STATUS_BUSY;
         CHECK(status == (is_last ? MOXIN_STATUS_OK : MOXIN_STATUS_BUSY));
         if (is_last && stream->next != NULL) {
-            NEED(moxin_generate_start(stream->session, NULL, on_event, stream->next_stream, NULL, &error));
+            NEED(moxin_session_start(stream->session, NULL, on_event, stream->next_stream, NULL, &error));
         }
     }
     if (stream->to_free != NULL && event->kind == MOXIN_EVENT_KIND_TEXT) {
@@ -378,7 +384,7 @@ static struct stream new_stream(void)
 static void start(moxin_session *session, const moxin_op *op, struct stream *stream)
 {
     moxin_error *error = NULL;
-    NEED(moxin_generate_start(session, op, on_event, stream, on_destroy, &error));
+    NEED(moxin_session_start(session, op, on_event, stream, on_destroy, &error));
 }
 
 static void wait_for(struct stream *stream, const int *flag)
@@ -420,9 +426,9 @@ static void check_streams(const moxin_model *model, const moxin_image *image)
     /* Nothing to answer, or an op that is not for streams: no event, but the user data is destroyed. */
     session = looking(model, image);
     stream = new_stream();
-    EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_generate_start(session, NULL, on_event, &stream, on_destroy, &error));
+    EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_session_start(session, NULL, on_event, &stream, on_destroy, &error));
     CHECK(stream.destroyed == 1 && stream.events == 0);
-    EXPECT(MOXIN_STATUS_NULL_ARGUMENT, moxin_generate_start(session, NULL, NULL, &stream, on_destroy, &error));
+    EXPECT(MOXIN_STATUS_NULL_ARGUMENT, moxin_session_start(session, NULL, NULL, &stream, on_destroy, &error));
     CHECK(stream.destroyed == 2 && stream.events == 0);
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, QUESTION, MOXIN_STRLEN, &error));
     struct seen seen = {0, 0, 0, 1, 0};
@@ -430,7 +436,7 @@ static void check_streams(const moxin_model *model, const moxin_image *image)
     op.struct_size = sizeof op;
     op.progress = see;
     op.user_data = &seen;
-    EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, moxin_generate_start(session, &op, on_event, &stream, on_destroy, &error));
+    EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, moxin_session_start(session, &op, on_event, &stream, on_destroy, &error));
     CHECK(stream.destroyed == 3 && stream.events == 0);
 
     /* Busy while it runs; stopped by its own callback, its end is told and the turn taken back. */
@@ -438,15 +444,15 @@ static void check_streams(const moxin_model *model, const moxin_image *image)
     stream.stop_at = 2;
     stream.linger_ms = 5;
     start(session, NULL, &stream);
-    EXPECT(MOXIN_STATUS_BUSY, moxin_generate_start(session, NULL, on_event, &stream, NULL, &error));
+    EXPECT(MOXIN_STATUS_BUSY, moxin_session_start(session, NULL, on_event, &stream, NULL, &error));
     moxin_event event = empty_event();
-    EXPECT(MOXIN_STATUS_BUSY, moxin_generate_step(session, &event, &error));
+    EXPECT(MOXIN_STATUS_BUSY, moxin_session_step(session, &event, &error));
     EXPECT(MOXIN_STATUS_BUSY, moxin_session_reset(session, &error));
     EXPECT(MOXIN_STATUS_BUSY, moxin_session_prefill(session, NULL, &error));
     wait_for_end(&stream);
     CHECK(stream.texts == 2 && stream.answer.finish == MOXIN_FINISH_REASON_CANCELLED);
     CHECK(stats_of(session).message_count == 0);
-    NEED(moxin_session_add_image(session, image, &error));
+    NEED(moxin_session_add_image(session, image, NULL, &error));
 
     /* Stopped by the session's cancel, by an op's cancel object, by its time limit. */
     for (int way = 0; way < 3; way++) {
@@ -468,7 +474,7 @@ static void check_streams(const moxin_model *model, const moxin_image *image)
         CHECK(stream.answer.finish == (way == 2 ? MOXIN_FINISH_REASON_ERROR : MOXIN_FINISH_REASON_CANCELLED));
         CHECK(stream.last_error == (way == 2 ? MOXIN_STATUS_TIMEOUT : MOXIN_STATUS_OK));
         CHECK(stats_of(session).message_count == 0);
-        NEED(moxin_session_add_image(session, image, &error));
+        NEED(moxin_session_add_image(session, image, NULL, &error));
     }
     struct answer after = ask(session, QUESTION);
     CHECK(same_answer(&expected, &after));
@@ -497,7 +503,7 @@ static void check_streams(const moxin_model *model, const moxin_image *image)
     moxin_session_params_init(&params, sizeof params);
     params.max_context = 10;
     NEED(moxin_session_new(model, &params, &session, &error));
-    NEED(moxin_session_add_image(session, image, &error));
+    NEED(moxin_session_add_image(session, image, NULL, &error));
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, QUESTION, MOXIN_STRLEN, &error));
     stream = new_stream();
     start(session, NULL, &stream);
@@ -625,7 +631,7 @@ static void check_memory(const moxin_model *any, const char *path, const moxin_i
     NEED(moxin_memory_set_limits(now.active + estimate.kv_total / 2, 0, &error));
     EXPECT(MOXIN_STATUS_OUT_OF_MEMORY, moxin_session_new(model, NULL, &session, &error));
     NEED(moxin_memory_set_limits(now.active + estimate.vision_peak - 1, 0, &error));
-    EXPECT(MOXIN_STATUS_OUT_OF_MEMORY, moxin_encode_image(model, image, NULL, &embedding, &error));
+    EXPECT(MOXIN_STATUS_OUT_OF_MEMORY, moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error));
     CHECK(session == NULL && embedding == NULL);
     NEED(moxin_memory_set_limits(UINT64_MAX, UINT64_MAX, &error));
     NEED(moxin_session_new(model, NULL, &session, &error));
@@ -635,7 +641,7 @@ static void check_memory(const moxin_model *any, const char *path, const moxin_i
     NEED(moxin_memory_set_limits(now.active + 1000, 0, &error));
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, COUNT, MOXIN_STRLEN, &error));
     moxin_event event = empty_event();
-    EXPECT(MOXIN_STATUS_OUT_OF_MEMORY, moxin_generate_step(session, &event, &error));
+    EXPECT(MOXIN_STATUS_OUT_OF_MEMORY, moxin_session_step(session, &event, &error));
     NEED(moxin_memory_set_limits(UINT64_MAX, UINT64_MAX, &error));
     CHECK(stats_of(session).message_count == 0);
     CHECK(ask(session, COUNT).count > 0);
@@ -657,7 +663,7 @@ static void check_unload(const char *path, const char *other_path, const moxin_i
     moxin_session_reset(session, NULL);
     moxin_event event = empty_event();
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, COUNT, MOXIN_STRLEN, &error));
-    NEED(moxin_generate_step(session, &event, &error));
+    NEED(moxin_session_step(session, &event, &error));
     NEED(moxin_memory_stats_get(&loaded, &error));
 
     NEED(moxin_model_unload(model, &error));
@@ -666,9 +672,9 @@ static void check_unload(const char *path, const char *other_path, const moxin_i
     CHECK(after.active < loaded.active);
     moxin_session *no_session = NULL;
     moxin_embedding *no_embedding = NULL;
-    EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_generate_step(session, &event, &error));
+    EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_session_step(session, &event, &error));
     EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_session_new(model, NULL, &no_session, &error));
-    EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_encode_image(model, image, NULL, &no_embedding, &error));
+    EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_model_encode_image(model, image, NULL, NULL, &no_embedding, &error));
     CHECK(no_session == NULL && no_embedding == NULL);
     moxin_model_info info = {0};
     info.struct_size = sizeof info;
@@ -702,7 +708,7 @@ static void check_suspension(const moxin_model *model, const moxin_image *image,
     memset(&whole, 0, sizeof whole);
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, QUESTION, MOXIN_STRLEN, &error));
     do {
-        NEED(moxin_generate_step(session, &event, &error));
+        NEED(moxin_session_step(session, &event, &error));
     } while (event.kind != MOXIN_EVENT_KIND_TEXT);
     const int32_t first = event.token_id;
     struct stream stream = new_stream();
@@ -712,9 +718,9 @@ static void check_suspension(const moxin_model *model, const moxin_image *image,
     wait_for(&stream, &stream.texts);
 
     NEED(moxin_suspend(60000, &error));
-    EXPECT(suspended, moxin_generate_step(session, &event, &error));
+    EXPECT(suspended, moxin_session_step(session, &event, &error));
     EXPECT(suspended, moxin_model_load(path, NULL, NULL, &no_model, &error));
-    EXPECT(suspended, moxin_encode_image(model, image, NULL, &no_embedding, &error));
+    EXPECT(suspended, moxin_model_encode_image(model, image, NULL, NULL, &no_embedding, &error));
     EXPECT(suspended, moxin_session_prefill(session, NULL, &error));
     CHECK(no_model == NULL && no_embedding == NULL);
     sleep_ms(50); /* what was told before the suspension may still be on its way */
@@ -742,7 +748,7 @@ static void check_suspension(const moxin_model *model, const moxin_image *image,
     CHECK(stopped.answer.finish == MOXIN_FINISH_REASON_CANCELLED);
     NEED(moxin_session_add_text(cancelled, MOXIN_ROLE_USER, QUESTION, MOXIN_STRLEN, &error));
     moxin_session_cancel(cancelled);
-    NEED(moxin_generate_step(cancelled, &event, &error));
+    NEED(moxin_session_step(cancelled, &event, &error));
     CHECK(event.finish == MOXIN_FINISH_REASON_CANCELLED);
     moxin_session_free(cancelled);
 
@@ -751,7 +757,7 @@ static void check_suspension(const moxin_model *model, const moxin_image *image,
     CHECK(same_answer(&expected, &stream.answer));
     whole.tokens[whole.count++] = first;
     do {
-        NEED(moxin_generate_step(session, &event, &error));
+        NEED(moxin_session_step(session, &event, &error));
         if (event.kind == MOXIN_EVENT_KIND_TEXT) {
             whole.tokens[whole.count++] = event.token_id;
         }
@@ -1032,17 +1038,17 @@ static void check_faults(const char *path, const moxin_image *image)
         snprintf(fault, sizeof fault, "%s@engine", faults[i].what);
         FAULT(wanted, faults[i].text, moxin_model_load(path, NULL, NULL, &model, &error));
         NEED(moxin_model_load(path, NULL, NULL, &model, &error));
-        FAULT(wanted, faults[i].text, moxin_encode_image(model, image, NULL, &embedding, &error));
-        NEED(moxin_encode_image(model, image, NULL, &embedding, &error));
+        FAULT(wanted, faults[i].text, moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error));
+        NEED(moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error));
         /* In the middle of a conversation: it can go on. */
         session = looking(model, image);
         struct answer now = ask(session, QUESTION);
         CHECK(same_answer(&first, &now));
         NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, COUNT, MOXIN_STRLEN, &error));
-        NEED(moxin_generate_step(session, &event, &error));
-        NEED(moxin_generate_step(session, &event, &error));
+        NEED(moxin_session_step(session, &event, &error));
+        NEED(moxin_session_step(session, &event, &error));
         snprintf(fault, sizeof fault, "%s@chat", faults[i].what);
-        FAULT(wanted, faults[i].text, moxin_generate_step(session, &event, &error));
+        FAULT(wanted, faults[i].text, moxin_session_step(session, &event, &error));
         CHECK(stats_of(session).message_count == 2);
         now = ask(session, COUNT);
         CHECK(same_answer(&second, &now));

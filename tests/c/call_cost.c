@@ -1,5 +1,5 @@
 /*
- * What moxin_generate_step costs beyond the work itself: its time on the caller's clock beside the time that the library measured inside. Run
+ * What moxin_session_step costs beyond the work itself: its time on the caller's clock beside the time that the library measured inside. Run
  * by `cargo xtask call-cost`. Prints for each answer: steps, nanoseconds outside, nanoseconds inside; then the nanoseconds of a call that
  * needs no turn on the library's thread.
  *
@@ -30,11 +30,11 @@ int main(int argc, char **argv)
         double outside = 0;
         int texts = 0;
         stats.struct_size = sizeof stats;
-        NEED(moxin_session_add_image(session, image, &error));
+        NEED(moxin_session_add_image(session, image, NULL, &error));
         NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, "Describe the picture.", MOXIN_STRLEN, &error));
         while (event.kind != MOXIN_EVENT_KIND_FINISHED) {
             const double before = now_ns();
-            NEED(moxin_generate_step(session, &event, &error));
+            NEED(moxin_session_step(session, &event, &error));
             /* The library counts the steps after the first token, the last one, which ends the answer, included. */
             outside += event.kind == MOXIN_EVENT_KIND_PREFILL || texts++ == 0 ? 0 : now_ns() - before;
         }

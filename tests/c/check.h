@@ -87,7 +87,7 @@ static inline struct answer finish_answer(moxin_session *session)
     moxin_event event = empty_event();
     memset(&answer, 0, sizeof answer);
     do {
-        NEED(moxin_generate_step(session, &event, &error));
+        NEED(moxin_session_step(session, &event, &error));
         CHECK(strlen(event.text.data) == event.text.len);
         CHECK((event.kind == MOXIN_EVENT_KIND_FINISHED) == (event.finish != MOXIN_FINISH_REASON_NONE));
         CHECK((event.kind == MOXIN_EVENT_KIND_TEXT) == (event.token_id >= 0));

@@ -58,11 +58,11 @@ static void cycle(const moxin_model *model, long number)
     params.max_tokens = 6;
     NEED(moxin_image_from_pixels(&pixel, 1, 1, 4, MOXIN_PIXEL_FORMAT_RGBA8, &image, &error));
     NEED(moxin_session_new(model, &params, &session, &error));
-    NEED(moxin_session_add_image(session, image, &error));
+    NEED(moxin_session_add_image(session, image, NULL, &error));
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, "How many shapes are there?", MOXIN_STRLEN, &error));
     if (number % 4 == 3) {
         struct end end = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
-        NEED(moxin_generate_start(session, NULL, on_event, &end, on_destroy, &error));
+        NEED(moxin_session_start(session, NULL, on_event, &end, on_destroy, &error));
         pthread_mutex_lock(&end.lock);
         while (!end.destroyed) {
             pthread_cond_wait(&end.changed, &end.lock);
@@ -73,7 +73,7 @@ static void cycle(const moxin_model *model, long number)
             if (number % 4 == 1 && step == 4) {
                 moxin_session_cancel(session);
             }
-            NEED(moxin_generate_step(session, &event, &error));
+            NEED(moxin_session_step(session, &event, &error));
         }
     }
     EXPECT(MOXIN_STATUS_NOT_FOUND, moxin_image_from_file("no/such.png", NULL, &image, &error));

@@ -123,7 +123,7 @@ static void stream(moxin_session *session, uint32_t *random, int frees_itself)
     stream->free_at = frees_itself ? 1 + (int)draw(random, 6) : 0;
     stream->stop_at = draw(random, 4) ? 0 : 1 + (int)draw(random, 6);
     count(&started);
-    NEED(moxin_generate_start(session, NULL, on_event, stream, on_destroy, &error));
+    NEED(moxin_session_start(session, NULL, on_event, stream, on_destroy, &error));
 }
 
 static void pull(moxin_session *session, uint32_t *random)
@@ -131,7 +131,7 @@ static void pull(moxin_session *session, uint32_t *random)
     moxin_error *error = NULL;
     moxin_event event = empty_event();
     for (uint32_t steps = draw(random, 10); steps > 0 && event.kind != MOXIN_EVENT_KIND_FINISHED; steps--) {
-        ALLOW(moxin_generate_step(session, &event, &error));
+        ALLOW(moxin_session_step(session, &event, &error));
         if (draw(random, 10) == 0) {
             moxin_session_cancel(session);
         }
@@ -193,7 +193,7 @@ static void one_round(uint32_t *random)
             if (draw(random, 2)) {
                 moxin_session_cancel(session);
             }
-            ALLOW(moxin_generate_step(session, &event, &error));
+            ALLOW(moxin_session_step(session, &event, &error));
             ALLOW(moxin_session_reset(session, &error));
         }
         pthread_mutex_unlock(&slots[slot].lock);
@@ -229,7 +229,7 @@ static void one_round(uint32_t *random)
         if (draw(random, 4) == 0) {
             moxin_cancel_trigger(cancel);
         }
-        ALLOW(moxin_encode_image(model, image, &op, &embedding, &error));
+        ALLOW(moxin_model_encode_image(model, image, NULL, &op, &embedding, &error));
         moxin_image_free(image);
         moxin_cancel_free(cancel);
         moxin_embedding_free(embedding);
@@ -285,7 +285,7 @@ int main(int argc, char **argv)
     model_path = argv[1];
     model = load(model_path);
     NEED(moxin_image_from_pixels("abc", 1, 1, 3, MOXIN_PIXEL_FORMAT_RGB8, &image, &error));
-    NEED(moxin_encode_image(model, image, NULL, &picture, &error));
+    NEED(moxin_model_encode_image(model, image, NULL, NULL, &picture, &error));
     moxin_image_free(image);
     for (int i = 0; i < SLOTS; i++) {
         pthread_mutex_init(&slots[i].lock, NULL);

@@ -61,10 +61,19 @@ public struct ModelInfo: Sendable, Equatable {
     public var vocabularySize: Int
     /// Width of a token.
     public var hiddenSize: Int
-    /// Edge of the square that a picture is brought to, in pixels.
+    /// Edge of the square that a picture is brought to, in pixels; 0 where that depends on the picture.
     public var imageSize: Int
-    /// Positions that a picture takes.
+    /// Positions that a picture takes; 0 where that depends on the picture: see
+    /// ``VLMModel/imageTokens(width:height:budget:)``.
     public var tokensPerImage: Int
+    /// Pictures that a conversation may have; `nil` for as many as fit into the context.
+    public var maxImages: Int?
+    /// Whether the model takes system text.
+    public var takesSystem: Bool
+    /// Whether a conversation goes on after an answer.
+    public var takesTurns: Bool
+    /// What to ask about a picture where a user has no question, in the words that the model was made for.
+    public var defaultPrompt: String
     /// Where the model computes, or would; never ``VLMBackend/automatic``.
     public var backend: VLMBackend
     /// The type of activations; never ``VLMDType/automatic``.
@@ -82,6 +91,10 @@ public struct ModelInfo: Sendable, Equatable {
         hiddenSize = Int(info.hidden_size)
         imageSize = Int(info.image_size)
         tokensPerImage = Int(info.tokens_per_image)
+        maxImages = info.max_images == 0 ? nil : Int(info.max_images)
+        takesSystem = info.takes_system != 0
+        takesTurns = info.takes_turns != 0
+        defaultPrompt = withUnsafeBytes(of: info.default_prompt) { String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self) }
         backend = VLMBackend.allCases.first { $0.rawValue == info.backend } ?? .automatic
         dtype = VLMDType.allCases.first { $0.rawValue == info.dtype } ?? .automatic
         quantization = Quantization.Scheme(mode: info.quant_mode, bits: info.quant_bits, groupSize: info.quant_group_size)

@@ -34,6 +34,30 @@ public struct VLMImage: Sendable {
         }
     }
 
+    /// How many pixels a picture may have in front of the model's encoder, where the model takes
+    /// pictures of any size.
+    public struct PixelBudget: Sendable, Equatable {
+        /// A picture of fewer is enlarged; `nil`: what the model's folder says.
+        public var minPixels: UInt64?
+        /// A picture of more is made smaller; `nil`: what the model's folder says.
+        public var maxPixels: UInt64?
+
+        /// A budget.
+        public init(minPixels: UInt64? = nil, maxPixels: UInt64? = nil) {
+            self.minPixels = minPixels
+            self.maxPixels = maxPixels
+        }
+
+        /// The library's struct.
+        var raw: moxin_pixel_budget {
+            var budget = moxin_pixel_budget()
+            budget.struct_size = MemoryLayout<moxin_pixel_budget>.size
+            budget.min_pixels = minPixels ?? 0
+            budget.max_pixels = maxPixels ?? 0
+            return budget
+        }
+    }
+
     private enum Source: Sendable {
         case file(URL)
         case data(Data)
@@ -48,6 +72,9 @@ public struct VLMImage: Sendable {
 
     /// Leaves a file's picture as it is stored, whatever orientation its metadata gives. Does not count for pixels and embeddings.
     public var ignoresOrientation = false
+
+    /// How many pixels it may have in front of the encoder. Does not count for embeddings.
+    public var pixelBudget = PixelBudget()
 
     /// A picture in a file, which is read when it is asked about.
     public init(contentsOf url: URL) {
@@ -90,8 +117,9 @@ public struct VLMImage: Sendable {
                 try session.call { moxin_session_add_embedding($0, embedding, $1) }
             }
         } else {
+            var budget = pixelBudget.raw
             try decode().use { image in
-                try session.call { moxin_session_add_image($0, image, $1) }
+                try session.call { moxin_session_add_image($0, image, &budget, $1) }
             }
         }
     }

@@ -92,7 +92,7 @@ public actor VLMModel {
         for turn in transcript {
             try session.add(turn.role, turn.text)
         }
-        return VLMSession(handle: session, options: options, transcript: transcript)
+        return VLMSession(handle: session, options: options, system: system, keepsImages: info.maxImages == 1, transcript: transcript)
     }
 
     /// Runs the vision encoders on a picture, unless the same picture was encoded before and is still in the model's cache. What comes of it can
@@ -100,11 +100,25 @@ public actor VLMModel {
     public func encode(_ image: VLMImage, timeout: Duration? = nil, progress: ProgressHandler? = nil) async throws -> ImageEmbedding {
         try await Operation(timeout: timeout, progress: progress).run { [handle] op in
             let decoded = try image.decode()
+            var budget = image.pixelBudget.raw
             let embedding = try Handle(free: moxin_embedding_free) { place, error in
-                handle.use { model in decoded.use { moxin_encode_image(model, $0, op, place, error) } }
+                handle.use { model in decoded.use { moxin_model_encode_image(model, $0, &budget, op, place, error) } }
             }
             return try ImageEmbedding(handle: embedding)
         }
+    }
+
+    /// Positions that a picture of this size takes in a conversation.
+    ///
+    /// - Throws: ``VLMError/invalidArgument(_:)`` for a size or a budget that the model cannot take.
+    public func imageTokens(width: Int, height: Int, budget: VLMImage.PixelBudget = .init()) throws -> Int {
+        guard let width = UInt32(exactly: width), let height = UInt32(exactly: height) else {
+            throw VLMError.invalidArgument(.init(message: "a picture of \(width) x \(height) pixels"))
+        }
+        var budget = budget.raw
+        var tokens: UInt32 = 0
+        try handle.call { moxin_model_image_tokens($0, width, height, &budget, &tokens, $1) }
+        return Int(tokens)
     }
 
     /// A field of the model's config.json by its path, such as `text_config.num_hidden_layers`: a text as it is, all else as JSON.

@@ -3,7 +3,7 @@ import Foundation
 
 /// What concerns the library as a whole.
 public enum VLMRuntime {
-    /// The library's version, such as `0.2.0`.
+    /// The library's version, such as `0.3.0`.
     public static var version: String { String(cString: moxin_version()) }
 
     /// What the library is made of, as JSON: `version`, `abi`, `mlx`, `target`, `backends` and `models`.

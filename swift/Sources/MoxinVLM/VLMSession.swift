@@ -47,12 +47,18 @@ public actor VLMSession {
     /// The conversation's pictures. The library forgets them with a first turn that is taken back; then they are added again.
     private var images: [VLMImage] = []
     private var hasLostImages = false
+    /// Instructions before the conversation, which the library counts as a message.
+    private let system: String?
+    /// Whether the picture belongs to the whole conversation, and to no message.
+    private let keepsImages: Bool
 
     public nonisolated var unownedExecutor: UnownedSerialExecutor { EngineThread.shared.asUnownedSerialExecutor() }
 
-    init(handle: Handle, options: GenerationOptions, transcript: [Turn] = []) {
+    init(handle: Handle, options: GenerationOptions, system: String?, keepsImages: Bool, transcript: [Turn] = []) {
         self.handle = handle
         self.options = options
+        self.system = system
+        self.keepsImages = keepsImages
         self.transcript = transcript
         appliedOptions = options
     }
@@ -61,7 +67,7 @@ public actor VLMSession {
     ///
     /// - Parameters:
     ///   - prompt: The question.
-    ///   - images: What it is about. Moxin takes one picture a conversation, before its first answer.
+    ///   - images: What it is about; see ``ModelInfo/maxImages``. Moxin takes one picture a conversation, before its first answer.
     ///   - options: How this answer is generated; `nil`: as ``options`` say.
     /// - Throws: `CancellationError` where the task is cancelled; ``VLMError``. The turn is taken back then, its picture too, and the
     ///   session goes on with the next.
@@ -116,10 +122,7 @@ public actor VLMSession {
             self.images += images
         } catch {
             // A failure leaves the pictures with the library's session.
-            if transcript.isEmpty {
-                try handle.call(moxin_session_reset)
-                hasLostImages = true
-            }
+            try forgetQuestion()
             throw error
         }
     }
@@ -131,20 +134,39 @@ public actor VLMSession {
         try claim()
         try restoreImages()
         let copy = try Handle(free: moxin_session_free) { place, error in handle.use { moxin_session_fork($0, place, error) } }
-        return VLMSession(handle: copy, options: options, appliedOptions: appliedOptions, transcript: transcript, images: images)
+        return VLMSession(copying: self, handle: copy)
     }
 
-    private init(
-        handle: Handle, options: GenerationOptions, appliedOptions: GenerationOptions, transcript: [Turn], images: [VLMImage]
-    ) {
+    private init(copying session: isolated VLMSession, handle: Handle) {
         self.handle = handle
-        self.options = options
-        self.appliedOptions = appliedOptions
-        self.transcript = transcript
-        self.images = images
+        options = session.options
+        appliedOptions = session.appliedOptions
+        system = session.system
+        keepsImages = session.keepsImages
+        transcript = session.transcript
+        images = session.images
     }
 
-    /// Forgets all but the first messages; the picture stays. What was read and still holds is not read again.
+    /// Messages of the library's session that stand for those before `count` of the transcript.
+    private func messages(_ count: Int) -> Int {
+        count + (system == nil ? 0 : 1)
+    }
+
+    /// Takes back what was added since the last answer and is not being answered.
+    private func forgetQuestion() throws {
+        if transcript.isEmpty {
+            try handle.call(moxin_session_reset)
+            if let system {
+                try handle.add(.system, system)
+            }
+            hasLostImages = true
+        } else {
+            try handle.call { [kept = messages(transcript.count)] in moxin_session_rewind($0, kept, $1) }
+        }
+    }
+
+    /// Forgets all but the first messages, with the pictures in them; a picture that stands before all messages, as with Moxin, stays.
+    /// What was read and still holds is not read again.
     ///
     /// - Throws: ``VLMError/invalidArgument(_:)`` where there are fewer messages, or a question would stay without its answer.
     public func rewind(toCount count: Int) throws {
@@ -152,14 +174,20 @@ public actor VLMSession {
             throw VLMError.invalidArgument(.init(message: "\(count) of \(transcript.count) messages cannot be kept: give an even number, no larger"))
         }
         try claim()
-        try handle.call { moxin_session_rewind($0, count, $1) }
+        try handle.call { [kept = messages(count)] in moxin_session_rewind($0, kept, $1) }
         transcript.removeLast(transcript.count - count)
+        if count == 0, !keepsImages {
+            images = []
+        }
     }
 
     /// Forgets the conversation and its picture; the options stay.
     public func reset() throws {
         guard generation == nil, !isReading else { throw VLMError.busy }
         try handle.call(moxin_session_reset)
+        if let system {
+            try handle.add(.system, system)
+        }
         mayHaveTurn = false
         transcript = []
         images = []
@@ -222,16 +250,21 @@ public actor VLMSession {
             mayHaveTurn = true
             switch generation.request.question {
             case .new(let prompt, let images):
-                // The question first: pictures that are refused go with it.
-                try handle.add(prompt.role, prompt.text)
-                try restoreImages()
-                try add(images)
+                // Pictures first, as models are used to it.
+                do {
+                    try restoreImages()
+                    try add(images)
+                    try handle.add(prompt.role, prompt.text)
+                } catch {
+                    try forgetQuestion()
+                    throw error
+                }
                 generation.question = prompt
             case .again:
                 guard let last = transcript.dropLast().last else {
                     throw VLMError.invalidState(.init(message: "there is no answer yet"))
                 }
-                try handle.call { [kept = transcript.count - 1] in moxin_session_rewind($0, kept, $1) }
+                try handle.call { [kept = messages(transcript.count - 1)] in moxin_session_rewind($0, kept, $1) }
                 transcript.removeLast(2)
                 generation.question = last
             }
@@ -246,7 +279,7 @@ public actor VLMSession {
     private func compute(_ generation: Generation) throws -> GenerationEvent {
         var event = moxin_event()
         event.struct_size = MemoryLayout<moxin_event>.size
-        try handle.call { moxin_generate_step($0, &event, $1) }
+        try handle.call { moxin_session_step($0, &event, $1) }
         switch event.kind {
         case MOXIN_EVENT_KIND_PREFILL:
             return .prefill(done: Int(event.done), total: Int(event.total))
@@ -284,7 +317,7 @@ public actor VLMSession {
         var event = moxin_event()
         event.struct_size = MemoryLayout<moxin_event>.size
         // Where the turn has been taken back already there is nothing to answer.
-        try? handle.call { moxin_generate_step($0, &event, $1) }
+        try? handle.call { moxin_session_step($0, &event, $1) }
         takenBack()
         mayHaveTurn = false
     }

@@ -105,13 +105,21 @@ pub const TOPICS: [Topic; 10] = [
     Topic {
         title: "Models",
         about: "A model is loaded once and shared by all its sessions.",
-        names: &["moxin_model", "moxin_dtype", "moxin_cpu_kernels", "moxin_memory_estimate", "moxin_module_quant", "moxin_quant"],
+        names: &[
+            "moxin_model",
+            "moxin_dtype",
+            "moxin_cpu_kernels",
+            "moxin_memory_estimate",
+            "moxin_module_quant",
+            "moxin_quant",
+            "moxin_pixel_budget",
+        ],
     },
     Topic { title: "Pictures", about: "Decoded pictures, from files or pixels.", names: &["moxin_image", "moxin_pixel_format"] },
     Topic {
         title: "Embeddings",
         about: "A picture encoded ahead, to be asked about in several sessions.",
-        names: &["moxin_embedding", "moxin_encode_image"],
+        names: &["moxin_embedding", "moxin_model_encode_image"],
     },
     Topic {
         title: "Sessions",

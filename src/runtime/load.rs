@@ -1,0 +1,175 @@
+//! From a folder to a model in memory.
+
+use std::{cell::RefCell, path::Path, sync::Arc, time::Instant};
+
+use serde::Deserialize;
+
+use super::{Op, info, op::Control};
+use crate::{
+    Error, Result,
+    checkpoint::{Quantization, open_folder, read_json},
+    device::{Backend, CpuKernels, Device, Dtype},
+    generate::{ChatModel, ImageCache, PromptWriter},
+    models::{ModelFolder, QuantizeOptions, TokenIds},
+    process,
+    text::{Template, Tokenizer},
+};
+
+/// The file that a model must have beside its configuration, its weights and the settings of its
+/// image processor.
+pub const TOKENIZER: &str = "tokenizer.json";
+
+/// How a model is loaded.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// Where it computes.
+    pub backend: Backend,
+    /// The dtype of activations: float16, bfloat16 or float32. `None`: the backend's, which is [`Device::dtype`].
+    pub dtype: Option<Dtype>,
+    /// Bytes that loading it may take. `None`: what is available.
+    pub memory_limit: Option<u64>,
+    /// Matrices are quantized as they are read: the dense ones are never all in memory. `None`: they stay as they are stored.
+    pub quantize: Option<QuantizeOptions>,
+    /// Whose code computes on the CPU.
+    pub cpu_kernels: CpuKernels,
+    /// Bytes for the features of pictures seen before. They take 4 MiB a picture in the largest case, Moxin-7B in float32.
+    pub image_cache: u64,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        LoadOptions {
+            backend: Backend::Auto,
+            dtype: None,
+            memory_limit: None,
+            quantize: None,
+            cpu_kernels: CpuKernels::Auto,
+            image_cache: 64 << 20,
+        }
+    }
+}
+
+impl LoadOptions {
+    pub(super) fn device(&self, device: &Device) -> Result<Device> {
+        let device = device.clone().with_cpu_kernels(self.cpu_kernels);
+        match self.dtype {
+            Some(dtype) => device.with_dtype(dtype),
+            None => Ok(device),
+        }
+    }
+
+    pub(super) fn scheme(&self, path: &str, columns: usize) -> Option<Quantization> {
+        self.quantize.as_ref()?.scheme(path, columns)
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        self.quantize.as_ref().map_or(Ok(()), QuantizeOptions::check)
+    }
+}
+
+/// `generation_config.json`, as far as it is read.
+#[derive(Deserialize)]
+struct GenerationConfig {
+    eos_token_id: Option<TokenIds>,
+}
+
+/// Does what comes before an operation's turn on the engine, within its time limit, on the calling
+/// thread.
+pub fn before_the_engine<T>(op: &mut Op, work: impl FnOnce(&Control) -> Result<T>) -> Result<T> {
+    process::check()?;
+    let (clock, control) = (Instant::now(), Control::new(op.cancel.clone(), op.timeout));
+    control.check()?;
+    let done = work(&control)?;
+    op.timeout = op.timeout.map(|limit| limit.saturating_sub(clock.elapsed()));
+    Ok(done)
+}
+
+/// Calls `read` with the absolute path of a folder, and again where the folder was replaced by
+/// another meanwhile: what is read is all of one.
+pub fn settled<T>(path: &Path, control: &Control, read: impl Fn(&Path) -> Result<T>) -> Result<T> {
+    const ATTEMPTS: usize = 20;
+    let mut folder = open_folder(path)?;
+    for _ in 0..ATTEMPTS {
+        control.check()?;
+        let done = read(folder.path());
+        let now = open_folder(folder.path())?;
+        if now.identity()? == folder.identity()? {
+            return done;
+        }
+        folder = now;
+    }
+    Err(Error::corrupt(folder.path(), "is replaced again and again while it is read"))
+}
+
+/// What is read of a folder before the weights are.
+pub struct Parts {
+    folder: ModelFolder,
+    tokenizer: Tokenizer,
+    writer: PromptWriter,
+    eos: Vec<u32>,
+    clock: Instant,
+}
+
+/// A model that was loaded.
+pub struct Loaded {
+    /// The model.
+    pub chat: ChatModel,
+    /// A hash of all its weights but the language model's, as they are stored.
+    pub vision_hash: blake3::Hash,
+    /// What it is.
+    pub info: info::ModelInfo,
+}
+
+impl Parts {
+    /// Reads all of a folder but its weights.
+    pub fn read(folder: &Path, control: &Control) -> Result<Parts> {
+        let clock = Instant::now();
+        settled(folder, control, |path| {
+            let folder = ModelFolder::open(path)?;
+            control.check()?;
+            let tokenizer_path = path.join(TOKENIZER);
+            let tokenizer = Tokenizer::from_file(&tokenizer_path)?;
+            let vocabulary = folder.blueprint.decoder().vocab_size;
+            check_tokenizer(&tokenizer, vocabulary).map_err(|what| Error::corrupt(&tokenizer_path, what))?;
+            control.check()?;
+            let eos = match generation_config(path)?.and_then(|generation| generation.eos_token_id) {
+                Some(ids) => ids.to_vec(),
+                None => folder.blueprint.limits().end_tokens,
+            };
+            let writer = PromptWriter::new(folder.blueprint.clone(), &tokenizer, Template::from_folder(path)?, &eos)?;
+            Ok(Parts { folder, tokenizer, writer, eos, clock })
+        })
+    }
+
+    /// Loads the weights. On the engine thread.
+    pub fn load(self, options: &LoadOptions, device: &Device, progress: &dyn Fn(u64, u64) -> Result<()>) -> Result<Loaded> {
+        let Parts { folder, tokenizer, writer, eos, clock } = self;
+        let plan = |path: &str, columns| options.scheme(path, columns);
+        let (mut weights, vision_hash) = device.run(|| folder.load(device, options.memory_limit, &plan, progress))?;
+        let schemes = weights.schemes();
+        let info = info::describe(&folder, device)?.with_schemes(&folder, vision_hash, &schemes);
+        log::info!("{} on {} in {:?}: {} bytes", folder.path().display(), device.backend.name(), clock.elapsed(), info.weight_bytes);
+        let memory = folder.memory(device.arithmetic(), &|path, _| schemes.get(path).copied());
+        let images = RefCell::new(ImageCache::new(options.image_cache));
+        let (arithmetic, folder) = (device.arithmetic(), Arc::new(folder));
+        let chat = ChatModel { weights, folder, tokenizer, writer, eos, memory, arithmetic, schemes, images };
+        Ok(Loaded { chat, vision_hash, info })
+    }
+}
+
+/// What the tokenizer puts around every text must be in the model's vocabulary.
+fn check_tokenizer(tokenizer: &Tokenizer, vocabulary: usize) -> Result<(), String> {
+    let around = tokenizer.encode("", true).map_err(|error| error.to_string())?;
+    match around.iter().find(|id| **id as usize >= vocabulary) {
+        Some(id) => Err(format!("token {id} is put around every text; vocab_size in config.json is {vocabulary}")),
+        None => Ok(()),
+    }
+}
+
+fn generation_config(folder: &Path) -> Result<Option<GenerationConfig>> {
+    match read_json(&folder.join("generation_config.json"), "the model's generation defaults") {
+        Ok(generation) => Ok(Some(generation)),
+        Err(Error::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
