@@ -4,11 +4,7 @@
 use std::path::Path;
 
 use mlx_rs::{Array, Dtype};
-use moxin_vlm::{
-    Backend, DecodeOptions, MoxinVLM, Picture, Processor, Result,
-    device::Device,
-    models::moxin::{Rows, load_model_on},
-};
+use moxin_vlm::{Backend, DecodeOptions, MoxinVLM, Picture, Processor, Result, compat::load_model_on, device::Device, nn::Want};
 
 const IDS: [u32; 6] = [1, 70, 45, 88, 61, 52];
 
@@ -18,8 +14,8 @@ fn run(model: &MoxinVLM, folder: &Path) -> Result<[Array; 3]> {
     let pixels = Processor::from_file(&folder.join("preprocessor_config.json"))?.process(&picture)?;
     let image = model.project(&model.encode(&pixels)?)?;
     let mut cache = model.new_cache();
-    let prompt = model.decoder.forward(&model.embed(&IDS, Some(&image))?, &mut cache, Rows::Last)?;
-    let token = model.decoder.forward(&model.embed(&[9], None)?, &mut cache, Rows::Last)?;
+    let prompt = model.forward_embeddings(&model.embed(&IDS, Some(&image))?, &mut cache, Want::Last, &|| Ok(()))?.unwrap();
+    let token = model.forward_embeddings(&model.embed(&[9], None)?, &mut cache, Want::Last, &|| Ok(()))?.unwrap();
     Ok([image, prompt, token])
 }
 

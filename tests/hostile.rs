@@ -355,7 +355,7 @@ fn absurd_values_are_refused_by_name() {
 #[test]
 fn contradictions_are_explained() {
     for (name, pointer, value, words) in [
-        (CONFIG, "/model_type", json!("llava"), &["llava", "prismatic"][..]),
+        (CONFIG, "/model_type", json!("blip"), &["blip", "prismatic"][..]),
         (CONFIG, "/text_config/model_type", json!("llama"), &["llama", "mistral"]),
         (CONFIG, "/text_config/num_hidden_layers", json!(1_000_000), &["language_model.model.layers.4.", "missing"]),
         (CONFIG, "/text_config/num_attention_heads", json!(7), &["num_attention_heads", "7"]),

@@ -7,14 +7,9 @@ use std::{collections::HashMap, fs, path::PathBuf};
 
 use mlx_rs::{Array, ops::indexing::TryIndexOp};
 use moxin_vlm::{
-    Backend, ConcatKeyValueCache, Event, FinishReason, Generate, GenerationOptions, LoadOptions, Model, MoxinVLM, Op, Picture, Processor,
-    Role, Session, Tokenizer, Turn,
-    device::Device,
-    generate::Stats,
-    image::Pixels,
-    load_tokenizer,
-    models::moxin::{Rows, load_model_on},
-    text::pure_prompt,
+    Backend, ConcatKeyValueCache, Event, FinishReason, Generate, GenerationOptions, LoadOptions, Message, Model, MoxinVLM, Op, Picture,
+    Processor, Role, Session, Tokenizer, compat::load_model_on, device::Device, generate::Stats, image::Pixels, load_tokenizer,
+    models::prismatic::pure_prompt, nn::Want,
 };
 use safetensors::{SafeTensors, tensor::TensorView};
 use serde::Deserialize;
@@ -161,9 +156,9 @@ fn assert_close(name: &str, ours: &[f32], theirs: &[f32]) {
 }
 
 /// The case's turns as a session holds them.
-fn turns(case: &Case) -> Vec<Turn> {
+fn turns(case: &Case) -> Vec<Message> {
     let role = |i: usize| if i.is_multiple_of(2) { Role::User } else { Role::Assistant };
-    case.turns.iter().enumerate().map(|(i, text)| Turn { role: role(i), text: text.clone() }).collect()
+    case.turns.iter().enumerate().map(|(i, text)| Message { role: role(i), parts: vec![moxin_vlm::Part::Text(text.clone())] }).collect()
 }
 
 #[test]
@@ -200,7 +195,7 @@ fn features_and_logits_are_close() {
             let mut images = HashMap::new();
             for name in PICTURES {
                 let features = vlm.encode(&processor.process(&picture(name)).unwrap()).unwrap();
-                for (encoder, features) in vlm.encoders.iter().zip(&features) {
+                for (encoder, features) in vlm.vision.encoders.iter().zip(&features) {
                     let encoder = if encoder.config.has_cls_token { "dino" } else { "siglip" };
                     fixture.assert_close(&format!("{name}.{encoder}_features"), &to_vec(features));
                 }
@@ -211,7 +206,7 @@ fn features_and_logits_are_close() {
             for case in &fixture.cases {
                 let image = case.picture.as_deref().map(|name| &images[name]);
                 let embeds = vlm.embed(&case.ids, image).unwrap();
-                let logits = vlm.decoder.forward(&embeds, &mut vlm.new_cache(), Rows::Last).unwrap();
+                let logits = vlm.forward_embeddings(&embeds, &mut vlm.new_cache(), Want::Last, &|| Ok(())).unwrap().unwrap();
                 fixture.assert_close(&format!("{}.logits", case.name), &to_vec(&logits));
             }
         });
@@ -224,7 +219,7 @@ fn sessions_answer_with_the_same_tokens() {
         for case in &fixture.cases {
             let session = fixture.session(case, 256);
             for turn in turns(case) {
-                session.add_text(turn.role, &turn.text).unwrap();
+                session.add_text(turn.role, &turn.text("")).unwrap();
             }
             fixture.assert_answers(&session, case);
         }
@@ -239,7 +234,7 @@ fn a_prefill_in_chunks_changes_nothing() {
             let case = fixture.case("photo.two_turns");
             let session = fixture.session(case, chunk);
             for turn in turns(case) {
-                session.add_text(turn.role, &turn.text).unwrap();
+                session.add_text(turn.role, &turn.text("")).unwrap();
             }
             fixture.assert_answers(&session, case);
         }

@@ -87,7 +87,7 @@ fn the_low_level_model_quantizes_too() {
     let logits = |model: &MoxinVLM| -> Vec<u32> {
         let mut cache: Vec<KVCache> = model.new_cache();
         let embeds = model.embed(&ids, None).unwrap();
-        let logits = model.decoder.forward(&embeds, &mut cache, moxin_vlm::models::moxin::Rows::All).unwrap();
+        let logits = model.forward_embeddings(&embeds, &mut cache, moxin_vlm::nn::Want::All, &|| Ok(())).unwrap().unwrap();
         logits.to_vec_cast::<f32>().unwrap().iter().map(|value| value.to_bits()).collect()
     };
     let mut model = load_model(tiny()).unwrap();

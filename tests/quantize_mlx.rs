@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use mlx_rs::{Array, Dtype};
 use moxin_vlm::{
     Backend, Error, LoadOptions, Mode, Model, MoxinVLM, Op, Picture, Processor, Quantization,
+    compat::load_model_on,
     device::{CpuKernels, Device},
     load_tokenizer,
-    models::moxin::{Rows, load_model_on},
+    models::prismatic::pure_prompt,
+    nn::Want,
     nn::{Matrix, QuantizedMatrix},
-    text::pure_prompt,
-    text::{Role, Turn},
+    text::Message,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -66,7 +67,7 @@ fn assert_close(name: &str, ours: &Array, theirs: &Array, tolerance: f32) {
 }
 
 fn logits(vlm: &MoxinVLM, ids: &[u32], image: Option<&Array>) -> Array {
-    vlm.decoder.forward(&vlm.embed(ids, image).unwrap(), &mut vlm.new_cache(), Rows::All).unwrap()
+    vlm.forward_embeddings(&vlm.embed(ids, image).unwrap(), &mut vlm.new_cache(), Want::All, &|| Ok(())).unwrap().unwrap()
 }
 
 /// With MLX's kernels, and with ours, which round activations to int16.
@@ -81,7 +82,7 @@ fn a_folder_of_mlx_gives_the_logits_of_its_numbers() {
 fn compare_logits(device: &Device, tolerance: f32) {
     let folder = fixtures().join("mlx-4bit");
     let theirs = arrays(&fixtures().join("expected.safetensors"));
-    let turn = Turn { role: Role::User, text: "What is there in the picture?".into() };
+    let turn = Message::user("What is there in the picture?");
     let ids = load_tokenizer(&folder).unwrap().encode(&pure_prompt(&[turn]).unwrap(), true).unwrap();
     assert_eq!(ids, theirs["ids"].to_vec_cast::<u32>().unwrap());
     let picture = Picture::open(fixtures().with_file_name("parity").join("pictures/photo.png"), &Default::default()).unwrap();

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use mlx_rs::Array;
 use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis};
-use moxin_vlm::text::{Turn, pure_prompt};
+use moxin_vlm::Message;
+use moxin_vlm::models::prismatic::pure_prompt;
 use moxin_vlm::{
     Cancel, ConcatKeyValueCache, Embedding, Error, Event, FinishReason, Generate, GenerationOptions, KVCache, KeyValueCache, LoadOptions,
     Model, MoxinVLM, Op, Picture, Processor, Role, SamplingParams, Session, Stage, Tokenizer, load_model, load_tokenizer,
@@ -106,7 +107,7 @@ fn an_answer_streams_and_becomes_a_turn() {
     let answer = ask(&session, DESCRIBE);
     assert_eq!(answer.reason, FinishReason::EndOfTurn);
     assert!(answer.tokens.len() > 5, "{answer:?}");
-    assert_eq!(session.turns().unwrap(), [Turn::user(DESCRIBE), Turn::assistant(answer.text.trim_end())]);
+    assert_eq!(session.messages().unwrap(), [Message::user(DESCRIBE), Message::assistant(answer.text.trim_end())]);
     assert_eq!(load_tokenizer(tiny()).unwrap().decode(&answer.tokens).unwrap().trim(), answer.text);
 
     let stats = session.stats();
@@ -190,7 +191,7 @@ impl Parts {
     }
 
     fn ids(&self, question: &str) -> Array {
-        let ids = self.tokenizer.encode(&pure_prompt(&[Turn::user(question)]).unwrap(), true).unwrap();
+        let ids = self.tokenizer.encode(&pure_prompt(&[Message::user(question)]).unwrap(), true).unwrap();
         Array::from_slice(&ids, &[1, ids.len() as i32])
     }
 }
@@ -261,7 +262,7 @@ fn a_second_turn_reuses_the_first() {
     assert_eq!(cold.stats().reused_tokens, 0);
     assert_eq!((&second.tokens, &second.text), (&fresh.tokens, &fresh.text));
     assert_close(&second.logprobs, &fresh.logprobs);
-    assert_eq!(cold.turns().unwrap(), warm.turns().unwrap());
+    assert_eq!(cold.messages().unwrap(), warm.messages().unwrap());
 }
 
 #[test]
@@ -272,18 +273,19 @@ fn reset_begins_anew() {
     session.step().unwrap();
     session.cancel();
     session.reset().unwrap();
-    assert_eq!(session.turns().unwrap(), []);
+    assert_eq!(session.messages().unwrap(), []);
     session.add_image(demo()).unwrap();
     assert_eq!(ask(&session, DESCRIBE), first);
     assert_eq!(session.stats().reused_tokens, 0);
 }
 
 #[test]
-fn texts_of_one_role_become_one_turn() {
+fn texts_of_one_role_become_one_message() {
     let session = looking(greedy());
     session.add_text(Role::User, "What is in the picture?").unwrap();
     session.add_text(Role::User, COUNT).unwrap();
-    assert_eq!(session.turns().unwrap(), [Turn::user(format!("What is in the picture?\n{COUNT}"))]);
+    let [message] = &session.messages().unwrap()[..] else { panic!("one message is expected") };
+    assert_eq!(message.text("\n"), format!("What is in the picture?\n{COUNT}"));
     assert_eq!(answer(&session).unwrap().reason, FinishReason::EndOfTurn);
 }
 
@@ -329,7 +331,7 @@ fn a_stop_string_ends_an_answer() {
     let session = looking(GenerationOptions { stop: vec!["never said".into(), stop.clone()], ..greedy() });
     let cut = ask(&session, DESCRIBE);
     assert_eq!((cut.reason, cut.text.as_str()), (FinishReason::StopSequence, full.text.split(&stop).next().unwrap()));
-    assert_eq!(session.turns().unwrap()[1].text, cut.text);
+    assert_eq!(session.messages().unwrap()[1].text(""), cut.text);
 
     // The answer that counts in the next turn is the one that was shown.
     let second = ask(&session, "Where is it?");
@@ -365,7 +367,7 @@ fn a_full_context_ends_an_answer() {
     session.add_text(Role::User, COUNT).unwrap();
     let refused = answer(&session);
     assert!(matches!(&refused, Err(Error::ContextFull { needed, limit }) if needed > limit && *limit == prompt + 4), "{refused:?}");
-    assert_eq!(session.turns().unwrap().len(), 2);
+    assert_eq!(session.messages().unwrap().len(), 2);
     session.reset().unwrap();
     session.add_embedding(&DEMO).unwrap();
     assert_eq!(ask(&session, DESCRIBE), cut);
@@ -395,7 +397,7 @@ fn a_raw_prompt_is_answered_as_it_is() {
     assert!(raw.stats().reused_tokens > prompt_tokens, "{:?}", raw.stats());
     assert_eq!(ask(&waiting, COUNT).tokens, second.tokens);
     assert!(waiting.stats().reused_tokens > prompt_tokens, "{:?}", waiting.stats());
-    let roles: Vec<_> = waiting.turns().unwrap().iter().map(|turn| turn.role).collect();
+    let roles: Vec<_> = waiting.messages().unwrap().iter().map(|turn| turn.role).collect();
     assert_eq!(roles, [Role::Prompt, Role::Assistant, Role::User, Role::Assistant]);
 
     // It can be asked again, and put differently.
@@ -408,13 +410,13 @@ fn a_raw_prompt_is_answered_as_it_is() {
     let whole = looking(greedy());
     let told = format!("{} {}</s>{}", question(DESCRIBE), first.text, question(COUNT));
     assert_eq!(ask_raw(&whole, &told).tokens, second.tokens);
-    assert_eq!(whole.turns().unwrap().len(), 2);
+    assert_eq!(whole.messages().unwrap().len(), 2);
 
     // One question at a time, in one form.
     whole.add_prompt("In: ").unwrap();
     assert!(matches!(whole.add_text(Role::User, COUNT), Err(Error::InvalidState(_))));
     whole.add_prompt(&question(COUNT)[4..]).unwrap();
-    assert_eq!(whole.turns().unwrap()[2].text, question(COUNT));
+    assert_eq!(whole.messages().unwrap()[2].text(""), question(COUNT));
     usual.add_text(Role::User, COUNT).unwrap();
     assert!(matches!(usual.add_prompt("In: "), Err(Error::InvalidState(_))));
 }
@@ -429,7 +431,7 @@ fn a_prompt_that_is_too_long_is_refused_and_taken_back() {
     session.add_text(Role::User, COUNT).unwrap();
     let refused = answer(&session);
     assert!(matches!(refused, Err(Error::ContextFull { needed, limit }) if needed == prompt + 1 && limit == prompt), "{refused:?}");
-    assert_eq!(session.turns().unwrap(), []);
+    assert_eq!(session.messages().unwrap(), []);
 
     let session = looking(GenerationOptions { max_context: Some(prompt + expected.tokens.len()), ..greedy() });
     // Known from its tokens, or from its length alone.
@@ -466,10 +468,10 @@ fn options_out_of_range_are_refused() {
 
 // Cancellation.
 
-fn assert_cancelled(session: &Session, turns: &[Turn]) {
+fn assert_cancelled(session: &Session, messages: &[Message]) {
     session.cancel();
     assert_eq!(session.step().unwrap(), Event::Finished { reason: FinishReason::Cancelled, text: String::new() });
-    assert_eq!(session.turns().unwrap(), turns);
+    assert_eq!(session.messages().unwrap(), messages);
     assert!(!session.is_generating().unwrap());
 }
 
@@ -496,7 +498,7 @@ fn cancelling_takes_the_turn_back() {
     for steps in [0, 1, 4] {
         let session = looking(options.clone());
         ask(&session, DESCRIBE);
-        let turns = session.turns().unwrap();
+        let turns = session.messages().unwrap();
         session.add_text(Role::User, "What colour is it?").unwrap();
         (0..steps).for_each(|_| drop(session.step().unwrap()));
         assert_cancelled(&session, &turns);
@@ -511,13 +513,13 @@ fn cancelling_takes_the_turn_back() {
 fn a_cancellation_is_for_what_is_there() {
     let session = looking(greedy());
     ask(&session, DESCRIBE);
-    let turns = session.turns().unwrap();
+    let turns = session.messages().unwrap();
     session.cancel();
     assert!(matches!(session.step(), Err(Error::InvalidState(_))));
     session.add_text(Role::User, COUNT).unwrap();
     session.cancel();
     assert_eq!(answer(&session).unwrap().reason, FinishReason::Cancelled);
-    assert_eq!(session.turns().unwrap(), turns);
+    assert_eq!(session.messages().unwrap(), turns);
     session.cancel();
     assert_eq!(ask(&session, COUNT).reason, FinishReason::EndOfTurn);
 }
@@ -547,7 +549,7 @@ fn another_thread_cancels_within_a_step() {
         cancelled.store(true, Ordering::SeqCst);
     });
     assert!(session.stats().generated_tokens < 2000);
-    assert_eq!(session.turns().unwrap(), []);
+    assert_eq!(session.messages().unwrap(), []);
 }
 
 // Threads.
@@ -595,7 +597,7 @@ fn a_busy_session_says_so() {
     tokens.sort();
     all.sort();
     assert_eq!(tokens, all);
-    assert_eq!(session.turns().unwrap()[1].text, expected.text);
+    assert_eq!(session.messages().unwrap()[1].text(""), expected.text);
 }
 
 #[test]
@@ -781,7 +783,7 @@ fn any_text_is_a_question() {
         let first = ask(&session, text);
         let again = ask(&session, text);
         assert!(first.tokens.len() <= 4 && again.tokens.len() <= 4, "{text:?}");
-        assert_eq!(session.turns().unwrap().len(), 4, "{text:?}");
+        assert_eq!(session.messages().unwrap().len(), 4, "{text:?}");
     }
 }
 
@@ -791,7 +793,7 @@ fn rambling_streams_whole_characters() {
     for seed in 0..2 {
         let session = looking(rambling(seed, 100));
         let answer = ask(&session, DESCRIBE);
-        assert_eq!(session.turns().unwrap()[1].text, answer.text);
+        assert_eq!(session.messages().unwrap()[1].text(""), answer.text);
         let decoded = load_tokenizer(tiny()).unwrap().decode(&answer.tokens).unwrap();
         assert_eq!(answer.text.trim_start(), decoded.trim_start());
     }

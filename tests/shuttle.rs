@@ -64,7 +64,7 @@ mod sync {
 }
 
 /// As in the library.
-mod panic {
+mod error {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     use moxin_vlm::{Error, Result};

@@ -3,8 +3,8 @@
     python compare.py MODEL_DIR IMAGE --prompt "What is this?" [--prompt ...] [--out stages.safetensors] [--ours stages.safetensors]
 
 Every --prompt is a turn of one conversation: a question, an answer, a question and so on. Both files hold the tensors `pixels`,
-`dino_features` and `siglip_features` (of a single encoder just `features`), `projected`, `logits` (of every position of the prefill)
-and `ids`. `examples/stages.rs`, with --cpu, writes --ours.
+`image_features`, `logits` (of every position of the prefill) and `input_ids`, -1 where a picture's features stand.
+`examples/stages.rs`, with --cpu, writes --ours.
 EXIF orientation is not applied.
 """
 
@@ -14,7 +14,7 @@ import sys
 import torch
 from safetensors.torch import load_file, save_file
 
-from reference import load_model, load_picture, load_preprocessor, load_tokenizer, prompt_text, tower_names
+from reference import load_model, load_picture, load_preprocessor, load_tokenizer, prompt_text
 
 TOLERANCE = 5e-4
 
@@ -25,9 +25,10 @@ def stages(folder, image, turns):
     features = model.features(pixels)
     projected = model.project(features)
     ids = tokenizer.encode(prompt_text(turns)).ids
-    tensors = {"pixels": pixels, "projected": projected, "logits": model.logits_of_all(ids, projected), "ids": torch.tensor(ids)}
-    names = tower_names(model) if len(features) == 2 else ["features"]
-    return tensors | dict(zip(names, features, strict=True))
+    rows = ids[:1] + [-1] * projected.shape[-2] + ids[1:]
+    return {
+        "pixels": pixels, "image_features": projected, "logits": model.logits_of_all(ids, projected), "input_ids": torch.tensor(rows),
+    }
 
 
 def differs(name, ours, theirs):
@@ -40,7 +41,7 @@ def differs(name, ours, theirs):
         print(f"{name:16} shape {list(ours.shape)}, expected {list(theirs.shape)}")
         return True
     furthest = float((ours.double() - theirs.double()).abs().max())
-    allowed = 0 if name in ["pixels", "ids"] else TOLERANCE
+    allowed = 0 if name in ["pixels", "input_ids"] else TOLERANCE
     # Written so that NaN fails.
     within = furthest <= allowed
     print(f"{name:16} furthest {furthest:.2e}, allowed {allowed:.0e}{'' if within else '  <- TOO FAR'}")
