@@ -66,7 +66,7 @@ pub fn run(options: Options) -> Result<()> {
     for example in ["bench", "generate", "kernels", "save_quantized"] {
         cargo::run(cargo::cargo().args(["build", "--quiet", "--release", "--example", example]))?;
     }
-    let checkpoints = ours::checkpoints(&steps, &full_size::ensure(options.checkpoint)?)?;
+    let checkpoints = ours::checkpoints(&steps, &full_size::ensure(full_size::Model::Moxin7b, options.checkpoint)?)?;
     let gpu = !options.cpu && ours::has_gpu(&steps)?;
     let devices: &[Device] = if gpu { &[Device::Cpu, Device::Gpu] } else { &[Device::Cpu] };
     let environments = peers::install(&steps, &cache, &peers, gpu)?;

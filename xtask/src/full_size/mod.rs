@@ -1,6 +1,7 @@
-//! A checkpoint as large as the real one, to see that a machine can hold and run it: Moxin-7B-VLM's tensors with random numbers. What it
-//! answers means nothing.
+//! Checkpoints as large as the real ones, to see that a machine can hold and run them: the published tensors with random numbers. What they
+//! answer means nothing.
 
+mod models;
 mod tensors;
 mod writer;
 
@@ -12,10 +13,8 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::{cargo, setup};
-use tensors::{MOXIN_7B, Tensor, tensors};
-
-/// Where the tokenizer comes from. Its ids are fewer than the real one's: all are valid here.
-const TOKENIZER: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"];
+pub use models::Model;
+use tensors::{MOXIN_7B, Tensor};
 
 const GIGABYTE: usize = 1_000_000_000;
 
@@ -24,6 +23,9 @@ const SHARD_BYTES: usize = 7 * GIGABYTE;
 
 #[derive(clap::Args)]
 pub struct Options {
+    /// Whose sizes it has
+    #[arg(long, value_enum, default_value_t = Model::Moxin7b)]
+    model: Model,
     /// The folder that the checkpoint goes to, or is in [default: one in the user's cache]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -34,7 +36,7 @@ pub struct Options {
 
 pub fn run(options: Options) -> Result<()> {
     setup::ensure()?;
-    let folder = ensure(options.out)?;
+    let folder = ensure(options.model, options.out)?;
     let folder = folder.to_str().context("the folder's path is not UTF-8")?;
     let tokens = options.tokens.to_string();
     cargo::build_example("generate")?;
@@ -45,22 +47,22 @@ pub fn run(options: Options) -> Result<()> {
 }
 
 /// Writes the checkpoint where it is not there yet; gives its folder.
-pub fn ensure(out: Option<PathBuf>) -> Result<PathBuf> {
+pub fn ensure(model: Model, out: Option<PathBuf>) -> Result<PathBuf> {
     let folder = match out {
         Some(out) => std::path::absolute(out)?,
-        None => setup::cache_folder()?.join("moxin-7b-random"),
+        None => setup::cache_folder()?.join(model.folder()),
     };
     if folder.join("config.json").is_file() {
         println!("The checkpoint is in {}", folder.display());
     } else {
-        write(&folder)?;
+        write(model, &folder)?;
     }
     Ok(folder)
 }
 
 /// Writes the checkpoint beside its place, and moves it there.
-fn write(folder: &Path) -> Result<()> {
-    let tensors = tensors(&MOXIN_7B);
+fn write(model: Model, folder: &Path) -> Result<()> {
+    let tensors = model.tensors();
     let bytes: usize = tensors.iter().map(Tensor::bytes).sum();
     if folder.exists() {
         bail!("{} is there already and holds no checkpoint: give another folder with --out", folder.display());
@@ -73,7 +75,7 @@ fn write(folder: &Path) -> Result<()> {
     }
     check_space(parent, bytes)?;
     println!("Writing {:.1} GB of random weights to {}", gigabytes(bytes), folder.display());
-    let outcome = fill(&part, &tensors, bytes).and_then(|()| Ok(fs::rename(&part, folder)?));
+    let outcome = fill(model, &part, &tensors, bytes).and_then(|()| Ok(fs::rename(&part, folder)?));
     if outcome.is_err() {
         fs::remove_dir_all(&part).ok(); // the reason that is reported is the first one
     }
@@ -93,7 +95,7 @@ fn check_space(folder: &Path, bytes: usize) -> Result<()> {
     Ok(())
 }
 
-fn fill(folder: &Path, tensors: &[Tensor], bytes: usize) -> Result<()> {
+fn fill(model: Model, folder: &Path, tensors: &[Tensor], bytes: usize) -> Result<()> {
     fs::create_dir(folder)?;
     let start = Instant::now();
     let mut told = 0;
@@ -103,18 +105,16 @@ fn fill(folder: &Path, tensors: &[Tensor], bytes: usize) -> Result<()> {
             println!("[{:5.1} s] {:.1} of {:.1} GB", start.elapsed().as_secs_f64(), gigabytes(written), gigabytes(bytes));
         }
     })?;
-    let tiny = setup::repository().join("models/tiny");
-    for name in TOKENIZER {
-        fs::copy(tiny.join(name), folder.join(name)).with_context(|| format!("cannot copy models/tiny/{name}"))?;
-    }
-    for (name, value) in [
-        ("config.json", config()),
-        ("generation_config.json", json!({ "_from_model_config": true, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 32000 })),
-        ("preprocessor_config.json", preprocessor_config()),
-    ] {
-        fs::write(folder.join(name), format!("{value:#}\n"))?;
+    for (name, text) in model.files()? {
+        fs::write(folder.join(name), text)?;
     }
     Ok(())
+}
+
+/// The settings of Moxin-7B VLM.
+fn moxin() -> Vec<(&'static str, Value)> {
+    let generation = json!({ "_from_model_config": true, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 32000 });
+    vec![("config.json", config()), ("generation_config.json", generation), ("preprocessor_config.json", preprocessor_config())]
 }
 
 /// As Moxin's converter writes it: `text_config` holds only what differs from transformers' defaults.

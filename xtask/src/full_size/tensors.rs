@@ -18,11 +18,34 @@ pub struct Encoder {
     pub inner: usize,
 }
 
-/// Mistral.
+/// A vision transformer as CLIP's and SigLIP's are stored.
+pub struct Clip {
+    pub width: usize,
+    pub depth: usize,
+    pub inner: usize,
+    pub patch: usize,
+    pub patches: usize,
+}
+
+/// Qwen2-VL's vision transformer.
+pub struct QwenVision {
+    pub width: usize,
+    pub depth: usize,
+    pub inner: usize,
+    /// Numbers of a patch.
+    pub patch: usize,
+    /// Width of merged patches.
+    pub merged: usize,
+    pub output: usize,
+}
+
+/// A decoder of the Llama family.
 pub struct Decoder {
     pub width: usize,
     pub layers: usize,
-    /// Width of all keys, or values, of a token; queries are as wide as the token.
+    /// Width of all queries of a token.
+    pub queries: usize,
+    /// Width of all keys, or values, of a token.
     pub keys: usize,
     pub inner: usize,
     pub vocabulary: usize,
@@ -34,7 +57,7 @@ pub const MOXIN_7B: Sizes = Sizes {
     siglip: Encoder { width: 1152, depth: 27, inner: 4304 },
     patch: 14,
     patches: 256,
-    decoder: Decoder { width: 4096, layers: 36, keys: 1024, inner: 14336, vocabulary: 32064 },
+    decoder: Decoder { width: 4096, layers: 36, queries: 4096, keys: 1024, inner: 14336, vocabulary: 32064 },
 };
 
 pub struct Tensor {
@@ -74,7 +97,7 @@ pub fn tensors(sizes: &Sizes) -> Vec<Tensor> {
     list.0
 }
 
-struct List(Vec<Tensor>);
+pub struct List(pub Vec<Tensor>);
 
 impl List {
     fn add(&mut self, name: impl Into<String>, shape: &[usize], fill: Fill) {
@@ -85,7 +108,7 @@ impl List {
         self.add(name, shape, Fill::Random);
     }
 
-    fn linear(&mut self, name: &str, output: usize, input: usize) {
+    pub fn linear(&mut self, name: &str, output: usize, input: usize) {
         self.random(format!("{name}.weight"), &[output, input]);
         self.random(format!("{name}.bias"), &[output]);
     }
@@ -145,26 +168,67 @@ impl List {
     }
 
     fn decoder(&mut self, name: &str, decoder: &Decoder) {
-        let &Decoder { width, keys, inner, vocabulary, .. } = decoder;
-        self.random(format!("{name}.model.embed_tokens.weight"), &[vocabulary, width]);
+        self.layers(&format!("{name}.model"), decoder, false);
+        self.random(format!("{name}.lm_head.weight"), &[decoder.vocabulary, decoder.width]);
+    }
+
+    /// A decoder without its head; with biases of queries, keys and values where it has them.
+    pub fn layers(&mut self, name: &str, decoder: &Decoder, biases: bool) {
+        let &Decoder { width, queries, keys, inner, vocabulary, .. } = decoder;
+        self.random(format!("{name}.embed_tokens.weight"), &[vocabulary, width]);
         for i in 0..decoder.layers {
-            let layer = format!("{name}.model.layers.{i}");
+            let layer = format!("{name}.layers.{i}");
             self.rms_norm(&format!("{layer}.input_layernorm"), width);
             for (matrix, output, input) in [
-                ("self_attn.q_proj", width, width),
+                ("self_attn.q_proj", queries, width),
                 ("self_attn.k_proj", keys, width),
                 ("self_attn.v_proj", keys, width),
-                ("self_attn.o_proj", width, width),
+                ("self_attn.o_proj", width, queries),
                 ("mlp.gate_proj", inner, width),
                 ("mlp.up_proj", inner, width),
                 ("mlp.down_proj", width, inner),
             ] {
                 self.random(format!("{layer}.{matrix}.weight"), &[output, input]);
+                if biases && ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"].contains(&matrix) {
+                    self.random(format!("{layer}.{matrix}.bias"), &[output]);
+                }
             }
             self.rms_norm(&format!("{layer}.post_attention_layernorm"), width);
         }
-        self.rms_norm(&format!("{name}.model.norm"), width);
-        self.random(format!("{name}.lm_head.weight"), &[vocabulary, width]);
+        self.rms_norm(&format!("{name}.norm"), width);
+    }
+
+    pub fn clip(&mut self, name: &str, clip: &Clip) {
+        let &Clip { width, inner, patch, patches, .. } = clip;
+        self.random(format!("{name}.embeddings.patch_embedding.weight"), &[width, 3, patch, patch]);
+        self.random(format!("{name}.embeddings.patch_embedding.bias"), &[width]);
+        self.random(format!("{name}.embeddings.position_embedding.weight"), &[patches, width]);
+        for i in 0..clip.depth {
+            let layer = format!("{name}.encoder.layers.{i}");
+            self.layer_norm(&format!("{layer}.layer_norm1"), width);
+            for projection in ["q_proj", "k_proj", "v_proj", "out_proj"] {
+                self.linear(&format!("{layer}.self_attn.{projection}"), width, width);
+            }
+            self.layer_norm(&format!("{layer}.layer_norm2"), width);
+            self.mlp(&format!("{layer}.mlp"), width, inner);
+        }
+        self.layer_norm(&format!("{name}.post_layernorm"), width);
+    }
+
+    pub fn qwen_vision(&mut self, name: &str, vision: &QwenVision) {
+        let &QwenVision { width, inner, merged, output, .. } = vision;
+        self.random(format!("{name}.patch_embed.proj.weight"), &[width, 3, 2, 14, vision.patch / 84]);
+        for i in 0..vision.depth {
+            let block = format!("{name}.blocks.{i}");
+            self.layer_norm(&format!("{block}.norm1"), width);
+            self.linear(&format!("{block}.attn.qkv"), 3 * width, width);
+            self.linear(&format!("{block}.attn.proj"), width, width);
+            self.layer_norm(&format!("{block}.norm2"), width);
+            self.mlp(&format!("{block}.mlp"), width, inner);
+        }
+        self.layer_norm(&format!("{name}.merger.ln_q"), width);
+        self.linear(&format!("{name}.merger.mlp.0"), merged, merged);
+        self.linear(&format!("{name}.merger.mlp.2"), output, merged);
     }
 }
 

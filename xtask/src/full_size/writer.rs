@@ -140,7 +140,7 @@ mod tests {
         siglip: Encoder { width: 12, depth: 3, inner: 40 },
         patch: 14,
         patches: 4,
-        decoder: Decoder { width: 16, layers: 2, keys: 8, inner: 24, vocabulary: 64 },
+        decoder: Decoder { width: 16, layers: 2, queries: 16, keys: 8, inner: 24, vocabulary: 64 },
     };
 
     #[test]
