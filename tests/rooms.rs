@@ -69,7 +69,7 @@ fn the_c_abi_sees_the_runtime_alone() {
             let rooms =
                 ["checkpoint", "compat", "device", "error", "file", "generate", "image", "models", "nn", "panic", "process", "text"];
             let first = |room: &&str| outside.starts_with(*room) || outside.contains(&format!("\n    {room}::"));
-            assert!(!rooms.iter().any(|room| first(room)), "{}: use crate::{names}", path.display());
+            assert!(!rooms.iter().any(first), "{}: use crate::{names}", path.display());
         }
         assert!(!text.contains("mlx_rs"), "{} names mlx-rs", path.display());
     }
