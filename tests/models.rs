@@ -10,7 +10,7 @@ use moxin_vlm::{
     generate::{ChatImage, ImageContent, Prompt, PromptRequest, PromptWriter},
     load_tokenizer,
     models::{LoadedModel, MediaKey, MediumSize, ModelFolder},
-    nn::{Features, Input, Segment, Want},
+    nn::{Features, Input, KeyValueCache, Row, Segment, Want},
     text::Template,
 };
 use safetensors::SafeTensors;
@@ -383,6 +383,11 @@ fn a_budget_of_pixels_is_part_of_what_a_picture_is() {
     let both = look(&[None, Some(3136)]);
     assert_eq!(both.1, 8);
     same(&look(&[None]).0, &large.0);
+    // What the first look left in the cache is another picture's.
+    let fresh = begin(&load("qwen2_vl"));
+    fresh.add_image_within(picture("noise"), Budget { max_pixels: Some(3136), ..Default::default() }).unwrap();
+    fresh.add_text(Role::User, "Alike?").unwrap();
+    same(&answer(&fresh), &small.0);
     let refused = begin(&model).add_image_within(picture("noise"), Budget { max_pixels: Some(100), ..Default::default() });
     assert!(refused.unwrap_err().to_string().contains("max_pixels"));
 }
@@ -601,4 +606,57 @@ fn generated_tokens_are_kept() {
         // What was trimmed is written otherwise, and tokenized anew.
         false => assert!(reused < held),
     }
+}
+
+/// Two segments computed together are what they are alone; one that fails, or is ended, ends alone,
+/// and its cache is as it was.
+#[test]
+fn segments_do_not_touch_each_other() {
+    let device = Device::new(Backend::Cpu).unwrap();
+    device.run(|| {
+        let rooms = Rooms::open(&folder("qwen2_vl").join("model"), &device);
+        let decoder = &rooms.model.decoder;
+        let rows = |ids: &[u32], start: usize| {
+            ids.iter().enumerate().map(|(i, id)| Row::causal(*id, [(start + i) as i32; 3], start + i)).collect::<Vec<_>>()
+        };
+        let numbers = |logits: &Option<moxin_vlm::device::Tensor>| logits.as_ref().unwrap().to_vec_cast::<f32>().unwrap();
+        let (long, short) = (rows(&[5, 9, 33, 120, 7], 0), rows(&[40, 41], 0));
+        let alone = |rows: &[Row]| {
+            let mut cache = decoder.new_cache();
+            let segment = Segment { input: Input::Ids, rows, features: &[], cache: &mut cache[..], want: Want::Last };
+            numbers(&decoder.forward(&mut [segment], &|_| Ok(())).remove(0).unwrap())
+        };
+        let together = |second: &[Row], poll: &dyn Fn(usize) -> moxin_vlm::Result<()>| {
+            let (mut a, mut b) = (decoder.new_cache(), decoder.new_cache());
+            let mut batch = [
+                Segment { input: Input::Ids, rows: &long, features: &[], cache: &mut a[..], want: Want::Last },
+                Segment { input: Input::Ids, rows: second, features: &[], cache: &mut b[..], want: Want::Last },
+            ];
+            let results = decoder.forward(&mut batch, poll);
+            (results, a[0].offset(), b.iter().map(KeyValueCache::offset).max().unwrap())
+        };
+        let (results, a, b) = together(&short, &|_| Ok(()));
+        close("long", &numbers(results[0].as_ref().unwrap()), &alone(&long), 1e-6);
+        close("short", &numbers(results[1].as_ref().unwrap()), &alone(&short), 1e-6);
+        assert_eq!((a, b), (5, 2));
+        let (results, a, b) = together(&rows(&[40, 4_000_000], 0), &|_| Ok(()));
+        close("beside a failure", &numbers(results[0].as_ref().unwrap()), &alone(&long), 1e-6);
+        assert!(matches!(&results[1], Err(moxin_vlm::Error::InvalidArgument(what)) if what.contains("4000000")));
+        assert_eq!((a, b), (5, 0));
+        let polls = std::cell::Cell::new(0);
+        let ends_second = |i: usize| {
+            polls.set(polls.get() + 1);
+            if i == 1 && polls.get() > 4 { Err(moxin_vlm::Error::Cancelled) } else { Ok(()) }
+        };
+        let (results, a, b) = together(&short, &ends_second);
+        close("beside one that is cancelled", &numbers(results[0].as_ref().unwrap()), &alone(&long), 1e-6);
+        assert!(matches!(results[1], Err(moxin_vlm::Error::Cancelled)));
+        assert_eq!((a, b), (5, 0));
+        // Rows that see what is not there, or not themselves.
+        let mut blind = short.clone();
+        blind[1].reach = 9;
+        assert!(together(&blind, &|_| Ok(())).0[1].is_err());
+        blind[1].reach = 1;
+        assert!(together(&blind, &|_| Ok(())).0[1].is_err());
+    });
 }

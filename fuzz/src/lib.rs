@@ -1,6 +1,7 @@
 //! What is fuzzed: each target takes any bytes, which the library must take or refuse with an [`Error`] that fits. A panic, a hang, or memory
 //! without bounds is a finding. `cargo xtask fuzz` runs them under libFuzzer, tests/replay.rs over the corpus and on random changes to it.
 
+mod blueprint;
 mod c_abi;
 mod model_folder;
 
@@ -9,6 +10,7 @@ use std::fs::{self, File};
 use std::panic;
 use std::path::{Path, PathBuf};
 
+pub use blueprint::{blueprint, template};
 pub use c_abi::{c_abi, c_calls};
 pub use model_folder::model_folder;
 use moxin_vlm::checkpoint::{Checkpoint, LoadContext};
@@ -21,7 +23,8 @@ use tempfile::TempDir;
 pub type Target = (&'static str, fn(&[u8]), usize);
 
 /// All targets.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 12] = [
+    ("blueprint", blueprint, 4000),
     ("c_abi", c_abi, 4000),
     ("c_calls", c_calls, 1200),
     ("config", config, 4000),
@@ -31,6 +34,7 @@ pub const TARGETS: [Target; 10] = [
     ("preprocessor", preprocessor, 4000),
     ("safetensors", safetensors, 4000),
     ("safetensors_header", safetensors_header, 4000),
+    ("template", template, 4000),
     ("tokenizer", tokenizer, 4000),
 ];
 

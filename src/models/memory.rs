@@ -106,8 +106,8 @@ impl MemoryNeeds {
         let pair = if positions > self.window { self.pair + self.mask } else { self.pair };
         // The last chunk has the most to attend to.
         let scores = rows * seen(positions) * pair;
-        // One position's scores, or a layer's keys and values, which are copied where their room grows: keys, and then values.
-        let one = (seen(positions) * self.single).max(count(positions) * self.kv_of_layer);
+        // One position's scores, and a layer's keys, or values, which are copied where their room grows.
+        let one = seen(positions) * self.single + count(positions) * self.kv_of_layer;
         (self.layer + one + rows * (self.position + self.embedding) + scores).max(self.head).0
     }
 

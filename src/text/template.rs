@@ -115,8 +115,8 @@ impl Template {
     /// [`Error::InvalidState`] with the template's own message, where it refuses this conversation;
     /// [`Error::UnsupportedModel`] where it fails, or does not come to an end.
     pub fn render(&self, messages: &[Message], style: ContentStyle, answers: bool) -> Result<String> {
+        let bytes: usize = messages.iter().map(Message::bytes).sum();
         let messages: Vec<_> = messages.iter().map(|message| to_template(message, style)).collect();
-        let bytes: usize = messages.iter().map(|message| message.to_string().len()).sum();
         let limit = bytes.saturating_mul(4).saturating_add(MAX_EXTRA_BYTES);
         let template = self.environment.get_template(NAME).map_err(|error| failed(&error))?;
         let context = context! {
@@ -177,8 +177,14 @@ impl std::io::Write for Limited {
     }
 }
 
-/// A message as templates take it.
-fn to_template(message: &Message, style: ContentStyle) -> serde_json::Value {
+/// A message as templates take it, its fields in the order in which programs write them.
+#[derive(serde::Serialize)]
+struct Said {
+    role: &'static str,
+    content: serde_json::Value,
+}
+
+fn to_template(message: &Message, style: ContentStyle) -> Said {
     let part = |part: &Part| match part {
         Part::Text(text) => json!({ "type": "text", "text": text }),
         Part::Image => json!({ "type": "image" }),
@@ -187,7 +193,7 @@ fn to_template(message: &Message, style: ContentStyle) -> serde_json::Value {
         ContentStyle::Text => json!(message.text("")),
         ContentStyle::Parts => message.parts.iter().map(part).collect(),
     };
-    json!({ "role": message.role.name(), "content": content })
+    Said { role: message.role.name(), content }
 }
 
 /// Python's `json.dumps`, as transformers calls it: with spaces behind commas and colons, and
@@ -232,16 +238,17 @@ fn without_generation(source: &str) -> String {
     let mut rest = source;
     let mut kept = String::with_capacity(source.len());
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let end = start + length + 2;
+        // Behind the opening: `{%}` is none that is closed.
+        let Some(length) = rest[start + 2..].find("%}") else { break };
+        let end = start + 2 + length + 2;
         let tag = &rest[start + 2..end - 2];
         let word = tag.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
         if matches!(word, "generation" | "endgeneration") {
             // What white space goes with a tag goes with the one in its place.
             kept.push_str(&rest[..start]);
             let (open, close) = (tag.starts_with('-'), tag.ends_with('-'));
-            kept.push_str(if open { "{%- if true " } else { "{% if true " });
-            kept.push_str(if close { "-%}{% endif %}" } else { "%}{% endif %}" });
+            kept.push_str(if open { "{%- if true %}" } else { "{% if true %}" });
+            kept.push_str(if close { "{% endif -%}" } else { "{% endif %}" });
         } else {
             kept.push_str(&rest[..end]);
         }
@@ -273,5 +280,31 @@ fn named(value: &serde_json::Value) -> Option<&str> {
         serde_json::Value::String(source) => Some(source),
         serde_json::Value::Array(list) => list.get(default(list)?)?["template"].as_str(),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_for_training_are_left_out() {
+        for (source, expected) in [
+            ("a{% generation %}b{% endgeneration %}c", "abc"),
+            ("a {%- generation -%} b {%- endgeneration %}c", "abc"),
+            ("{% if true %}x{% endif %}", "x"),
+        ] {
+            let template = Template::parse(source).unwrap();
+            assert_eq!(template.render(&[], ContentStyle::Text, false).unwrap(), expected, "{source}");
+        }
+        assert!(Template::parse("{% if true %}{%}x{% endif %}").is_err());
+    }
+
+    /// What Python's `json.dumps(x, ensure_ascii=False)` writes, with and without `indent=2`.
+    #[test]
+    fn json_is_that_of_python() {
+        let template = Template::parse("{{ messages[0] | tojson }}\n{{ messages[0].role | tojson(indent=2) }}").unwrap();
+        let rendered = template.render(&[Message::user("größer \"x\"")], ContentStyle::Text, false).unwrap();
+        assert_eq!(rendered, "{\"role\": \"user\", \"content\": \"größer \\\"x\\\"\"}\n\"user\"");
     }
 }

@@ -1,0 +1,2 @@
+#![no_main]
+moxin_vlm_fuzz::fuzz!(blueprint);
