@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::{
     Error, Result,
@@ -134,7 +134,8 @@ pub struct MistralConfig {
     /// Base of the rotary position embedding.
     pub rope_theta: f32,
     /// Where newer versions of transformers write the base.
-    pub rope_parameters: Option<RopeParameters>,
+    #[serde(deserialize_with = "or_default")]
+    pub rope_parameters: RopeParameters,
     /// Scaling of rotary positions, which is not supported.
     pub rope_scaling: Option<serde_json::Value>,
     /// Positions, itself included, that a token sees; `null` for all.
@@ -148,13 +149,18 @@ pub struct MistralConfig {
 }
 
 /// `rope_parameters`, as transformers 5 writes it.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
 pub struct RopeParameters {
     /// `default`.
-    #[serde(default)]
     pub rope_type: Option<String>,
     /// Base of the rotary position embedding.
     pub rope_theta: Option<f32>,
+}
+
+/// Reads `null` as the default.
+fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(value: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(value)?.unwrap_or_default())
 }
 
 /// One token id or several.
@@ -194,7 +200,7 @@ impl Default for MistralConfig {
             hidden_act: "silu".into(),
             rms_norm_eps: 1e-6,
             rope_theta: 10000.0,
-            rope_parameters: None,
+            rope_parameters: RopeParameters::default(),
             rope_scaling: None,
             sliding_window: Some(4096),
             max_position_embeddings: 131_072,
@@ -212,7 +218,7 @@ impl MistralConfig {
 
     /// Base of the rotary position embedding.
     pub fn rope_theta(&self) -> f32 {
-        self.rope_parameters.as_ref().and_then(|rope| rope.rope_theta).unwrap_or(self.rope_theta)
+        self.rope_parameters.rope_theta.unwrap_or(self.rope_theta)
     }
 
     /// The decoder that it describes.
@@ -277,7 +283,7 @@ impl MistralConfig {
         if !(self.rope_theta() > 1.0 && self.rope_theta().is_finite()) {
             return Err(format!("text_config.rope_theta is {}; more than 1 is expected", self.rope_theta()));
         }
-        let rope_type = self.rope_parameters.as_ref().and_then(|rope| rope.rope_type.as_deref()).unwrap_or("default");
+        let rope_type = self.rope_parameters.rope_type.as_deref().unwrap_or("default");
         if rope_type != "default" || self.rope_scaling.is_some() {
             return Err("text_config scales its rotary positions, which is not supported".into());
         }
@@ -318,6 +324,8 @@ mod tests {
         let config = parse(r#"{"model_type":"prismatic","text_config":{"rope_parameters":{"rope_theta":5000.0,"rope_type":"default"}}}"#);
         config.check().unwrap();
         assert_eq!(config.text_config.rope_theta(), 5000.0);
+        let config = parse(r#"{"model_type":"prismatic","text_config":{"rope_parameters":null,"rope_theta":4000.0}}"#);
+        assert_eq!(config.text_config.rope_theta(), 4000.0);
     }
 
     #[test]
