@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use moxin_vlm::{
@@ -36,6 +36,9 @@ struct Args {
     /// Instructions before the conversation, where the model takes them.
     #[arg(long)]
     system: Option<String>,
+    /// A file with the chat template, in Jinja, that takes the place of the model's.
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<PathBuf>,
     /// A question. Give several for a conversation; without one it is what the model was made for.
     #[arg(long)]
     prompt: Vec<String>,
@@ -124,7 +127,7 @@ fn load(args: &Args) -> Result<Model> {
         bar.set_position((fraction * 1000.0) as u64);
         true
     };
-    let model = Model::load(&args.model, load_options(args), Op { progress: Some(&mut progress), ..Default::default() })?;
+    let model = Model::load(&args.model, load_options(args)?, Op { progress: Some(&mut progress), ..Default::default() })?;
     bar.finish_and_clear();
     if !args.json {
         let info = model.info();
@@ -179,18 +182,20 @@ fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-fn load_options(args: &Args) -> LoadOptions {
+fn load_options(args: &Args) -> Result<LoadOptions> {
     let backend = if args.cpu { Backend::Cpu } else { Backend::Auto };
     let quantize =
         args.quantize.map(|bits| QuantizeOptions { quantization: Quantization::affine(args.group_size, bits), ..Default::default() });
-    LoadOptions { backend, quantize, ..Default::default() }
+    let template = |path: &PathBuf| std::fs::read_to_string(path).with_context(|| path.display().to_string());
+    let chat_template = args.chat_template.as_ref().map(template).transpose()?;
+    Ok(LoadOptions { backend, quantize, chat_template, ..Default::default() })
 }
 
 /// What was taken at the most, and what is reckoned from the files' headers for a conversation of this length.
 fn print_memory(args: &Args, stats: &Stats) -> Result<()> {
     let positions = stats.prompt_tokens + stats.generated_tokens;
     let generation = GenerationOptions { max_context: Some(positions), ..Default::default() };
-    let estimate = Model::estimate(&args.model, &load_options(args), &generation)?;
+    let estimate = Model::estimate(&args.model, &load_options(args)?, &generation)?;
     let (peak, reckoned) = (stats.peak_bytes as f64 / 1e6, estimate.total as f64 / 1e6);
     println!("\nMemory for a conversation of {positions} tokens: peak {peak:.1} MB, reckoned beforehand {reckoned:.1} MB");
     Ok(())

@@ -92,7 +92,8 @@ fn write_stages(args: &Args, device: &Device) -> Result<()> {
     let folder = ModelFolder::open(&args.model)?;
     let (model, _) = folder.load(device, None, &|_, _| None, &|_, _| Ok(()))?;
     let end = folder.blueprint.limits().end_tokens;
-    let writer = PromptWriter::new(folder.blueprint.clone(), &load_tokenizer(&args.model)?, Template::from_folder(&args.model)?, &end)?;
+    let writer =
+        PromptWriter::new(folder.blueprint.clone(), &load_tokenizer(&args.model)?, Template::from_folder(&args.model, None)?, &end)?;
     let (mut images, mut features, mut pixels, mut shape) = (Vec::new(), Vec::new(), Vec::new(), vec![0i32]);
     for path in &args.images {
         let picture = Picture::open(path, &DecodeOptions { apply_orientation: false, ..Default::default() })?;

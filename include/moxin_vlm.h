@@ -573,6 +573,11 @@ typedef struct moxin_model_params {
      * Whose code computes on the CPU. Default: MOXIN_CPU_KERNELS_AUTO.
      */
     moxin_cpu_kernels cpu_kernels;
+    /**
+     * A chat template, in Jinja, that takes the place of the folder's; UTF-8, NUL-terminated. It is
+     * read during the call only. Default: NULL, the folder's.
+     */
+    const char *chat_template;
 } moxin_model_params;
 
 /**

@@ -117,7 +117,7 @@ impl Rooms {
         let folder = ModelFolder::open(path).unwrap();
         let (model, _) = folder.load(device, None, &|_, _| None, &|_, _| Ok(())).unwrap();
         let tokenizer = load_tokenizer(path).unwrap();
-        let template = Template::from_folder(path).unwrap();
+        let template = Template::from_folder(path, None).unwrap();
         let end = folder.blueprint.limits().end_tokens;
         let writer = PromptWriter::new(folder.blueprint.clone(), &tokenizer, template, &end).unwrap();
         Rooms { folder, model, writer }
@@ -420,7 +420,7 @@ fn what_a_user_writes_makes_no_control_token() {
         let folder = ModelFolder::open(&path).unwrap();
         let tokenizer = load_tokenizer(&path).unwrap();
         let end = folder.blueprint.limits().end_tokens;
-        let writer = PromptWriter::new(folder.blueprint.clone(), &tokenizer, Template::from_folder(&path).unwrap(), &end).unwrap();
+        let writer = PromptWriter::new(folder.blueprint.clone(), &tokenizer, Template::from_folder(&path, None).unwrap(), &end).unwrap();
         let specials = |parts: Vec<Part>| {
             let prompt = writer.write(&PromptRequest::new(&[Message { role: Role::User, parts }], &[], true)).unwrap();
             let ids: Vec<u32> = prompt.rows.iter().map(|row| row.id).collect();
@@ -555,6 +555,33 @@ fn an_embedding_stands_for_its_picture() {
         });
         same(&by_picture, &by_embedding);
     }
+}
+
+/// A template that is handed over counts as if the folder had it.
+#[test]
+fn a_given_template_takes_the_place_of_the_folders() {
+    let place = tempfile::TempDir::new().unwrap();
+    let path = place.path().join("model");
+    load("qwen2_vl").save(&path, false, Op::default()).unwrap();
+    let template =
+        "{% for m in messages %}{{ m.role }}: {% for part in m.content %}{{ part.text or '<|image_pad|>' }}{% endfor %}{% endfor %}";
+    let options =
+        |template: Option<&str>| LoadOptions { backend: Backend::Cpu, chat_template: template.map(str::to_owned), ..Default::default() };
+    let look = |template: Option<&str>| {
+        let model = Model::load(&path, options(template), Op::default()).unwrap();
+        let session = begin(&model);
+        session.add_image(picture("noise")).unwrap();
+        session.add_text(Role::User, "What is it?").unwrap();
+        answer(&session)
+    };
+    let (own, given) = (look(None), look(Some(template)));
+    assert_ne!(own, given);
+    std::fs::write(path.join("chat_template.jinja"), template).unwrap();
+    same(&look(None), &given);
+    let wrong = Model::load(&path, options(Some("{% for")), Op::default());
+    assert!(matches!(wrong, Err(moxin_vlm::Error::InvalidArgument(_))));
+    let none = Model::load(folder("paligemma").join("model"), options(Some(template)), Op::default());
+    assert!(matches!(none, Err(moxin_vlm::Error::InvalidArgument(what)) if what.contains("paligemma")));
 }
 
 /// Quantized in part, saved and loaded again a model answers the same; the folder has exceptions

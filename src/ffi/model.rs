@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     ffi::{CString, c_char},
     path::Path,
+    ptr,
     sync::Mutex,
 };
 
@@ -74,6 +75,9 @@ pub struct moxin_model_params {
     pub quant_mode: moxin_quant_mode,
     /// Whose code computes on the CPU. Default: MOXIN_CPU_KERNELS_AUTO.
     pub cpu_kernels: moxin_cpu_kernels,
+    /// A chat template, in Jinja, that takes the place of the folder's; UTF-8, NUL-terminated. It is
+    /// read during the call only. Default: NULL, the folder's.
+    pub chat_template: *const c_char,
 }
 
 /// What a model is.
@@ -149,7 +153,7 @@ pub struct moxin_memory_estimate {
     pub available: u64,
 }
 
-// SAFETY: repr(C), begins with its size, otherwise integers.
+// SAFETY: repr(C), begins with its size, otherwise integers and a pointer that may be NULL.
 unsafe impl Versioned for moxin_model_params {
     fn defaults() -> Self {
         moxin_model_params {
@@ -162,6 +166,7 @@ unsafe impl Versioned for moxin_model_params {
             quant_group_size: 64,
             quant_mode: MOXIN_QUANT_MODE_AFFINE,
             cpu_kernels: MOXIN_CPU_KERNELS_AUTO,
+            chat_template: ptr::null(),
         }
     }
 }
@@ -402,6 +407,11 @@ unsafe fn load_options(params: *const moxin_model_params) -> Result<LoadOptions>
             return Err(Error::InvalidArgument(format!("params.cpu_kernels is {other}; 0 to {MOXIN_CPU_KERNELS_MLX} is expected")));
         }
     };
+    let chat_template = match params.chat_template.is_null() {
+        true => None,
+        // SAFETY: as promised by the caller: a text, NUL-terminated, for the time of the call.
+        false => Some(unsafe { text(params.chat_template, MOXIN_STRLEN, "params.chat_template")? }.to_owned()),
+    };
     let quantizes = params.quant_bits > 0 || params.quant_mode != MOXIN_QUANT_MODE_AFFINE;
     let quantization = scheme(params.quant_mode, params.quant_bits, params.quant_group_size)?;
     Ok(LoadOptions {
@@ -411,6 +421,7 @@ unsafe fn load_options(params: *const moxin_model_params) -> Result<LoadOptions>
         cpu_kernels,
         memory_limit: (params.memory_limit > 0).then_some(params.memory_limit),
         image_cache: params.image_cache_bytes,
+        chat_template,
     })
 }
 

@@ -2,6 +2,8 @@
 
 use std::{ops::Range, time::Instant};
 
+use jiff::ZonedDateTime;
+
 use super::{
     Answer, ChatImage, ChatModel, Conversation, Event, FinishReason, GenerationOptions, ImageContent, Prompt, PromptRequest, PromptWriter,
     Source, Stats, Watch, Written,
@@ -84,7 +86,7 @@ impl Chat {
             replaceable: false,
             cache: model.weights.decoder.new_cache(),
             held: Vec::new(),
-            writer: model.writer.clone(),
+            writer: model.writer.at(ZonedDateTime::now()),
             prompt: None,
             written: Written::default(),
             answered: Vec::new(),

@@ -2,6 +2,8 @@
 
 use std::{ops::Range, sync::Arc};
 
+use jiff::ZonedDateTime;
+
 use super::ChatImage;
 use crate::{
     Error, Result,
@@ -156,6 +158,11 @@ impl PromptWriter {
         }
         let encoder = PromptEncoder::new(tokenizer, &controls)?;
         Ok(PromptWriter { blueprint, format, encoder, template })
+    }
+
+    /// The same writer, for which it is and stays `now`.
+    pub fn at(&self, now: ZonedDateTime) -> PromptWriter {
+        PromptWriter { template: self.template.clone().map(|template| template.at(now)), ..self.clone() }
     }
 
     /// Whether pictures stand where markers say.

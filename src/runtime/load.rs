@@ -10,7 +10,7 @@ use crate::{
     checkpoint::{Quantization, open_folder, read_json},
     device::{Backend, CpuKernels, Device, Dtype},
     generate::{ChatModel, ImageCache, PromptWriter},
-    models::{ModelFolder, QuantizeOptions, TokenIds},
+    models::{ModelFolder, PromptFormat, QuantizeOptions, TokenIds},
     process,
     text::{Template, Tokenizer},
 };
@@ -34,6 +34,8 @@ pub struct LoadOptions {
     pub cpu_kernels: CpuKernels,
     /// Bytes for the features of pictures seen before. They take 4 MiB a picture in the largest case, Moxin-7B in float32.
     pub image_cache: u64,
+    /// The chat template, in Jinja, that takes the place of the folder's. `None`: the folder's.
+    pub chat_template: Option<String>,
 }
 
 impl Default for LoadOptions {
@@ -45,6 +47,7 @@ impl Default for LoadOptions {
             quantize: None,
             cpu_kernels: CpuKernels::Auto,
             image_cache: 64 << 20,
+            chat_template: None,
         }
     }
 }
@@ -60,6 +63,16 @@ impl LoadOptions {
 
     pub(super) fn scheme(&self, path: &str, columns: usize) -> Option<Quantization> {
         self.quantize.as_ref()?.scheme(path, columns)
+    }
+
+    /// The template of a folder, or the one that takes its place.
+    fn template(&self, path: &Path, folder: &ModelFolder) -> Result<Option<Template>> {
+        let source = self.chat_template.as_deref();
+        if source.is_some() && matches!(folder.blueprint.format(), PromptFormat::Plain { .. }) {
+            let what = format!("{} models have no chat template, so that another cannot take its place", folder.model_type);
+            return Err(Error::InvalidArgument(what));
+        }
+        Template::from_folder(path, source)
     }
 
     pub(super) fn check(&self) -> Result<()> {
@@ -122,7 +135,7 @@ pub struct Loaded {
 
 impl Parts {
     /// Reads all of a folder but its weights.
-    pub fn read(folder: &Path, control: &Control) -> Result<Parts> {
+    pub fn read(folder: &Path, options: &LoadOptions, control: &Control) -> Result<Parts> {
         let clock = Instant::now();
         settled(folder, control, |path| {
             let folder = ModelFolder::open(path)?;
@@ -136,7 +149,7 @@ impl Parts {
                 Some(ids) => ids.to_vec(),
                 None => folder.blueprint.limits().end_tokens,
             };
-            let writer = PromptWriter::new(folder.blueprint.clone(), &tokenizer, Template::from_folder(path)?, &eos)?;
+            let writer = PromptWriter::new(folder.blueprint.clone(), &tokenizer, options.template(path, &folder)?, &eos)?;
             Ok(Parts { folder, tokenizer, writer, eos, clock })
         })
     }

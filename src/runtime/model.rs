@@ -66,7 +66,7 @@ impl Model {
     pub fn load(folder: impl AsRef<Path>, options: LoadOptions, mut op: Op) -> Result<Model> {
         options.check()?;
         // All but the weights here: a slow disk, or a file that is none, must not stop the engine.
-        let parts = before_the_engine(&mut op, |control| Parts::read(folder.as_ref(), control))?;
+        let parts = before_the_engine(&mut op, |control| Parts::read(folder.as_ref(), &options, control))?;
         let model = engine::run(op, move |reporter| {
             engine::on_device(options.backend, |device| {
                 let device = options.device(device)?;

@@ -5,8 +5,9 @@
 //! (<https://huggingface.co/docs/transformers/chat_templating_writing>): blocks are trimmed, Python's
 //! methods of strings work, `raise_exception` ends it with its message.
 
-use std::{fmt, path::Path, sync::Arc};
+use std::{collections::BTreeMap, fmt, path::Path, sync::Arc};
 
+use jiff::{ZonedDateTime, fmt::strtime};
 use minijinja::{
     Environment, Error as JinjaError, ErrorKind, Value, context,
     syntax::SyntaxConfig,
@@ -41,31 +42,37 @@ pub enum ContentStyle {
     Parts,
 }
 
+/// The tokens of `tokenizer_config.json` that templates may write.
+/// (<https://huggingface.co/docs/transformers/main_classes/tokenizer>)
+const TOKENS: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
 /// A chat template. Cloning is cheap.
 #[derive(Clone)]
 pub struct Template {
     environment: Arc<Environment<'static>>,
-    /// Texts of the tokens that begin and end, which templates may write.
-    bos: String,
-    eos: String,
+    /// Texts of [`TOKENS`], by name.
+    tokens: BTreeMap<&'static str, String>,
+    /// What `strftime_now` takes for the current time.
+    now: ZonedDateTime,
 }
 
 impl Template {
-    /// The template of a folder: `chat_template.jinja`, else that in `chat_template.json`, else that
-    /// in `tokenizer_config.json`; `None` where it has none.
+    /// Reads the template of a folder: `chat_template.jinja`, else that in `chat_template.json`, else
+    /// that in `tokenizer_config.json`; `None` where it has none. A `source` takes the place of all.
     ///
     /// # Errors
-    /// [`Error::CorruptModel`] names the file and what is wrong with the template.
-    pub fn from_folder(folder: &Path) -> Result<Option<Template>> {
+    /// [`Error::CorruptModel`] names the file and what is wrong with the template;
+    /// [`Error::InvalidArgument`] says what is wrong with `source`.
+    pub fn from_folder(folder: &Path, source: Option<&str>) -> Result<Option<Template>> {
         let config = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
-        let token = |name: &str| match &config[name] {
-            serde_json::Value::String(text) => text.clone(),
-            value => value["content"].as_str().unwrap_or_default().to_owned(),
-        };
+        let tokens: BTreeMap<_, _> = TOKENS.into_iter().filter_map(|name| Some((name, token(&config[name])?))).collect();
         let of = |path: &Path, source: &str| {
             let template = Template::parse(source).map_err(|error| Error::corrupt(path, error.to_string()))?;
-            Ok(Some(template.with_tokens(token("bos_token"), token("eos_token"))))
+            Ok(Some(Template { tokens: tokens.clone(), ..template }))
         };
+        if let Some(source) = source {
+            return Ok(Some(Template { tokens, ..Template::parse(source)? }));
+        }
         let path = folder.join("chat_template.jinja");
         if let Some(source) = read(&path)? {
             return of(&path, &source);
@@ -102,11 +109,12 @@ impl Template {
         let source = without_generation(source);
         let added = environment.add_template_owned(NAME, source);
         added.map_err(|error| Error::InvalidArgument(format!("the chat template: {error}")))?;
-        Ok(Template { environment: Arc::new(environment), bos: String::new(), eos: String::new() })
+        Ok(Template { environment: Arc::new(environment), tokens: BTreeMap::new(), now: ZonedDateTime::now() })
     }
 
-    fn with_tokens(self, bos: String, eos: String) -> Template {
-        Template { bos, eos, ..self }
+    /// The same template at another time: what `strftime_now` writes stays that of `now`.
+    pub fn at(self, now: ZonedDateTime) -> Template {
+        Template { now, ..self }
     }
 
     /// Writes messages down. With `answers` the prompt goes on as far as the answer.
@@ -122,18 +130,29 @@ impl Template {
         let context = context! {
             messages => Value::from(Serde(&messages)),
             add_generation_prompt => answers,
-            bos_token => self.bos.as_str(),
-            eos_token => self.eos.as_str(),
+            // transformers hands these over as None, which is not the same as not at all.
+            tools => (),
+            documents => (),
+            strftime_now => self.clock(),
+            ..Value::from(Serde(&self.tokens))
         };
         let mut output = Limited { text: Vec::new(), limit };
         template.render_captured_to(context, &mut output).map_err(|error| failed(&error))?;
         String::from_utf8(output.text).map_err(|_| Error::InvalidState("the chat template writes no UTF-8".into()))
     }
+
+    /// `strftime_now`, which writes the time as Python's `strftime` does.
+    fn clock(&self) -> Value {
+        let now = self.now.clone();
+        Value::from_function(move |format: String| {
+            strtime::format(format, &now).map_err(|error| JinjaError::new(ErrorKind::InvalidOperation, error.to_string()))
+        })
+    }
 }
 
 impl fmt::Debug for Template {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Template").field("bos", &self.bos).field("eos", &self.eos).finish_non_exhaustive()
+        f.debug_struct("Template").field("tokens", &self.tokens).finish_non_exhaustive()
     }
 }
 
@@ -271,6 +290,11 @@ fn read_json(path: &Path) -> Result<Option<serde_json::Value>> {
         Err(Error::NotFound { .. }) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// A token as `tokenizer_config.json` has it: a text, or an object with its `content`.
+fn token(value: &serde_json::Value) -> Option<String> {
+    value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned)
 }
 
 /// A template that stands alone, or the one called `default` of several.

@@ -231,6 +231,11 @@ static void check_arguments(const moxin_model *model, moxin_session *session, co
     model_params.cpu_kernels = 3;
     EXPECT(invalid, moxin_model_load(path, &model_params, NULL, &no_model, &error));
     model_params.cpu_kernels = MOXIN_CPU_KERNELS_MLX;
+    model_params.chat_template = "{{ messages }}"; /* The small model has none. */
+    EXPECT(invalid, moxin_model_load(path, &model_params, NULL, &no_model, &error));
+    model_params.chat_template = "\xff";
+    EXPECT(invalid, moxin_model_load(path, &model_params, NULL, &no_model, &error));
+    model_params.chat_template = NULL;
 #define REFUSED_QUANT(field, value)                                                \
     moxin_quant_params_init(&quant, sizeof quant);                                 \
     quant.field = value;                                                           \

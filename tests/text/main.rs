@@ -7,6 +7,7 @@ mod encoder;
 mod prompt;
 mod sampler;
 mod stop;
+mod template;
 mod tokenizer;
 
 use std::path::PathBuf;

@@ -12,20 +12,24 @@ public struct LoadOptions: Sendable, Equatable {
     public var dtype: VLMDType
     /// Quantizes the language model while it is read, so that all of it is never in memory as it is stored.
     public var quantization: Quantization.Scheme?
+    /// A chat template, in Jinja, that takes the place of the folder's. `nil`: the folder's.
+    public var chatTemplate: String?
 
-    /// The defaults: what is available, 64 MiB for pictures, the best backend, weights as they are stored.
+    /// The defaults: what is available, 64 MiB for pictures, the best backend, weights and template as they are stored.
     public init(
         memoryLimit: UInt64? = nil, imageCacheBytes: UInt64 = 64 << 20, backend: VLMBackend = .automatic, dtype: VLMDType = .automatic,
-        quantization: Quantization.Scheme? = nil
+        quantization: Quantization.Scheme? = nil, chatTemplate: String? = nil
     ) {
         self.memoryLimit = memoryLimit
         self.imageCacheBytes = imageCacheBytes
         self.backend = backend
         self.dtype = dtype
         self.quantization = quantization
+        self.chatTemplate = chatTemplate
     }
 
-    var params: moxin_model_params {
+    /// Calls `body` with the library's form of it.
+    func withParams<R>(_ body: (UnsafePointer<moxin_model_params>) throws -> R) rethrows -> R {
         var params = moxin_model_params()
         moxin_model_params_init(&params, MemoryLayout<moxin_model_params>.size)
         params.memory_limit = memoryLimit ?? 0
@@ -37,7 +41,11 @@ public struct LoadOptions: Sendable, Equatable {
             params.quant_bits = quantization.bits
             params.quant_group_size = quantization.groupSize
         }
-        return params
+        guard let chatTemplate else { return try body(&params) }
+        return try chatTemplate.withCString {
+            params.chat_template = $0
+            return try body(&params)
+        }
     }
 }
 

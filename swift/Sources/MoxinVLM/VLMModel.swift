@@ -37,8 +37,9 @@ public actor VLMModel {
     ) async throws -> VLMModel {
         MemoryPressure.respond()
         let handle = try await Operation(timeout: timeout, progress: progress).run { op in
-            var params = options.params
-            return try Handle(free: moxin_model_free) { place, error in moxin_model_load(directory.path, &params, op, place, error) }
+            try options.withParams { params in
+                try Handle(free: moxin_model_free) { place, error in moxin_model_load(directory.path, params, op, place, error) }
+            }
         }
         return try await Engine.run { try VLMModel(handle: handle) }
     }
@@ -55,11 +56,12 @@ public actor VLMModel {
     ) async throws -> MemoryEstimate {
         try VLMRuntime.requireABI()
         return try await Engine.run {
-            var params = options.params
             var estimate = moxin_memory_estimate()
             estimate.struct_size = MemoryLayout<moxin_memory_estimate>.size
-            try session.withParams { session in
-                try check { moxin_model_estimate(directory.path, &params, session, &estimate, $0) }
+            try options.withParams { params in
+                try session.withParams { session in
+                    try check { moxin_model_estimate(directory.path, params, session, &estimate, $0) }
+                }
             }
             return MemoryEstimate(estimate)
         }

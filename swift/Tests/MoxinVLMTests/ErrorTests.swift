@@ -98,6 +98,8 @@ extension All {
                     let options = LoadOptions(backend: backend)
                     #expect(await failure { _ = try await VLMModel.load(from: tiny, options: options) }?.name == "backendUnavailable")
                 }
+                let template = LoadOptions(chatTemplate: "{{ messages }}")
+                #expect(await failure { _ = try await VLMModel.load(from: tiny, options: template) }?.name == "invalidArgument")
                 for scheme in [Quantization.Scheme.affine(bits: 7), .affine(bits: 0), .affine(bits: 4, groupSize: -1)] {
                     let options = LoadOptions(quantization: scheme)
                     #expect(await failure { _ = try await VLMModel.load(from: tiny, options: options) }?.name == "invalidArgument")
