@@ -191,14 +191,29 @@ fn load_options(args: &Args) -> Result<LoadOptions> {
     Ok(LoadOptions { backend, quantize, chat_template, ..Default::default() })
 }
 
-/// What was taken at the most, and what is reckoned from the files' headers for a conversation of this length.
+/// Prints the most memory that was taken, and the estimate for a conversation of this length.
 fn print_memory(args: &Args, stats: &Stats) -> Result<()> {
     let positions = stats.prompt_tokens + stats.generated_tokens;
     let generation = GenerationOptions { max_context: Some(positions), ..Default::default() };
-    let estimate = Model::estimate(&args.model, &load_options(args)?, &generation)?;
-    let (peak, reckoned) = (stats.peak_bytes as f64 / 1e6, estimate.total as f64 / 1e6);
-    println!("\nMemory for a conversation of {positions} tokens: peak {peak:.1} MB, reckoned beforehand {reckoned:.1} MB");
+    let estimated = Model::estimate(&args.model, &load_options(args)?, &generation)?.total;
+    let (peak, whose) = match process_peak() {
+        Some(bytes) => (bytes, "the process"),
+        None => (stats.peak_bytes, "this answer"),
+    };
+    let ratio = estimated as f64 / peak as f64;
+    let [peak, estimated] = [peak, estimated].map(|bytes| bytes as f64 / 1e6);
+    println!("\nMemory for {positions} tokens: peak of {whose} {peak:.1} MB, estimated {estimated:.1} MB, {ratio:.3} times that");
     Ok(())
+}
+
+/// Returns the most memory that this process has had, without what it maps from files: Linux tells.
+fn process_peak() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kibibytes = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    Some((kibibytes("VmHWM:")? - kibibytes("RssFile:")?) << 10)
 }
 
 fn print_stats(stats: &Stats) {

@@ -16,7 +16,7 @@ model.update(tree_map(lambda x: x.astype(mx.float32) if mx.issubdtype(x.dtype, m
 stages = load_file(sys.argv[2])
 ids = mx.array(stages["input_ids"][None].astype(np.int32))
 given = {"image_grid_thw": mx.array(stages["grids"])} if "grids" in stages else {}
-mask = None if given else mx.ones_like(ids)
+mask = mx.ones_like(ids) if model.config.model_type == "paligemma" else None
 out = model(ids, mx.array(stages["pixels"]), mask, **given)
 theirs = np.array(getattr(out, "logits", out)[0].astype(mx.float32))
 far = float(np.abs(theirs - stages["logits"]).max())
