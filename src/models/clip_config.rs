@@ -120,7 +120,7 @@ pub fn encoder_memory(config: &ClipConfig, path: &str, sizes: &Sizes) -> Count {
     let edge = count(config.image_size);
     let pixels = three * edge * edge;
     let activations = match sizes.own_kernels() {
-        true => tokens * (four * width + three * inner) + two * pixels,
+        true => tokens * (four * width + four * inner) + two * pixels,
         false => tokens * (ten * width + five * inner) + heads * tokens * tokens + two * pixels,
     };
     sizes.widened(&format!("{path}.encoder.layers.0.")) + activations * Saturating(sizes.item())

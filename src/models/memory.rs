@@ -63,12 +63,12 @@ impl MemoryNeeds {
         let [heads, kv_heads, head_dim] = [settings.heads, settings.kv_heads, settings.head_dim].map(count);
         let (hidden, layers, inner) = (count(settings.hidden_size), count(settings.layers), count(settings.intermediate_size));
         let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
-        let [three, four, six, ten] = [3, 4, 6, 10].map(Saturating);
+        let [three, four, five, ten] = [3, 4, 5, 10].map(Saturating);
         // On the CPU each layer is done before the next is begun; where they are not, more of each remains. Our kernels take most in the MLP,
         // for the gate and the up projection, and what comes of them packed for the last product; or in attention, where heads are many.
         let numbers = match dtype {
             _ if own_kernels => (three * (hidden + keys) + three * inner).max(three * hidden + four * (queries + keys)),
-            Dtype::Float32 => six * (hidden.max(queries) + keys) + three * inner,
+            Dtype::Float32 => five * (hidden.max(queries) + keys) + three * inner,
             _ => ten * (hidden.max(queries) + keys) + three * inner,
         };
         // Our kernels keep no scores of several queries, and the window is no array to them.

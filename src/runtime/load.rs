@@ -8,7 +8,7 @@ use super::{Op, info, op::Control};
 use crate::{
     Error, Result,
     checkpoint::{Quantization, open_folder, read_json},
-    device::{Backend, CpuKernels, Device, Dtype},
+    device::{Backend, CpuKernels, Device, Dtype, clear_cache},
     generate::{ChatModel, ImageCache, PromptWriter},
     models::{ModelFolder, PromptFormat, QuantizeOptions, TokenIds},
     process,
@@ -159,6 +159,8 @@ impl Parts {
         let Parts { folder, tokenizer, writer, eos, clock } = self;
         let plan = |path: &str, columns| options.scheme(path, columns);
         let (mut weights, vision_hash) = device.run(|| folder.load(device, options.memory_limit, &plan, progress))?;
+        // The buffers that tensors were read into fit nothing that follows.
+        clear_cache()?;
         let schemes = weights.schemes();
         let info = info::describe(&folder, device)?.with_schemes(&folder, vision_hash, &schemes);
         log::info!("{} on {} in {:?}: {} bytes", folder.path().display(), device.backend.name(), clock.elapsed(), info.weight_bytes);

@@ -4,6 +4,7 @@ mod apple;
 mod bench;
 mod cargo;
 mod demo;
+mod deny;
 mod dist;
 mod full_size;
 mod fuzz;
@@ -29,6 +30,8 @@ enum Chore {
     Demo,
     /// Check everything: format, lints, documentation, all tests, licences
     Test,
+    /// Check licences, origins and known vulnerabilities of all dependencies, with cargo-deny
+    Deny,
     /// Get MLX and tell cargo where it is; on Linux once, on macOS never needed
     Setup(setup::Options),
     /// Ask the small model about 500 pictures that it has never seen, and count the right answers
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
     let outcome = match Chore::parse() {
         Chore::Demo => demo::run(),
         Chore::Test => test::run(),
+        Chore::Deny => deny::run(),
         Chore::Setup(options) => setup::run(options),
         Chore::Score(options) => score::run(options),
         Chore::Header => header::run().and_then(|()| reference::run()),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{apple, cargo, setup, swift};
+use crate::{apple, cargo, deny, setup, swift};
 
 /// One step: a name, and cargo's arguments.
 struct Step {
@@ -87,10 +87,7 @@ const EXTRAS: [Extra; 4] = [
         },
         lacks: || unless_runs(&["valgrind", "--version"], "apt-get install valgrind"),
     },
-    Extra {
-        step: Step::new("licences", &["deny", "check", "licenses", "bans", "sources"]),
-        lacks: || unless_runs(&["cargo", "deny", "--version"], "cargo install --locked cargo-deny"),
-    },
+    Extra { step: Step::new("licences", &["xtask", "deny"]), lacks: deny::lacks },
     Extra { step: Step::new("apple", &["xtask", "apple-check"]), lacks: apple::lacks },
     Extra { step: Step::new("swift", &["xtask", "swift-test"]), lacks: swift::lacks },
 ];

@@ -44,10 +44,14 @@ pub fn encoder_memory(config: &QwenVitConfig, plan: &MediaPlan, sizes: &Sizes) -
     let largest = plan.grids.iter().map(|[_, h, w]| count(*h as usize) * count(*w as usize)).max().unwrap_or_default();
     let (width, inner, heads) = (count(config.width), count(config.inner), count(config.heads));
     let pixels = patches * count(config.patch_numbers());
-    let [three, five, twelve] = [3, 5, 12].map(Saturating);
-    let activations = match sizes.own_kernels() {
-        true => patches * (Saturating(6) * width + three * inner) + pixels,
-        false => patches * (twelve * width + five * inner) + heads * largest * largest + pixels,
+    let [two, four, five, seven] = [2, 4, 5, 7].map(Saturating);
+    let item = Saturating(sizes.item());
+    let block = match sizes.own_kernels() {
+        true => patches * (five * width + two * width / heads + four * inner) + pixels,
+        // MLX takes most for the scores of attention and all that is rotated, or in the MLP.
+        false => (patches * Saturating(26) * width + heads * largest * largest).max(patches * (four * width + five * inner)),
     };
-    sizes.widened("vision_tower.blocks.0.").max(sizes.widened("vision_tower.merger.")) + activations * Saturating(sizes.item())
+    let block = sizes.widened("vision_tower.blocks.0.") + (block + pixels) * item;
+    let merger = sizes.widened("vision_tower.merger.") + patches * seven * width * item;
+    block.max(merger)
 }

@@ -72,7 +72,7 @@ public actor VLMModel {
     /// Begins a conversation.
     ///
     /// - Parameters:
-    ///   - system: Instructions before it. Moxin takes none.
+    ///   - system: Instructions before it; see ``ModelInfo/takesSystem``.
     ///   - options: How answers are generated unless asked otherwise.
     ///   - transcript: What was said already: questions, or raw prompts, and answers in turn, beginning with a question and ending with an answer.
     /// - Throws: ``VLMError/invalidArgument(_:)`` naming the option; ``VLMError/invalidState(_:)`` for a system text that the model does not

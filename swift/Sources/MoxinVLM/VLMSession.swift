@@ -67,7 +67,7 @@ public actor VLMSession {
     ///
     /// - Parameters:
     ///   - prompt: The question.
-    ///   - images: What it is about; see ``ModelInfo/maxImages``. Moxin takes one picture a conversation, before its first answer.
+    ///   - images: What it is about; see ``ModelInfo/maxImages``.
     ///   - options: How this answer is generated; `nil`: as ``options`` say.
     /// - Throws: `CancellationError` where the task is cancelled; ``VLMError``. The turn is taken back then, its picture too, and the
     ///   session goes on with the next.
