@@ -24,9 +24,9 @@ pub fn run() -> Result<()> {
         command.current_dir(setup::repository()).args(arguments);
         command
     };
-    cargo::run(&mut deny(&["check", "licenses", "bans", "sources"]))?;
+    cargo::run(&mut deny(&["--workspace", "check", "licenses", "bans", "sources"]))?;
     match deny(&["fetch", "db"]).status() {
-        Ok(status) if status.success() => cargo::run(&mut deny(&["check", "advisories"])),
+        Ok(status) if status.success() => cargo::run(&mut deny(&["--workspace", "check", "advisories"])),
         _ => {
             println!("SKIPPED: known vulnerabilities, whose database could not be fetched, see above");
             Ok(())
