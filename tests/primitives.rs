@@ -148,3 +148,16 @@ fn a_jpeg_that_is_cut_off_is_refused() {
         }
     }
 }
+
+/// Inks of different sizes are refused by name: the decoder would make another picture of them.
+#[test]
+fn subsampled_inks_are_refused() {
+    let mut bytes = fs::read("tests/image/corpus/cmyk.jpg").unwrap();
+    // The frame header of a baseline file: its length, 8 bits, two sides, four components.
+    let at = bytes.windows(5).position(|window| window == [0xff, 0xc0, 0, 20, 8]).unwrap();
+    let first = at + 11;
+    assert_eq!(bytes[first], 0x11);
+    bytes[first] = 0x22;
+    let error = Picture::decode(&bytes, &DecodeOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("inks are subsampled"), "{error}");
+}

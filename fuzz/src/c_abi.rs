@@ -333,23 +333,23 @@ impl Caller {
                     moxin_image_size(any(&self.images, input)?, width, &mut height, place)
                 }
                 5 => {
-                    let (path, params, op) = (path(input)?, params(input, moxin_model_params_init)?, self.op(input)?);
+                    let (path, params, op) = (path(input)?, model_params(input)?, self.op(input)?);
                     // The first slot is the lasting model's.
                     let slot = slot.max(1);
                     if !self.patience() {
                         return Ok(());
                     }
                     moxin_model_free(replace(&mut self.models[slot], null_mut()));
-                    moxin_model_load(chars(&path), pointer(&params), pointer(&op), &mut self.models[slot], place)
+                    moxin_model_load(chars(&path), params.pointer(), pointer(&op), &mut self.models[slot], place)
                 }
                 6 => {
                     let (path, info) = (path(input)?, sized::<moxin_model_info>(input)?);
                     moxin_model_inspect(chars(&path), pointer(&info), place)
                 }
                 7 => {
-                    let (path, model, session) = (path(input)?, params(input, moxin_model_params_init)?, session_params(input)?);
+                    let (path, model, session) = (path(input)?, model_params(input)?, session_params(input)?);
                     let estimate = sized::<moxin_memory_estimate>(input)?;
-                    moxin_model_estimate(chars(&path), pointer(&model), session.pointer(), pointer(&estimate), place)
+                    moxin_model_estimate(chars(&path), model.pointer(), session.pointer(), pointer(&estimate), place)
                 }
                 8 => {
                     let (model, info) = (any(&self.models, input)?, sized::<moxin_model_info>(input)?);
@@ -723,6 +723,27 @@ fn path(input: &mut Unstructured) -> Result<Option<CString>> {
 
 fn chars(text: &Option<CString>) -> *const c_char {
     text.as_ref().map_or(null(), |text| text.as_ptr())
+}
+
+/// Parameters of a model, and the template they point to.
+struct ModelParams {
+    block: Option<Block>,
+    _template: Option<CString>,
+}
+
+impl ModelParams {
+    fn pointer(&self) -> *mut moxin_model_params {
+        pointer(&self.block)
+    }
+}
+
+fn model_params(input: &mut Unstructured) -> Result<ModelParams> {
+    let mut block = params(input, moxin_model_params_init)?;
+    let template = if input.ratio(1, 8)? { CString::new(text(input)?).ok() } else { None };
+    if let Some(block) = &mut block {
+        block.put(offset_of!(moxin_model_params, chat_template), chars(&template));
+    }
+    Ok(ModelParams { block, _template: template })
 }
 
 /// Parameters of a session, and the stop texts they point to.

@@ -24,7 +24,7 @@ pub(super) fn decode(bytes: &[u8], options: &DecodeOptions, refuse: &dyn Fn(Stri
     let file_bytes = header_bytes(ImageFormat::Jpeg, bytes.len() as u64);
     require(&format!("reading a JPEG of {} bytes", bytes.len()), file_bytes)?;
     let info = contained(|| probe(bytes)).map_err(undecodable)?;
-    check_kind(&info).map_err(refuse)?;
+    check_kind(&info).and_then(|()| check_inks(bytes, &info)).map_err(refuse)?;
     let (width, height) = (info.width as u32, info.height as u32);
     check_sides(width, height).map_err(refuse)?;
     let pixels = u64::from(width) * u64::from(height);
@@ -66,6 +66,31 @@ fn check_kind(info: &JpegInfo) -> Result<(), String> {
         _ => return Ok(()),
     };
     Err(format!("JPEG that is {kind}; 8 bits with 1, 3 or 4 components are supported"))
+}
+
+/// Fails for inks of different sizes, which the decoder would put in the wrong places.
+fn check_inks(bytes: &[u8], info: &JpegInfo) -> Result<(), String> {
+    let samplings = sampling_factors(bytes).unwrap_or_default();
+    if info.components == 4 && !samplings.windows(2).all(|pair| pair[0] == pair[1]) {
+        return Err("CMYK JPEG whose inks are subsampled; it is supported with all inks in full size".into());
+    }
+    Ok(())
+}
+
+/// The sampling factors of each component, from the frame header
+/// (<https://www.w3.org/Graphics/JPEG/itu-t81.pdf>, B.2.2).
+fn sampling_factors(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut rest = bytes.get(2..)?;
+    loop {
+        let start = rest.windows(2).position(|pair| pair[0] == 0xff && !matches!(pair[1], 0x00 | 0xff))?;
+        let (marker, segment) = (rest[start + 1], &rest[start + 2..]);
+        let length = usize::from(u16::from_be_bytes([*segment.first()?, *segment.get(1)?]));
+        // Start of frame, but for the tables and the extension among these numbers.
+        if matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc) {
+            return Some(segment.get(8..length)?.chunks_exact(3).map(|component| component[1]).collect());
+        }
+        rest = segment.get(length..)?;
+    }
 }
 
 /// Calls into the decoder; a panic there is an error of the file.

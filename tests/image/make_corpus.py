@@ -40,6 +40,10 @@ def main():
     save(photo, "optimized.jpg", quality=50, optimize=True)
     save(photo, "rgb.jpg", quality=90, keep_rgb=True)
     save(photo.convert("CMYK"), "cmyk.jpg", quality=90)
+    # Its inks are taken for YCCK: Adobe's marker says so in its last byte.
+    ycck = bytearray((HERE / "cmyk.jpg").read_bytes())
+    ycck[ycck.find(b"Adobe") + 11] = 2
+    (HERE / "ycck.jpg").write_bytes(ycck)
     save(photo, "deflated.png")
     save(photo.quantize(17), "palette.png")
     save(photo.quantize(17), "transparent_palette.png", transparency=3)
