@@ -584,6 +584,27 @@ fn a_given_template_takes_the_place_of_the_folders() {
     assert!(matches!(none, Err(moxin_vlm::Error::InvalidArgument(what)) if what.contains("paligemma")));
 }
 
+/// Where nobody says how long a conversation may be, a picture fits with some questions.
+#[test]
+fn the_default_context_has_room_for_a_picture() {
+    let positions = |edge: usize| {
+        let place = tempfile::TempDir::new().unwrap();
+        for name in ["config.json", "preprocessor_config.json", "model.safetensors", "tokenizer.json"] {
+            let from = folder("paligemma").join("model").join(name);
+            let to = place.path().join(name);
+            std::fs::copy(&from, &to).unwrap();
+            if name.ends_with("config.json") {
+                let text = std::fs::read_to_string(&from).unwrap();
+                let tokens = (edge / 14).pow(2).to_string();
+                std::fs::write(to, text.replace(": 56", &format!(": {edge}")).replace(": 16", &format!(": {tokens}"))).unwrap();
+            }
+        }
+        let estimate = Model::estimate(place.path(), &LoadOptions::default(), &GenerationOptions::default()).unwrap();
+        estimate.kv_total / estimate.kv_per_token
+    };
+    assert_eq!((positions(56), positions(896)), (4096, 8192));
+}
+
 /// Quantized in part, saved and loaded again a model answers the same; the folder has exceptions
 /// under both names.
 #[test]

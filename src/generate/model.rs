@@ -75,7 +75,7 @@ impl ChatModel {
     /// there is no room for so many.
     pub fn permitted_context(&self, options: &GenerationOptions) -> Result<usize> {
         options.validate()?;
-        let max_context = options.context(self.limits().context);
+        let max_context = options.context(&self.limits());
         let needed = self.memory.conversation(max_context, options.prefill_chunk);
         require(&format!("a conversation of {max_context} tokens"), needed)?;
         Ok(max_context)

@@ -1,7 +1,7 @@
 //! How a session generates.
 
 use super::{SamplingParams, StopStrings};
-use crate::{Error, Result};
+use crate::{Error, Result, models::Limits};
 
 /// As in OpenAI's API.
 const MAX_TOP_LOGPROBS: usize = 20;
@@ -15,7 +15,8 @@ pub struct GenerationOptions {
     pub max_tokens: usize,
     /// Texts that end an answer; they are not part of it. At most 64, of 1 to 1,024 bytes each.
     pub stop: Vec<String>,
-    /// Positions of the whole conversation at most, image tokens included. `None`: 4096, or fewer where the model was made for fewer.
+    /// Positions of the whole conversation at most, image tokens included. `None`: 4096, more where a picture alone takes so many, fewer where the
+    /// model was made for fewer.
     pub max_context: Option<usize>,
     /// Positions that one step of prefill works through.
     pub prefill_chunk: usize,
@@ -37,9 +38,9 @@ impl Default for GenerationOptions {
 }
 
 impl GenerationOptions {
-    /// Positions of the whole conversation at most, for a model that was made for `trained`.
-    pub fn context(&self, trained: usize) -> usize {
-        self.max_context.unwrap_or(4096).min(trained)
+    /// Positions of the whole conversation at most, for a model of these limits.
+    pub fn context(&self, limits: &Limits) -> usize {
+        self.max_context.unwrap_or(limits.default_context).min(limits.context)
     }
 
     /// Checks every field's range.

@@ -125,6 +125,8 @@ pub trait Vision: Send {
 pub struct Limits {
     /// Positions that the decoder was made for.
     pub context: usize,
+    /// Positions that a conversation may take where nobody asks for another number.
+    pub default_context: usize,
     /// Tokens that end an answer, by config.json; generation_config.json counts before it.
     pub end_tokens: Vec<u32>,
     /// Pictures in a conversation at most.
@@ -139,6 +141,9 @@ pub struct Limits {
     /// What to ask about a picture where a user has no question.
     pub default_prompt: &'static str,
 }
+
+/// The default of [`Limits::default_context`], enough for a picture or a few and some questions.
+pub const DEFAULT_CONTEXT: usize = 4096;
 
 /// Width and height of a medium, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

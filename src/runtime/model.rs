@@ -98,7 +98,7 @@ impl Model {
         let arithmetic = engine::turn(move || engine::on_device(for_device.backend, |device| Ok(for_device.device(device)?.arithmetic())))?;
         let scheme = |path: &str, columns| options.scheme(path, columns);
         let needs = folder.memory(arithmetic, &scheme);
-        let positions = generation.context(folder.blueprint.limits().context);
+        let positions = generation.context(&folder.blueprint.limits());
         let (size, plan) = folder.largest_picture(positions)?;
         let vision = Sizes::new(&folder.checkpoint, arithmetic, &scheme).vision(folder.blueprint.as_ref(), size, &plan);
         let chunk = folder.longest_pass(generation.prefill_chunk, positions);

@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use self::vision::{LlavaVision, projector_memory};
 use super::{
-    Architecture, Blueprint, Budget, Files, Limits, Marker, MediaPlan, MediumSize, PromptFormat, Sizes, TextConfig, Vision,
+    Architecture, Blueprint, Budget, DEFAULT_CONTEXT, Files, Limits, Marker, MediaPlan, MediumSize, PromptFormat, Sizes, TextConfig,
+    Vision,
     clip_config::{VisionConfig, encoder_memory},
     names::{decoder_name, is_computed},
     squared::Squared,
@@ -97,6 +98,7 @@ impl Blueprint for Llava {
     fn limits(&self) -> Limits {
         Limits {
             context: self.text.max_position_embeddings.unwrap_or(2048),
+            default_context: DEFAULT_CONTEXT,
             end_tokens: self.text.end_tokens(),
             images: usize::MAX,
             image_size: self.vision.image_size,

@@ -13,7 +13,8 @@ use serde_json::Value;
 
 use self::vision::{PaliGemmaVision, projector_memory};
 use super::{
-    Architecture, Blueprint, Budget, Files, Limits, Marker, MediaPlan, MediumSize, PlacedMedium, PromptFormat, Sizes, TextConfig, Vision,
+    Architecture, Blueprint, Budget, DEFAULT_CONTEXT, Files, Limits, Marker, MediaPlan, MediumSize, PlacedMedium, PromptFormat, Sizes,
+    TextConfig, Vision,
     clip_config::{VisionConfig, encoder_memory},
     names::{decoder_name, is_computed},
     squared::Squared,
@@ -126,6 +127,8 @@ impl Blueprint for PaliGemma {
     fn limits(&self) -> Limits {
         Limits {
             context: self.text.max_position_embeddings.unwrap_or(8192),
+            // A picture of 896 pixels takes 4096.
+            default_context: DEFAULT_CONTEXT.max(2 * self.vision.patches()),
             end_tokens: self.text.end_tokens(),
             images: usize::MAX,
             image_size: self.vision.image_size,

@@ -20,7 +20,7 @@ use std::num::Saturating;
 
 use self::vision::{ENCODERS, canonical_name, depths, is_unused, patches};
 use super::{
-    Architecture, Blueprint, Budget, Files, Limits, MediaPlan, MediumSize, PromptFormat, Sizes, Vision,
+    Architecture, Blueprint, Budget, DEFAULT_CONTEXT, Files, Limits, MediaPlan, MediumSize, PromptFormat, Sizes, Vision,
     memory::{Count, count},
 };
 use crate::{
@@ -101,6 +101,7 @@ impl Blueprint for Prismatic {
         let text = &self.config.text_config;
         Limits {
             context: text.max_position_embeddings,
+            default_context: DEFAULT_CONTEXT,
             end_tokens: text.eos_token_id.to_vec(),
             images: 1,
             image_size: self.processor.size(),

@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use self::vision::{Qwen2Vision, encoder_memory};
 use super::{
-    Architecture, Blueprint, Budget, Files, Limits, Marker, MediaPlan, MediumSize, PlacedMedium, PromptFormat, Sizes, TextConfig, Vision,
+    Architecture, Blueprint, Budget, DEFAULT_CONTEXT, Files, Limits, Marker, MediaPlan, MediumSize, PlacedMedium, PromptFormat, Sizes,
+    TextConfig, Vision,
     names::{decoder_name, is_computed},
     squared::{CLIP_MEAN, CLIP_STD},
     text_config::token_id,
@@ -206,6 +207,7 @@ impl Blueprint for Qwen2Vl {
     fn limits(&self) -> Limits {
         Limits {
             context: self.text.max_position_embeddings.unwrap_or(32_768),
+            default_context: DEFAULT_CONTEXT,
             end_tokens: self.text.end_tokens(),
             images: usize::MAX,
             image_size: 0,
