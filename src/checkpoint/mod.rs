@@ -5,6 +5,7 @@
 //! shrinks ends the process, a read that comes up short is an error like any other.
 
 mod json;
+mod new_folder;
 mod quantization;
 mod safetensors;
 mod save;
@@ -18,9 +19,10 @@ use serde::Deserialize;
 
 pub(crate) use self::json::parse_file;
 pub use self::json::read_json;
+pub(crate) use self::new_folder::NewFolder;
 pub use self::quantization::{Mode, Quantization, QuantizationConfig};
 pub use self::safetensors::TensorInfo;
-pub(crate) use self::save::{Content, NewFolder, SavedTensor, copy_texts, write_model};
+pub(crate) use self::save::{Content, SavedTensor, copy_texts, write_model};
 pub use self::weights::{LoadContext, Plan, Weights};
 use crate::{Error, Result, file::Folder};
 
