@@ -1,6 +1,8 @@
 //! JPEG, decoded as libjpeg-turbo does it, which Pillow and most programs use: to the last bit, so
 //! that features of a photograph are those that the model was trained with.
 
+use std::iter;
+
 use image::{ColorType, ImageFormat, metadata::Orientation};
 use libjpeg_turbo_rs::{Decoder, JpegError, JpegInfo, PixelFormat, probe};
 
@@ -80,17 +82,10 @@ fn check_inks(bytes: &[u8], info: &JpegInfo) -> Result<(), String> {
 /// The sampling factors of each component, from the frame header
 /// (<https://www.w3.org/Graphics/JPEG/itu-t81.pdf>, B.2.2).
 fn sampling_factors(bytes: &[u8]) -> Option<Vec<u8>> {
-    let mut rest = bytes.get(2..)?;
-    loop {
-        let start = rest.windows(2).position(|pair| pair[0] == 0xff && !matches!(pair[1], 0x00 | 0xff))?;
-        let (marker, segment) = (rest[start + 1], &rest[start + 2..]);
-        let length = usize::from(u16::from_be_bytes([*segment.first()?, *segment.get(1)?]));
-        // Start of frame, but for the tables and the extension among these numbers.
-        if matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc) {
-            return Some(segment.get(8..length)?.chunks_exact(3).map(|component| component[1]).collect());
-        }
-        rest = segment.get(length..)?;
-    }
+    // Start of frame, but for the tables and the extension among these numbers.
+    let is_frame = |marker| matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc);
+    let (_, frame) = markers(bytes).find(|(marker, _)| is_frame(*marker))?;
+    Some(frame.get(8..)?.chunks_exact(3).map(|component| component[1]).collect())
 }
 
 /// Calls into the decoder; a panic there is an error of the file.
@@ -118,19 +113,22 @@ fn cmyk_to_rgb(pixels: &mut Vec<u8>) {
 /// Whether a JPEG reaches its end marker. Some decoders take one that is cut off for whole, and make up the rest.
 fn is_complete(bytes: &[u8]) -> bool {
     const END: u8 = 0xd9;
+    markers(bytes).any(|(marker, _)| marker == END)
+}
+
+/// The markers of a file, each with the segment that it opens, length included. What a segment
+/// holds may look like anything (a thumbnail's end, for one) and is passed over.
+fn markers(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     // Stuffed bytes, restarts and fill bytes: what may follow 0xff within the compressed data, and has no length.
     let is_marker = |pair: &[u8]| pair[0] == 0xff && !matches!(pair[1], 0x00 | 0x01 | 0xd0..=0xd8 | 0xff);
     let mut rest = bytes;
-    while let Some(at) = rest.windows(2).position(is_marker) {
-        if rest[at + 1] == END {
-            return true;
-        }
-        // Over the segment that the marker opens: its content may look like anything (a thumbnail's end, for one).
-        let segment = &rest[at + 2..];
-        let [high, low, ..] = *segment else { return false };
-        rest = segment.get(usize::from(u16::from_be_bytes([high, low]))..).unwrap_or_default();
-    }
-    false
+    iter::from_fn(move || {
+        let at = rest.windows(2).position(is_marker)?;
+        let (marker, segment) = (rest[at + 1], &rest[at + 2..]);
+        let length = segment.first_chunk().map_or(0, |length| usize::from(u16::from_be_bytes(*length)));
+        rest = segment.get(length..).unwrap_or_default();
+        Some((marker, segment.get(..length).unwrap_or(segment)))
+    })
 }
 
 #[cfg(test)]
