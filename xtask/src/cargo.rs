@@ -43,6 +43,11 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Whether a program, with these arguments, runs and succeeds.
+pub fn runs(program: &[&str]) -> bool {
+    Command::new(program[0]).args(&program[1..]).output().is_ok_and(|output| output.status.success())
+}
+
 /// Builds an example, with cargo's progress on the terminal.
 pub fn build_example(name: &str) -> Result<()> {
     run(cargo().args(["build", "--example", name]))

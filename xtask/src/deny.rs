@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -36,15 +36,14 @@ pub fn run() -> Result<()> {
 
 /// The machine's own cargo-deny, or one in the cache folder, which is built at first.
 fn program() -> Result<PathBuf> {
-    let own = Command::new("cargo-deny").arg("--version").stdout(Stdio::null()).status();
-    if own.is_ok_and(|status| status.success()) {
+    if cargo::runs(&["cargo-deny", "--version"]) {
         return Ok("cargo-deny".into());
     }
     let folder = setup::cache_folder()?.join(format!("cargo-deny-{VERSION}"));
     let program = folder.join("bin/cargo-deny");
     if !program.is_file() {
         println!("Installing cargo-deny {VERSION} in the cache folder (once; some minutes)");
-        let part = folder.with_extension("part");
+        let part = PathBuf::from(format!("{}.part", folder.display()));
         fs::create_dir_all(&part).with_context(|| part.display().to_string())?;
         let mut install = cargo::cargo();
         // Not in the repository, whose configuration is not for it.

@@ -94,8 +94,7 @@ const EXTRAS: [Extra; 4] = [
 
 /// How to get a program, unless it runs.
 fn unless_runs(program: &[&str], get: &str) -> Option<String> {
-    let runs = Command::new(program[0]).args(&program[1..]).output().is_ok_and(|output| output.status.success());
-    (!runs).then(|| get.to_owned())
+    (!cargo::runs(program)).then(|| get.to_owned())
 }
 
 /// Tests that passed, and those that were left out: as marked in their source, or for the reasons that they gave themselves.
