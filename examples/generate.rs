@@ -83,7 +83,8 @@ fn main() -> Result<()> {
     if args.show_image {
         pictures.iter().for_each(|picture| draw(picture, 56));
     }
-    let model = load(&args)?;
+    let options = load_options(&args)?;
+    let model = load(&args, options.clone())?;
     let session = model.session(GenerationOptions {
         sampling: SamplingParams { temperature: args.temp, top_p: args.top_p, top_k: args.top_k, seed: args.seed, ..Default::default() },
         max_tokens: args.max_tokens,
@@ -110,7 +111,7 @@ fn main() -> Result<()> {
         answers.push(answer);
     }
     if !args.json && !answers.is_empty() {
-        print_memory(&args, &session.stats())?;
+        print_memory(&args, &options, &session.stats())?;
     }
     if args.json {
         println!("{}", json!({ "model": args.model, "backend": model.info().backend.name(), "answers": answers }));
@@ -118,7 +119,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn load(args: &Args) -> Result<Model> {
+fn load(args: &Args, options: LoadOptions) -> Result<Model> {
     let bar = ProgressBar::new(1000).with_style(ProgressStyle::with_template("loading {bar:40} {percent:>3} % {elapsed}")?);
     if args.json {
         bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
@@ -127,7 +128,7 @@ fn load(args: &Args) -> Result<Model> {
         bar.set_position((fraction * 1000.0) as u64);
         true
     };
-    let model = Model::load(&args.model, load_options(args)?, Op { progress: Some(&mut progress), ..Default::default() })?;
+    let model = Model::load(&args.model, options, Op { progress: Some(&mut progress), ..Default::default() })?;
     bar.finish_and_clear();
     if !args.json {
         let info = model.info();
@@ -192,10 +193,10 @@ fn load_options(args: &Args) -> Result<LoadOptions> {
 }
 
 /// Prints the most memory that was taken, and the estimate for a conversation of this length.
-fn print_memory(args: &Args, stats: &Stats) -> Result<()> {
+fn print_memory(args: &Args, options: &LoadOptions, stats: &Stats) -> Result<()> {
     let positions = stats.prompt_tokens + stats.generated_tokens;
     let generation = GenerationOptions { max_context: Some(positions), ..Default::default() };
-    let estimated = Model::estimate(&args.model, &load_options(args)?, &generation)?.total;
+    let estimated = Model::estimate(&args.model, options, &generation)?.total;
     let (peak, whose) = match process_peak() {
         Some(bytes) => (bytes, "the process"),
         None => (stats.peak_bytes, "this answer"),
@@ -213,7 +214,7 @@ fn process_peak() -> Option<u64> {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
         line.split_whitespace().next()?.parse::<u64>().ok()
     };
-    Some((kibibytes("VmHWM:")? - kibibytes("RssFile:")?) << 10)
+    Some(kibibytes("VmHWM:")?.checked_sub(kibibytes("RssFile:")?)? << 10)
 }
 
 fn print_stats(stats: &Stats) {

@@ -710,8 +710,8 @@ typedef struct moxin_session_params {
      */
     uint32_t max_tokens;
     /**
-     * Positions of the whole conversation at most, image tokens included. 0, the default: 4096, more where a picture alone takes so many, fewer where the
-     * model was made for fewer.
+     * Positions of the whole conversation at most, image tokens included. 0, the default: 4096, more
+     * where a picture alone takes so many, fewer where the model was made for fewer.
      */
     uint32_t max_context;
     /**

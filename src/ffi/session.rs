@@ -58,8 +58,8 @@ pub struct moxin_session_params {
     pub seed: u64,
     /// Tokens of one answer at most. Default: 512.
     pub max_tokens: u32,
-    /// Positions of the whole conversation at most, image tokens included. 0, the default: 4096, more where a picture alone takes so many, fewer where the
-    /// model was made for fewer.
+    /// Positions of the whole conversation at most, image tokens included. 0, the default: 4096, more
+    /// where a picture alone takes so many, fewer where the model was made for fewer.
     pub max_context: u32,
     /// Positions of the prompt that one step works through. Default: 256.
     pub prefill_chunk: u32,

@@ -83,7 +83,7 @@ impl Chat {
             replaceable: false,
             cache: model.weights.decoder.new_cache(),
             held: Vec::new(),
-            writer: model.writer.at(ZonedDateTime::now()),
+            writer: model.writer.clone().at(ZonedDateTime::now()),
             prompt: None,
             written: Written::default(),
             answered: Vec::new(),

@@ -15,8 +15,8 @@ pub struct GenerationOptions {
     pub max_tokens: usize,
     /// Texts that end an answer; they are not part of it. At most 64, of 1 to 1,024 bytes each.
     pub stop: Vec<String>,
-    /// Positions of the whole conversation at most, image tokens included. `None`: 4096, more where a picture alone takes so many, fewer where the
-    /// model was made for fewer.
+    /// Positions of the whole conversation at most, image tokens included. `None`: 4096, more
+    /// where a picture alone takes so many, fewer where the model was made for fewer.
     pub max_context: Option<usize>,
     /// Positions that one step of prefill works through.
     pub prefill_chunk: usize,

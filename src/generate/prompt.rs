@@ -161,8 +161,8 @@ impl PromptWriter {
     }
 
     /// The same writer, for which it is and stays `now`.
-    pub fn at(&self, now: ZonedDateTime) -> PromptWriter {
-        PromptWriter { template: self.template.clone().map(|template| template.at(now)), ..self.clone() }
+    pub fn at(self, now: ZonedDateTime) -> PromptWriter {
+        PromptWriter { template: self.template.map(|template| template.at(now)), ..self }
     }
 
     /// Whether pictures stand where markers say.

@@ -30,6 +30,9 @@ const DEPTH: usize = 100;
 /// Bytes that a rendering may have beyond some times those of its messages.
 const MAX_EXTRA_BYTES: usize = 1 << 20;
 
+/// The tokenizer's settings, which have the texts of tokens and may have a template.
+const CONFIG: &str = "tokenizer_config.json";
+
 /// The name that a template has within its environment.
 const NAME: &str = "chat_template";
 
@@ -64,7 +67,7 @@ impl Template {
     /// [`Error::CorruptModel`] names the file and what is wrong with the template;
     /// [`Error::InvalidArgument`] says what is wrong with `source`.
     pub fn from_folder(folder: &Path, source: Option<&str>) -> Result<Option<Template>> {
-        let config = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+        let config = read_json(&folder.join(CONFIG))?.unwrap_or_default();
         let tokens: BTreeMap<_, _> = TOKENS.into_iter().filter_map(|name| Some((name, token(&config[name])?))).collect();
         let of = |path: &Path, source: &str| {
             let template = Template::parse(source).map_err(|error| Error::corrupt(path, error.to_string()))?;
@@ -77,9 +80,9 @@ impl Template {
         if let Some(source) = read(&path)? {
             return of(&path, &source);
         }
-        for name in ["chat_template.json", "tokenizer_config.json"] {
-            let path = folder.join(name);
-            let Some(json) = read_json(&path)? else { continue };
+        let path = folder.join("chat_template.json");
+        let json = read_json(&path)?.unwrap_or_default();
+        for (path, json) in [(path, &json), (folder.join(CONFIG), &config)] {
             if let Some(source) = named(&json["chat_template"]) {
                 return of(&path, source);
             }

@@ -18,8 +18,8 @@ public struct GenerationOptions: Sendable, Equatable {
     public var seed: UInt64 = 0
     /// Tokens of one answer at most.
     public var maxTokens: Int = 512
-    /// Positions of the whole conversation at most, image tokens included. `nil`: 4096, more where a picture alone takes so many, fewer where the
-    /// model was made for fewer.
+    /// Positions of the whole conversation at most, image tokens included. `nil`: 4096, more
+    /// where a picture alone takes so many, fewer where the model was made for fewer.
     public var maxContext: Int?
     /// Positions of the prompt that one step works through.
     public var prefillChunk: Int = 256
