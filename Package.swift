@@ -1,25 +1,29 @@
 // swift-tools-version: 6.0
 import PackageDescription
 
-// On Linux the library is found by pkg-config: PKG_CONFIG_PATH names lib/pkgconfig of what `cargo xtask dist` makes. On Apple systems it is an
-// xcframework: while developing the one in this folder that $MOXIN_VLM_XCFRAMEWORK names, else that of a release.
+// On Linux the library is found by pkg-config: PKG_CONFIG_PATH names lib/pkgconfig of what
+// `cargo xtask dist` makes. On Apple systems it is an xcframework: while developing the one in this
+// folder that $MOXIN_VLM_XCFRAMEWORK names, else that of a release.
 #if os(Linux)
-let library = Target.systemLibrary(name: "CMoxinVLM", path: "swift/CMoxinVLM", pkgConfig: "moxin_vlm-swift")
+    let library = Target.systemLibrary(
+        name: "CMoxinVLM", path: "swift/CMoxinVLM", pkgConfig: "moxin_vlm-swift")
 #else
-/// Where the xcframework of this version is, once there is a release with one.
-let release: (url: String, checksum: String)? = nil
+    /// Where the xcframework of this version is, once there is a release with one.
+    let release: (url: String, checksum: String)? = nil
 
-func findLibrary() -> Target {
-    if let path = Context.environment["MOXIN_VLM_XCFRAMEWORK"] {
-        return .binaryTarget(name: "CMoxinVLM", path: path)
+    func findLibrary() -> Target {
+        if let path = Context.environment["MOXIN_VLM_XCFRAMEWORK"] {
+            return .binaryTarget(name: "CMoxinVLM", path: path)
+        }
+        guard let release else {
+            fatalError(
+                "Set MOXIN_VLM_XCFRAMEWORK to CMoxinVLM.xcframework, relative to \(Context.packageDirectory): see docs/apple.md"
+            )
+        }
+        return .binaryTarget(name: "CMoxinVLM", url: release.url, checksum: release.checksum)
     }
-    guard let release else {
-        fatalError("Set MOXIN_VLM_XCFRAMEWORK to CMoxinVLM.xcframework, relative to \(Context.packageDirectory): see docs/apple.md")
-    }
-    return .binaryTarget(name: "CMoxinVLM", url: release.url, checksum: release.checksum)
-}
 
-let library = findLibrary()
+    let library = findLibrary()
 #endif
 
 let package = Package(
@@ -32,8 +36,11 @@ let package = Package(
     targets: [
         library,
         .target(name: "MoxinVLM", dependencies: ["CMoxinVLM"], path: "swift/Sources/MoxinVLM"),
-        .executableTarget(name: "describe", dependencies: ["MoxinVLM"], path: "swift/Examples/describe"),
-        .testTarget(name: "MoxinVLMTests", dependencies: ["MoxinVLM", "CMoxinVLM"], path: "swift/Tests/MoxinVLMTests"),
+        .executableTarget(
+            name: "describe", dependencies: ["MoxinVLM"], path: "swift/Examples/describe"),
+        .testTarget(
+            name: "MoxinVLMTests", dependencies: ["MoxinVLM", "CMoxinVLM"],
+            path: "swift/Tests/MoxinVLMTests"),
     ],
     swiftLanguageModes: [.v6]
 )

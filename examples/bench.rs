@@ -1,5 +1,6 @@
-//! Measures a model: loading, memory, and the stages of an answer; prints one JSON object. `cargo xtask bench` calls it, and says what of it
-//! the machine's memory and arithmetic would allow.
+//! Measures a model: loading, memory, and the stages of an answer; prints one JSON object.
+//! `cargo xtask bench` calls it, and says what of it the machine's memory and arithmetic would
+//! allow.
 //!
 //! ```text
 //! cargo run --release --example bench -- --model models/tiny
@@ -14,8 +15,8 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use mlx_rs::{Array, ops};
 use moxin_vlm::{
-    Backend, Event, GenerationOptions, LoadOptions, Model, Op, Picture, PixelFormat, Role, Stats, device, load_tokenizer,
-    models::prismatic::pure_prompt, text::Message,
+    Backend, Event, GenerationOptions, LoadOptions, Model, Op, Picture, PixelFormat, Role, Stats,
+    device, load_tokenizer, models::prismatic::pure_prompt, text::Message,
 };
 use serde_json::{Value, json};
 
@@ -47,9 +48,22 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let options = LoadOptions { backend: if args.cpu { Backend::Cpu } else { Backend::Auto }, ..LoadOptions::default() };
-    let generation = GenerationOptions { max_tokens: args.tokens, ..GenerationOptions::default() };
-    let context = GenerationOptions { max_context: Some(args.positions + args.tokens), ..generation.clone() };
+    let options = LoadOptions {
+        backend: if args.cpu {
+            Backend::Cpu
+        } else {
+            Backend::Auto
+        },
+        ..LoadOptions::default()
+    };
+    let generation = GenerationOptions {
+        max_tokens: args.tokens,
+        ..GenerationOptions::default()
+    };
+    let context = GenerationOptions {
+        max_context: Some(args.positions + args.tokens),
+        ..generation.clone()
+    };
     let reckoned = Model::estimate(&args.model, &options, &context)?;
 
     let start = Instant::now();
@@ -83,27 +97,46 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// One answer in a conversation of its own. Its picture differs from the others', so that it is encoded anew.
+/// One answer in a conversation of its own. Its picture differs from the others', so that it is
+/// encoded anew.
 fn answer(model: &Model, args: &Args, generation: &GenerationOptions, run: usize) -> Result<Stats> {
     let session = model.session(generation.clone())?;
-    let image_tokens = if args.text_only { 0 } else { model.info().image_tokens };
+    let image_tokens = if args.text_only {
+        0
+    } else {
+        model.info().image_tokens
+    };
     if !args.text_only {
         let picture = Picture::open(&args.image, &Default::default())?;
         let mut pixels = picture.rgb().to_vec();
         pixels[0] = run as u8;
         let (width, height) = (picture.width(), picture.height());
-        session.add_image(Picture::from_pixels(&pixels, width, height, width as usize * 3, PixelFormat::Rgb8)?)?;
+        session.add_image(Picture::from_pixels(
+            &pixels,
+            width,
+            height,
+            width as usize * 3,
+            PixelFormat::Rgb8,
+        )?)?;
     }
-    session.add_text(Role::User, &question(&args.model, args.positions.saturating_sub(image_tokens))?)?;
+    session.add_text(
+        Role::User,
+        &question(&args.model, args.positions.saturating_sub(image_tokens))?,
+    )?;
     for event in session.generate() {
         if let Event::Finished { .. } = event? {}
     }
     let stats = session.stats();
-    ensure!(stats.generated_tokens > 1, "the answer ended after {} tokens: nothing to measure", stats.generated_tokens);
+    ensure!(
+        stats.generated_tokens > 1,
+        "the answer ended after {} tokens: nothing to measure",
+        stats.generated_tokens
+    );
     Ok(stats)
 }
 
-/// Bytes a second that the GPU reads and writes, adding one to an array: the median of five times a gigabyte.
+/// Bytes a second that the GPU reads and writes, adding one to an array: the median of five times a
+/// gigabyte.
 fn copied() -> Result<f64> {
     const BYTES: i32 = 1 << 30;
     let device = device::Device::new(Backend::Auto)?;
@@ -127,7 +160,11 @@ fn copied() -> Result<f64> {
 fn question(folder: &Path, tokens: usize) -> Result<String> {
     let tokenizer = load_tokenizer(folder)?;
     let mut text = "What".to_owned();
-    while tokenizer.encode(&pure_prompt(&[Message::user(&text)])?, true)?.len() < tokens {
+    while tokenizer
+        .encode(&pure_prompt(&[Message::user(&text)])?, true)?
+        .len()
+        < tokens
+    {
         text += " is";
     }
     Ok(text)
@@ -136,6 +173,12 @@ fn question(folder: &Path, tokens: usize) -> Result<String> {
 /// The most memory that this process ever took, in bytes; none where the system does not tell it.
 fn resident_peak() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim()
+        .trim_end_matches(" kB")
+        .parse::<u64>()
+        .ok()
+        .map(|kilobytes| kilobytes * 1024)
 }

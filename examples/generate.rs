@@ -16,8 +16,8 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use moxin_vlm::{
-    Backend, Budget, Event, FinishReason, GenerationOptions, LoadOptions, Model, Op, Picture, Quantization, QuantizeOptions, Role,
-    SamplingParams, Session, Stage, Stats,
+    Backend, Budget, Event, FinishReason, GenerationOptions, LoadOptions, Model, Op, Picture,
+    Quantization, QuantizeOptions, Role, SamplingParams, Session, Stage, Stats,
 };
 use serde_json::{Value, json};
 
@@ -27,10 +27,12 @@ struct Args {
     /// The model: a Hugging Face folder.
     #[arg(long, default_value = "models/tiny")]
     model: PathBuf,
-    /// A picture; without one the model answers from the text alone. Give several where the model takes them.
+    /// A picture; without one the model answers from the text alone. Give several where the model
+    /// takes them.
     #[arg(long)]
     image: Vec<PathBuf>,
-    /// Pixels of a picture in front of the encoder at most, where the model takes pictures of any size.
+    /// Pixels of a picture in front of the encoder at most, where the model takes pictures of any
+    /// size.
     #[arg(long, value_name = "N")]
     max_pixels: Option<usize>,
     /// Instructions before the conversation, where the model takes them.
@@ -79,14 +81,24 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let pictures = args.image.iter().map(|path| Picture::open(path, &Default::default())).collect::<Result<Vec<_>, _>>()?;
+    let pictures = args
+        .image
+        .iter()
+        .map(|path| Picture::open(path, &Default::default()))
+        .collect::<Result<Vec<_>, _>>()?;
     if args.show_image {
         pictures.iter().for_each(|picture| draw(picture, 56));
     }
     let options = load_options(&args)?;
     let model = load(&args, options.clone())?;
     let session = model.session(GenerationOptions {
-        sampling: SamplingParams { temperature: args.temp, top_p: args.top_p, top_k: args.top_k, seed: args.seed, ..Default::default() },
+        sampling: SamplingParams {
+            temperature: args.temp,
+            top_p: args.top_p,
+            top_k: args.top_k,
+            seed: args.seed,
+            ..Default::default()
+        },
         max_tokens: args.max_tokens,
         stop: args.stop.clone(),
         ..Default::default()
@@ -95,10 +107,20 @@ fn main() -> Result<()> {
         session.add_text(Role::System, system)?;
     }
     for picture in pictures {
-        session.add_image_within(picture, Budget { max_pixels: args.max_pixels, ..Default::default() })?;
+        session.add_image_within(
+            picture,
+            Budget {
+                max_pixels: args.max_pixels,
+                ..Default::default()
+            },
+        )?;
     }
     let mut answers = Vec::new();
-    let prompts = if args.prompt.is_empty() { vec![model.info().default_prompt.to_owned()] } else { args.prompt.clone() };
+    let prompts = if args.prompt.is_empty() {
+        vec![model.info().default_prompt.to_owned()]
+    } else {
+        args.prompt.clone()
+    };
     for prompt in &prompts {
         session.add_text(Role::User, prompt)?;
         if !args.json {
@@ -114,13 +136,18 @@ fn main() -> Result<()> {
         print_memory(&args, &options, &session.stats())?;
     }
     if args.json {
-        println!("{}", json!({ "model": args.model, "backend": model.info().backend.name(), "answers": answers }));
+        println!(
+            "{}",
+            json!({ "model": args.model, "backend": model.info().backend.name(), "answers": answers })
+        );
     }
     Ok(())
 }
 
 fn load(args: &Args, options: LoadOptions) -> Result<Model> {
-    let bar = ProgressBar::new(1000).with_style(ProgressStyle::with_template("loading {bar:40} {percent:>3} % {elapsed}")?);
+    let bar = ProgressBar::new(1000).with_style(ProgressStyle::with_template(
+        "loading {bar:40} {percent:>3} % {elapsed}",
+    )?);
     if args.json {
         bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
     }
@@ -128,7 +155,14 @@ fn load(args: &Args, options: LoadOptions) -> Result<Model> {
         bar.set_position((fraction * 1000.0) as u64);
         true
     };
-    let model = Model::load(&args.model, options, Op { progress: Some(&mut progress), ..Default::default() })?;
+    let model = Model::load(
+        &args.model,
+        options,
+        Op {
+            progress: Some(&mut progress),
+            ..Default::default()
+        },
+    )?;
     bar.finish_and_clear();
     if !args.json {
         let info = model.info();
@@ -151,7 +185,12 @@ fn answer(session: &Session, print: bool) -> Result<Value> {
     for event in session.generate() {
         let piece = match event? {
             Event::Prefill { .. } => continue,
-            Event::Text { text, token, logprob, .. } => {
+            Event::Text {
+                text,
+                token,
+                logprob,
+                ..
+            } => {
                 tokens.push(token);
                 logprobs.push(logprob);
                 text
@@ -184,18 +223,33 @@ fn ms(time: Duration) -> f64 {
 }
 
 fn load_options(args: &Args) -> Result<LoadOptions> {
-    let backend = if args.cpu { Backend::Cpu } else { Backend::Auto };
-    let quantize =
-        args.quantize.map(|bits| QuantizeOptions { quantization: Quantization::affine(args.group_size, bits), ..Default::default() });
-    let template = |path: &PathBuf| std::fs::read_to_string(path).with_context(|| path.display().to_string());
+    let backend = if args.cpu {
+        Backend::Cpu
+    } else {
+        Backend::Auto
+    };
+    let quantize = args.quantize.map(|bits| QuantizeOptions {
+        quantization: Quantization::affine(args.group_size, bits),
+        ..Default::default()
+    });
+    let template =
+        |path: &PathBuf| std::fs::read_to_string(path).with_context(|| path.display().to_string());
     let chat_template = args.chat_template.as_ref().map(template).transpose()?;
-    Ok(LoadOptions { backend, quantize, chat_template, ..Default::default() })
+    Ok(LoadOptions {
+        backend,
+        quantize,
+        chat_template,
+        ..Default::default()
+    })
 }
 
 /// Prints the most memory that was taken, and the estimate for a conversation of this length.
 fn print_memory(args: &Args, options: &LoadOptions, stats: &Stats) -> Result<()> {
     let positions = stats.prompt_tokens + stats.generated_tokens;
-    let generation = GenerationOptions { max_context: Some(positions), ..Default::default() };
+    let generation = GenerationOptions {
+        max_context: Some(positions),
+        ..Default::default()
+    };
     let estimated = Model::estimate(&args.model, options, &generation)?.total;
     let (peak, whose) = match process_peak() {
         Some(bytes) => (bytes, "the process"),
@@ -203,7 +257,10 @@ fn print_memory(args: &Args, options: &LoadOptions, stats: &Stats) -> Result<()>
     };
     let ratio = estimated as f64 / peak as f64;
     let [peak, estimated] = [peak, estimated].map(|bytes| bytes as f64 / 1e6);
-    println!("\nMemory for {positions} tokens: peak of {whose} {peak:.1} MB, estimated {estimated:.1} MB, {ratio:.3} times that");
+    println!(
+        "\nMemory for {positions} tokens: peak of {whose} {peak:.1} MB, estimated {estimated:.1} \
+         MB, {ratio:.3} times that"
+    );
     Ok(())
 }
 
@@ -219,7 +276,8 @@ fn process_peak() -> Option<u64> {
 
 fn print_stats(stats: &Stats) {
     println!(
-        "  image {:.0} ms; prefill {} tokens ({} kept) in {:.0} ms, {:.1} tokens/s; {} tokens in {:.0} ms, {:.1} tokens/s",
+        "  image {:.0} ms; prefill {} tokens ({} kept) in {:.0} ms, {:.1} tokens/s; {} tokens in \
+         {:.0} ms, {:.1} tokens/s",
         ms(stats.vision),
         stats.prompt_tokens,
         stats.reused_tokens,
@@ -231,7 +289,8 @@ fn print_stats(stats: &Stats) {
     );
 }
 
-/// Draws a picture with half blocks, two pixels a character, where the output is a terminal that shows 24-bit colour.
+/// Draws a picture with half blocks, two pixels a character, where the output is a terminal that
+/// shows 24-bit colour.
 fn draw(picture: &Picture, columns: usize) {
     if !stdout().is_terminal() {
         return;
@@ -245,8 +304,15 @@ fn draw(picture: &Picture, columns: usize) {
         format!("{};{};{}", rgb[0], rgb[1], rgb[2])
     };
     for row in (0..rows - 1).step_by(2) {
-        let line: String =
-            (0..columns).map(|column| format!("\x1b[38;2;{}m\x1b[48;2;{}m▀", pixel(column, row), pixel(column, row + 1))).collect();
+        let line: String = (0..columns)
+            .map(|column| {
+                format!(
+                    "\x1b[38;2;{}m\x1b[48;2;{}m▀",
+                    pixel(column, row),
+                    pixel(column, row + 1)
+                )
+            })
+            .collect();
         println!("{line}\x1b[0m");
     }
 }

@@ -1,4 +1,5 @@
-//! Times the layers of a 7B model: `cargo run --release --example kernels`, with `--json` for programs. `MOXIN_CPU_KERNELS=mlx` times MLX's.
+//! Times the layers of a 7B model: `cargo run --release --example kernels`, with `--json` for
+//! programs. `MOXIN_CPU_KERNELS=mlx` times MLX's.
 
 use std::time::Instant;
 
@@ -36,10 +37,23 @@ const FACTOR: f32 = 0.088;
 const PROMPT: i32 = 290;
 
 /// (name, output, input) of a decoder layer's matrices, and of the head.
-const MATRICES: [(&str, i32, i32); 5] =
-    [("q_o", 4096, 4096), ("k_v", 1024, 4096), ("gate_up", 14336, 4096), ("down", 4096, 14336), ("head", 32064, 4096)];
+const MATRICES: [(&str, i32, i32); 5] = [
+    ("q_o", 4096, 4096),
+    ("k_v", 1024, 4096),
+    ("gate_up", 14336, 4096),
+    ("down", 4096, 14336),
+    ("head", 32064, 4096),
+];
 /// (output, input) of all matrices of a layer: queries, keys, values, output, gate, up, down.
-const LAYER: [(i32, i32); 7] = [(4096, 4096), (1024, 4096), (1024, 4096), (4096, 4096), (14336, 4096), (14336, 4096), (4096, 14336)];
+const LAYER: [(i32, i32); 7] = [
+    (4096, 4096),
+    (1024, 4096),
+    (1024, 4096),
+    (4096, 4096),
+    (14336, 4096),
+    (14336, 4096),
+    (4096, 14336),
+];
 const SCHEMES: [&str; 3] = ["int4", "int8", "bf16"];
 
 struct Bench {
@@ -48,14 +62,22 @@ struct Bench {
 }
 
 impl Bench {
-    /// Whether an operation is asked for with one of its numbers of rows: to make its weights takes longer than to time it.
+    /// Whether an operation is asked for with one of its numbers of rows: to make its weights takes
+    /// longer than to time it.
     fn wants(&self, op: &str, scheme: &str) -> bool {
-        [1, PROMPT].iter().any(|rows| format!("{op} {scheme} {rows}").contains(&self.args.only))
+        [1, PROMPT]
+            .iter()
+            .any(|rows| format!("{op} {scheme} {rows}").contains(&self.args.only))
     }
 
     /// Times `f`, whose result is evaluated.
     fn time(&mut self, what: Value, f: &mut dyn FnMut() -> Result<Array>) -> Result<()> {
-        let name = format!("{} {} {}", what["op"].as_str().unwrap_or(""), what["scheme"].as_str().unwrap_or(""), what["rows"]);
+        let name = format!(
+            "{} {} {}",
+            what["op"].as_str().unwrap_or(""),
+            what["scheme"].as_str().unwrap_or(""),
+            what["rows"]
+        );
         if !name.contains(&self.args.only) {
             return Ok(());
         }
@@ -70,7 +92,12 @@ impl Bench {
         let median = seconds[seconds.len() / 2];
         if !self.args.json {
             let rate = |field: &str| what[field].as_f64().unwrap_or(0.0) / median / 1e9;
-            println!("{name:32} {:10.3} ms {:8.1} GB/s {:8.1} GFLOP/s", median * 1e3, rate("bytes_read"), rate("flop"));
+            println!(
+                "{name:32} {:10.3} ms {:8.1} GB/s {:8.1} GFLOP/s",
+                median * 1e3,
+                rate("bytes_read"),
+                rate("flop")
+            );
         }
         let mut what = what;
         what["seconds_median"] = json!(median);
@@ -80,14 +107,18 @@ impl Bench {
 }
 
 fn matrix(scheme: &str, output: i32, input: i32) -> Result<Matrix> {
-    let dense = random::normal::<f32>(&[output, input], None, Some(0.02), None)?.as_dtype(Dtype::Bfloat16)?;
+    let dense = random::normal::<f32>(&[output, input], None, Some(0.02), None)?
+        .as_dtype(Dtype::Bfloat16)?;
     dense.eval()?;
     let bits = match scheme {
         "int4" => 4,
         "int8" => 8,
         _ => return Ok(Matrix::Dense(dense)),
     };
-    Ok(Matrix::Quantized(QuantizedMatrix::quantize(&dense, Quantization::affine(64, bits))?))
+    Ok(Matrix::Quantized(QuantizedMatrix::quantize(
+        &dense,
+        Quantization::affine(64, bits),
+    )?))
 }
 
 fn activations(shape: &[i32]) -> Result<Array> {
@@ -97,7 +128,14 @@ fn activations(shape: &[i32]) -> Result<Array> {
 }
 
 /// A measurement of an operation, described.
-fn described(op: &str, scheme: &str, rows: i32, [input, output]: [i32; 2], bytes_read: u64, flop: f64) -> Value {
+fn described(
+    op: &str,
+    scheme: &str,
+    rows: i32,
+    [input, output]: [i32; 2],
+    bytes_read: u64,
+    flop: f64,
+) -> Value {
     json!({ "op": op, "scheme": scheme, "rows": rows, "in": input, "out": output, "bytes_read": bytes_read, "flop": flop })
 }
 
@@ -116,8 +154,14 @@ impl Layer {
         let linear = |(output, input)| Ok(Linear::new(matrix(scheme, output, input)?, None));
         let mut linears: Vec<Linear> = LAYER.into_iter().map(linear).collect::<Result<_>>()?;
         let bytes = linears.iter().map(|linear| linear.weight.bytes()).sum();
-        let numbers = linears.iter().map(|linear| linear.weight.row_count() * linear.weight.columns()).sum();
-        let mlp = linears.split_off(4).try_into().map_err(|_| anyhow::anyhow!("an MLP has three layers"))?;
+        let numbers = linears
+            .iter()
+            .map(|linear| linear.weight.row_count() * linear.weight.columns())
+            .sum();
+        let mlp = linears
+            .split_off(4)
+            .try_into()
+            .map_err(|_| anyhow::anyhow!("an MLP has three layers"))?;
         Ok(Layer {
             linears,
             mlp: GatedMlp::new(mlp, Activation::Silu),
@@ -132,7 +176,9 @@ impl Layer {
     }
 
     fn forward(&self, x: &Array, cache: &mut KVCache) -> Result<Array> {
-        let [q, k, v, o] = self.linears.as_slice() else { unreachable!() };
+        let [q, k, v, o] = self.linears.as_slice() else {
+            unreachable!()
+        };
         let (h, offset) = (self.norm.forward(x)?, cache.offset());
         let rotate = |x: Array| rotate_heads(&x, 128, 1e4, 1.0, offset as usize);
         let (queries, keys) = (rotate(q.forward(&h)?)?, rotate(k.forward(&h)?)?);
@@ -182,10 +228,19 @@ fn run(bench: &mut Bench) -> Result<()> {
             let x = activations(&[1, rows, 4096])?;
             let mut held = KVCache::new();
             if rows == 1 {
-                layer.forward(&activations(&[1, PROMPT, 4096])?, &mut held)?.eval()?;
+                layer
+                    .forward(&activations(&[1, PROMPT, 4096])?, &mut held)?
+                    .eval()?;
                 eval(held.arrays())?;
             }
-            let what = described("layer", scheme, rows, [4096, 4096], layer.bytes(), 2.0 * f64::from(rows) * numbers);
+            let what = described(
+                "layer",
+                scheme,
+                rows,
+                [4096, 4096],
+                layer.bytes(),
+                2.0 * f64::from(rows) * numbers,
+            );
             bench.time(what, &mut || {
                 let offset = held.offset();
                 let y = layer.forward(&x, &mut held)?;
@@ -196,34 +251,80 @@ fn run(bench: &mut Bench) -> Result<()> {
         }
     }
     for (rows, sees) in [(1, Sees::All), (PROMPT, Sees::Past)] {
-        let (queries, keys) = (activations(&[1, 32, rows, 128])?, activations(&[1, 8, PROMPT, 128])?);
+        let (queries, keys) = (
+            activations(&[1, 32, rows, 128])?,
+            activations(&[1, 8, PROMPT, 128])?,
+        );
         let values = activations(&[1, 8, PROMPT, 128])?;
-        let seen = if rows == 1 { f64::from(PROMPT) } else { f64::from(PROMPT) / 2.0 };
+        let seen = if rows == 1 {
+            f64::from(PROMPT)
+        } else {
+            f64::from(PROMPT) / 2.0
+        };
         let flop = 4.0 * f64::from(rows) * seen * 4096.0;
         let bytes = 2 * 4 * 1024 * PROMPT as u64;
-        bench.time(described("attention", "f32", rows, [4096, 4096], bytes, flop), &mut || {
-            Ok(attention([&queries, &keys, &values], FACTOR, None, sees)?)
-        })?;
+        bench.time(
+            described("attention", "f32", rows, [4096, 4096], bytes, flop),
+            &mut || Ok(attention([&queries, &keys, &values], FACTOR, None, sees)?),
+        )?;
         let gate = activations(&[1, rows, 14336])?;
         let numbers = rows as u64 * 14336;
-        bench.time(described("silu", "f32", rows, [14336, 14336], 4 * numbers, 0.0), &mut || Ok(activate(&gate, Activation::Silu)?))?;
+        bench.time(
+            described("silu", "f32", rows, [14336, 14336], 4 * numbers, 0.0),
+            &mut || Ok(activate(&gate, Activation::Silu)?),
+        )?;
         let x = activations(&[1, rows, 4096])?;
-        bench.time(described("rope", "f32", rows, [4096, 4096], 4 * rows as u64 * 4096, 0.0), &mut || {
-            Ok(rotate_heads(&x, 128, 1e4, 1.0, 0)?)
-        })?;
+        bench.time(
+            described(
+                "rope",
+                "f32",
+                rows,
+                [4096, 4096],
+                4 * rows as u64 * 4096,
+                0.0,
+            ),
+            &mut || Ok(rotate_heads(&x, 128, 1e4, 1.0, 0)?),
+        )?;
     }
-    let products: Vec<Array> = LAYER.into_iter().map(|(output, _)| activations(&[1, PROMPT, output])).collect::<Result<_>>()?;
-    let (x, norm) = (activations(&[1, PROMPT, 4096])?, RmsNorm::new(Array::ones::<f32>(&[4096])?, 1e-5));
+    let products: Vec<Array> = LAYER
+        .into_iter()
+        .map(|(output, _)| activations(&[1, PROMPT, output]))
+        .collect::<Result<_>>()?;
+    let (x, norm) = (
+        activations(&[1, PROMPT, 4096])?,
+        RmsNorm::new(Array::ones::<f32>(&[4096])?, 1e-5),
+    );
     let products = products.try_into().expect("as many as LAYER has");
     let what = described("layer_rest", "f32", PROMPT, [4096, 4096], 0, 0.0);
-    bench.time(what, &mut || rest(&x, &products, &norm, &mut KVCache::new()))?;
+    bench.time(what, &mut || {
+        rest(&x, &products, &norm, &mut KVCache::new())
+    })?;
     let x = activations(&[1, 256, 4304])?;
     let bytes = x.nbytes() as u64;
-    bench.time(described("gelu", "f32", 256, [4304, 4304], bytes, 0.0), &mut || Ok(activate(&x, Activation::Gelu)?))?;
-    let heads: Vec<Array> = (0..3).map(|_| activations(&[1, 16, 256, 72])).collect::<Result<_>>()?;
+    bench.time(
+        described("gelu", "f32", 256, [4304, 4304], bytes, 0.0),
+        &mut || Ok(activate(&x, Activation::Gelu)?),
+    )?;
+    let heads: Vec<Array> = (0..3)
+        .map(|_| activations(&[1, 16, 256, 72]))
+        .collect::<Result<_>>()?;
     let flop = 4.0 * 16.0 * 256.0 * 256.0 * 72.0;
-    let what = described("vision_attention", "f32", 256, [1152, 1152], 2 * heads[0].nbytes() as u64, flop);
-    bench.time(what, &mut || Ok(attention([&heads[0], &heads[1], &heads[2]], FACTOR, None, Sees::All)?))
+    let what = described(
+        "vision_attention",
+        "f32",
+        256,
+        [1152, 1152],
+        2 * heads[0].nbytes() as u64,
+        flop,
+    );
+    bench.time(what, &mut || {
+        Ok(attention(
+            [&heads[0], &heads[1], &heads[2]],
+            FACTOR,
+            None,
+            Sees::All,
+        )?)
+    })
 }
 
 fn main() -> Result<()> {
@@ -232,9 +333,16 @@ fn main() -> Result<()> {
     let device = Device::new(Backend::Cpu)?;
     if !args.json {
         let own = device.arithmetic().own_kernels;
-        println!("{}, {} threads", if own { cpu_vectors() } else { "MLX's kernels" }, if own { cpu_threads() } else { 1 });
+        println!(
+            "{}, {} threads",
+            if own { cpu_vectors() } else { "MLX's kernels" },
+            if own { cpu_threads() } else { 1 }
+        );
     }
-    let mut bench = Bench { args, results: Vec::new() };
+    let mut bench = Bench {
+        args,
+        results: Vec::new(),
+    };
     device.run(|| run(&mut bench))?;
     if bench.args.json {
         println!("{}", serde_json::to_string_pretty(&bench.results)?);

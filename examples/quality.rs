@@ -1,6 +1,8 @@
-//! What quantization costs in quality: for every number of bits and every group size, how many answers about pictures that it never saw the
-//! small model gets exactly right, its perplexity on the right answers, how often its likeliest token is the unquantized model's, and the
-//! error of a random matrix of Moxin-7B's size. Prints JSON. `cargo xtask quality` makes docs/quantization.md of it.
+//! What quantization costs in quality: for every number of bits and every group size, how many
+//! answers about pictures that it never saw the small model gets exactly right, its perplexity on
+//! the right answers, how often its likeliest token is the unquantized model's, and the error of a
+//! random matrix of Moxin-7B's size. Prints JSON. `cargo xtask quality` makes docs/quantization.md
+//! of it.
 //!
 //!     cargo run --release --example quality -- [--limit N]
 
@@ -14,7 +16,8 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use mlx_rs::{Array, Dtype, random};
 use moxin_vlm::{
-    Backend, LoadOptions, Message, Mode, Model, MoxinVLM, Op, Processor, Quantization, QuantizeOptions, Tokenizer,
+    Backend, LoadOptions, Message, Mode, Model, MoxinVLM, Op, Processor, Quantization,
+    QuantizeOptions, Tokenizer,
     device::Device,
     load_model, load_tokenizer,
     models::prismatic::pure_prompt,
@@ -42,7 +45,9 @@ struct Arguments {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let seen = heldout::read(&arguments.heldout, Some(arguments.limit))?;
-    let schemes = [8, 6, 5, 4, 3, 2].into_iter().flat_map(|bits| [32, 64, 128].map(|group_size| Quantization::affine(group_size, bits)));
+    let schemes = [8, 6, 5, 4, 3, 2]
+        .into_iter()
+        .flat_map(|bits| [32, 64, 128].map(|group_size| Quantization::affine(group_size, bits)));
     let schemes = schemes.chain(Mode::ALL.into_iter().filter_map(Mode::scheme));
     let schemes: Vec<_> = std::iter::once(None).chain(schemes.map(Some)).collect();
     let style = ProgressStyle::with_template("{bar:40} {pos} of {len} schemes, {eta} left")?;
@@ -56,7 +61,12 @@ fn main() -> Result<()> {
         if scheme.is_none() {
             reference = guesses.likeliest.clone();
         }
-        let same = guesses.likeliest.iter().zip(&reference).filter(|(a, b)| a == b).count();
+        let same = guesses
+            .likeliest
+            .iter()
+            .zip(&reference)
+            .filter(|(a, b)| a == b)
+            .count();
         rows.push(json!({
             "bits": scheme.map(|scheme| scheme.bits), "group_size": scheme.map(|scheme| scheme.group_size),
             "mode": scheme.map(|scheme| scheme.mode.name().to_string_lossy()),
@@ -65,13 +75,22 @@ fn main() -> Result<()> {
             "weights": weights(&arguments, scheme)?, "matrix": scheme.map(matrix_error).transpose()?,
         }));
     }
-    println!("{:#}", json!({ "model": arguments.model, "pictures": seen.len(), "rows": rows }));
+    println!(
+        "{:#}",
+        json!({ "model": arguments.model, "pictures": seen.len(), "rows": rows })
+    );
     Ok(())
 }
 
 fn options(scheme: Option<Quantization>) -> LoadOptions {
-    let quantize = scheme.map(|quantization| QuantizeOptions { quantization, ..QuantizeOptions::default() });
-    LoadOptions { quantize, ..LoadOptions::default() }
+    let quantize = scheme.map(|quantization| QuantizeOptions {
+        quantization,
+        ..QuantizeOptions::default()
+    });
+    LoadOptions {
+        quantize,
+        ..LoadOptions::default()
+    }
 }
 
 /// Bytes of the weights.
@@ -80,7 +99,11 @@ fn weights(arguments: &Arguments, scheme: Option<Quantization>) -> Result<u64> {
 }
 
 /// Answers that are exactly right, and questions asked.
-fn score(arguments: &Arguments, seen: &[Seen], scheme: Option<Quantization>) -> Result<(usize, usize)> {
+fn score(
+    arguments: &Arguments,
+    seen: &[Seen],
+    scheme: Option<Quantization>,
+) -> Result<(usize, usize)> {
     let model = Model::load(&arguments.model, options(scheme), Op::default())?;
     let (mut right, mut asked) = (0, 0);
     for seen in seen {
@@ -128,33 +151,50 @@ impl Forced {
             }
             Ok((dense, texts))
         })?;
-        Ok(Forced { device, dense, texts })
+        Ok(Forced {
+            device,
+            dense,
+            texts,
+        })
     }
 
     fn guesses(&self, scheme: Option<Quantization>) -> Result<Guesses> {
         self.device.run(|| {
             let mut model = self.dense.clone();
             if let Some(quantization) = scheme {
-                model.quantize_with(&QuantizeOptions { quantization, ..QuantizeOptions::default() })?;
+                model.quantize_with(&QuantizeOptions {
+                    quantization,
+                    ..QuantizeOptions::default()
+                })?;
             }
             let (mut likeliest, mut loss) = (Vec::new(), 0.0);
             for (ids, answer, picture) in &self.texts {
                 let embeds = model.embed(ids, Some(picture))?;
-                let logits =
-                    model.forward_embeddings(&embeds, &mut model.new_cache(), Want::All, &|| Ok(()))?.unwrap().to_vec_cast::<f32>()?;
+                let logits = model
+                    .forward_embeddings(&embeds, &mut model.new_cache(), Want::All, &|| Ok(()))?
+                    .unwrap()
+                    .to_vec_cast::<f32>()?;
                 let vocabulary = model.decoder.settings().vocab_size;
                 for (i, id) in ids.iter().enumerate().skip(*answer) {
-                    // A token is told from the position before it; behind the first one stands the picture.
+                    // A token is told from the position before it; behind the first one stands the
+                    // picture.
                     let row = i - 1 + model.image_tokens();
                     let row = &logits[row * vocabulary..(row + 1) * vocabulary];
                     let most = row.iter().copied().fold(f32::MIN, f32::max);
                     let sum: f64 = row.iter().map(|logit| f64::from(logit - most).exp()).sum();
                     loss += sum.ln() - f64::from(row[*id as usize] - most);
-                    likeliest.push(row.iter().position(|logit| *logit == most).context("a number among the logits is none")?);
+                    likeliest.push(
+                        row.iter()
+                            .position(|logit| *logit == most)
+                            .context("a number among the logits is none")?,
+                    );
                 }
             }
             let perplexity = (loss / likeliest.len().max(1) as f64).exp();
-            Ok(Guesses { likeliest, perplexity })
+            Ok(Guesses {
+                likeliest,
+                perplexity,
+            })
         })
     }
 }
@@ -162,23 +202,36 @@ impl Forced {
 /// Ids of a question with its answer, and the number of those before the answer.
 fn forced_ids(tokenizer: &Tokenizer, question: &str, answer: &str) -> Result<(Vec<u32>, usize)> {
     let asked = tokenizer.encode(&pure_prompt(&[Message::user(question)])?, true)?;
-    let answered = tokenizer.encode(&pure_prompt(&[Message::user(question), Message::assistant(answer)])?, true)?;
-    let common = asked.iter().zip(&answered).take_while(|(a, b)| a == b).count();
+    let answered = tokenizer.encode(
+        &pure_prompt(&[Message::user(question), Message::assistant(answer)])?,
+        true,
+    )?;
+    let common = asked
+        .iter()
+        .zip(&answered)
+        .take_while(|(a, b)| a == b)
+        .count();
     Ok((answered, common))
 }
 
-/// Errors of a random matrix of the size of Moxin-7B's MLP: of its numbers, and of its product with a random vector, each relative.
+/// Errors of a random matrix of the size of Moxin-7B's MLP: of its numbers, and of its product with
+/// a random vector, each relative.
 fn matrix_error(scheme: Quantization) -> Result<Value> {
     let device = Device::new(Backend::Cpu)?;
     device.run(|| {
         let key = random::key(7)?;
-        let weight = random::normal::<f32>(&[4096, 14336], None, 0.02, &key)?.as_dtype(Dtype::Bfloat16)?;
+        let weight =
+            random::normal::<f32>(&[4096, 14336], None, 0.02, &key)?.as_dtype(Dtype::Bfloat16)?;
         let x = random::normal::<f32>(&[1, 14336], None, None, &random::key(8)?)?;
         let quantized = QuantizedMatrix::quantize(&weight, scheme)?;
         let rows = Array::from_iter(0..4096u32, &[4096]);
         let back = Matrix::Quantized(quantized).rows(&rows, Dtype::Float32)?;
         let weight = weight.as_dtype(Dtype::Float32)?;
-        let norm = |array: &Array| -> Result<f64> { Ok(f64::from(array.square()?.sum(None)?.sqrt()?.try_item_cast::<f32>()?)) };
+        let norm = |array: &Array| -> Result<f64> {
+            Ok(f64::from(
+                array.square()?.sum(None)?.sqrt()?.try_item_cast::<f32>()?,
+            ))
+        };
         let numbers = norm(&weight.subtract(&back)?)? / norm(&weight)?;
         let exact = x.matmul(weight.transpose()?)?;
         let product = norm(&exact.subtract(x.matmul(back.transpose()?)?)?)? / norm(&exact)?;

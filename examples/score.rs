@@ -1,4 +1,5 @@
-//! How many questions about pictures that it never saw a model answers exactly right, by kind of question.
+//! How many questions about pictures that it never saw a model answers exactly right, by kind of
+//! question.
 //!
 //!     cargo run --example score -- [--model models/tiny] [--limit N] [--json]
 //!
@@ -69,35 +70,61 @@ fn main() -> Result<ExitCode> {
                 score.right += usize::from(answer == turn.answer);
                 if arguments.wrong && answer != turn.answer {
                     let (row, column) = (seen.row, seen.column);
-                    bar.suspend(|| println!("row {row}, column {column}: {} {answer:?}, expected {:?}", turn.question, turn.answer));
+                    bar.suspend(|| {
+                        println!(
+                            "row {row}, column {column}: {} {answer:?}, expected {:?}",
+                            turn.question, turn.answer
+                        )
+                    });
                 }
             }
         }
     }
     bar.finish_and_clear();
 
-    let all = scores.values().fold(Score::default(), |all, one| Score { right: all.right + one.right, asked: all.asked + one.asked });
+    let all = scores.values().fold(Score::default(), |all, one| Score {
+        right: all.right + one.right,
+        asked: all.asked + one.asked,
+    });
     if arguments.json {
         print_json(&scores, all);
     } else {
         print_table(&scores, all);
     }
     if all.share() < EXPECTED {
-        eprintln!("{:.1} % of the answers are right; at least {:.0} % are expected", 100.0 * all.share(), 100.0 * EXPECTED);
+        eprintln!(
+            "{:.1} % of the answers are right; at least {:.0} % are expected",
+            100.0 * all.share(),
+            100.0 * EXPECTED
+        );
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn print_table(scores: &BTreeMap<&str, Score>, all: Score) {
-    println!("{:16} {:>6} {:>6} {:>9}", "kind", "right", "asked", "per cent");
+    println!(
+        "{:16} {:>6} {:>6} {:>9}",
+        "kind", "right", "asked", "per cent"
+    );
     for (kind, score) in scores.iter().chain([(&"all", &all)]) {
-        println!("{kind:16} {:>6} {:>6} {:>9.1}", score.right, score.asked, 100.0 * score.share());
+        println!(
+            "{kind:16} {:>6} {:>6} {:>9.1}",
+            score.right,
+            score.asked,
+            100.0 * score.share()
+        );
     }
 }
 
 fn print_json(scores: &BTreeMap<&str, Score>, all: Score) {
     let row = |score: &Score| serde_json::json!({ "right": score.right, "asked": score.asked, "share": score.share() });
-    let kinds: BTreeMap<_, _> = scores.iter().map(|(kind, score)| (kind, row(score))).collect();
-    println!("{:#}", serde_json::json!({ "kinds": kinds, "all": row(&all) }));
+    let kinds: BTreeMap<_, _> = scores
+        .iter()
+        .map(|(kind, score)| (kind, row(score)))
+        .collect();
+    println!(
+        "{:#}",
+        serde_json::json!({ "kinds": kinds, "all": row(&all) })
+    );
 }

@@ -1,12 +1,14 @@
-//! Writes what each stage of a model makes of a conversation to a safetensors file, to be compared with a reference.
+//! Writes what each stage of a model makes of a conversation to a safetensors file, to be compared
+//! with a reference.
 //!
 //! ```text
 //! cargo run --example stages -- models/tiny --image models/demo.png --prompt "What is it?" --out stages.safetensors
 //! ```
 //!
-//! All are float32 or int32: `pixels`, as the model's processor makes them (of several pictures one after the other), `grids`
-//! `[pictures, 3]` where they have grids of patches, `image_features` `[features, hidden]`, `input_ids` `[rows]`, -1 where a row has no
-//! token, `position_ids` `[3, rows]`, and `logits` `[rows, vocabulary]` of the prefill.
+//! All are float32 or int32: `pixels`, as the model's processor makes them (of several pictures one
+//! after the other), `grids` `[pictures, 3]` where they have grids of patches, `image_features`
+//! `[features, hidden]`, `input_ids` `[rows]`, -1 where a row has no token, `position_ids`
+//! `[3, rows]`, and `logits` `[rows, vocabulary]` of the prefill.
 
 use std::{collections::HashMap, path::PathBuf};
 
@@ -42,12 +44,18 @@ impl Args {
     fn parse() -> Result<Args> {
         let (mut args, mut all) = (Args::default(), std::env::args().skip(1));
         while let Some(arg) = all.next() {
-            let mut value = || all.next().with_context(|| format!("{arg} takes a value\n{USAGE}"));
+            let mut value = || {
+                all.next()
+                    .with_context(|| format!("{arg} takes a value\n{USAGE}"))
+            };
             match arg.as_str() {
                 "--cpu" => args.cpu = true,
                 "--model" => args.model = value()?.into(),
                 "--out" => args.out = value()?.into(),
-                "--max-pixels" => args.budget.max_pixels = Some(value()?.parse().context("--max-pixels takes a number")?),
+                "--max-pixels" => {
+                    args.budget.max_pixels =
+                        Some(value()?.parse().context("--max-pixels takes a number")?)
+                }
                 "--image" => {
                     args.images.push(value()?.into());
                     args.add(Role::User, Part::Image);
@@ -68,7 +76,10 @@ impl Args {
                 other => args.model = other.into(),
             }
         }
-        if args.model.as_os_str().is_empty() || args.out.as_os_str().is_empty() || args.messages.is_empty() {
+        if args.model.as_os_str().is_empty()
+            || args.out.as_os_str().is_empty()
+            || args.messages.is_empty()
+        {
             bail!(USAGE);
         }
         Ok(args)
@@ -77,14 +88,21 @@ impl Args {
     fn add(&mut self, role: Role, part: Part) {
         match self.messages.last_mut() {
             Some(last) if last.role == role => last.parts.push(part),
-            _ => self.messages.push(Message { role, parts: vec![part] }),
+            _ => self.messages.push(Message {
+                role,
+                parts: vec![part],
+            }),
         }
     }
 }
 
 fn main() -> Result<()> {
     let args = Args::parse()?;
-    let device = Device::new(if args.cpu { Backend::Cpu } else { Backend::Auto })?;
+    let device = Device::new(if args.cpu {
+        Backend::Cpu
+    } else {
+        Backend::Auto
+    })?;
     device.run(|| write_stages(&args, &device))
 }
 
@@ -92,27 +110,52 @@ fn write_stages(args: &Args, device: &Device) -> Result<()> {
     let folder = ModelFolder::open(&args.model)?;
     let (model, _) = folder.load(device, None, &|_, _| None, &|_, _| Ok(()))?;
     let end = folder.blueprint.limits().end_tokens;
-    let writer =
-        PromptWriter::new(folder.blueprint.clone(), &load_tokenizer(&args.model)?, Template::from_folder(&args.model, None)?, &end)?;
-    let (mut images, mut features, mut pixels, mut shape) = (Vec::new(), Vec::new(), Vec::new(), vec![0i32]);
+    let writer = PromptWriter::new(
+        folder.blueprint.clone(),
+        &load_tokenizer(&args.model)?,
+        Template::from_folder(&args.model, None)?,
+        &end,
+    )?;
+    let (mut images, mut features, mut pixels, mut shape) =
+        (Vec::new(), Vec::new(), Vec::new(), vec![0i32]);
     for path in &args.images {
-        let picture = Picture::open(path, &DecodeOptions { apply_orientation: false, ..Default::default() })?;
-        let size = MediumSize { width: picture.width() as usize, height: picture.height() as usize };
+        let picture = Picture::open(
+            path,
+            &DecodeOptions {
+                apply_orientation: false,
+                ..Default::default()
+            },
+        )?;
+        let size = MediumSize {
+            width: picture.width() as usize,
+            height: picture.height() as usize,
+        };
         let plan = folder.blueprint.plan(size, args.budget)?;
         let made = folder.blueprint.preprocess(&picture, &plan)?;
         features.push(model.vision.encode(&made, &plan, &|_| Ok(()))?);
         // Planes of each picture, or rows of patches, which go on from picture to picture.
         shape = match plan.grids.is_empty() {
-            true => vec![shape[0] + 1, made.channels as i32, made.height as i32, made.width as i32],
+            true => vec![
+                shape[0] + 1,
+                made.channels as i32,
+                made.height as i32,
+                made.width as i32,
+            ],
             false => vec![shape[0] + made.height as i32, made.width as i32],
         };
         pixels.extend(made.data);
         let key = MediaKey::new(picture.hash(), &plan);
-        images.push(ChatImage { plan, key, content: ImageContent::Picture(picture) });
+        images.push(ChatImage {
+            plan,
+            key,
+            content: ImageContent::Picture(picture),
+        });
     }
     let mut messages = args.messages.clone();
     if !writer.is_marked() {
-        messages.iter_mut().for_each(|message| message.parts.retain(|part| *part != Part::Image));
+        messages
+            .iter_mut()
+            .for_each(|message| message.parts.retain(|part| *part != Part::Image));
     }
     let prompt = writer.write(&PromptRequest::new(&messages, &images, true))?;
     let mut placed = Vec::new();
@@ -124,12 +167,34 @@ fn write_stages(args: &Args, device: &Device) -> Result<()> {
         }
     }
     let cache = &mut model.decoder.new_cache()[..];
-    let segment = Segment { input: Input::Ids, rows: &prompt.rows, features: &placed, cache, want: Want::All };
-    let logits = model.decoder.forward(&mut [segment], &|_| Ok(())).remove(0)?.context("no logits")?;
+    let segment = Segment {
+        input: Input::Ids,
+        rows: &prompt.rows,
+        features: &placed,
+        cache,
+        want: Want::All,
+    };
+    let logits = model
+        .decoder
+        .forward(&mut [segment], &|_| Ok(()))
+        .remove(0)?
+        .context("no logits")?;
 
     let rows = prompt.rows.len() as i32;
-    let ids: Vec<i32> = prompt.rows.iter().map(|row| if row.id == Row::NO_ID { -1 } else { row.id as i32 }).collect();
-    let positions: Vec<i32> = (0..3).flat_map(|axis| prompt.rows.iter().map(move |row| row.position[axis])).collect();
+    let ids: Vec<i32> = prompt
+        .rows
+        .iter()
+        .map(|row| {
+            if row.id == Row::NO_ID {
+                -1
+            } else {
+                row.id as i32
+            }
+        })
+        .collect();
+    let positions: Vec<i32> = (0..3)
+        .flat_map(|axis| prompt.rows.iter().map(move |row| row.position[axis]))
+        .collect();
     let mut stages = HashMap::from([
         ("input_ids", Array::from_slice(&ids, &[rows])),
         ("position_ids", Array::from_slice(&positions, &[3, rows])),
@@ -137,15 +202,29 @@ fn write_stages(args: &Args, device: &Device) -> Result<()> {
     ]);
     if !images.is_empty() {
         stages.insert("pixels", Array::from_slice(&pixels, &shape));
-        let all: Vec<Array> = features.iter().map(|features: &Features| wide(&features.rows)).collect::<Result<_>>()?;
+        let all: Vec<Array> = features
+            .iter()
+            .map(|features: &Features| wide(&features.rows))
+            .collect::<Result<_>>()?;
         stages.insert("image_features", wide(&mlx_rs::ops::concatenate(&all, 0)?)?);
     }
-    let grids: Vec<i32> = images.iter().flat_map(|image| image.plan.grids.iter().flatten()).map(|side| *side as i32).collect();
+    let grids: Vec<i32> = images
+        .iter()
+        .flat_map(|image| image.plan.grids.iter().flatten())
+        .map(|side| *side as i32)
+        .collect();
     if !grids.is_empty() {
-        stages.insert("grids", Array::from_slice(&grids, &[grids.len() as i32 / 3, 3]));
+        stages.insert(
+            "grids",
+            Array::from_slice(&grids, &[grids.len() as i32 / 3, 3]),
+        );
     }
-    let views = stages.iter().map(|(name, array)| Ok((*name, TensorView::try_from(array)?))).collect::<Result<Vec<_>>>()?;
-    safetensors::serialize_to_file(views, None, &args.out).with_context(|| format!("writing {}", args.out.display()))
+    let views = stages
+        .iter()
+        .map(|(name, array)| Ok((*name, TensorView::try_from(array)?)))
+        .collect::<Result<Vec<_>>>()?;
+    safetensors::serialize_to_file(views, None, &args.out)
+        .with_context(|| format!("writing {}", args.out.display()))
 }
 
 /// As float32, evaluated and laid out row by row, so that its numbers can be read.

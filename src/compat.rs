@@ -55,12 +55,20 @@ pub fn load_model_on(
 ) -> Result<MoxinVLM> {
     let folder = ModelFolder::open(folder)?;
     if folder.model_type != "prismatic" {
-        let what = format!("model_type is {:?}; load_model reads \"prismatic\", and Model::load all others too", folder.model_type);
+        let what = format!(
+            "model_type is {:?}; load_model reads \"prismatic\", and Model::load all others too",
+            folder.model_type
+        );
         return Err(Error::unsupported(&folder.files.config_path, what));
     }
     let vision = |weights: &Weights| prismatic::load_vision(&folder.files, weights, device);
-    let (vision, decoder, _) = folder.load_with(device, memory_limit, &|_, _| None, progress, vision)?;
-    Ok(MoxinVLM { vision, decoder, dtype: device.dtype })
+    let (vision, decoder, _) =
+        folder.load_with(device, memory_limit, &|_, _| None, progress, vision)?;
+    Ok(MoxinVLM {
+        vision,
+        decoder,
+        dtype: device.dtype,
+    })
 }
 
 /// A Prismatic vision-language model.
@@ -82,7 +90,10 @@ impl MoxinVLM {
 
     /// Tokens that a picture takes.
     pub fn image_tokens(&self) -> usize {
-        self.vision.encoders.first().map_or(0, |encoder| encoder.config.num_patches())
+        self.vision
+            .encoders
+            .first()
+            .map_or(0, |encoder| encoder.config.num_patches())
     }
 
     /// Features of each encoder, `[1, patches, width]`, for processed pixels.
@@ -95,17 +106,21 @@ impl MoxinVLM {
         self.vision.project_by_layers(features, &|| Ok(()))
     }
 
-    /// The decoder's input for a prompt, `[1, tokens, hidden]`: the first token, the picture's tokens
-    /// if there are any, the rest.
+    /// The decoder's input for a prompt, `[1, tokens, hidden]`: the first token, the picture's
+    /// tokens if there are any, the rest.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for an id outside the vocabulary: MLX would read past the table.
     pub fn embed(&self, ids: &[u32], image: Option<&Array>) -> Result<Array> {
         let vocabulary = self.decoder.settings().vocab_size;
         if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
-            return Err(Error::InvalidArgument(format!("token id {id} is outside the model's vocabulary of {vocabulary}")));
+            return Err(Error::InvalidArgument(format!(
+                "token id {id} is outside the model's vocabulary of {vocabulary}"
+            )));
         }
-        let embeds = self.decoder.embed(&Array::from_slice(ids, &[1, ids.len() as i32]))?;
+        let embeds = self
+            .decoder
+            .embed(&Array::from_slice(ids, &[1, ids.len() as i32]))?;
         Ok(match image {
             Some(image) => splice(&embeds, image)?,
             None => embeds,
@@ -115,8 +130,8 @@ impl MoxinVLM {
     /// Logits of embeddings `[batch, tokens, hidden]` that follow what the cache holds, `[batch,
     /// tokens, vocabulary]`, or of the last token alone.
     ///
-    /// Calls `poll` before every layer; where it fails the work ends with its error, and the cache is
-    /// as it was.
+    /// Calls `poll` before every layer; where it fails the work ends with its error, and the cache
+    /// is as it was.
     pub fn forward_embeddings<C: KeyValueCache>(
         &self,
         embeddings: &Array,
@@ -125,15 +140,27 @@ impl MoxinVLM {
         poll: &dyn Fn() -> Result<()>,
     ) -> Result<Option<Array>> {
         let start = cache.first().map_or(0, |cache| cache.offset());
-        let rows: Vec<Row> = (start..start + embeddings.dim(1)).map(|i| Row::causal(Row::NO_ID, [i; 3], i as usize)).collect();
-        let segment = Segment { input: Input::Embeddings(embeddings), rows: &rows, features: &[], cache, want };
-        self.decoder.forward(&mut [segment], &|_| poll()).pop().unwrap_or(Ok(None))
+        let rows: Vec<Row> = (start..start + embeddings.dim(1))
+            .map(|i| Row::causal(Row::NO_ID, [i; 3], i as usize))
+            .collect();
+        let segment = Segment {
+            input: Input::Embeddings(embeddings),
+            rows: &rows,
+            features: &[],
+            cache,
+            want,
+        };
+        self.decoder
+            .forward(&mut [segment], &|_| poll())
+            .pop()
+            .unwrap_or(Ok(None))
     }
 
     /// Logits `[batch, tokens, vocabulary]` of a whole prompt.
     ///
     /// * `dino_image`, `siglip_image`: normalized pictures `[batch, height, width, 3]`
-    /// * `input_ids`: `[batch, tokens]`, beginning-of-sequence token first; each id below the vocabulary's size
+    /// * `input_ids`: `[batch, tokens]`, beginning-of-sequence token first; each id below the
+    ///   vocabulary's size
     /// * `cache`: empty, or as [`MoxinVLM::new_cache`] makes it
     pub fn forward<C: KeyValueCache + Default>(
         &self,
@@ -143,7 +170,10 @@ impl MoxinVLM {
         cache: &mut Vec<C>,
     ) -> Result<Array> {
         let [dino, siglip] = self.vision.encoders.as_slice() else {
-            return Err(Error::InvalidState(format!("this model has {} vision encoder, forward needs two", self.vision.encoders.len())));
+            return Err(Error::InvalidState(format!(
+                "this model has {} vision encoder, forward needs two",
+                self.vision.encoders.len()
+            )));
         };
         let image = self.project(&[dino.forward(dino_image)?, siglip.forward(siglip_image)?])?;
         let embeds = splice(&self.decoder.embed(input_ids)?, &image)?;
@@ -151,12 +181,21 @@ impl MoxinVLM {
     }
 
     /// Logits `[batch, 1, vocabulary]` after one more token, `[batch]` or `[batch, 1]`.
-    pub fn decode_token<C: KeyValueCache + Default>(&self, token: &Array, cache: &mut Vec<C>) -> Result<Array> {
+    pub fn decode_token<C: KeyValueCache + Default>(
+        &self,
+        token: &Array,
+        cache: &mut Vec<C>,
+    ) -> Result<Array> {
         let embeds = self.decoder.embed(&token.reshape(&[-1, 1])?)?;
         self.logits(&embeds, cache, Want::Last)
     }
 
-    fn logits<C: KeyValueCache + Default>(&self, embeds: &Array, cache: &mut Vec<C>, want: Want) -> Result<Array> {
+    fn logits<C: KeyValueCache + Default>(
+        &self,
+        embeds: &Array,
+        cache: &mut Vec<C>,
+        want: Want,
+    ) -> Result<Array> {
         if cache.is_empty() {
             cache.resize_with(self.decoder.settings().layers, C::default);
         }
@@ -164,22 +203,30 @@ impl MoxinVLM {
         logits.ok_or_else(|| Error::InvalidState("no logits were computed".into()))
     }
 
-    /// Quantizes the language model, embedding and output head included, as MLX's community does: see [`QuantizeOptions`].
+    /// Quantizes the language model, embedding and output head included, as MLX's community does:
+    /// see [`QuantizeOptions`].
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for a scheme that MLX does not have.
     pub fn quantize(&mut self, group_size: usize, bits: usize) -> Result<()> {
-        self.quantize_with(&QuantizeOptions { quantization: Quantization::affine(group_size, bits), ..QuantizeOptions::default() })
+        self.quantize_with(&QuantizeOptions {
+            quantization: Quantization::affine(group_size, bits),
+            ..QuantizeOptions::default()
+        })
     }
 
-    /// Quantizes what the options say, a matrix after the other; those quantized before stay as they are.
+    /// Quantizes what the options say, a matrix after the other; those quantized before stay as
+    /// they are.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a scheme that MLX does not have; [`Error::Backend`], after which some matrices are quantized and some
-    /// not. [`Model::quantize`](crate::Model::quantize) leaves a model as it was.
+    /// [`Error::InvalidArgument`] for a scheme that MLX does not have; [`Error::Backend`], after
+    /// which some matrices are quantized and some not. [`Model::quantize`](crate::Model::quantize)
+    /// leaves a model as it was.
     pub fn quantize_with(&mut self, options: &QuantizeOptions) -> Result<()> {
         options.check()?;
-        self.matrices().into_iter().try_for_each(|(path, matrix)| quantize_matrix(&path, matrix, options))
+        self.matrices()
+            .into_iter()
+            .try_for_each(|(path, matrix)| quantize_matrix(&path, matrix, options))
     }
 
     fn matrices(&mut self) -> Vec<(String, &mut Matrix)> {
@@ -198,10 +245,15 @@ fn splice(text: &Array, image: &Array) -> Result<Array, Exception> {
 
 /// Normalizes pictures `[batch, height, width, 3]` in 0 to 1 for the DINOv2 encoder.
 ///
-/// The statistics are ImageNet's, rounded to bfloat16: the checkpoint's processor was saved so, and the model runs with these values.
+/// The statistics are ImageNet's, rounded to bfloat16: the checkpoint's processor was saved so, and
+/// the model runs with these values.
 #[allow(clippy::excessive_precision)] // bfloat16 values, written out in full
 pub fn normalize_dino(image: &Array) -> Result<Array> {
-    normalize(image, [0.484375, 0.455078125, 0.40625], [0.228515625, 0.2236328125, 0.224609375])
+    normalize(
+        image,
+        [0.484375, 0.455078125, 0.40625],
+        [0.228515625, 0.2236328125, 0.224609375],
+    )
 }
 
 /// Normalizes pictures `[batch, height, width, 3]` in 0 to 1 for the SigLIP encoder: to -1 to 1.
@@ -210,15 +262,23 @@ pub fn normalize_siglip(image: &Array) -> Result<Array> {
 }
 
 fn normalize(image: &Array, mean: [f32; 3], std: [f32; 3]) -> Result<Array> {
-    Ok(image.subtract(Array::from_slice(&mean, &[3]))?.divide(Array::from_slice(&std, &[3]))?)
+    Ok(image
+        .subtract(Array::from_slice(&mean, &[3]))?
+        .divide(Array::from_slice(&std, &[3]))?)
 }
 
-/// One token for each row of logits `[batch, vocabulary]`: the likeliest at temperature 0, else drawn from MLX's global random state.
+/// One token for each row of logits `[batch, vocabulary]`: the likeliest at temperature 0, else
+/// drawn from MLX's global random state.
 pub fn sample(logits: &Array, temperature: f32) -> Result<Array, Exception> {
     if temperature == 0.0 {
         argmax_axis(logits, -1, false)
     } else {
-        categorical(logits.multiply(Array::from_f32(1.0 / temperature))?, None, None, None)
+        categorical(
+            logits.multiply(Array::from_f32(1.0 / temperature))?,
+            None,
+            None,
+            None,
+        )
     }
 }
 
@@ -258,13 +318,18 @@ pub struct Generate<'a, C> {
 }
 
 enum Next {
-    Prefill { dino: Array, siglip: Array, ids: Array },
+    Prefill {
+        dino: Array,
+        siglip: Array,
+        ids: Array,
+    },
     Decode(Array),
     Done,
 }
 
 impl<'a, C: KeyValueCache + Default> Generate<'a, C> {
-    /// Begins with a picture, as [`MoxinVLM::forward`] takes it, and the ids of a prompt, `[1, tokens]`. The cache is empty or fresh.
+    /// Begins with a picture, as [`MoxinVLM::forward`] takes it, and the ids of a prompt,
+    /// `[1, tokens]`. The cache is empty or fresh.
     pub fn new(
         model: &'a mut MoxinVLM,
         cache: &'a mut Vec<C>,
@@ -273,7 +338,16 @@ impl<'a, C: KeyValueCache + Default> Generate<'a, C> {
         siglip_image: Array,
         input_ids: Array,
     ) -> Self {
-        Generate { model, cache, temperature, next: Next::Prefill { dino: dino_image, siglip: siglip_image, ids: input_ids } }
+        Generate {
+            model,
+            cache,
+            temperature,
+            next: Next::Prefill {
+                dino: dino_image,
+                siglip: siglip_image,
+                ids: input_ids,
+            },
+        }
     }
 
     fn step(&mut self, logits: Array) -> Result<Array> {
@@ -291,7 +365,9 @@ impl<C: KeyValueCache + Default> Iterator for Generate<'_, C> {
     fn next(&mut self) -> Option<Self::Item> {
         let logits = match std::mem::replace(&mut self.next, Next::Done) {
             Next::Done => return None,
-            Next::Prefill { dino, siglip, ids } => self.model.forward(&dino, &siglip, &ids, self.cache),
+            Next::Prefill { dino, siglip, ids } => {
+                self.model.forward(&dino, &siglip, &ids, self.cache)
+            }
             Next::Decode(token) => self.model.decode_token(&token, self.cache),
         };
         Some(logits.and_then(|logits| self.step(logits)))

@@ -1,5 +1,5 @@
-//! One error type for the whole library. Each variant carries what a person needs to put the matter right: what was wrong, where, and
-//! what was expected.
+//! One error type for the whole library. Each variant carries what a person needs to put the matter
+//! right: what was wrong, where, and what was expected.
 
 use std::path::{Path, PathBuf};
 
@@ -80,7 +80,8 @@ pub enum Error {
     Suspended,
     /// Not enough room in the context for the prompt.
     #[error(
-        "the prompt needs at least {needed} tokens and the context holds {limit}; shorten the conversation, give its images fewer pixels (max_pixels), or raise the context limit"
+        "the prompt needs at least {needed} tokens and the context holds {limit}; shorten the \
+         conversation, give its images fewer pixels (max_pixels), or raise the context limit"
     )]
     ContextFull {
         /// The fewest tokens that the prompt and an answer take.
@@ -113,18 +114,30 @@ impl Error {
     /// An I/O failure on `path`; a missing file becomes [`Error::NotFound`] with `what` it was for.
     pub(crate) fn io(path: &Path, what: &str, source: std::io::Error) -> Self {
         match source.kind() {
-            std::io::ErrorKind::NotFound => Error::NotFound { path: path.into(), what: what.into() },
-            _ => Error::Io { path: path.into(), source },
+            std::io::ErrorKind::NotFound => Error::NotFound {
+                path: path.into(),
+                what: what.into(),
+            },
+            _ => Error::Io {
+                path: path.into(),
+                source,
+            },
         }
     }
 
     /// A damaged model file.
     pub(crate) fn corrupt(path: &Path, what: impl Into<String>) -> Self {
-        Error::CorruptModel { path: path.into(), what: what.into() }
+        Error::CorruptModel {
+            path: path.into(),
+            what: what.into(),
+        }
     }
 
     /// A model that this library does not run.
     pub(crate) fn unsupported(path: &Path, what: impl Into<String>) -> Self {
-        Error::UnsupportedModel { path: path.into(), what: what.into() }
+        Error::UnsupportedModel {
+            path: path.into(),
+            what: what.into(),
+        }
     }
 }

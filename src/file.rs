@@ -28,7 +28,10 @@ pub const MAX_JSON_BYTES: u64 = 16 << 20;
 const BYTES_PER_VALUE: u64 = 16;
 
 /// How a file is opened: no waiting, no terminal, not for programs that are started.
-const FLAGS: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
+const FLAGS: OFlags = OFlags::RDONLY
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::NOCTTY)
+    .union(OFlags::CLOEXEC);
 
 /// Opens a regular file for reading; returns it with its size. `what` says what the file is for.
 ///
@@ -49,35 +52,69 @@ pub fn read_json(path: &Path, what: &str, max_bytes: u64) -> Result<Vec<u8>> {
     let bytes = read(path, what, max_bytes)?;
     let max_values = max_bytes / BYTES_PER_VALUE;
     // A value follows each of these, but for the few that are inside of texts.
-    let values = bytes.iter().filter(|byte| matches!(byte, b'[' | b'{' | b',')).count() as u64;
+    let values = bytes
+        .iter()
+        .filter(|byte| matches!(byte, b'[' | b'{' | b','))
+        .count() as u64;
     if values > max_values {
-        return Err(Error::corrupt(path, format!("{what} has {values} values; expected at most {max_values}")));
+        return Err(Error::corrupt(
+            path,
+            format!("{what} has {values} values; expected at most {max_values}"),
+        ));
     }
     Ok(bytes)
 }
 
-fn read_opened((file, size): (File, u64), path: &Path, what: &str, max_bytes: u64) -> Result<Vec<u8>> {
-    let too_long = |size| Error::corrupt(path, format!("{what} has {size} bytes; expected at most {max_bytes}"));
+fn read_opened(
+    (file, size): (File, u64),
+    path: &Path,
+    what: &str,
+    max_bytes: u64,
+) -> Result<Vec<u8>> {
+    let too_long = |size| {
+        Error::corrupt(
+            path,
+            format!("{what} has {size} bytes; expected at most {max_bytes}"),
+        )
+    };
     if size > max_bytes {
         return Err(too_long(size));
     }
     let mut bytes = Vec::new();
-    let no_memory = |_: TryReserveError| Error::Io { path: path.into(), source: io::ErrorKind::OutOfMemory.into() };
-    bytes.try_reserve_exact(size as usize + 1).map_err(no_memory)?;
-    file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(|source| Error::io(path, what, source))?;
+    let no_memory = |_: TryReserveError| Error::Io {
+        path: path.into(),
+        source: io::ErrorKind::OutOfMemory.into(),
+    };
+    bytes
+        .try_reserve_exact(size as usize + 1)
+        .map_err(no_memory)?;
+    file.take(max_bytes.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .map_err(|source| Error::io(path, what, source))?;
     match bytes.len() as u64 {
         read if read > max_bytes => Err(too_long(read)),
         _ => Ok(bytes),
     }
 }
 
-fn open_at(folder: BorrowedFd, name: &OsStr, path: &Path, what: &str, flags: OFlags) -> Result<(File, u64)> {
-    let none = |found: &str| Error::corrupt(path, format!("is {found}, not a file; expected {what}"));
+fn open_at(
+    folder: BorrowedFd,
+    name: &OsStr,
+    path: &Path,
+    what: &str,
+    flags: OFlags,
+) -> Result<(File, u64)> {
+    let none =
+        |found: &str| Error::corrupt(path, format!("is {found}, not a file; expected {what}"));
     let failed = |errno: Errno| match errno {
         Errno::NXIO | Errno::OPNOTSUPP => none("a socket or a device"),
         _ => Error::io(path, what, errno.into()),
     };
-    let follow = if flags.contains(OFlags::NOFOLLOW) { AtFlags::SYMLINK_NOFOLLOW } else { AtFlags::empty() };
+    let follow = if flags.contains(OFlags::NOFOLLOW) {
+        AtFlags::SYMLINK_NOFOLLOW
+    } else {
+        AtFlags::empty()
+    };
     let check = |stat: &Stat| kind_of(stat).map_or(Ok(()), |kind| Err(none(kind)));
     // Opening alone makes some devices act. What counts is the second look: the name may lead
     // elsewhere by then.
@@ -85,7 +122,8 @@ fn open_at(folder: BorrowedFd, name: &OsStr, path: &Path, what: &str, flags: OFl
         link if FileType::from_raw_mode(link.st_mode) == FileType::Symlink => {}
         stat => check(&stat)?,
     }
-    let file = retry_on_intr(|| openat(folder, name, FLAGS | flags, Mode::empty())).map_err(failed)?;
+    let file =
+        retry_on_intr(|| openat(folder, name, FLAGS | flags, Mode::empty())).map_err(failed)?;
     let stat = fstat(&file).map_err(failed)?;
     check(&stat)?;
     Ok((file.into(), stat.st_size as u64))
@@ -129,7 +167,10 @@ impl Folder {
     /// folder.
     pub fn open(path: &Path, what: &str) -> Result<Folder> {
         if path.as_os_str().is_empty() {
-            return Err(Error::NotFound { path: path.into(), what: what.into() });
+            return Err(Error::NotFound {
+                path: path.into(),
+                what: what.into(),
+            });
         }
         let path = std::path::absolute(path).map_err(|error| Error::io(path, what, error))?;
         Folder::open_at(CWD, path.as_os_str(), &path, what, OFlags::empty())
@@ -137,22 +178,49 @@ impl Folder {
 
     /// Opens a folder inside of this one, not through a link.
     pub fn inner(&self, name: &OsStr, what: &str) -> Result<Folder> {
-        Folder::open_at(self.as_fd(), name, &self.path.join(name), what, OFlags::NOFOLLOW)
+        Folder::open_at(
+            self.as_fd(),
+            name,
+            &self.path.join(name),
+            what,
+            OFlags::NOFOLLOW,
+        )
     }
 
     /// Opens the folder that this one lies in.
     pub fn outer(&self) -> Result<Folder> {
         let name = OsStr::new("..");
-        Folder::open_at(self.as_fd(), name, &self.path.join(name), "a folder", OFlags::empty())
+        Folder::open_at(
+            self.as_fd(),
+            name,
+            &self.path.join(name),
+            "a folder",
+            OFlags::empty(),
+        )
     }
 
-    fn open_at(folder: BorrowedFd, name: &OsStr, path: &Path, what: &str, flags: OFlags) -> Result<Folder> {
+    fn open_at(
+        folder: BorrowedFd,
+        name: &OsStr,
+        path: &Path,
+        what: &str,
+        flags: OFlags,
+    ) -> Result<Folder> {
         let flags = FLAGS | OFlags::DIRECTORY | flags;
-        let descriptor = retry_on_intr(|| openat(folder, name, flags, Mode::empty())).map_err(|errno| match errno {
-            Errno::NOTDIR => Error::InvalidArgument(format!("{} is not a folder; expected {what}", path.display())),
-            _ => Error::io(path, what, errno.into()),
-        })?;
-        Ok(Folder { path: path.into(), descriptor })
+        let descriptor =
+            retry_on_intr(|| openat(folder, name, flags, Mode::empty())).map_err(|errno| {
+                match errno {
+                    Errno::NOTDIR => Error::InvalidArgument(format!(
+                        "{} is not a folder; expected {what}",
+                        path.display()
+                    )),
+                    _ => Error::io(path, what, errno.into()),
+                }
+            })?;
+        Ok(Folder {
+            path: path.into(),
+            descriptor,
+        })
     }
 
     /// The path by which it was opened, made absolute.
@@ -162,8 +230,14 @@ impl Folder {
 
     /// The same folder once more.
     pub fn try_clone(&self) -> Result<Folder> {
-        let descriptor = self.descriptor.try_clone().map_err(|error| Error::io(&self.path, "a folder", error))?;
-        Ok(Folder { path: self.path.clone(), descriptor })
+        let descriptor = self
+            .descriptor
+            .try_clone()
+            .map_err(|error| Error::io(&self.path, "a folder", error))?;
+        Ok(Folder {
+            path: self.path.clone(),
+            descriptor,
+        })
     }
 
     /// What the system says of it.
@@ -179,14 +253,21 @@ impl Folder {
     /// Reads a regular file in the folder, not through a link, of at most `max_bytes`.
     pub fn read(&self, name: &OsStr, what: &str, max_bytes: u64) -> Result<Vec<u8>> {
         let path = self.path.join(name);
-        read_opened(open_at(self.as_fd(), name, &path, what, OFlags::NOFOLLOW)?, &path, what, max_bytes)
+        read_opened(
+            open_at(self.as_fd(), name, &path, what, OFlags::NOFOLLOW)?,
+            &path,
+            what,
+            max_bytes,
+        )
     }
 
     /// Makes a file that was not there, for writing.
     pub fn create(&self, name: &str) -> Result<File> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = retry_on_intr(|| openat(self, name, flags, Mode::from_raw_mode(0o666)));
-        file.map(File::from).map_err(|errno| Error::io(&self.path.join(name), "a file to write", errno.into()))
+        file.map(File::from)
+            .map_err(|errno| Error::io(&self.path.join(name), "a file to write", errno.into()))
     }
 
     /// The names in the folder, and what each is.

@@ -1,4 +1,5 @@
-//! Runs vision-language models on Apple's MLX: [Moxin-7B VLM](https://huggingface.co/moxin-org/Moxin-7B-VLM) from a Hugging Face folder.
+//! Runs vision-language models on Apple's MLX: [Moxin-7B
+//! VLM](https://huggingface.co/moxin-org/Moxin-7B-VLM) from a Hugging Face folder.
 //!
 //! Most programs need [`Model`] and [`Session`], which may be used from any thread:
 //!
@@ -19,7 +20,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The modules below it ([`models`], [`nn`], [`checkpoint`]) stay usable on a thread of their own; see [`Generate`].
+//! The modules below it ([`models`], [`nn`], [`checkpoint`]) stay usable on a thread of their own;
+//! see [`Generate`].
 #![warn(missing_docs)]
 #![deny(unsafe_code)]
 
@@ -48,8 +50,11 @@ pub use models::{
     Budget, QuantizeOptions,
     prismatic::{FusedMLPProjector, MistralConfig, Processor, VLMConfig, load_projector},
 };
-pub use nn::{ConcatKeyValueCache, KVCache, KeyValueCache, ViTConfig, ViTEncoder, load_vit_encoder};
+pub use nn::{
+    ConcatKeyValueCache, KVCache, KeyValueCache, ViTConfig, ViTEncoder, load_vit_encoder,
+};
 pub use runtime::{
-    Cancel, Embedding, LoadOptions, MemoryEstimate, Model, ModelInfo, Op, Session, Stage, StreamOptions, resume, suspend, trim_memory,
+    Cancel, Embedding, LoadOptions, MemoryEstimate, Model, ModelInfo, Op, Session, Stage,
+    StreamOptions, resume, suspend, trim_memory,
 };
 pub use text::{Message, Part, Role, Tokenizer, load_tokenizer};

@@ -1,5 +1,5 @@
-//! The process whose threads do the library's work. A fork copies the memory, but not the threads: what they would have done is never done
-//! in the child, and the locks that they held stay locked.
+//! The process whose threads do the library's work. A fork copies the memory, but not the threads:
+//! what they would have done is never done in the child, and the locks that they held stay locked.
 
 use std::{
     process,
@@ -20,7 +20,8 @@ pub fn enter() -> Result<()> {
     check()
 }
 
-/// Fails in a child that was forked from the library's process. Called before a lock is taken that another thread may hold.
+/// Fails in a child that was forked from the library's process. Called before a lock is taken that
+/// another thread may hold.
 ///
 /// # Errors
 /// [`Error::InvalidState`].

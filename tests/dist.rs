@@ -1,5 +1,6 @@
-//! What `cargo xtask dist` makes: a folder that is moved away before anything is done with it, and its archive. Programs are built with it
-//! in every way that the README names, by the tools that users have, and all must give the answers that the Rust API gives.
+//! What `cargo xtask dist` makes: a folder that is moved away before anything is done with it, and
+//! its archive. Programs are built with it in every way that the README names, by the tools that
+//! users have, and all must give the answers that the Rust API gives.
 #![cfg(unix)]
 
 mod programs;
@@ -30,11 +31,18 @@ const EXAMPLES: [&str; 3] = ["c/describe.c", "c/chat.c", "cpp/describe.cpp"];
 #[test]
 fn programs_build_with_the_lines_of_the_readme() {
     let folder = scratch("readme");
-    for (fence, name) in [("```c\n", "ask.c"), ("```cpp\n", "ask.cpp"), ("```cmake\n", "CMakeLists.txt")] {
+    for (fence, name) in [
+        ("```c\n", "ask.c"),
+        ("```cpp\n", "ask.cpp"),
+        ("```cmake\n", "CMakeLists.txt"),
+    ] {
         fs::write(folder.join(name), readme_block(fence)).unwrap();
     }
     std::os::unix::fs::symlink(in_repository("models"), folder.join("models")).unwrap();
-    let lines: Vec<&str> = README.lines().filter(|line| line.starts_with("cc ") || line.starts_with("c++ ")).collect();
+    let lines: Vec<&str> = README
+        .lines()
+        .filter(|line| line.starts_with("cc ") || line.starts_with("c++ "))
+        .collect();
     assert_eq!(lines.len(), 4, "{lines:?}");
     for line in &lines {
         let (command, expected) = line.split_once("# prints: ").expect(line);
@@ -42,17 +50,43 @@ fn programs_build_with_the_lines_of_the_readme() {
             continue;
         }
         let mut shell = Command::new("sh");
-        shell.args(["-c", command]).current_dir(&folder).env("PREFIX", &prefix().folder).env("PKG_CONFIG_PATH", prefix().pkg_config());
-        assert_eq!(succeed(own_environment(&mut shell)).trim(), expected, "{line}");
+        shell
+            .args(["-c", command])
+            .current_dir(&folder)
+            .env("PREFIX", &prefix().folder)
+            .env("PKG_CONFIG_PATH", prefix().pkg_config());
+        assert_eq!(
+            succeed(own_environment(&mut shell)).trim(),
+            expected,
+            "{line}"
+        );
     }
 
     // The same lines build the examples.
     for example in EXAMPLES {
-        let (compiler, source) = if example.ends_with(".c") { ("cc ", "ask.c") } else { ("c++ ", "ask.cpp") };
-        let line = lines.iter().find(|line| line.starts_with(compiler)).unwrap().split(" -o ").next().unwrap();
-        let line = line.replace(source, &in_repository("examples").join(example).to_string_lossy()) + " -o program";
+        let (compiler, source) = if example.ends_with(".c") {
+            ("cc ", "ask.c")
+        } else {
+            ("c++ ", "ask.cpp")
+        };
+        let line = lines
+            .iter()
+            .find(|line| line.starts_with(compiler))
+            .unwrap()
+            .split(" -o ")
+            .next()
+            .unwrap();
+        let line = line.replace(
+            source,
+            &in_repository("examples").join(example).to_string_lossy(),
+        ) + " -o program";
         let mut shell = Command::new("sh");
-        succeed(own_environment(shell.args(["-c", &line]).current_dir(&folder).env("PREFIX", &prefix().folder)));
+        succeed(own_environment(
+            shell
+                .args(["-c", &line])
+                .current_dir(&folder)
+                .env("PREFIX", &prefix().folder),
+        ));
         assert_answers(&folder.join("program"), example);
     }
 }
@@ -66,14 +100,28 @@ fn programs_build_with_pkg_config() {
     for package in ["moxin_vlm", "moxin_vlm-static"] {
         for example in EXAMPLES {
             let program = folder.join("program");
-            build_with_pkg_config(&in_repository("examples").join(example), package, &program, prefix());
-            assert_eq!(needs_our_library(&program), package == "moxin_vlm", "{package}");
+            build_with_pkg_config(
+                &in_repository("examples").join(example),
+                package,
+                &program,
+                prefix(),
+            );
+            assert_eq!(
+                needs_our_library(&program),
+                package == "moxin_vlm",
+                "{package}"
+            );
             assert_answers(&program, example);
         }
     }
     // Where the shared library is not installed, the usual flags for static linking are enough.
     let only_static = folder.join("only-static");
-    succeed(Command::new("cp").arg("-R").arg(&prefix().folder).arg(&only_static));
+    succeed(
+        Command::new("cp")
+            .arg("-R")
+            .arg(&prefix().folder)
+            .arg(&only_static),
+    );
     for entry in fs::read_dir(only_static.join("lib")).unwrap() {
         let path = entry.unwrap().path();
         if path.is_file() && path.extension().is_none_or(|extension| extension != "a") {
@@ -81,8 +129,15 @@ fn programs_build_with_pkg_config() {
         }
     }
     let program = folder.join("program");
-    let only_static = Prefix { folder: only_static };
-    build_with_pkg_config(&in_repository("examples/c/describe.c"), "--static moxin_vlm", &program, &only_static);
+    let only_static = Prefix {
+        folder: only_static,
+    };
+    build_with_pkg_config(
+        &in_repository("examples/c/describe.c"),
+        "--static moxin_vlm",
+        &program,
+        &only_static,
+    );
     assert_answers(&program, "c/describe.c");
 }
 
@@ -93,7 +148,10 @@ fn programs_build_with_cmake() {
     let mut project = "cmake_minimum_required(VERSION 3.16)\nproject(examples LANGUAGES C CXX)\nset(CMAKE_CXX_STANDARD 17)\n\
                        find_package(moxin_vlm 0.3 REQUIRED)\nfind_package(moxin_vlm REQUIRED)\n"
         .to_owned();
-    let kinds = [("shared", "moxin_vlm::moxin_vlm"), ("static", "moxin_vlm::static")];
+    let kinds = [
+        ("shared", "moxin_vlm::moxin_vlm"),
+        ("static", "moxin_vlm::static"),
+    ];
     for (kind, target) in kinds {
         for (i, example) in EXAMPLES.iter().enumerate() {
             let source = in_repository("examples").join(example);
@@ -116,47 +174,101 @@ fn programs_build_with_cmake() {
     fs::write(readme.join("ask.c"), readme_block("```c\n")).unwrap();
     fs::write(readme.join("CMakeLists.txt"), readme_block("```cmake\n")).unwrap();
     configure_and_build(&cmake, &readme);
-    let answer = succeed(own_environment(&mut Command::new(readme.join("build/ask"))).current_dir(in_repository("")));
+    let answer = succeed(
+        own_environment(&mut Command::new(readme.join("build/ask"))).current_dir(in_repository("")),
+    );
     assert_eq!(answer, "The word FISH.\n");
-    fs::write(readme.join("CMakeLists.txt"), readme_block("```cmake\n").replace("moxin_vlm 0.3", "moxin_vlm 0.4")).unwrap();
+    fs::write(
+        readme.join("CMakeLists.txt"),
+        readme_block("```cmake\n").replace("moxin_vlm 0.3", "moxin_vlm 0.4"),
+    )
+    .unwrap();
     let output = configure(&cmake, &readme).output().unwrap();
-    assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains(env!("CARGO_PKG_VERSION")), "{output:?}");
+    assert!(
+        !output.status.success()
+            && String::from_utf8_lossy(&output.stderr).contains(env!("CARGO_PKG_VERSION")),
+        "{output:?}"
+    );
 }
 
 #[test]
 fn the_archive_is_the_folder() {
     let folder = scratch("archive");
-    let (archive, checksum) = (prefix().archive(), prefix().archive().with_added_extension("sha256"));
+    let (archive, checksum) = (
+        prefix().archive(),
+        prefix().archive().with_added_extension("sha256"),
+    );
     let line = fs::read_to_string(checksum).unwrap();
     let name = archive.file_name().unwrap().to_str().unwrap();
-    let sum = if cfg!(target_vendor = "apple") { "shasum -a 256" } else { "sha256sum" };
-    let digits = succeed(Command::new("sh").arg("-c").arg(format!("{sum} {}", archive.display())));
-    assert_eq!(line, format!("{}  {name}\n", digits.split_whitespace().next().unwrap()));
+    let sum = if cfg!(target_vendor = "apple") {
+        "shasum -a 256"
+    } else {
+        "sha256sum"
+    };
+    let digits = succeed(
+        Command::new("sh")
+            .arg("-c")
+            .arg(format!("{sum} {}", archive.display())),
+    );
+    assert_eq!(
+        line,
+        format!("{}  {name}\n", digits.split_whitespace().next().unwrap())
+    );
 
-    succeed(Command::new("tar").arg("-xzf").arg(&archive).arg("-C").arg(&folder));
+    succeed(
+        Command::new("tar")
+            .arg("-xzf")
+            .arg(&archive)
+            .arg("-C")
+            .arg(&folder),
+    );
     let unpacked = folder.join(name.strip_suffix(".tar.gz").unwrap());
     assert_eq!(listing(&unpacked), listing(&prefix().folder));
-    succeed(Command::new("diff").arg("-r").arg(&unpacked).arg(&prefix().folder));
+    succeed(
+        Command::new("diff")
+            .arg("-r")
+            .arg(&unpacked)
+            .arg(&prefix().folder),
+    );
     if has_pkg_config() {
         let program = folder.join("program");
-        build_with_pkg_config(&in_repository("examples/c/describe.c"), "moxin_vlm", &program, &Prefix { folder: unpacked });
+        build_with_pkg_config(
+            &in_repository("examples/c/describe.c"),
+            "moxin_vlm",
+            &program,
+            &Prefix { folder: unpacked },
+        );
         assert_answers(&program, "c/describe.c");
     }
 }
 
-/// Ctrl-C in the middle of an answer ends it and not the program; while nothing is at work it ends the program.
+/// Ctrl-C in the middle of an answer ends it and not the program; while nothing is at work it ends
+/// the program.
 #[test]
 fn chat_ends_an_answer_on_ctrl_c() {
     if !has_pkg_config() {
         return;
     }
     let program = scratch("chat").join("program");
-    build_with_pkg_config(&in_repository("examples/c/chat.c"), "moxin_vlm", &program, prefix());
+    build_with_pkg_config(
+        &in_repository("examples/c/chat.c"),
+        "moxin_vlm",
+        &program,
+        prefix(),
+    );
     let cancelled = (0..20).any(|_| {
         let mut command = Command::new(&program);
-        own_environment(&mut command).arg(in_repository("models/tiny")).arg(in_repository("models/demo.png"));
-        let mut chat = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let interrupt = |chat: &Child| succeed(Command::new("kill").args(["-INT", &chat.id().to_string()]));
+        own_environment(&mut command)
+            .arg(in_repository("models/tiny"))
+            .arg(in_repository("models/demo.png"));
+        let mut chat = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let interrupt =
+            |chat: &Child| succeed(Command::new("kill").args(["-INT", &chat.id().to_string()]));
         let mut questions = chat.stdin.take().unwrap();
         let mut answers = BufReader::new(chat.stdout.take().unwrap());
         writeln!(questions, "{}", QUESTIONS[1]).unwrap();
@@ -174,8 +286,15 @@ fn chat_ends_an_answer_on_ctrl_c() {
         interrupt(&chat);
         let output = chat.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(130), "{output:?}");
-        assert!(String::from_utf8_lossy(&output.stderr).contains("(cancelled"), "{output:?}");
-        assert_eq!(second, rust_answers().lines().next().unwrap().to_owned() + "\n", "the next question has its answer");
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains("(cancelled"),
+            "{output:?}"
+        );
+        assert_eq!(
+            second,
+            rust_answers().lines().next().unwrap().to_owned() + "\n",
+            "the next question has its answer"
+        );
         true
     });
     assert!(cancelled, "no signal came in the middle of an answer");
@@ -185,22 +304,60 @@ fn chat_ends_an_answer_on_ctrl_c() {
 
 #[test]
 fn both_libraries_export_the_functions_of_the_header_and_nothing_else() {
-    let code: String = HEADER.split("/*").map(|part| part.split_once("*/").map_or(part, |(_, code)| code)).collect();
-    let names = code.split('(').map(|part| part.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or(""));
+    let code: String = HEADER
+        .split("/*")
+        .map(|part| part.split_once("*/").map_or(part, |(_, code)| code))
+        .collect();
+    let names = code.split('(').map(|part| {
+        part.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+            .next()
+            .unwrap_or("")
+    });
     let mut declared: Vec<&str> = names.filter(|name| name.starts_with("moxin_")).collect();
     declared.sort();
     assert!(declared.contains(&"moxin_session_step"));
-    let forgotten: Vec<_> = declared.iter().filter(|name| !CPP_HEADER.contains(*name)).collect();
-    assert!(forgotten.is_empty(), "moxin_vlm.hpp has no use of {forgotten:?}");
+    let forgotten: Vec<_> = declared
+        .iter()
+        .filter(|name| !CPP_HEADER.contains(*name))
+        .collect();
+    assert!(
+        forgotten.is_empty(),
+        "moxin_vlm.hpp has no use of {forgotten:?}"
+    );
 
-    let shared = format!("lib/{}moxin_vlm{}", env::consts::DLL_PREFIX, env::consts::DLL_SUFFIX);
+    let shared = format!(
+        "lib/{}moxin_vlm{}",
+        env::consts::DLL_PREFIX,
+        env::consts::DLL_SUFFIX
+    );
     let apple = cfg!(target_vendor = "apple");
     for (file, arguments) in [
-        (shared.as_str(), if apple { ["-g", "-U"] } else { ["-D", "--defined-only"] }),
-        ("lib/libmoxin_vlm.a", if apple { ["-g", "-U"] } else { ["-g", "--defined-only"] }),
+        (
+            shared.as_str(),
+            if apple {
+                ["-g", "-U"]
+            } else {
+                ["-D", "--defined-only"]
+            },
+        ),
+        (
+            "lib/libmoxin_vlm.a",
+            if apple {
+                ["-g", "-U"]
+            } else {
+                ["-g", "--defined-only"]
+            },
+        ),
     ] {
-        let text = succeed(Command::new("nm").args(arguments).arg(prefix().folder.join(file)));
-        let names = text.lines().filter(|line| line.split(' ').count() == 3).filter_map(|line| line.split(' ').next_back());
+        let text = succeed(
+            Command::new("nm")
+                .args(arguments)
+                .arg(prefix().folder.join(file)),
+        );
+        let names = text
+            .lines()
+            .filter(|line| line.split(' ').count() == 3)
+            .filter_map(|line| line.split(' ').next_back());
         let mut exported: Vec<&str> = names.map(|name| name.trim_start_matches('_')).collect();
         exported.sort();
         assert_eq!(exported, declared, "{file}");
@@ -210,21 +367,43 @@ fn both_libraries_export_the_functions_of_the_header_and_nothing_else() {
 #[test]
 #[cfg(target_os = "linux")]
 fn the_shared_library_has_a_version_and_finds_mlx_beside_it() {
-    let abi = HEADER.lines().find_map(|line| line.strip_prefix("#define MOXIN_ABI_VERSION ")).unwrap();
+    let abi = HEADER
+        .lines()
+        .find_map(|line| line.strip_prefix("#define MOXIN_ABI_VERSION "))
+        .unwrap();
     let lib = prefix().folder.join("lib");
-    assert_eq!(fs::read_link(lib.join("libmoxin_vlm.so")).unwrap(), Path::new(&format!("libmoxin_vlm.so.{abi}")));
+    assert_eq!(
+        fs::read_link(lib.join("libmoxin_vlm.so")).unwrap(),
+        Path::new(&format!("libmoxin_vlm.so.{abi}"))
+    );
     let file = format!("libmoxin_vlm.so.{abi}.{}", env!("CARGO_PKG_VERSION"));
-    assert_eq!(fs::read_link(lib.join(format!("libmoxin_vlm.so.{abi}"))).unwrap(), Path::new(&file));
+    assert_eq!(
+        fs::read_link(lib.join(format!("libmoxin_vlm.so.{abi}"))).unwrap(),
+        Path::new(&file)
+    );
 
     let dynamic = succeed(Command::new("readelf").arg("-d").arg(lib.join(&file)));
     let values = |tag: &str| -> Vec<String> {
         let lines = dynamic.lines().filter(|line| line.contains(tag));
-        lines.map(|line| line.split(['[', ']']).nth(1).unwrap().to_owned()).collect()
+        lines
+            .map(|line| line.split(['[', ']']).nth(1).unwrap().to_owned())
+            .collect()
     };
     assert_eq!(values("(SONAME)"), [format!("libmoxin_vlm.so.{abi}")]);
     assert_eq!(values("(RUNPATH)"), ["$ORIGIN/moxin_vlm/mlx/lib"]);
-    let system = ["libstdc++.so.6", "libgcc_s.so.1", "libm.so.6", "libc.so.6", "libpthread.so.0", "libdl.so.2", "ld-linux-x86-64.so.2"];
-    let others: Vec<String> = values("(NEEDED)").into_iter().filter(|name| !system.contains(&name.as_str())).collect();
+    let system = [
+        "libstdc++.so.6",
+        "libgcc_s.so.1",
+        "libm.so.6",
+        "libc.so.6",
+        "libpthread.so.0",
+        "libdl.so.2",
+        "ld-linux-x86-64.so.2",
+    ];
+    let others: Vec<String> = values("(NEEDED)")
+        .into_iter()
+        .filter(|name| !system.contains(&name.as_str()))
+        .collect();
     assert_eq!(others, ["libmlx.so"]);
 }
 
@@ -232,7 +411,11 @@ fn the_shared_library_has_a_version_and_finds_mlx_beside_it() {
 fn the_cpp_header_has_no_warnings() {
     let folder = scratch("hpp");
     let source = folder.join("twice.cpp");
-    fs::write(&source, "#include \"moxin_vlm.hpp\"\n#include \"moxin_vlm.hpp\"\nint main() {}\n").unwrap();
+    fs::write(
+        &source,
+        "#include \"moxin_vlm.hpp\"\n#include \"moxin_vlm.hpp\"\nint main() {}\n",
+    )
+    .unwrap();
     let mut compilers = vec![compiler("CXX", "c++")];
     if Command::new("clang++").arg("--version").output().is_ok() {
         compilers.push(Command::new("clang++"));
@@ -241,7 +424,12 @@ fn the_cpp_header_has_no_warnings() {
         for standard in ["-std=c++17", "-std=c++20"] {
             let include = prefix().folder.join("include");
             let mut again = Command::new(command.get_program());
-            again.args(command.get_args()).args(STRICT).args([standard, "-fsyntax-only", "-I"]).arg(include).arg(&source);
+            again
+                .args(command.get_args())
+                .args(STRICT)
+                .args([standard, "-fsyntax-only", "-I"])
+                .arg(include)
+                .arg(&source);
             succeed(&mut again);
         }
         succeed(command.arg("--version"));
@@ -254,8 +442,16 @@ fn the_cpp_header_keeps_its_promises() {
         return;
     }
     let program = scratch("wrapper").join("program");
-    build_with_pkg_config(&in_repository("tests/cpp/wrapper.cpp"), "moxin_vlm", &program, prefix());
-    let (model, picture) = (in_repository("models/tiny"), in_repository("models/demo.png"));
+    build_with_pkg_config(
+        &in_repository("tests/cpp/wrapper.cpp"),
+        "moxin_vlm",
+        &program,
+        prefix(),
+    );
+    let (model, picture) = (
+        in_repository("models/tiny"),
+        in_repository("models/demo.png"),
+    );
     let mut command = Command::new(program);
     succeed(own_environment(command.arg(model).arg(picture)));
 }
@@ -265,14 +461,29 @@ fn licences_of_all_that_is_inside_are_there() {
     let licenses = prefix().folder.join("licenses");
     let mut parts = vec!["LICENSE-MIT", "LICENSE-APACHE", "mlx-c/LICENSE"];
     if cfg!(target_os = "linux") {
-        parts.extend(["mlx_cpu-0.32.2/LICENSE", "scipy_openblas32-0.3.34.481.3/LICENSE.txt"]);
+        parts.extend([
+            "mlx_cpu-0.32.2/LICENSE",
+            "scipy_openblas32-0.3.34.481.3/LICENSE.txt",
+        ]);
     }
-    parts.iter().for_each(|name| assert!(licenses.join(name).is_file(), "{name}"));
+    parts
+        .iter()
+        .for_each(|name| assert!(licenses.join(name).is_file(), "{name}"));
     let crates = listing(&licenses.join("crates"));
     for name in ["tokenizers-", "image-", "mlx-rs-", "libc-"] {
-        assert!(crates.iter().any(|path| path.starts_with(name) && path.ends_with("/ABOUT")), "{name}");
+        assert!(
+            crates
+                .iter()
+                .any(|path| path.starts_with(name) && path.ends_with("/ABOUT")),
+            "{name}"
+        );
     }
-    assert!(!crates.iter().any(|path| path.starts_with("cbindgen-") || path.starts_with("clap-")), "not linked: {crates:?}");
+    assert!(
+        !crates
+            .iter()
+            .any(|path| path.starts_with("cbindgen-") || path.starts_with("clap-")),
+        "not linked: {crates:?}"
+    );
 }
 
 // Making it.
@@ -281,12 +492,20 @@ fn licences_of_all_that_is_inside_are_there() {
 fn a_run_that_is_killed_leaves_no_half_of_it() {
     let folder = scratch("killed");
     let made = || -> Vec<String> {
-        let names = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name.contains("moxin-vlm-") && !name.ends_with("-lock")).collect()
+        let names = fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names
+            .filter(|name| name.contains("moxin-vlm-") && !name.ends_with("-lock"))
+            .collect()
     };
     let mut killed = 0;
     for delay in [0, 300, 900, 1800] {
-        let mut child = dist(&folder).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = dist(&folder)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         let begin = Instant::now();
         while made().is_empty() && begin.elapsed() < Duration::from_secs(60) {
             thread::sleep(Duration::from_millis(5));
@@ -298,14 +517,20 @@ fn a_run_that_is_killed_leaves_no_half_of_it() {
         child.kill().unwrap();
         child.wait().unwrap();
         let left = made();
-        assert!(!left.is_empty() && left.iter().all(|name| name.starts_with(".moxin-vlm-part-")), "{left:?}");
+        assert!(
+            !left.is_empty() && left.iter().all(|name| name.starts_with(".moxin-vlm-part-")),
+            "{left:?}"
+        );
         killed += 1;
     }
     assert!(killed > 0);
     succeed(&mut dist(&folder));
     let left = made();
     assert_eq!(left.len(), 3, "{left:?}");
-    assert!(left.iter().all(|name| name.starts_with("moxin-vlm-")), "{left:?}");
+    assert!(
+        left.iter().all(|name| name.starts_with("moxin-vlm-")),
+        "{left:?}"
+    );
 }
 
 /// The folder that `cargo xtask dist` made, moved away from where it was made.
@@ -321,7 +546,9 @@ impl Prefix {
     fn archive(&self) -> PathBuf {
         let made = fs::read_dir(Path::new(env!("CARGO_TARGET_TMPDIR")).join("dist/made")).unwrap();
         let mut files = made.map(|entry| entry.unwrap().path());
-        files.find(|path| path.extension().is_some_and(|extension| extension == "gz")).unwrap()
+        files
+            .find(|path| path.extension().is_some_and(|extension| extension == "gz"))
+            .unwrap()
     }
 }
 
@@ -331,8 +558,13 @@ fn prefix() -> &'static Prefix {
         let made = scratch("made");
         let text = succeed(&mut dist(&made));
         assert!(text.contains("linking") && text.contains("MB"), "{text}");
-        let names = fs::read_dir(&made).unwrap().map(|entry| entry.unwrap().path());
-        let folder = names.into_iter().find(|path| path.is_dir()).expect("a folder");
+        let names = fs::read_dir(&made)
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        let folder = names
+            .into_iter()
+            .find(|path| path.is_dir())
+            .expect("a folder");
         let moved = scratch("moved").join("elsewhere");
         fs::rename(folder, &moved).unwrap();
         Prefix { folder: moved }
@@ -344,20 +576,42 @@ fn dist(output: &Path) -> Command {
     static XTASK: OnceLock<PathBuf> = OnceLock::new();
     let program = XTASK.get_or_init(|| {
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--profile", "chores", "--package", "xtask", "--message-format=json"]);
+        build.args([
+            "build",
+            "--quiet",
+            "--profile",
+            "chores",
+            "--package",
+            "xtask",
+            "--message-format=json",
+        ]);
         let messages = succeed(build.current_dir(in_repository("")));
-        let messages = messages.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        PathBuf::from(messages.filter_map(|message| message["executable"].as_str().map(str::to_owned)).next().expect("xtask"))
+        let messages = messages
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        PathBuf::from(
+            messages
+                .filter_map(|message| message["executable"].as_str().map(str::to_owned))
+                .next()
+                .expect("xtask"),
+        )
     });
     let library = env::current_exe().unwrap().with_file_name("libmoxin_vlm.a");
     let mut command = Command::new(program);
-    command.arg("dist").arg("--output").arg(output).arg("--library").arg(library);
+    command
+        .arg("dist")
+        .arg("--output")
+        .arg(output)
+        .arg("--library")
+        .arg(library);
     command
 }
 
 /// An empty folder that stays after the tests, to be looked at.
 fn scratch(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("dist").join(name);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join("dist")
+        .join(name);
     fs::remove_dir_all(&folder).ok();
     fs::create_dir_all(&folder).unwrap();
     folder
@@ -374,36 +628,70 @@ fn readme_block(fence: &str) -> &'static str {
 }
 
 fn build_with_pkg_config(source: &Path, package: &str, program: &Path, prefix: &Prefix) {
-    let (compiler, standard) = if source.extension().unwrap() == "c" { ("cc", "-std=c99") } else { ("c++", "-std=c++17") };
+    let (compiler, standard) = if source.extension().unwrap() == "c" {
+        ("cc", "-std=c99")
+    } else {
+        ("c++", "-std=c++17")
+    };
     let strict = STRICT.join(" ");
     let (source, program) = (source.display(), program.display());
-    let line = format!("{compiler} {standard} {strict} {source} $(pkg-config --cflags --libs {package}) -o {program}");
+    let line = format!(
+        "{compiler} {standard} {strict} {source} $(pkg-config --cflags --libs {package}) -o \
+         {program}"
+    );
     let mut shell = Command::new("sh");
-    succeed(shell.args(["-c", &line]).env("PKG_CONFIG_PATH", prefix.pkg_config()));
+    succeed(
+        shell
+            .args(["-c", &line])
+            .env("PKG_CONFIG_PATH", prefix.pkg_config()),
+    );
 }
 
 fn configure(cmake: &Path, project: &Path) -> Command {
     let mut command = Command::new(cmake);
-    command.arg("-S").arg(project).arg("-B").arg(project.join("build"));
+    command
+        .arg("-S")
+        .arg(project)
+        .arg("-B")
+        .arg(project.join("build"));
     command.arg(format!("-DCMAKE_PREFIX_PATH={}", prefix().folder.display()));
     command
 }
 
 fn configure_and_build(cmake: &Path, project: &Path) {
     succeed(&mut configure(cmake, project));
-    succeed(Command::new(cmake).arg("--build").arg(project.join("build")));
+    succeed(
+        Command::new(cmake)
+            .arg("--build")
+            .arg(project.join("build")),
+    );
 }
 
 /// Whether a program was linked with the shared library.
 fn needs_our_library(program: &Path) -> bool {
-    let mut command = if cfg!(target_vendor = "apple") { Command::new("otool") } else { Command::new("readelf") };
-    let listing = succeed(command.arg(if cfg!(target_vendor = "apple") { "-L" } else { "-d" }).arg(program));
+    let mut command = if cfg!(target_vendor = "apple") {
+        Command::new("otool")
+    } else {
+        Command::new("readelf")
+    };
+    let listing = succeed(
+        command
+            .arg(if cfg!(target_vendor = "apple") {
+                "-L"
+            } else {
+                "-d"
+            })
+            .arg(program),
+    );
     listing.contains("libmoxin_vlm")
 }
 
 /// Runs one of the examples and compares what it says with the Rust API.
 fn assert_answers(program: &Path, example: &str) {
-    let (model, picture) = (in_repository("models/tiny"), in_repository("models/demo.png"));
+    let (model, picture) = (
+        in_repository("models/tiny"),
+        in_repository("models/demo.png"),
+    );
     let mut command = Command::new(program);
     own_environment(command.arg(model).arg(picture));
     let text = match example {
@@ -411,10 +699,20 @@ fn assert_answers(program: &Path, example: &str) {
             let arguments = QUESTIONS.iter().flat_map(|question| ["--prompt", question]);
             let json = succeed(command.arg("--json").args(arguments));
             let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-            json["answers"].as_array().unwrap().iter().map(|answer| answer["text"].as_str().unwrap().to_owned() + "\n").collect()
+            json["answers"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|answer| answer["text"].as_str().unwrap().to_owned() + "\n")
+                .collect()
         }
         "c/chat.c" => {
-            let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            let mut child = command
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
             writeln!(child.stdin.take().unwrap(), "{}", QUESTIONS.join("\n\n")).unwrap();
             let output = child.wait_with_output().unwrap();
             assert!(output.status.success(), "{output:?}");
@@ -429,9 +727,18 @@ fn assert_answers(program: &Path, example: &str) {
 fn rust_answers() -> &'static str {
     static ANSWERS: OnceLock<String> = OnceLock::new();
     ANSWERS.get_or_init(|| {
-        let model = Model::load(in_repository("models/tiny"), LoadOptions::default(), Op::default()).unwrap();
+        let model = Model::load(
+            in_repository("models/tiny"),
+            LoadOptions::default(),
+            Op::default(),
+        )
+        .unwrap();
         let session = model.session(GenerationOptions::default()).unwrap();
-        session.add_image(Picture::open(in_repository("models/demo.png"), &DecodeOptions::default()).unwrap()).unwrap();
+        session
+            .add_image(
+                Picture::open(in_repository("models/demo.png"), &DecodeOptions::default()).unwrap(),
+            )
+            .unwrap();
         let mut answers = String::new();
         for question in QUESTIONS {
             session.add_text(Role::User, question).unwrap();
@@ -449,16 +756,28 @@ fn rust_answers() -> &'static str {
 
 /// Names of all files below a folder.
 fn listing(folder: &Path) -> Vec<String> {
-    let text = succeed(Command::new("find").args([".", "!", "-type", "d"]).current_dir(folder));
-    let mut names: Vec<String> = text.lines().map(|line| line.trim_start_matches("./").to_owned()).collect();
+    let text = succeed(
+        Command::new("find")
+            .args([".", "!", "-type", "d"])
+            .current_dir(folder),
+    );
+    let mut names: Vec<String> = text
+        .lines()
+        .map(|line| line.trim_start_matches("./").to_owned())
+        .collect();
     names.sort();
     names
 }
 
 fn has_pkg_config() -> bool {
-    let here = Command::new("pkg-config").arg("--version").output().is_ok_and(|output| output.status.success());
+    let here = Command::new("pkg-config")
+        .arg("--version")
+        .output()
+        .is_ok_and(|output| output.status.success());
     if !here {
-        skipped("no pkg-config is here, so nothing was built with it; install pkgconf or pkg-config");
+        skipped(
+            "no pkg-config is here, so nothing was built with it; install pkgconf or pkg-config",
+        );
     }
     here
 }
@@ -466,21 +785,40 @@ fn has_pkg_config() -> bool {
 /// CMake: the system's, or the one that the chores fetch.
 fn cmake() -> Option<PathBuf> {
     let mut command = Command::new(env!("CARGO"));
-    command.args(["run", "--quiet", "--profile", "chores", "--package", "xtask", "--", "cmake"]).current_dir(in_repository(""));
+    command
+        .args([
+            "run",
+            "--quiet",
+            "--profile",
+            "chores",
+            "--package",
+            "xtask",
+            "--",
+            "cmake",
+        ])
+        .current_dir(in_repository(""));
     let output = command.output().unwrap();
     if !output.status.success() {
-        skipped(&format!("no CMake could be had, so nothing was built with it: {}", String::from_utf8_lossy(&output.stderr).trim()));
+        skipped(&format!(
+            "no CMake could be had, so nothing was built with it: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        ));
         return None;
     }
-    Some(PathBuf::from(String::from_utf8(output.stdout).unwrap().trim()))
+    Some(PathBuf::from(
+        String::from_utf8(output.stdout).unwrap().trim(),
+    ))
 }
 
-/// Says so past the test harness, which keeps what passing tests print to itself. `cargo xtask test` counts these lines.
+/// Says so past the test harness, which keeps what passing tests print to itself.
+/// `cargo xtask test` counts these lines.
 fn skipped(why: &str) {
     writeln!(io::stdout().lock(), "\nSKIPPED: {}", why.replace('\n', " ")).unwrap();
 }
 
 /// A program shall find the libraries by itself; cargo tells tests where to look.
 fn own_environment(command: &mut Command) -> &mut Command {
-    command.env_remove("LD_LIBRARY_PATH").env_remove("DYLD_FALLBACK_LIBRARY_PATH")
+    command
+        .env_remove("LD_LIBRARY_PATH")
+        .env_remove("DYLD_FALLBACK_LIBRARY_PATH")
 }

@@ -1,12 +1,16 @@
-//! Damaged model folders and pictures: every one is refused with an error that says which file is at fault, or works; nothing panics, and the
-//! process lives. The damage is done to copies of the small trained model.
+//! Damaged model folders and pictures: every one is refused with an error that says which file is
+//! at fault, or works; nothing panics, and the process lives. The damage is done to copies of the
+//! small trained model.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use moxin_vlm::{DecodeOptions, Error, Event, GenerationOptions, LoadOptions, Model, Op, Picture, Result, Role, load_tokenizer};
+use moxin_vlm::{
+    DecodeOptions, Error, Event, GenerationOptions, LoadOptions, Model, Op, Picture, Result, Role,
+    load_tokenizer,
+};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
@@ -66,12 +70,20 @@ impl Folder {
     }
 
     /// Changes the tensors, each a dtype, a shape and bytes.
-    fn change_tensors(&self, change: impl FnOnce(&mut BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>)) {
+    fn change_tensors(
+        &self,
+        change: impl FnOnce(&mut BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>),
+    ) {
         let bytes = self.read(WEIGHTS);
         let tensors = SafeTensors::deserialize(&bytes).unwrap().tensors();
-        let mut tensors = tensors.into_iter().map(|(name, t)| (name, (t.dtype(), t.shape().to_vec(), t.data().to_vec()))).collect();
+        let mut tensors = tensors
+            .into_iter()
+            .map(|(name, t)| (name, (t.dtype(), t.shape().to_vec(), t.data().to_vec())))
+            .collect();
         change(&mut tensors);
-        let views = tensors.iter().map(|(name, (dtype, shape, data))| (name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
+        let views = tensors.iter().map(|(name, (dtype, shape, data))| {
+            (name, TensorView::new(*dtype, shape.clone(), data).unwrap())
+        });
         self.write(WEIGHTS, &safetensors::serialize(views, None).unwrap());
     }
 
@@ -82,10 +94,15 @@ impl Folder {
     /// Loads, which must fail with an error that holds all `words`.
     fn refused(&self, words: &[&str]) -> String {
         let began = Instant::now();
-        let error = self.load().err().unwrap_or_else(|| panic!("loads, though it should say {words:?}"));
+        let error = self
+            .load()
+            .err()
+            .unwrap_or_else(|| panic!("loads, though it should say {words:?}"));
         assert!(began.elapsed() < Duration::from_secs(20), "{error}");
         let text = self.checked(&error);
-        words.iter().for_each(|word| assert!(text.contains(word), "{word:?} is not in: {text}"));
+        words
+            .iter()
+            .for_each(|word| assert!(text.contains(word), "{word:?} is not in: {text}"));
         text
     }
 
@@ -101,18 +118,26 @@ impl Folder {
     /// The text of an error, which must be one of a damaged model's and name a file of this folder.
     fn checked(&self, error: &Error) -> String {
         let path = match error {
-            Error::NotFound { path, .. } | Error::CorruptModel { path, .. } | Error::UnsupportedModel { path, .. } => path,
+            Error::NotFound { path, .. }
+            | Error::CorruptModel { path, .. }
+            | Error::UnsupportedModel { path, .. } => path,
             Error::Io { path, .. } => path,
             other => panic!("{other:?}"),
         };
-        assert!(path.starts_with(self.0.path()) && path != self.0.path(), "{error:?}");
+        assert!(
+            path.starts_with(self.0.path()) && path != self.0.path(),
+            "{error:?}"
+        );
         error.to_string()
     }
 }
 
 /// One token about nothing.
 fn answer(model: &Model) -> Result<()> {
-    let session = model.session(GenerationOptions { max_tokens: 1, ..Default::default() })?;
+    let session = model.session(GenerationOptions {
+        max_tokens: 1,
+        ..Default::default()
+    })?;
     session.add_text(Role::User, "How many?")?;
     session.generate().try_for_each(|event| event.map(drop))
 }
@@ -149,7 +174,10 @@ fn missing_files_are_named() {
     folder.remove(GENERATION);
     answer(&folder.load().unwrap()).unwrap();
     let nowhere = Model::load("no/such/folder", LoadOptions::default(), Op::default()).err();
-    assert!(matches!(&nowhere, Some(Error::NotFound { path, .. }) if path.ends_with("no/such/folder")), "{nowhere:?}");
+    assert!(
+        matches!(&nowhere, Some(Error::NotFound { path, .. }) if path.ends_with("no/such/folder")),
+        "{nowhere:?}"
+    );
     assert!(Model::load(tiny().join(CONFIG), LoadOptions::default(), Op::default()).is_err());
 }
 
@@ -167,7 +195,19 @@ fn folders_in_the_place_of_files_are_refused() {
 fn files_cut_off_are_refused() {
     let whole = fs::read(tiny().join(WEIGHTS)).unwrap();
     let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
-    for length in [0, 1, 7, 8, 9, header / 2, header - 1, header, header + 1, whole.len() / 2, whole.len() - 1] {
+    for length in [
+        0,
+        1,
+        7,
+        8,
+        9,
+        header / 2,
+        header - 1,
+        header,
+        header + 1,
+        whole.len() / 2,
+        whole.len() - 1,
+    ] {
         let folder = Folder::new();
         folder.write(WEIGHTS, &whole[..length]);
         folder.refused(&[WEIGHTS]);
@@ -179,7 +219,14 @@ fn files_cut_off_are_refused() {
             folder.write(name, &whole[..length]);
             folder.refused(&[name]);
         }
-        for other in [&b"\xff\xfe\0"[..], b"null", b"[]", b"\"text\"", b"12", "[".repeat(100_000).as_bytes()] {
+        for other in [
+            &b"\xff\xfe\0"[..],
+            b"null",
+            b"[]",
+            b"\"text\"",
+            b"12",
+            "[".repeat(100_000).as_bytes(),
+        ] {
             folder.write(name, other);
             folder.refused(&[name]);
         }
@@ -217,7 +264,9 @@ fn changed_digits_of_json_files_do_no_harm() {
     for name in [CONFIG, PROCESSOR, GENERATION, TOKENIZER] {
         let folder = Folder::new();
         let whole = folder.read(name);
-        let digits: Vec<usize> = (0..whole.len()).filter(|&i| whole[i].is_ascii_digit()).collect();
+        let digits: Vec<usize> = (0..whole.len())
+            .filter(|&i| whole[i].is_ascii_digit())
+            .collect();
         for _ in 0..30 {
             let mut bytes = whole.clone();
             bytes[digits[random.below(digits.len())]] = b"0123456789"[random.below(10)];
@@ -239,7 +288,10 @@ fn changed_bytes_of_the_weights_header_do_no_harm() {
         // The length, which is a small part of it all, gets its share.
         let end = if round % 6 == 0 { 8 } else { header };
         flip(&mut random, &mut bytes[..end]);
-        let file = fs::File::options().write(true).open(folder.path(WEIGHTS)).unwrap();
+        let file = fs::File::options()
+            .write(true)
+            .open(folder.path(WEIGHTS))
+            .unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &bytes[..header], 0).unwrap();
         folder.tried();
         bytes[..header].copy_from_slice(&whole);
@@ -253,7 +305,13 @@ fn tensors_that_do_not_fit_are_named() {
     const NAME: &str = "language_model.model.layers.2.mlp.down_proj.weight";
     let folder = Folder::new();
     folder.change_tensors(|tensors| drop(tensors.remove(NAME)));
-    folder.refused(&[WEIGHTS, NAME, "missing", "down_proj", "layers.2.mlp.gate_proj.weight"]);
+    folder.refused(&[
+        WEIGHTS,
+        NAME,
+        "missing",
+        "down_proj",
+        "layers.2.mlp.gate_proj.weight",
+    ]);
 
     let folder = Folder::new();
     folder.change_tensors(|tensors| {
@@ -283,9 +341,17 @@ fn tensors_that_do_not_fit_are_named() {
         for shape in [vec![0], vec![]] {
             let folder = Folder::new();
             folder.change_tensors(|tensors| {
-                *tensors.get_mut(name).unwrap() = (Dtype::BF16, shape.clone(), vec![0; 2 * usize::from(shape.is_empty())])
+                *tensors.get_mut(name).unwrap() = (
+                    Dtype::BF16,
+                    shape.clone(),
+                    vec![0; 2 * usize::from(shape.is_empty())],
+                )
             });
-            let module = if name.starts_with("projector") { name } else { name.rsplit_once("featurizer").unwrap().0 };
+            let module = if name.starts_with("projector") {
+                name
+            } else {
+                name.rsplit_once("featurizer").unwrap().0
+            };
             folder.refused(&[module]);
         }
         let folder = Folder::new();
@@ -293,7 +359,11 @@ fn tensors_that_do_not_fit_are_named() {
         // Registers are optional; what comes after them then does not add up.
         match folder.load() {
             Ok(_) => assert!(name.ends_with("reg_token")),
-            Err(error) => assert!(folder.checked(&error).contains(name.rsplit('.').nth(1).unwrap())),
+            Err(error) => assert!(
+                folder
+                    .checked(&error)
+                    .contains(name.rsplit('.').nth(1).unwrap())
+            ),
         }
     }
 }
@@ -307,14 +377,27 @@ fn damaged_numbers_are_reported_when_they_show() {
     });
     let model = folder.load().unwrap();
     let failed = answer(&model);
-    assert!(matches!(&failed, Err(Error::InvalidState(what)) if what.contains("NaN")), "{failed:?}");
+    assert!(
+        matches!(&failed, Err(Error::InvalidState(what)) if what.contains("NaN")),
+        "{failed:?}"
+    );
 }
 
 // Configurations that are wrong or contradict the weights.
 
 #[test]
 fn absurd_values_are_refused_by_name() {
-    let absurd = [json!(-1), json!(0), json!(1e30), json!(0.5), json!("4"), json!(true), json!([]), json!({}), Value::Null];
+    let absurd = [
+        json!(-1),
+        json!(0),
+        json!(1e30),
+        json!(0.5),
+        json!("4"),
+        json!(true),
+        json!([]),
+        json!({}),
+        Value::Null,
+    ];
     let sizes = [
         "hidden_size",
         "num_hidden_layers",
@@ -340,11 +423,29 @@ fn absurd_values_are_refused_by_name() {
             };
             folder.write(CONFIG, &whole);
             folder.set(CONFIG, &format!("/text_config/{field}"), value.clone());
-            if sound { drop(folder.load().unwrap()) } else { drop(folder.refused(&[CONFIG, field])) }
+            if sound {
+                drop(folder.load().unwrap())
+            } else {
+                drop(folder.refused(&[CONFIG, field]))
+            }
         }
     }
-    for field in ["model_type", "text_config", "image_sizes", "timm_model_ids", "timm_override_kwargs", "timm_override_act_layers"] {
-        for value in [json!(-1), json!("4"), json!(true), json!([[]]), json!([-1, {}]), Value::Null] {
+    for field in [
+        "model_type",
+        "text_config",
+        "image_sizes",
+        "timm_model_ids",
+        "timm_override_kwargs",
+        "timm_override_act_layers",
+    ] {
+        for value in [
+            json!(-1),
+            json!("4"),
+            json!(true),
+            json!([[]]),
+            json!([-1, {}]),
+            Value::Null,
+        ] {
             folder.write(CONFIG, &whole);
             folder.set(CONFIG, &format!("/{field}"), value);
             folder.refused(&[CONFIG, field]);
@@ -355,32 +456,152 @@ fn absurd_values_are_refused_by_name() {
 #[test]
 fn contradictions_are_explained() {
     for (name, pointer, value, words) in [
-        (CONFIG, "/model_type", json!("blip"), &["blip", "prismatic"][..]),
-        (CONFIG, "/text_config/model_type", json!("llama"), &["llama", "mistral"]),
-        (CONFIG, "/text_config/num_hidden_layers", json!(1_000_000), &["language_model.model.layers.4.", "missing"]),
-        (CONFIG, "/text_config/num_attention_heads", json!(7), &["num_attention_heads", "7"]),
-        (CONFIG, "/text_config/num_key_value_heads", json!(4), &["num_key_value_heads", "(4)"]),
-        (CONFIG, "/text_config/num_key_value_heads", json!(3), &["k_proj.weight", "[64, 192]", "[96, 192]"]),
-        (CONFIG, "/text_config/vocab_size", json!(575), &["embed_tokens.weight", "[576, 192]", "[575, 192]"]),
-        (CONFIG, "/text_config/vocab_size", json!(1 << 24), &["embed_tokens.weight", "[576, 192]", "[16777216, 192]"]),
-        (CONFIG, "/text_config/hidden_size", json!(1 << 24), &["projector.fc2.weight", "16777216"]),
-        (CONFIG, "/text_config/intermediate_size", json!(513), &["mlp.", "513"]),
-        (CONFIG, "/text_config/head_dim", json!(64), &["q_proj.weight", "[384, 192]"]),
-        (CONFIG, "/image_sizes/1", json!(224), &["112", "224", PROCESSOR]),
-        (CONFIG, "/timm_model_ids", json!(["vit_so400m_patch14_siglip_224"]), &["input_sizes", "1 encoders"]),
-        (CONFIG, "/timm_override_kwargs/0/num_heads", json!(0), &["0 attention heads"]),
-        (CONFIG, "/timm_override_kwargs/0/num_heads", json!(7), &["7 attention heads", "96"]),
-        (CONFIG, "/timm_override_act_layers/0", json!("tanh"), &["tanh", "timm_override_act_layers"]),
-        (PROCESSOR, "/input_sizes", json!([[3, 224, 224], [3, 224, 224]]), &["tvf_resize_params", "224"]),
-        (PROCESSOR, "/input_sizes", json!([[3, 112, 112]]), &[PROCESSOR, "expected 1"]),
+        (
+            CONFIG,
+            "/model_type",
+            json!("blip"),
+            &["blip", "prismatic"][..],
+        ),
+        (
+            CONFIG,
+            "/text_config/model_type",
+            json!("llama"),
+            &["llama", "mistral"],
+        ),
+        (
+            CONFIG,
+            "/text_config/num_hidden_layers",
+            json!(1_000_000),
+            &["language_model.model.layers.4.", "missing"],
+        ),
+        (
+            CONFIG,
+            "/text_config/num_attention_heads",
+            json!(7),
+            &["num_attention_heads", "7"],
+        ),
+        (
+            CONFIG,
+            "/text_config/num_key_value_heads",
+            json!(4),
+            &["num_key_value_heads", "(4)"],
+        ),
+        (
+            CONFIG,
+            "/text_config/num_key_value_heads",
+            json!(3),
+            &["k_proj.weight", "[64, 192]", "[96, 192]"],
+        ),
+        (
+            CONFIG,
+            "/text_config/vocab_size",
+            json!(575),
+            &["embed_tokens.weight", "[576, 192]", "[575, 192]"],
+        ),
+        (
+            CONFIG,
+            "/text_config/vocab_size",
+            json!(1 << 24),
+            &["embed_tokens.weight", "[576, 192]", "[16777216, 192]"],
+        ),
+        (
+            CONFIG,
+            "/text_config/hidden_size",
+            json!(1 << 24),
+            &["projector.fc2.weight", "16777216"],
+        ),
+        (
+            CONFIG,
+            "/text_config/intermediate_size",
+            json!(513),
+            &["mlp.", "513"],
+        ),
+        (
+            CONFIG,
+            "/text_config/head_dim",
+            json!(64),
+            &["q_proj.weight", "[384, 192]"],
+        ),
+        (
+            CONFIG,
+            "/image_sizes/1",
+            json!(224),
+            &["112", "224", PROCESSOR],
+        ),
+        (
+            CONFIG,
+            "/timm_model_ids",
+            json!(["vit_so400m_patch14_siglip_224"]),
+            &["input_sizes", "1 encoders"],
+        ),
+        (
+            CONFIG,
+            "/timm_override_kwargs/0/num_heads",
+            json!(0),
+            &["0 attention heads"],
+        ),
+        (
+            CONFIG,
+            "/timm_override_kwargs/0/num_heads",
+            json!(7),
+            &["7 attention heads", "96"],
+        ),
+        (
+            CONFIG,
+            "/timm_override_act_layers/0",
+            json!("tanh"),
+            &["tanh", "timm_override_act_layers"],
+        ),
+        (
+            PROCESSOR,
+            "/input_sizes",
+            json!([[3, 224, 224], [3, 224, 224]]),
+            &["tvf_resize_params", "224"],
+        ),
+        (
+            PROCESSOR,
+            "/input_sizes",
+            json!([[3, 112, 112]]),
+            &[PROCESSOR, "expected 1"],
+        ),
         (PROCESSOR, "/input_sizes", json!([]), &["input_sizes"]),
-        (PROCESSOR, "/input_sizes", json!([[3, 0, 0], [3, 0, 0]]), &["input_sizes"]),
-        (PROCESSOR, "/tvf_do_letterbox", json!(true), &["tvf_do_letterbox", "tvf_resize_params"]),
-        (PROCESSOR, "/tvf_normalize_params/0/std", json!([0.0, 1.0, 1.0]), &["tvf_normalize_params"]),
-        (PROCESSOR, "/tvf_resize_params/0/interpolation", json!(2), &["tvf_resize_params", "bicubic"]),
-        (PROCESSOR, "/image_processor_type", json!("CLIPImageProcessor"), &["CLIPImageProcessor"]),
+        (
+            PROCESSOR,
+            "/input_sizes",
+            json!([[3, 0, 0], [3, 0, 0]]),
+            &["input_sizes"],
+        ),
+        (
+            PROCESSOR,
+            "/tvf_do_letterbox",
+            json!(true),
+            &["tvf_do_letterbox", "tvf_resize_params"],
+        ),
+        (
+            PROCESSOR,
+            "/tvf_normalize_params/0/std",
+            json!([0.0, 1.0, 1.0]),
+            &["tvf_normalize_params"],
+        ),
+        (
+            PROCESSOR,
+            "/tvf_resize_params/0/interpolation",
+            json!(2),
+            &["tvf_resize_params", "bicubic"],
+        ),
+        (
+            PROCESSOR,
+            "/image_processor_type",
+            json!("CLIPImageProcessor"),
+            &["CLIPImageProcessor"],
+        ),
         (GENERATION, "/eos_token_id", json!(-1), &["eos_token_id"]),
-        (GENERATION, "/eos_token_id", json!("</s>"), &["eos_token_id"]),
+        (
+            GENERATION,
+            "/eos_token_id",
+            json!("</s>"),
+            &["eos_token_id"],
+        ),
     ] {
         let folder = Folder::new();
         folder.set(name, pointer, value);
@@ -388,7 +609,9 @@ fn contradictions_are_explained() {
     }
     // The size in both files, but not in the weights.
     let folder = Folder::new();
-    let settings = String::from_utf8(folder.read(PROCESSOR)).unwrap().replace("112", "126");
+    let settings = String::from_utf8(folder.read(PROCESSOR))
+        .unwrap()
+        .replace("112", "126");
     folder.write(PROCESSOR, settings.as_bytes());
     folder.set(CONFIG, "/image_sizes", json!([126, 126]));
     folder.refused(&["126", "81 patches", "pos_embed", "64 positions"]);
@@ -399,10 +622,23 @@ fn an_end_token_that_does_not_exist_never_comes() {
     let folder = Folder::new();
     for ids in [json!(u32::MAX), json!([]), json!([99_999])] {
         folder.set(GENERATION, "/eos_token_id", ids);
-        let session = folder.load().unwrap().session(GenerationOptions { max_tokens: 8, ..Default::default() }).unwrap();
+        let session = folder
+            .load()
+            .unwrap()
+            .session(GenerationOptions {
+                max_tokens: 8,
+                ..Default::default()
+            })
+            .unwrap();
         session.add_text(Role::User, "How many?").unwrap();
         let events: Vec<Event> = session.generate().map(|event| event.unwrap()).collect();
-        assert_eq!(events.iter().filter(|event| matches!(event, Event::Text { .. })).count(), 8);
+        assert_eq!(
+            events
+                .iter()
+                .filter(|event| matches!(event, Event::Text { .. }))
+                .count(),
+            8
+        );
     }
 }
 
@@ -413,37 +649,74 @@ fn token_ids_beyond_the_table_are_refused() {
     let folder = Folder::new();
     let tokenizer = load_tokenizer(tiny()).unwrap();
     let id = tokenizer.encode("In: How many?", true).unwrap()[1];
-    folder.set(TOKENIZER, &format!("/model/vocab/{}", tokenizer.token_text(id).unwrap()), json!(5000));
+    folder.set(
+        TOKENIZER,
+        &format!("/model/vocab/{}", tokenizer.token_text(id).unwrap()),
+        json!(5000),
+    );
     let model = folder.load().unwrap();
     for _ in 0..2 {
         let refused = answer(&model);
-        assert!(matches!(&refused, Err(Error::InvalidArgument(what)) if what.contains("5000") && what.contains("576")), "{refused:?}");
+        assert!(
+            matches!(&refused, Err(Error::InvalidArgument(what)) if what.contains("5000") && what.contains("576")),
+            "{refused:?}"
+        );
     }
 }
 
 #[test]
 fn a_tokenizer_that_makes_nothing_of_a_prompt_is_refused() {
     let folder = Folder::new();
-    folder.set(TOKENIZER, "/normalizer", json!({"type": "Replace", "pattern": {"Regex": "(?s).+"}, "content": ""}));
+    folder.set(
+        TOKENIZER,
+        "/normalizer",
+        json!({"type": "Replace", "pattern": {"Regex": "(?s).+"}, "content": ""}),
+    );
     folder.set(TOKENIZER, "/post_processor", Value::Null);
     let refused = answer(&folder.load().unwrap());
-    assert!(matches!(&refused, Err(Error::InvalidState(what)) if what.contains("no tokens")), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(Error::InvalidState(what)) if what.contains("no tokens")),
+        "{refused:?}"
+    );
 }
 
 // Pictures.
 
 /// A PNG file that says how large it is, and has 64 bytes of pixels at most.
 fn png(width: u32, height: u32) -> Vec<u8> {
-    let header = [&width.to_be_bytes()[..], &height.to_be_bytes(), &[8, 2, 0, 0, 0]].concat();
-    [b"\x89PNG\r\n\x1a\n".to_vec(), chunk(b"IHDR", &header), chunk(b"IDAT", &[0; 64])].concat()
+    let header = [
+        &width.to_be_bytes()[..],
+        &height.to_be_bytes(),
+        &[8, 2, 0, 0, 0],
+    ]
+    .concat();
+    [
+        b"\x89PNG\r\n\x1a\n".to_vec(),
+        chunk(b"IHDR", &header),
+        chunk(b"IDAT", &[0; 64]),
+    ]
+    .concat()
 }
 
 fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
     let body = [kind, data].concat();
     // CRC-32, bit by bit.
-    let step = |crc: u32, _| if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 };
-    let crc = !body.iter().fold(u32::MAX, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), step));
-    [&(data.len() as u32).to_be_bytes()[..], &body, &crc.to_be_bytes()].concat()
+    let step = |crc: u32, _| {
+        if crc & 1 == 1 {
+            (crc >> 1) ^ 0xedb8_8320
+        } else {
+            crc >> 1
+        }
+    };
+    let crc = !body.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), step)
+    });
+    [
+        &(data.len() as u32).to_be_bytes()[..],
+        &body,
+        &crc.to_be_bytes(),
+    ]
+    .concat()
 }
 
 #[test]
@@ -459,12 +732,23 @@ fn pictures_that_are_none_are_refused() {
     ] {
         let path = folder.path().join(name);
         fs::write(&path, &bytes).unwrap();
-        for error in [Picture::open(&path, &DecodeOptions::default()), Picture::decode(&bytes, &DecodeOptions::default())] {
+        for error in [
+            Picture::open(&path, &DecodeOptions::default()),
+            Picture::decode(&bytes, &DecodeOptions::default()),
+        ] {
             let error = error.unwrap_err();
-            assert!(matches!(error, Error::UnsupportedImage { .. }) && error.to_string().contains(word), "{error}");
+            assert!(
+                matches!(error, Error::UnsupportedImage { .. }) && error.to_string().contains(word),
+                "{error}"
+            );
         }
-        let error = Picture::open(&path, &DecodeOptions::default()).unwrap_err().to_string();
+        let error = Picture::open(&path, &DecodeOptions::default())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(name), "{error}");
     }
-    assert!(matches!(Picture::open(folder.path().join("none.png"), &DecodeOptions::default()), Err(Error::NotFound { .. })));
+    assert!(matches!(
+        Picture::open(folder.path().join("none.png"), &DecodeOptions::default()),
+        Err(Error::NotFound { .. })
+    ));
 }

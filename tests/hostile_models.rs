@@ -6,7 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use moxin_vlm::{Backend, Error, GenerationOptions, LoadOptions, Model, Op, Picture, PixelFormat, Role};
+use moxin_vlm::{
+    Backend, Error, GenerationOptions, LoadOptions, Model, Op, Picture, PixelFormat, Role,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -34,7 +36,10 @@ fn change(path: &Path, file: &str, change: impl FnOnce(&mut Value)) {
 /// Sets a field by its pointer, or removes it where the value is null.
 fn set(json: &mut Value, pointer: &str, value: &Value) {
     let (parent, name) = pointer.rsplit_once('/').unwrap();
-    let parent = json.pointer_mut(parent).and_then(Value::as_object_mut).unwrap();
+    let parent = json
+        .pointer_mut(parent)
+        .and_then(Value::as_object_mut)
+        .unwrap();
     match value.is_null() {
         true => drop(parent.remove(name)),
         false => drop(parent.insert(name.into(), value.clone())),
@@ -42,43 +47,230 @@ fn set(json: &mut Value, pointer: &str, value: &Value) {
 }
 
 fn load(path: &Path) -> Result<Model, Error> {
-    Model::load(path, LoadOptions { backend: Backend::Cpu, ..Default::default() }, Op::default())
+    Model::load(
+        path,
+        LoadOptions {
+            backend: Backend::Cpu,
+            ..Default::default()
+        },
+        Op::default(),
+    )
 }
 
 #[test]
 fn a_wrong_field_is_named() {
     let cases = [
-        ("paligemma", CONFIG, "/text_config/model_type", json!("gemma9"), &["text_config.model_type", "gemma2"][..]),
-        ("paligemma", CONFIG, "/text_config/hidden_size", json!(0), &["text_config.hidden_size"]),
-        ("paligemma", CONFIG, "/text_config/hidden_size", json!("wide"), &["config.json"]),
-        ("paligemma", CONFIG, "/text_config/num_key_value_heads", json!(3), &["num_key_value_heads"]),
-        ("paligemma", CONFIG, "/text_config/head_dim", json!(5), &["head_dim"]),
-        ("paligemma", CONFIG, "/text_config/num_hidden_layers", json!(16_777_216), &["layers"]),
-        ("paligemma", CONFIG, "/text_config/rms_norm_eps", json!(-1.0), &["rms_norm_eps"]),
-        ("paligemma", CONFIG, "/vision_config/image_size", json!(3), &["vision_config.image_size"]),
-        ("paligemma", CONFIG, "/vision_config/image_size", json!(70), &["size"]),
-        ("paligemma", CONFIG, "/vision_config/num_attention_heads", json!(7), &["attention heads"]),
-        ("paligemma", CONFIG, "/vision_config/hidden_act", json!("relu"), &["hidden_act", "relu"]),
-        ("paligemma", CONFIG, "/vision_config/patch_size", json!(0.5), &["vision_config"]),
-        ("paligemma", CONFIG, "/image_token_index", json!(5), &["tokenizer.json", "<image>"]),
-        ("paligemma", CONFIG, "/image_token_index", json!(1e12), &["image_token_index"]),
-        ("paligemma", PROCESSOR, "/image_processor_type", json!("CLIPImageProcessor"), &["CLIPImageProcessor", "SiglipImageProcessor"]),
-        ("paligemma", PROCESSOR, "/size", json!({"height": 28, "width": 28}), &["size", "28", "56"]),
+        (
+            "paligemma",
+            CONFIG,
+            "/text_config/model_type",
+            json!("gemma9"),
+            &["text_config.model_type", "gemma2"][..],
+        ),
+        (
+            "paligemma",
+            CONFIG,
+            "/text_config/hidden_size",
+            json!(0),
+            &["text_config.hidden_size"],
+        ),
+        (
+            "paligemma",
+            CONFIG,
+            "/text_config/hidden_size",
+            json!("wide"),
+            &["config.json"],
+        ),
+        (
+            "paligemma",
+            CONFIG,
+            "/text_config/num_key_value_heads",
+            json!(3),
+            &["num_key_value_heads"],
+        ),
+        (
+            "paligemma",
+            CONFIG,
+            "/text_config/head_dim",
+            json!(5),
+            &["head_dim"],
+        ),
+        (
+            "paligemma",
+            CONFIG,
+            "/text_config/num_hidden_layers",
+            json!(16_777_216),
+            &["layers"],
+        ),
+        (
+            "paligemma",
+            CONFIG,
+            "/text_config/rms_norm_eps",
+            json!(-1.0),
+            &["rms_norm_eps"],
+        ),
+        (
+            "paligemma",
+            CONFIG,
+            "/vision_config/image_size",
+            json!(3),
+            &["vision_config.image_size"],
+        ),
+        (
+            "paligemma",
+            CONFIG,
+            "/vision_config/image_size",
+            json!(70),
+            &["size"],
+        ),
+        (
+            "paligemma",
+            CONFIG,
+            "/vision_config/num_attention_heads",
+            json!(7),
+            &["attention heads"],
+        ),
+        (
+            "paligemma",
+            CONFIG,
+            "/vision_config/hidden_act",
+            json!("relu"),
+            &["hidden_act", "relu"],
+        ),
+        (
+            "paligemma",
+            CONFIG,
+            "/vision_config/patch_size",
+            json!(0.5),
+            &["vision_config"],
+        ),
+        (
+            "paligemma",
+            CONFIG,
+            "/image_token_index",
+            json!(5),
+            &["tokenizer.json", "<image>"],
+        ),
+        (
+            "paligemma",
+            CONFIG,
+            "/image_token_index",
+            json!(1e12),
+            &["image_token_index"],
+        ),
+        (
+            "paligemma",
+            PROCESSOR,
+            "/image_processor_type",
+            json!("CLIPImageProcessor"),
+            &["CLIPImageProcessor", "SiglipImageProcessor"],
+        ),
+        (
+            "paligemma",
+            PROCESSOR,
+            "/size",
+            json!({"height": 28, "width": 28}),
+            &["size", "28", "56"],
+        ),
         ("paligemma", PROCESSOR, "/resample", json!(9), &["resample"]),
-        ("paligemma", PROCESSOR, "/do_normalize", json!(false), &["do_normalize"]),
-        ("paligemma", PROCESSOR, "/image_std", json!([0, 0, 0]), &["image_std"]),
-        ("paligemma", PROCESSOR, "/image_mean", json!([0.5]), &["image_mean"]),
-        ("paligemma", PROCESSOR, "/rescale_factor", json!("x"), &["rescale_factor"]),
-        ("qwen2_vl", CONFIG, "/rope_scaling/mrope_section", json!([2, 3]), &["mrope_section"]),
-        ("qwen2_vl", CONFIG, "/rope_scaling/mrope_section", json!([2, 3, 18_446_744_073_709_551_615_u64]), &["mrope_section"]),
-        ("qwen2_vl", CONFIG, "/rope_scaling", Value::Null, &["mrope_section"]),
-        ("qwen2_vl", CONFIG, "/rope_scaling/type", json!("yarn"), &["yarn"]),
-        ("qwen2_vl", CONFIG, "/use_sliding_window", json!(true), &["use_sliding_window"]),
-        ("qwen2_vl", CONFIG, "/vision_config/embed_dim", json!(30), &["embed_dim"]),
-        ("qwen2_vl", CONFIG, "/vision_config/num_heads", json!(0), &["num_heads"]),
-        ("qwen2_vl", CONFIG, "/vision_config/mlp_ratio", json!(1e300), &["mlp_ratio"]),
-        ("qwen2_vl", CONFIG, "/vision_config/spatial_merge_size", json!(1000), &["vision_config"]),
-        ("qwen2_vl", CONFIG, "/vision_config/depth", json!(4), &["blocks"]),
+        (
+            "paligemma",
+            PROCESSOR,
+            "/do_normalize",
+            json!(false),
+            &["do_normalize"],
+        ),
+        (
+            "paligemma",
+            PROCESSOR,
+            "/image_std",
+            json!([0, 0, 0]),
+            &["image_std"],
+        ),
+        (
+            "paligemma",
+            PROCESSOR,
+            "/image_mean",
+            json!([0.5]),
+            &["image_mean"],
+        ),
+        (
+            "paligemma",
+            PROCESSOR,
+            "/rescale_factor",
+            json!("x"),
+            &["rescale_factor"],
+        ),
+        (
+            "qwen2_vl",
+            CONFIG,
+            "/rope_scaling/mrope_section",
+            json!([2, 3]),
+            &["mrope_section"],
+        ),
+        (
+            "qwen2_vl",
+            CONFIG,
+            "/rope_scaling/mrope_section",
+            json!([2, 3, 18_446_744_073_709_551_615_u64]),
+            &["mrope_section"],
+        ),
+        (
+            "qwen2_vl",
+            CONFIG,
+            "/rope_scaling",
+            Value::Null,
+            &["mrope_section"],
+        ),
+        (
+            "qwen2_vl",
+            CONFIG,
+            "/rope_scaling/type",
+            json!("yarn"),
+            &["yarn"],
+        ),
+        (
+            "qwen2_vl",
+            CONFIG,
+            "/use_sliding_window",
+            json!(true),
+            &["use_sliding_window"],
+        ),
+        (
+            "qwen2_vl",
+            CONFIG,
+            "/vision_config/embed_dim",
+            json!(30),
+            &["embed_dim"],
+        ),
+        (
+            "qwen2_vl",
+            CONFIG,
+            "/vision_config/num_heads",
+            json!(0),
+            &["num_heads"],
+        ),
+        (
+            "qwen2_vl",
+            CONFIG,
+            "/vision_config/mlp_ratio",
+            json!(1e300),
+            &["mlp_ratio"],
+        ),
+        (
+            "qwen2_vl",
+            CONFIG,
+            "/vision_config/spatial_merge_size",
+            json!(1000),
+            &["vision_config"],
+        ),
+        (
+            "qwen2_vl",
+            CONFIG,
+            "/vision_config/depth",
+            json!(4),
+            &["blocks"],
+        ),
         (
             "qwen2_vl",
             PROCESSOR,
@@ -86,42 +278,138 @@ fn a_wrong_field_is_named() {
             json!("SiglipImageProcessorFast"),
             &["SiglipImageProcessorFast", "Qwen2VLImageProcessor"],
         ),
-        ("qwen2_vl", PROCESSOR, "/patch_size", json!(16), &["patch_size"]),
-        ("qwen2_vl", PROCESSOR, "/min_pixels", json!(50_000), &["min_pixels"]),
-        ("qwen2_vl", PROCESSOR, "/max_pixels", json!(0), &["max_pixels"]),
-        ("llava", CONFIG, "/text_config/model_type", json!("mistral"), &["text_config.model_type", "llama"]),
-        ("llava", CONFIG, "/vision_feature_layer", json!(-9), &["vision_feature_layer"]),
-        ("llava", CONFIG, "/vision_feature_layer", json!([1, 2]), &["vision_feature_layer"]),
-        ("llava", CONFIG, "/vision_feature_select_strategy", json!("all"), &["vision_feature_select_strategy"]),
-        ("llava", CONFIG, "/projector_hidden_act", json!("tanh"), &["projector_hidden_act"]),
-        ("llava", PROCESSOR, "/crop_size", json!({"height": 84, "width": 84}), &["crop_size"]),
-        ("llava", PROCESSOR, "/size", json!({"shortest_edge": 20}), &["shortest_edge"]),
-        ("llava", PROCESSOR, "/do_center_crop", json!(false), &["do_center_crop"]),
+        (
+            "qwen2_vl",
+            PROCESSOR,
+            "/patch_size",
+            json!(16),
+            &["patch_size"],
+        ),
+        (
+            "qwen2_vl",
+            PROCESSOR,
+            "/min_pixels",
+            json!(50_000),
+            &["min_pixels"],
+        ),
+        (
+            "qwen2_vl",
+            PROCESSOR,
+            "/max_pixels",
+            json!(0),
+            &["max_pixels"],
+        ),
+        (
+            "llava",
+            CONFIG,
+            "/text_config/model_type",
+            json!("mistral"),
+            &["text_config.model_type", "llama"],
+        ),
+        (
+            "llava",
+            CONFIG,
+            "/vision_feature_layer",
+            json!(-9),
+            &["vision_feature_layer"],
+        ),
+        (
+            "llava",
+            CONFIG,
+            "/vision_feature_layer",
+            json!([1, 2]),
+            &["vision_feature_layer"],
+        ),
+        (
+            "llava",
+            CONFIG,
+            "/vision_feature_select_strategy",
+            json!("all"),
+            &["vision_feature_select_strategy"],
+        ),
+        (
+            "llava",
+            CONFIG,
+            "/projector_hidden_act",
+            json!("tanh"),
+            &["projector_hidden_act"],
+        ),
+        (
+            "llava",
+            PROCESSOR,
+            "/crop_size",
+            json!({"height": 84, "width": 84}),
+            &["crop_size"],
+        ),
+        (
+            "llava",
+            PROCESSOR,
+            "/size",
+            json!({"shortest_edge": 20}),
+            &["shortest_edge"],
+        ),
+        (
+            "llava",
+            PROCESSOR,
+            "/do_center_crop",
+            json!(false),
+            &["do_center_crop"],
+        ),
     ];
     for (name, file, pointer, value, needles) in cases {
         let (_place, path) = copy(name);
         change(&path, file, |json| set(json, pointer, &value));
         let what = format!("{name}, {file}{pointer} = {value}");
-        let error = load(&path).err().unwrap_or_else(|| panic!("{what}: loaded"));
-        assert!(matches!(error, Error::CorruptModel { .. } | Error::UnsupportedModel { .. }), "{what}: {error:?}");
+        let error = load(&path)
+            .err()
+            .unwrap_or_else(|| panic!("{what}: loaded"));
+        assert!(
+            matches!(
+                error,
+                Error::CorruptModel { .. } | Error::UnsupportedModel { .. }
+            ),
+            "{what}: {error:?}"
+        );
         let text = error.to_string();
-        assert!(needles.iter().all(|needle| text.contains(needle)), "{what}: {text}");
+        assert!(
+            needles.iter().all(|needle| text.contains(needle)),
+            "{what}: {text}"
+        );
     }
 }
 
 /// The processor's aliases, and the file that transformers 5 keeps it in.
 #[test]
 fn processors_are_known_by_all_their_names() {
-    for (name, kind) in [("paligemma", "SiglipImageProcessor"), ("qwen2_vl", "Qwen2VLImageProcessor"), ("llava", "CLIPImageProcessor")] {
+    for (name, kind) in [
+        ("paligemma", "SiglipImageProcessor"),
+        ("qwen2_vl", "Qwen2VLImageProcessor"),
+        ("llava", "CLIPImageProcessor"),
+    ] {
         for suffix in ["", "Fast", "Pil"] {
             let (_place, path) = copy(name);
-            change(&path, PROCESSOR, |json| set(json, "/image_processor_type", &json!(format!("{kind}{suffix}"))));
+            change(&path, PROCESSOR, |json| {
+                set(
+                    json,
+                    "/image_processor_type",
+                    &json!(format!("{kind}{suffix}")),
+                )
+            });
             load(&path).unwrap();
-            let settings: Value = serde_json::from_slice(&fs::read(path.join(PROCESSOR)).unwrap()).unwrap();
+            let settings: Value =
+                serde_json::from_slice(&fs::read(path.join(PROCESSOR)).unwrap()).unwrap();
             fs::remove_file(path.join(PROCESSOR)).unwrap();
-            fs::write(path.join("processor_config.json"), json!({"image_processor": settings}).to_string()).unwrap();
+            fs::write(
+                path.join("processor_config.json"),
+                json!({"image_processor": settings}).to_string(),
+            )
+            .unwrap();
             load(&path).unwrap();
-            fs::write(path.join("processor_config.json"), json!({"processor_class": "X"}).to_string()).unwrap();
+            fs::write(
+                path.join("processor_config.json"),
+                json!({"processor_class": "X"}).to_string(),
+            )
+            .unwrap();
             assert!(matches!(load(&path), Err(Error::NotFound { .. })), "{name}");
         }
     }
@@ -131,12 +419,21 @@ fn processors_are_known_by_all_their_names() {
 #[test]
 fn a_missing_tensor_is_named() {
     for (name, tensor) in [
-        ("paligemma", "vision_tower.vision_model.post_layernorm.weight"),
+        (
+            "paligemma",
+            "vision_tower.vision_model.post_layernorm.weight",
+        ),
         ("paligemma", "multi_modal_projector.linear.bias"),
-        ("paligemma2", "language_model.model.layers.2.pre_feedforward_layernorm.weight"),
+        (
+            "paligemma2",
+            "language_model.model.layers.2.pre_feedforward_layernorm.weight",
+        ),
         ("qwen2_vl", "model.layers.1.self_attn.k_proj.bias"),
         ("qwen2_vl", "visual.merger.ln_q.weight"),
-        ("llava", "vision_tower.vision_model.embeddings.class_embedding"),
+        (
+            "llava",
+            "vision_tower.vision_model.embeddings.class_embedding",
+        ),
         ("llava", "language_model.lm_head.weight"),
     ] {
         let (_place, path) = copy(name);
@@ -144,7 +441,11 @@ fn a_missing_tensor_is_named() {
         let bytes = fs::read(&file).unwrap();
         let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         assert!(tensors.tensor(tensor).is_ok(), "{tensor}");
-        let rest: Vec<_> = tensors.tensors().into_iter().filter(|(name, _)| name != tensor).collect();
+        let rest: Vec<_> = tensors
+            .tensors()
+            .into_iter()
+            .filter(|(name, _)| name != tensor)
+            .collect();
         fs::write(&file, safetensors::serialize(rest, None).unwrap()).unwrap();
         let result = load(&path);
         // A missing projector's bias is no bias; a missing head is the embedding.
@@ -152,8 +453,14 @@ fn a_missing_tensor_is_named() {
             result.unwrap();
             continue;
         }
-        let error = result.err().unwrap_or_else(|| panic!("{tensor}")).to_string();
-        assert!(error.contains(tensor.rsplit('.').nth(1).unwrap()), "{tensor}: {error}");
+        let error = result
+            .err()
+            .unwrap_or_else(|| panic!("{tensor}"))
+            .to_string();
+        assert!(
+            error.contains(tensor.rsplit('.').nth(1).unwrap()),
+            "{tensor}: {error}"
+        );
     }
 }
 
@@ -161,11 +468,26 @@ fn a_missing_tensor_is_named() {
 #[test]
 fn a_hostile_template_is_an_error() {
     for (template, needle) in [
-        ("{% for i in range(100000) %}{% for j in range(100000) %}x{% endfor %}{% endfor %}", "template"),
-        ("{% set ns = namespace(t='x') %}{% for i in range(60) %}{% set ns.t = ns.t ~ ns.t %}{% endfor %}{{ ns.t }}", "template"),
-        ("{% macro m(x) %}{{ m(x) }}{% endmacro %}{{ m(1) }}", "template"),
-        ("{{ raise_exception('no pictures today') }}", "no pictures today"),
-        ("{{ messages[0]['content'][0]['text'] * 100000000 }}", "template"),
+        (
+            "{% for i in range(100000) %}{% for j in range(100000) %}x{% endfor %}{% endfor %}",
+            "template",
+        ),
+        (
+            "{% set ns = namespace(t='x') %}{% for i in range(60) %}{% set ns.t = ns.t ~ ns.t %}{% endfor %}{{ ns.t }}",
+            "template",
+        ),
+        (
+            "{% macro m(x) %}{{ m(x) }}{% endmacro %}{{ m(1) }}",
+            "template",
+        ),
+        (
+            "{{ raise_exception('no pictures today') }}",
+            "no pictures today",
+        ),
+        (
+            "{{ messages[0]['content'][0]['text'] * 100000000 }}",
+            "template",
+        ),
         ("{{ 'x' * 1000000000000 }}", "template"),
         ("{{ undefined.field.of.nothing }}", "template"),
         ("nothing of pictures", "<|image_pad|>"),
@@ -180,13 +502,20 @@ fn a_hostile_template_is_an_error() {
         let clock = std::time::Instant::now();
         let error = session.step().expect_err(template);
         assert!(error.to_string().contains(needle), "{template}: {error}");
-        assert!(clock.elapsed().as_secs() < 20, "{template}: {:?}", clock.elapsed());
+        assert!(
+            clock.elapsed().as_secs() < 20,
+            "{template}: {:?}",
+            clock.elapsed()
+        );
     }
     for template in ["{% for", "{{ x | nosuchfilter }}", "{% unknown %}"] {
         let (_place, path) = copy("qwen2_vl");
         fs::write(path.join("chat_template.jinja"), template).unwrap();
         match load(&path) {
-            Err(error) => assert!(error.to_string().contains("chat_template.jinja"), "{template}: {error}"),
+            Err(error) => assert!(
+                error.to_string().contains("chat_template.jinja"),
+                "{template}: {error}"
+            ),
             Ok(model) => {
                 let session = model.session(GenerationOptions::default()).unwrap();
                 session.add_text(Role::User, "What?").unwrap();

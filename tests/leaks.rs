@@ -1,4 +1,5 @@
-//! What is dropped is given back. A file of its own, and so a process of its own: the counters are the process's.
+//! What is dropped is given back. A file of its own, and so a process of its own: the counters are
+//! the process's.
 
 use std::path::Path;
 
@@ -18,17 +19,36 @@ fn models_and_sessions_are_given_back() {
     for round in 0..3 {
         let model = Model::load(&tiny, LoadOptions::default(), Op::default()).unwrap();
         let weights = active() - before;
-        assert!(weights > model.info().weight_bytes / 2 && weights < 2 * model.info().weight_bytes, "{weights}");
+        assert!(
+            weights > model.info().weight_bytes / 2 && weights < 2 * model.info().weight_bytes,
+            "{weights}"
+        );
 
-        let session = model.session(GenerationOptions { max_tokens: 3, ..Default::default() }).unwrap();
-        session.add_embedding(&model.encode_image(&demo, Op::default()).unwrap()).unwrap();
-        session.add_text(Role::User, "Describe the picture.").unwrap();
+        let session = model
+            .session(GenerationOptions {
+                max_tokens: 3,
+                ..Default::default()
+            })
+            .unwrap();
+        session
+            .add_embedding(&model.encode_image(&demo, Op::default()).unwrap())
+            .unwrap();
+        session
+            .add_text(Role::User, "Describe the picture.")
+            .unwrap();
         session.generate().for_each(|event| drop(event.unwrap()));
         assert!(active() > before + weights);
         // One session is dropped with its answer complete, one in the middle of it.
-        let unfinished = model.session(GenerationOptions { prefill_chunk: 20, ..Default::default() }).unwrap();
+        let unfinished = model
+            .session(GenerationOptions {
+                prefill_chunk: 20,
+                ..Default::default()
+            })
+            .unwrap();
         unfinished.add_image(demo.clone()).unwrap();
-        unfinished.add_text(Role::User, "Describe the picture.").unwrap();
+        unfinished
+            .add_text(Role::User, "Describe the picture.")
+            .unwrap();
         (0..=2 * round).for_each(|_| drop(unfinished.step().unwrap()));
         drop(model);
         assert!(active() > before + weights, "sessions keep their model");

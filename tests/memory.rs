@@ -1,5 +1,5 @@
-//! What a model takes, as reckoned from the headers alone, beside what is counted. A file of its own, and so a process of its own: the counters
-//! are the process's.
+//! What a model takes, as reckoned from the headers alone, beside what is counted. A file of its
+//! own, and so a process of its own: the counters are the process's.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,12 +23,18 @@ fn peak<T>(f: impl FnOnce() -> T) -> (u64, T) {
     (memory_stats().unwrap().peak - before, result)
 }
 
-/// Loads a model, encodes a picture, and fills a conversation's context; compares each part and the whole.
+/// Loads a model, encodes a picture, and fills a conversation's context; compares each part and the
+/// whole.
 fn compare(folder: &str, options: LoadOptions, context: usize, chunk: usize) {
     let folder = in_repository(folder);
     let demo = Picture::open(in_repository("models/demo.png"), &Default::default()).unwrap();
     let dtype = options.dtype;
-    let generation = GenerationOptions { max_context: Some(context), prefill_chunk: chunk, max_tokens: 20, ..Default::default() };
+    let generation = GenerationOptions {
+        max_context: Some(context),
+        prefill_chunk: chunk,
+        max_tokens: 20,
+        ..Default::default()
+    };
     let reckoned = Model::estimate(&folder, &options, &generation).unwrap();
     let before = memory_stats().unwrap().active;
 
@@ -57,14 +63,23 @@ fn compare(folder: &str, options: LoadOptions, context: usize, chunk: usize) {
     };
     let [one, eleven] = [1, 11].map(positions);
     let session = begin((context - 10 - one) * 10 / (eleven - one));
-    let (conversation, events) = peak(|| session.generate().collect::<moxin_vlm::Result<Vec<Event>>>().unwrap());
+    let (conversation, events) = peak(|| {
+        session
+            .generate()
+            .collect::<moxin_vlm::Result<Vec<Event>>>()
+            .unwrap()
+    });
     assert!(events.len() > 1);
     let filled = session.stats().prompt_tokens;
     assert!(filled + 40 > context, "{filled} of {context} positions");
     let peak = load.max(weights + vision.max(conversation));
 
     // Small arrays take more than their bytes; it shows where all weights are small.
-    let slack = if reckoned.weights < 1_000_000 { 80_000.0 } else { 0.0 };
+    let slack = if reckoned.weights < 1_000_000 {
+        80_000.0
+    } else {
+        0.0
+    };
     let close = |name: &str, reckoned: u64, measured: u64, tolerance: f64| {
         let ratio = reckoned as f64 / measured as f64;
         println!("{name:12} {reckoned:>10} reckoned, {measured:>10} measured: {ratio:.3}");
@@ -77,7 +92,12 @@ fn compare(folder: &str, options: LoadOptions, context: usize, chunk: usize) {
     close("weights", reckoned.weights, weights, 0.06);
     close("load", reckoned.load_peak, load.max(weights), 0.10);
     close("vision", reckoned.vision_peak, vision, 0.25);
-    close("conversation", reckoned.kv_total + reckoned.step_peak, conversation, 0.15);
+    close(
+        "conversation",
+        reckoned.kv_total + reckoned.step_peak,
+        conversation,
+        0.15,
+    );
     close("total", reckoned.total, peak, 0.05);
 }
 
@@ -88,13 +108,20 @@ fn what_is_reckoned_is_what_it_takes() {
     for (dtype, cpu_kernels) in [(None, mlx), (None, own), (Some(Dtype::Bfloat16), own)] {
         for (context, chunk) in [(300, 256), (1000, 256), (1000, 64), (2000, 512)] {
             println!("{dtype:?}, {cpu_kernels:?}, {context} positions by {chunk}");
-            let options = LoadOptions { dtype, cpu_kernels, ..Default::default() };
+            let options = LoadOptions {
+                dtype,
+                cpu_kernels,
+                ..Default::default()
+            };
             compare("models/tiny", options, context, chunk);
         }
     }
     for name in ["qwen2_vl", "paligemma", "llava"] {
         println!("{name}");
-        let options = LoadOptions { cpu_kernels: own, ..Default::default() };
+        let options = LoadOptions {
+            cpu_kernels: own,
+            ..Default::default()
+        };
         let folder = TempDir::new().unwrap();
         for entry in fs::read_dir(in_repository("tests/models").join(name).join("model")).unwrap() {
             let entry = entry.unwrap();
@@ -108,8 +135,15 @@ fn what_is_reckoned_is_what_it_takes() {
     }
     for (bits, cpu_kernels) in [(8, mlx), (4, mlx), (8, own), (4, own)] {
         println!("quantized to {bits} bits, {cpu_kernels:?}");
-        let quantize = Some(QuantizeOptions { quantization: Quantization::affine(64, bits), ..Default::default() });
-        let options = LoadOptions { quantize, cpu_kernels, ..Default::default() };
+        let quantize = Some(QuantizeOptions {
+            quantization: Quantization::affine(64, bits),
+            ..Default::default()
+        });
+        let options = LoadOptions {
+            quantize,
+            cpu_kernels,
+            ..Default::default()
+        };
         compare("models/tiny", options, 1000, 256);
     }
 }

@@ -1,14 +1,16 @@
-//! The library against PyTorch on tiny random checkpoints; `tests/parity/README.md` says how the expected numbers were made.
+//! The library against PyTorch on tiny random checkpoints; `tests/parity/README.md` says how the
+//! expected numbers were made.
 //!
-//! Everything runs in float32 on the CPU. `tests/parity/sensitivity.py` shows that a wrong epsilon, window, activation, block and so on
-//! moves features or logits by at least twice the tolerance.
+//! Everything runs in float32 on the CPU. `tests/parity/sensitivity.py` shows that a wrong epsilon,
+//! window, activation, block and so on moves features or logits by at least twice the tolerance.
 
 use std::{collections::HashMap, fs, path::PathBuf};
 
 use mlx_rs::{Array, ops::indexing::TryIndexOp};
 use moxin_vlm::{
-    Backend, ConcatKeyValueCache, Event, FinishReason, Generate, GenerationOptions, LoadOptions, Message, Model, MoxinVLM, Op, Picture,
-    Processor, Role, Session, Tokenizer, compat::load_model_on, device::Device, generate::Stats, image::Pixels, load_tokenizer,
+    Backend, ConcatKeyValueCache, Event, FinishReason, Generate, GenerationOptions, LoadOptions,
+    Message, Model, MoxinVLM, Op, Picture, Processor, Role, Session, Tokenizer,
+    compat::load_model_on, device::Device, generate::Stats, image::Pixels, load_tokenizer,
     models::prismatic::pure_prompt, nn::Want,
 };
 use safetensors::{SafeTensors, tensor::TensorView};
@@ -54,10 +56,20 @@ impl Fixture {
 
     fn read(name: &'static str) -> Fixture {
         let folder = parity().join(name);
-        let expected: Expected = serde_json::from_slice(&fs::read(folder.join("expected.json")).unwrap()).unwrap();
+        let expected: Expected =
+            serde_json::from_slice(&fs::read(folder.join("expected.json")).unwrap()).unwrap();
         let file = fs::read(folder.join("expected.safetensors")).unwrap();
-        let tensors = SafeTensors::deserialize(&file).unwrap().iter().map(|(name, tensor)| (name.to_owned(), floats(&tensor))).collect();
-        Fixture { name, folder, tensors, cases: expected.cases }
+        let tensors = SafeTensors::deserialize(&file)
+            .unwrap()
+            .iter()
+            .map(|(name, tensor)| (name.to_owned(), floats(&tensor)))
+            .collect();
+        Fixture {
+            name,
+            folder,
+            tensors,
+            cases: expected.cases,
+        }
     }
 
     fn model(&self) -> PathBuf {
@@ -88,12 +100,26 @@ impl Fixture {
     /// Runs `test` with the model loaded for this thread's CPU.
     fn with_vlm(&self, test: impl FnOnce(&mut MoxinVLM)) {
         let device = Device::new(Backend::Cpu).unwrap();
-        device.run(|| test(&mut load_model_on(&self.model(), &device, None, &|_, _| Ok(())).unwrap()));
+        device.run(|| {
+            test(&mut load_model_on(&self.model(), &device, None, &|_, _| Ok(())).unwrap())
+        });
     }
 
     fn session(&self, case: &Case, prefill_chunk: usize) -> Session {
-        let model = Model::load(self.model(), LoadOptions { backend: Backend::Cpu, ..Default::default() }, Op::default()).unwrap();
-        let options = GenerationOptions { max_tokens: case.answer_ids.len(), prefill_chunk, ..Default::default() };
+        let model = Model::load(
+            self.model(),
+            LoadOptions {
+                backend: Backend::Cpu,
+                ..Default::default()
+            },
+            Op::default(),
+        )
+        .unwrap();
+        let options = GenerationOptions {
+            max_tokens: case.answer_ids.len(),
+            prefill_chunk,
+            ..Default::default()
+        };
         let session = model.session(options).unwrap();
         if let Some(name) = &case.picture {
             session.add_image(picture(name)).unwrap();
@@ -103,11 +129,17 @@ impl Fixture {
 
     /// Takes the session's answer and compares it with the case's.
     fn assert_answers(&self, session: &Session, case: &Case) {
-        let (mut tokens, mut logprobs, mut text, mut ended) = (Vec::new(), Vec::new(), String::new(), None);
+        let (mut tokens, mut logprobs, mut text, mut ended) =
+            (Vec::new(), Vec::new(), String::new(), None);
         for event in session.generate() {
             match event.unwrap() {
                 Event::Prefill { .. } => {}
-                Event::Text { text: part, token, logprob, .. } => {
+                Event::Text {
+                    text: part,
+                    token,
+                    logprob,
+                    ..
+                } => {
                     tokens.push(token);
                     logprobs.push(logprob);
                     text += &part;
@@ -119,7 +151,8 @@ impl Fixture {
             }
         }
         let name = format!("{} {}", self.name, case.name);
-        // An answer that ends with `</s>` ends the turn, and the session keeps that token to itself.
+        // An answer that ends with `</s>` ends the turn, and the session keeps that token to
+        // itself.
         let (expected, reason) = match case.answer_ids.split_last() {
             Some((&END, before)) => (before, FinishReason::EndOfTurn),
             _ => (case.answer_ids.as_slice(), FinishReason::MaxTokens),
@@ -136,12 +169,20 @@ fn parity() -> PathBuf {
 }
 
 fn picture(name: &str) -> Picture {
-    Picture::open(parity().join("pictures").join(format!("{name}.png")), &Default::default()).unwrap()
+    Picture::open(
+        parity().join("pictures").join(format!("{name}.png")),
+        &Default::default(),
+    )
+    .unwrap()
 }
 
 fn floats(tensor: &TensorView) -> Vec<f32> {
     assert_eq!(tensor.dtype(), safetensors::Dtype::F32);
-    tensor.data().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect()
+    tensor
+        .data()
+        .chunks_exact(4)
+        .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
+        .collect()
 }
 
 fn to_vec(array: &Array) -> Vec<f32> {
@@ -151,14 +192,30 @@ fn to_vec(array: &Array) -> Vec<f32> {
 fn assert_close(name: &str, ours: &[f32], theirs: &[f32]) {
     assert_eq!(ours.len(), theirs.len(), "{name}: how many numbers");
     for (i, (a, b)) in ours.iter().zip(theirs).enumerate() {
-        assert!((a - b).abs() <= TOLERANCE, "{name}: number {i} is {a}, PyTorch's {b}");
+        assert!(
+            (a - b).abs() <= TOLERANCE,
+            "{name}: number {i} is {a}, PyTorch's {b}"
+        );
     }
 }
 
 /// The case's turns as a session holds them.
 fn turns(case: &Case) -> Vec<Message> {
-    let role = |i: usize| if i.is_multiple_of(2) { Role::User } else { Role::Assistant };
-    case.turns.iter().enumerate().map(|(i, text)| Message { role: role(i), parts: vec![moxin_vlm::Part::Text(text.clone())] }).collect()
+    let role = |i: usize| {
+        if i.is_multiple_of(2) {
+            Role::User
+        } else {
+            Role::Assistant
+        }
+    };
+    case.turns
+        .iter()
+        .enumerate()
+        .map(|(i, text)| Message {
+            role: role(i),
+            parts: vec![moxin_vlm::Part::Text(text.clone())],
+        })
+        .collect()
 }
 
 #[test]
@@ -167,8 +224,17 @@ fn pixels_are_those_of_pillow_to_the_last_bit() {
         let processor = fixture.processor();
         for name in PICTURES {
             let pixels = processor.process(&picture(name)).unwrap();
-            let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
-            assert!(bits(&pixels.data) == bits(fixture.tensor(&format!("{name}.pixels"))), "{} {name}", fixture.name);
+            let bits = |values: &[f32]| {
+                values
+                    .iter()
+                    .map(|value| value.to_bits())
+                    .collect::<Vec<_>>()
+            };
+            assert!(
+                bits(&pixels.data) == bits(fixture.tensor(&format!("{name}.pixels"))),
+                "{} {name}",
+                fixture.name
+            );
         }
     }
 }
@@ -180,8 +246,20 @@ fn prompts_become_the_same_tokens() {
         for case in &fixture.cases {
             let prompt = pure_prompt(&turns(case)).unwrap();
             assert_eq!(prompt, case.prompt, "{} {}", fixture.name, case.name);
-            assert_eq!(tokenizer.encode(&prompt, true).unwrap(), case.ids, "{} {}", fixture.name, case.name);
-            assert_eq!(tokenizer.decode(&case.answer_ids).unwrap().trim(), case.answer, "{} {}", fixture.name, case.name);
+            assert_eq!(
+                tokenizer.encode(&prompt, true).unwrap(),
+                case.ids,
+                "{} {}",
+                fixture.name,
+                case.name
+            );
+            assert_eq!(
+                tokenizer.decode(&case.answer_ids).unwrap().trim(),
+                case.answer,
+                "{} {}",
+                fixture.name,
+                case.name
+            );
         }
     }
 }
@@ -194,9 +272,15 @@ fn features_and_logits_are_close() {
         fixture.with_vlm(|vlm| {
             let mut images = HashMap::new();
             for name in PICTURES {
-                let features = vlm.encode(&processor.process(&picture(name)).unwrap()).unwrap();
+                let features = vlm
+                    .encode(&processor.process(&picture(name)).unwrap())
+                    .unwrap();
                 for (encoder, features) in vlm.vision.encoders.iter().zip(&features) {
-                    let encoder = if encoder.config.has_cls_token { "dino" } else { "siglip" };
+                    let encoder = if encoder.config.has_cls_token {
+                        "dino"
+                    } else {
+                        "siglip"
+                    };
                     fixture.assert_close(&format!("{name}.{encoder}_features"), &to_vec(features));
                 }
                 let image = vlm.project(&features).unwrap();
@@ -206,7 +290,10 @@ fn features_and_logits_are_close() {
             for case in &fixture.cases {
                 let image = case.picture.as_deref().map(|name| &images[name]);
                 let embeds = vlm.embed(&case.ids, image).unwrap();
-                let logits = vlm.forward_embeddings(&embeds, &mut vlm.new_cache(), Want::Last, &|| Ok(())).unwrap().unwrap();
+                let logits = vlm
+                    .forward_embeddings(&embeds, &mut vlm.new_cache(), Want::Last, &|| Ok(()))
+                    .unwrap()
+                    .unwrap();
                 fixture.assert_close(&format!("{}.logits", case.name), &to_vec(&logits));
             }
         });
@@ -226,7 +313,8 @@ fn sessions_answer_with_the_same_tokens() {
     }
 }
 
-/// Chunks shorter than the picture, than the window and than the prompt, which none of them divides.
+/// Chunks shorter than the picture, than the window and than the prompt, which none of them
+/// divides.
 #[test]
 fn a_prefill_in_chunks_changes_nothing() {
     for fixture in Fixture::all() {
@@ -241,20 +329,32 @@ fn a_prefill_in_chunks_changes_nothing() {
     }
 }
 
-/// The session's own answer stands in the second prompt, and the keys and values of the first are used again.
+/// The session's own answer stands in the second prompt, and the keys and values of the first are
+/// used again.
 #[test]
 fn a_conversation_goes_on_from_its_own_answer() {
     for fixture in Fixture::all() {
         for name in PICTURES {
-            let (first, second) = (fixture.case(&format!("{name}.short")), fixture.case(&format!("{name}.own_answer")));
+            let (first, second) = (
+                fixture.case(&format!("{name}.short")),
+                fixture.case(&format!("{name}.own_answer")),
+            );
             let session = fixture.session(first, 256);
             session.add_text(Role::User, &first.turns[0]).unwrap();
             fixture.assert_answers(&session, first);
             session.add_text(Role::User, &second.turns[2]).unwrap();
             fixture.assert_answers(&session, second);
-            let Stats { prompt_tokens, image_tokens, reused_tokens, .. } = session.stats();
+            let Stats {
+                prompt_tokens,
+                image_tokens,
+                reused_tokens,
+                ..
+            } = session.stats();
             assert_eq!(prompt_tokens, second.ids.len() + image_tokens);
-            assert!(reused_tokens >= first.ids.len() + image_tokens, "{reused_tokens} positions were reused");
+            assert!(
+                reused_tokens >= first.ids.len() + image_tokens,
+                "{reused_tokens} positions were reused"
+            );
         }
     }
 }
@@ -269,8 +369,11 @@ fn the_low_level_iterator_gives_the_same_tokens() {
             let (dino, siglip) = halves(&pixels);
             let ids = Array::from_slice(&case.ids, &[1, case.ids.len() as i32]);
             let mut cache: Vec<ConcatKeyValueCache> = Vec::new();
-            let tokens = Generate::new(vlm, &mut cache, 0.0, dino, siglip, ids).take(case.answer_ids.len());
-            let tokens: Vec<u32> = tokens.map(|token| token.unwrap().try_item_cast::<u32>().unwrap()).collect();
+            let tokens =
+                Generate::new(vlm, &mut cache, 0.0, dino, siglip, ids).take(case.answer_ids.len());
+            let tokens: Vec<u32> = tokens
+                .map(|token| token.unwrap().try_item_cast::<u32>().unwrap())
+                .collect();
             assert_eq!(tokens, case.answer_ids, "{}", fixture.name);
         });
     }
@@ -279,6 +382,8 @@ fn the_low_level_iterator_gives_the_same_tokens() {
 /// Pixels for both encoders as `[1, height, width, 3]` each.
 fn halves(pixels: &Pixels) -> (Array, Array) {
     let size = pixels.height as i32;
-    let both = Array::from_slice(&pixels.data, &[2, 3, size, size]).transpose_axes(&[0, 2, 3, 1]).unwrap();
+    let both = Array::from_slice(&pixels.data, &[2, 3, size, size])
+        .transpose_axes(&[0, 2, 3, 1])
+        .unwrap();
     (both.try_index(..1).unwrap(), both.try_index(1..).unwrap())
 }

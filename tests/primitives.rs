@@ -53,20 +53,38 @@ fn primitives() -> Primitives {
 }
 
 fn picture(name: &str) -> Picture {
-    Picture::open(Path::new("tests/models/pictures").join(format!("{name}.png")), &Default::default()).unwrap()
+    Picture::open(
+        Path::new("tests/models/pictures").join(format!("{name}.png")),
+        &Default::default(),
+    )
+    .unwrap()
 }
 
 fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 fn digest_floats(values: &[f32]) -> String {
-    digest(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>())
+    digest(
+        &values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect::<Vec<_>>(),
+    )
 }
 
 #[test]
 fn every_filter_resizes_as_pillow() {
-    for Made { picture: name, filter, size: [width, height], sha256 } in primitives().resized {
+    for Made {
+        picture: name,
+        filter,
+        size: [width, height],
+        sha256,
+    } in primitives().resized
+    {
         let kind = match filter.as_str() {
             "nearest" => Filter::Nearest,
             "bilinear" => Filter::Bilinear,
@@ -75,19 +93,42 @@ fn every_filter_resizes_as_pillow() {
             other => panic!("{other}"),
         };
         let resized = resize(&picture(&name), width, height, kind).unwrap();
-        assert_eq!(digest(resized.rgb()), sha256, "{name} to {width} x {height}, {filter}");
+        assert_eq!(
+            digest(resized.rgb()),
+            sha256,
+            "{name} to {width} x {height}, {filter}"
+        );
     }
 }
 
 #[test]
 fn cropping_and_padding_are_those_of_transformers_and_pillow() {
     let primitives = primitives();
-    for Made { picture: name, size: [width, height], sha256, .. } in primitives.cropped {
+    for Made {
+        picture: name,
+        size: [width, height],
+        sha256,
+        ..
+    } in primitives.cropped
+    {
         let cropped = center_crop(&picture(&name), width, height).unwrap();
-        assert_eq!(digest(cropped.rgb()), sha256, "{name} to {width} x {height}");
+        assert_eq!(
+            digest(cropped.rgb()),
+            sha256,
+            "{name} to {width} x {height}"
+        );
     }
-    for Padded { picture: name, border, sha256 } in primitives.padded {
-        assert_eq!(digest(pad(&picture(&name), border, [10, 20, 30]).unwrap().rgb()), sha256, "{name}");
+    for Padded {
+        picture: name,
+        border,
+        sha256,
+    } in primitives.padded
+    {
+        assert_eq!(
+            digest(pad(&picture(&name), border, [10, 20, 30]).unwrap().rgb()),
+            sha256,
+            "{name}"
+        );
     }
     for (width, height) in [(0, 5), (5, 0), (70_000, 5)] {
         assert!(center_crop(&picture("wide"), width, height).is_err());
@@ -103,13 +144,24 @@ fn numbers_are_those_of_transformers() {
         mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
         std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
     };
-    for Values { picture: name, rescaled, planes: expected } in primitives().values {
+    for Values {
+        picture: name,
+        rescaled,
+        planes: expected,
+    } in primitives().values
+    {
         let picture = picture(&name);
         // Ours lie pixel by pixel, the reference's plane by plane.
         let values = rescale(&picture, normalization.factor).unwrap();
-        let by_plane: Vec<f32> = (0..3).flat_map(|channel| values.iter().skip(channel).step_by(3).copied()).collect();
+        let by_plane: Vec<f32> = (0..3)
+            .flat_map(|channel| values.iter().skip(channel).step_by(3).copied())
+            .collect();
         assert_eq!(digest_floats(&by_plane), rescaled, "{name}");
-        assert_eq!(digest_floats(&planes(&picture, &normalization).unwrap()), expected, "{name}");
+        assert_eq!(
+            digest_floats(&planes(&picture, &normalization).unwrap()),
+            expected,
+            "{name}"
+        );
     }
 }
 
@@ -117,7 +169,11 @@ fn numbers_are_those_of_transformers() {
 fn smart_resize_is_that_of_transformers() {
     for [height, width, factor, least, most, to_height, to_width] in primitives().sizes {
         let found = smart_resize(height, width, factor, least, most).unwrap_or([0, 0]);
-        assert_eq!(found, [to_height, to_width], "{width} x {height} by {factor}, {least} to {most}");
+        assert_eq!(
+            found,
+            [to_height, to_width],
+            "{width} x {height} by {factor}, {least} to {most}"
+        );
     }
 }
 
@@ -125,11 +181,13 @@ fn smart_resize_is_that_of_transformers() {
 #[test]
 fn files_are_decoded_as_pillow_decodes_them() {
     let folder = Path::new("tests/image/corpus");
-    let expected: BTreeMap<String, Decoded> = serde_json::from_slice(&fs::read(folder.join("expected.json")).unwrap()).unwrap();
+    let expected: BTreeMap<String, Decoded> =
+        serde_json::from_slice(&fs::read(folder.join("expected.json")).unwrap()).unwrap();
     assert!(expected.len() > 40);
     let mut wrong = Vec::new();
     for (name, Decoded { size, sha256 }) in expected {
-        let picture = Picture::open(folder.join(&name), &DecodeOptions::default()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let picture = Picture::open(folder.join(&name), &DecodeOptions::default())
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!([picture.width(), picture.height()], size, "{name}");
         if digest(picture.rgb()) != sha256 {
             wrong.push(name);
@@ -144,7 +202,10 @@ fn a_jpeg_that_is_cut_off_is_refused() {
     for name in ["420_61x47.jpg", "progressive_33x90.jpg", "cmyk.jpg"] {
         let bytes = fs::read(Path::new("tests/image/corpus").join(name)).unwrap();
         for length in (0..bytes.len() - 1).step_by(7) {
-            assert!(Picture::decode(&bytes[..length], &DecodeOptions::default()).is_err(), "{name} cut to {length} bytes");
+            assert!(
+                Picture::decode(&bytes[..length], &DecodeOptions::default()).is_err(),
+                "{name} cut to {length} bytes"
+            );
         }
     }
 }
@@ -154,7 +215,10 @@ fn a_jpeg_that_is_cut_off_is_refused() {
 fn subsampled_inks_are_refused() {
     let mut bytes = fs::read("tests/image/corpus/cmyk.jpg").unwrap();
     // The frame header of a baseline file: its length, 8 bits, two sides, four components.
-    let at = bytes.windows(5).position(|window| window == [0xff, 0xc0, 0, 20, 8]).unwrap();
+    let at = bytes
+        .windows(5)
+        .position(|window| window == [0xff, 0xc0, 0, 20, 8])
+        .unwrap();
     let first = at + 11;
     assert_eq!(bytes[first], 0x11);
     bytes[first] = 0x22;

@@ -1,4 +1,5 @@
-//! Quantization against MLX's own Python package; `tests/quantize/README.md` says how its arrays and its folder were made.
+//! Quantization against MLX's own Python package; `tests/quantize/README.md` says how its arrays
+//! and its folder were made.
 
 use std::collections::HashMap;
 use std::fs;
@@ -34,8 +35,18 @@ fn arrays(file: &Path) -> HashMap<String, Array> {
 fn parts(array: &Array) -> (Dtype, Vec<i32>, Vec<u8>) {
     let bytes = match array.dtype() {
         Dtype::Uint8 => array.try_as_slice::<u8>().unwrap().to_vec(),
-        Dtype::Uint32 => array.try_as_slice::<u32>().unwrap().iter().flat_map(|number| number.to_le_bytes()).collect(),
-        Dtype::Bfloat16 => array.try_as_slice::<half::bf16>().unwrap().iter().flat_map(|number| number.to_le_bytes()).collect(),
+        Dtype::Uint32 => array
+            .try_as_slice::<u32>()
+            .unwrap()
+            .iter()
+            .flat_map(|number| number.to_le_bytes())
+            .collect(),
+        Dtype::Bfloat16 => array
+            .try_as_slice::<half::bf16>()
+            .unwrap()
+            .iter()
+            .flat_map(|number| number.to_le_bytes())
+            .collect(),
         other => panic!("{other:?}"),
     };
     (array.dtype(), array.shape().to_vec(), bytes)
@@ -46,13 +57,22 @@ fn every_scheme_packs_and_unpacks_as_mlx_does() {
     Device::new(Backend::Cpu).unwrap().run(|| {
         let theirs = arrays(&fixtures().join("schemes.safetensors"));
         let all_rows = Array::from_slice(&[0u32, 1, 2, 3, 4, 5, 6, 7], &[8]);
-        let affine = [2, 3, 4, 5, 6, 8].into_iter().flat_map(|bits| [32, 64, 128].map(|group_size| Quantization::affine(group_size, bits)));
+        let affine = [2, 3, 4, 5, 6, 8].into_iter().flat_map(|bits| {
+            [32, 64, 128].map(|group_size| Quantization::affine(group_size, bits))
+        });
         for scheme in affine.chain(Mode::ALL.into_iter().filter_map(Mode::scheme)) {
             let ours = QuantizedMatrix::quantize(&theirs["matrix"], scheme).unwrap();
-            let numbers = Matrix::Quantized(ours.clone()).rows(&all_rows, Dtype::Bfloat16).unwrap();
+            let numbers = Matrix::Quantized(ours.clone())
+                .rows(&all_rows, Dtype::Bfloat16)
+                .unwrap();
             numbers.eval().unwrap();
             for (part, ours) in ours.parts().chain([("dequantized", &numbers)]) {
-                let name = format!("{}-{}-{}.{part}", scheme.mode.name().to_string_lossy(), scheme.bits, scheme.group_size);
+                let name = format!(
+                    "{}-{}-{}.{part}",
+                    scheme.mode.name().to_string_lossy(),
+                    scheme.bits,
+                    scheme.group_size
+                );
                 assert!(parts(ours) == parts(&theirs[&name]), "{name}");
             }
         }
@@ -60,20 +80,43 @@ fn every_scheme_packs_and_unpacks_as_mlx_does() {
 }
 
 fn assert_close(name: &str, ours: &Array, theirs: &Array, tolerance: f32) {
-    let (ours, theirs) = (ours.to_vec_cast::<f32>().unwrap(), theirs.to_vec_cast::<f32>().unwrap());
+    let (ours, theirs) = (
+        ours.to_vec_cast::<f32>().unwrap(),
+        theirs.to_vec_cast::<f32>().unwrap(),
+    );
     assert_eq!(ours.len(), theirs.len(), "{name}");
-    let apart = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, |most: f32, apart| if apart <= most { most } else { apart });
-    assert!(apart <= tolerance, "{name}: up to {apart} from PyTorch's numbers");
+    let apart =
+        ours.iter()
+            .zip(&theirs)
+            .map(|(a, b)| (a - b).abs())
+            .fold(
+                0.0,
+                |most: f32, apart| if apart <= most { most } else { apart },
+            );
+    assert!(
+        apart <= tolerance,
+        "{name}: up to {apart} from PyTorch's numbers"
+    );
 }
 
 fn logits(vlm: &MoxinVLM, ids: &[u32], image: Option<&Array>) -> Array {
-    vlm.forward_embeddings(&vlm.embed(ids, image).unwrap(), &mut vlm.new_cache(), Want::All, &|| Ok(())).unwrap().unwrap()
+    vlm.forward_embeddings(
+        &vlm.embed(ids, image).unwrap(),
+        &mut vlm.new_cache(),
+        Want::All,
+        &|| Ok(()),
+    )
+    .unwrap()
+    .unwrap()
 }
 
 /// With MLX's kernels, and with ours, which round activations to int16.
 #[test]
 fn a_folder_of_mlx_gives_the_logits_of_its_numbers() {
-    for (kernels, tolerance) in [(CpuKernels::Mlx, TOLERANCE), (CpuKernels::Own, INT16_TOLERANCE)] {
+    for (kernels, tolerance) in [
+        (CpuKernels::Mlx, TOLERANCE),
+        (CpuKernels::Own, INT16_TOLERANCE),
+    ] {
         let device = Device::new(Backend::Cpu).unwrap().with_cpu_kernels(kernels);
         device.run(|| compare_logits(&device, tolerance));
     }
@@ -83,20 +126,54 @@ fn compare_logits(device: &Device, tolerance: f32) {
     let folder = fixtures().join("mlx-4bit");
     let theirs = arrays(&fixtures().join("expected.safetensors"));
     let turn = Message::user("What is there in the picture?");
-    let ids = load_tokenizer(&folder).unwrap().encode(&pure_prompt(&[turn]).unwrap(), true).unwrap();
+    let ids = load_tokenizer(&folder)
+        .unwrap()
+        .encode(&pure_prompt(&[turn]).unwrap(), true)
+        .unwrap();
     assert_eq!(ids, theirs["ids"].to_vec_cast::<u32>().unwrap());
-    let picture = Picture::open(fixtures().with_file_name("parity").join("pictures/photo.png"), &Default::default()).unwrap();
-    let pixels = Processor::from_file(&folder.join("preprocessor_config.json")).unwrap().process(&picture).unwrap();
+    let picture = Picture::open(
+        fixtures()
+            .with_file_name("parity")
+            .join("pictures/photo.png"),
+        &Default::default(),
+    )
+    .unwrap();
+    let pixels = Processor::from_file(&folder.join("preprocessor_config.json"))
+        .unwrap()
+        .process(&picture)
+        .unwrap();
 
     let vlm = load_model_on(&folder, device, None, &|_, _| Ok(())).unwrap();
     let image = vlm.project(&vlm.encode(&pixels).unwrap()).unwrap();
-    assert_close("the picture's tokens", &image, &theirs["projected"], tolerance);
-    assert_close("logits with the picture", &logits(&vlm, &ids, Some(&image)), &theirs["picture.logits"], tolerance);
-    assert_close("logits without it", &logits(&vlm, &ids, None), &theirs["text.logits"], tolerance);
+    assert_close(
+        "the picture's tokens",
+        &image,
+        &theirs["projected"],
+        tolerance,
+    );
+    assert_close(
+        "logits with the picture",
+        &logits(&vlm, &ids, Some(&image)),
+        &theirs["picture.logits"],
+        tolerance,
+    );
+    assert_close(
+        "logits without it",
+        &logits(&vlm, &ids, None),
+        &theirs["text.logits"],
+        tolerance,
+    );
 }
 
 fn load(folder: &Path) -> moxin_vlm::Result<Model> {
-    Model::load(folder, LoadOptions { backend: Backend::Cpu, ..Default::default() }, Op::default())
+    Model::load(
+        folder,
+        LoadOptions {
+            backend: Backend::Cpu,
+            ..Default::default()
+        },
+        Op::default(),
+    )
 }
 
 /// A copy of MLX's folder whose quantization is another.
@@ -122,35 +199,66 @@ fn config(folder: &Path) -> Value {
 #[test]
 fn exceptions_by_path_count() {
     let place = TempDir::new().unwrap();
-    assert_eq!(load(&fixtures().join("mlx-4bit")).unwrap().info().quantization, Some(Quantization::affine(64, 4)));
-    for module in ["language_model.lm_head", "language_model.model.embed_tokens"] {
+    assert_eq!(
+        load(&fixtures().join("mlx-4bit"))
+            .unwrap()
+            .info()
+            .quantization,
+        Some(Quantization::affine(64, 4))
+    );
+    for module in [
+        "language_model.lm_head",
+        "language_model.model.embed_tokens",
+    ] {
         let without = with_quantization(place.path(), |quantization| {
             quantization.as_object_mut().unwrap().remove(module);
         });
-        assert!(matches!(load(&without), Err(Error::CorruptModel { what, .. }) if what.contains(module)), "{module}");
+        assert!(
+            matches!(load(&without), Err(Error::CorruptModel { what, .. }) if what.contains(module)),
+            "{module}"
+        );
     }
     // What is said not to be quantized has no scales; where it has some, one of the two is wrong.
-    let wrong = with_quantization(place.path(), |quantization| quantization["projector.fc1"] = json!(false));
-    assert!(matches!(load(&wrong), Err(Error::CorruptModel { what, .. }) if what.contains("projector.fc1")));
+    let wrong = with_quantization(place.path(), |quantization| {
+        quantization["projector.fc1"] = json!(false)
+    });
+    assert!(
+        matches!(load(&wrong), Err(Error::CorruptModel { what, .. }) if what.contains("projector.fc1"))
+    );
 }
 
-/// Saved by us, it is what MLX wrote: the same tensors, each in the scheme that it was written in, those of a block that never runs too.
+/// Saved by us, it is what MLX wrote: the same tensors, each in the scheme that it was written in,
+/// those of a block that never runs too.
 #[test]
 fn a_folder_of_mlx_is_saved_as_it_is() {
     let (place, source) = (TempDir::new().unwrap(), fixtures().join("mlx-4bit"));
     let folder = place.path().join("saved");
-    load(&source).unwrap().save(&folder, false, Op::default()).unwrap();
+    load(&source)
+        .unwrap()
+        .save(&folder, false, Op::default())
+        .unwrap();
     let tensors = |folder: &Path| {
         let arrays = arrays(&folder.join("model.safetensors"));
-        let mut tensors: Vec<_> = arrays.iter().map(|(name, array)| (name.clone(), parts(array))).collect();
+        let mut tensors: Vec<_> = arrays
+            .iter()
+            .map(|(name, array)| (name.clone(), parts(array)))
+            .collect();
         tensors.sort_by(|a, b| a.0.cmp(&b.0));
         tensors
     };
     assert!(tensors(&folder) == tensors(&source));
-    let (before, after) = (&config(&source)["quantization"], &config(&folder)["quantization"]);
+    let (before, after) = (
+        &config(&source)["quantization"],
+        &config(&folder)["quantization"],
+    );
     for scheme in ["group_size", "bits"] {
         assert_eq!(after[scheme], before[scheme]);
-        for (module, exception) in before.as_object().unwrap().iter().filter(|(_, exception)| exception.is_object()) {
+        for (module, exception) in before
+            .as_object()
+            .unwrap()
+            .iter()
+            .filter(|(_, exception)| exception.is_object())
+        {
             assert_eq!(after[module][scheme], exception[scheme], "{module}");
         }
     }

@@ -27,7 +27,10 @@ fn sources(folder: &str) -> Vec<PathBuf> {
 fn code(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap();
     let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
-    code.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+    code.lines()
+        .map(|line| line.split("//").next().unwrap_or_default())
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// A new architecture is a folder and a line of the list; nobody else knows its name.
@@ -42,20 +45,38 @@ fn nothing_but_its_folder_names_an_architecture() {
     assert!(folders.len() >= 4, "{folders:?}");
     // The list; the names of moxin-vlm-mlx, and where they are shown.
     let may = ["src/models/mod.rs", "src/compat.rs", "src/lib.rs"].map(PathBuf::from);
-    for path in sources("src").into_iter().filter(|path| !may.contains(path)) {
+    for path in sources("src")
+        .into_iter()
+        .filter(|path| !may.contains(path))
+    {
         let text = code(&path).to_lowercase();
         for name in &folders {
             let is_own = path.starts_with(Path::new("src/models").join(name));
-            assert!(is_own || !text.contains(name.as_str()), "{} names {name}", path.display());
+            assert!(
+                is_own || !text.contains(name.as_str()),
+                "{} names {name}",
+                path.display()
+            );
         }
     }
 }
 
 #[test]
 fn models_compute_through_one_room() {
-    for path in ["src/nn", "src/models", "src/generate"].into_iter().flat_map(sources) {
-        assert!(!code(&path).contains("mlx_rs"), "{} names mlx-rs", path.display());
-        assert!(!code(&path).contains("::kernels("), "{} asks which kernels are in use", path.display());
+    for path in ["src/nn", "src/models", "src/generate"]
+        .into_iter()
+        .flat_map(sources)
+    {
+        assert!(
+            !code(&path).contains("mlx_rs"),
+            "{} names mlx-rs",
+            path.display()
+        );
+        assert!(
+            !code(&path).contains("::kernels("),
+            "{} asks which kernels are in use",
+            path.display()
+        );
     }
 }
 
@@ -63,15 +84,39 @@ fn models_compute_through_one_room() {
 fn the_c_abi_sees_the_runtime_alone() {
     for path in sources("src/ffi") {
         let text = code(&path);
-        let uses = text.split("use crate::").skip(1).map(|rest| rest.split(';').next().unwrap());
+        let uses = text
+            .split("use crate::")
+            .skip(1)
+            .map(|rest| rest.split(';').next().unwrap());
         for names in uses {
             let outside = names.replace("Error", "").replace("Result", "");
-            let rooms =
-                ["checkpoint", "compat", "device", "error", "file", "generate", "image", "models", "nn", "panic", "process", "text"];
-            let first = |room: &&str| outside.starts_with(*room) || outside.contains(&format!("\n    {room}::"));
-            assert!(!rooms.iter().any(first), "{}: use crate::{names}", path.display());
+            let rooms = [
+                "checkpoint",
+                "compat",
+                "device",
+                "error",
+                "file",
+                "generate",
+                "image",
+                "models",
+                "nn",
+                "panic",
+                "process",
+                "text",
+            ];
+            let first = |room: &&str| {
+                outside.starts_with(*room) || outside.contains(&format!("\n    {room}::"))
+            };
+            assert!(
+                !rooms.iter().any(first),
+                "{}: use crate::{names}",
+                path.display()
+            );
         }
         assert!(!text.contains("mlx_rs"), "{} names mlx-rs", path.display());
     }
-    assert!(!code(Path::new("src/panic.rs")).contains("crate::"), "panic.rs depends on something");
+    assert!(
+        !code(Path::new("src/panic.rs")).contains("crate::"),
+        "panic.rs depends on something"
+    );
 }

@@ -1,5 +1,5 @@
-//! Conversations through the public API, on the small trained model: what a session promises, and that it comes to the same answer whichever
-//! way it is led there.
+//! Conversations through the public API, on the small trained model: what a session promises, and
+//! that it comes to the same answer whichever way it is led there.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,8 +12,9 @@ use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis};
 use moxin_vlm::Message;
 use moxin_vlm::models::prismatic::pure_prompt;
 use moxin_vlm::{
-    Cancel, ConcatKeyValueCache, Embedding, Error, Event, FinishReason, Generate, GenerationOptions, KVCache, KeyValueCache, LoadOptions,
-    Model, MoxinVLM, Op, Picture, Processor, Role, SamplingParams, Session, Stage, Tokenizer, load_model, load_tokenizer,
+    Cancel, ConcatKeyValueCache, Embedding, Error, Event, FinishReason, Generate,
+    GenerationOptions, KVCache, KeyValueCache, LoadOptions, Model, MoxinVLM, Op, Picture,
+    Processor, Role, SamplingParams, Session, Stage, Tokenizer, load_model, load_tokenizer,
 };
 
 const DESCRIBE: &str = "Describe the picture.";
@@ -21,7 +22,8 @@ const COUNT: &str = "How many shapes are there?";
 const EOS: u32 = 2;
 
 static MODEL: LazyLock<Model> = LazyLock::new(load);
-static DEMO: LazyLock<Embedding> = LazyLock::new(|| MODEL.encode_image(&demo(), Op::default()).unwrap());
+static DEMO: LazyLock<Embedding> =
+    LazyLock::new(|| MODEL.encode_image(&demo(), Op::default()).unwrap());
 
 fn tiny() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny")
@@ -36,16 +38,28 @@ fn demo() -> Picture {
 }
 
 fn greedy() -> GenerationOptions {
-    GenerationOptions { top_logprobs: 3, ..Default::default() }
+    GenerationOptions {
+        top_logprobs: 3,
+        ..Default::default()
+    }
 }
 
 /// Nearly every token is as likely as any other, so that answers are long; the seed decides all.
 fn rambling(seed: u64, max_tokens: usize) -> GenerationOptions {
-    let sampling = SamplingParams { temperature: 50.0, seed, ..Default::default() };
-    GenerationOptions { sampling, max_tokens, ..Default::default() }
+    let sampling = SamplingParams {
+        temperature: 50.0,
+        seed,
+        ..Default::default()
+    };
+    GenerationOptions {
+        sampling,
+        max_tokens,
+        ..Default::default()
+    }
 }
 
-/// A seed with which [`rambling`] does not come upon the end-of-turn token within some thousand tokens.
+/// A seed with which [`rambling`] does not come upon the end-of-turn token within some thousand
+/// tokens.
 const LONG: u64 = 0;
 
 fn session(options: GenerationOptions) -> Session {
@@ -70,11 +84,21 @@ struct Answer {
 
 /// Steps to the end of the answer.
 fn answer(session: &Session) -> moxin_vlm::Result<Answer> {
-    let mut answer = Answer { text: String::new(), tokens: Vec::new(), logprobs: Vec::new(), reason: FinishReason::Cancelled };
+    let mut answer = Answer {
+        text: String::new(),
+        tokens: Vec::new(),
+        logprobs: Vec::new(),
+        reason: FinishReason::Cancelled,
+    };
     for event in session.generate() {
         match event? {
             Event::Prefill { .. } => {}
-            Event::Text { text, token, logprob, .. } => {
+            Event::Text {
+                text,
+                token,
+                logprob,
+                ..
+            } => {
                 answer.text += &text;
                 answer.tokens.push(token);
                 answer.logprobs.push(logprob);
@@ -95,7 +119,9 @@ fn ask(session: &Session, question: &str) -> Answer {
 
 fn assert_close(a: &[f32], b: &[f32]) {
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).for_each(|(a, b)| assert!((a - b).abs() < 1e-4, "{a} and {b}"));
+    a.iter()
+        .zip(b)
+        .for_each(|(a, b)| assert!((a - b).abs() < 1e-4, "{a} and {b}"));
 }
 
 // One answer, many ways.
@@ -107,18 +133,41 @@ fn an_answer_streams_and_becomes_a_turn() {
     let answer = ask(&session, DESCRIBE);
     assert_eq!(answer.reason, FinishReason::EndOfTurn);
     assert!(answer.tokens.len() > 5, "{answer:?}");
-    assert_eq!(session.messages().unwrap(), [Message::user(DESCRIBE), Message::assistant(answer.text.trim_end())]);
-    assert_eq!(load_tokenizer(tiny()).unwrap().decode(&answer.tokens).unwrap().trim(), answer.text);
+    assert_eq!(
+        session.messages().unwrap(),
+        [
+            Message::user(DESCRIBE),
+            Message::assistant(answer.text.trim_end())
+        ]
+    );
+    assert_eq!(
+        load_tokenizer(tiny())
+            .unwrap()
+            .decode(&answer.tokens)
+            .unwrap()
+            .trim(),
+        answer.text
+    );
 
     let stats = session.stats();
-    assert_eq!((stats.image_tokens, stats.reused_tokens, stats.generated_tokens), (64, 0, answer.tokens.len()));
+    assert_eq!(
+        (
+            stats.image_tokens,
+            stats.reused_tokens,
+            stats.generated_tokens
+        ),
+        (64, 0, answer.tokens.len())
+    );
     assert!(stats.prompt_tokens > 64 && stats.peak_bytes > 0);
     assert!(!session.is_generating().unwrap());
 }
 
 #[test]
 fn an_embedding_stands_for_its_picture() {
-    assert_eq!((DEMO.tokens(), DEMO.width()), (MODEL.info().image_tokens, MODEL.info().hidden_size));
+    assert_eq!(
+        (DEMO.tokens(), DEMO.width()),
+        (MODEL.info().image_tokens, MODEL.info().hidden_size)
+    );
     let numbers = DEMO.to_vec().unwrap();
     assert_eq!(numbers.len(), DEMO.tokens() * DEMO.width());
     let encoding = session(greedy());
@@ -126,28 +175,43 @@ fn an_embedding_stands_for_its_picture() {
     let expected = ask(&encoding, DESCRIBE);
     assert_eq!(ask(&looking(greedy()), DESCRIBE), expected);
     assert_eq!(ask(&looking(greedy()), DESCRIBE), expected);
-    // It outlives the model that made it, and fits the same model loaded again; no other model takes it.
+    // It outlives the model that made it, and fits the same model loaded again; no other model
+    // takes it.
     let other = load();
     let again = other.encode_image(&demo(), Op::default()).unwrap();
     drop(other);
     assert_eq!(again.to_vec().unwrap(), numbers);
-    assert_eq!((again.model(), again.picture()), (DEMO.model(), DEMO.picture()));
+    assert_eq!(
+        (again.model(), again.picture()),
+        (DEMO.model(), DEMO.picture())
+    );
     let reloaded = session(greedy());
     reloaded.add_embedding(&again).unwrap();
     assert_eq!(ask(&reloaded, DESCRIBE), expected);
-    let random = Model::load(tiny().with_file_name("../tests/parity/naive_f32/model"), LoadOptions::default(), Op::default()).unwrap();
+    let random = Model::load(
+        tiny().with_file_name("../tests/parity/naive_f32/model"),
+        LoadOptions::default(),
+        Op::default(),
+    )
+    .unwrap();
     let foreign = random.encode_image(&demo(), Op::default()).unwrap();
     assert_ne!(foreign.model(), DEMO.model());
     assert_eq!(foreign.picture(), DEMO.picture());
     let refused = session(greedy()).add_embedding(&foreign);
-    assert!(matches!(&refused, Err(Error::InvalidArgument(what)) if what.contains("another model")), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(Error::InvalidArgument(what)) if what.contains("another model")),
+        "{refused:?}"
+    );
 }
 
 #[test]
 fn prefill_in_chunks_changes_nothing() {
     let expected = ask(&looking(greedy()), DESCRIBE);
     for prefill_chunk in [1, 7, 64] {
-        let session = looking(GenerationOptions { prefill_chunk, ..greedy() });
+        let session = looking(GenerationOptions {
+            prefill_chunk,
+            ..greedy()
+        });
         let answer = ask(&session, DESCRIBE);
         assert_eq!(answer.tokens, expected.tokens, "chunks of {prefill_chunk}");
         assert_close(&answer.logprobs, &expected.logprobs);
@@ -156,7 +220,10 @@ fn prefill_in_chunks_changes_nothing() {
 
 #[test]
 fn prefill_reports_its_way() {
-    let session = session(GenerationOptions { prefill_chunk: 20, ..greedy() });
+    let session = session(GenerationOptions {
+        prefill_chunk: 20,
+        ..greedy()
+    });
     session.add_image(demo()).unwrap();
     session.add_text(Role::User, DESCRIBE).unwrap();
     let mut reported = Vec::new();
@@ -164,7 +231,11 @@ fn prefill_reports_its_way() {
         reported.push((done, total));
     }
     let total = session.stats().prompt_tokens;
-    let expected: Vec<_> = (0..total).step_by(20).chain([total]).map(|done| (done, total)).collect();
+    let expected: Vec<_> = (0..total)
+        .step_by(20)
+        .chain([total])
+        .map(|done| (done, total))
+        .collect();
     assert_eq!(reported, expected);
 }
 
@@ -181,7 +252,9 @@ impl Parts {
         let processor = Processor::from_file(&tiny().join("preprocessor_config.json")).unwrap();
         let pixels = processor.process(&demo()).unwrap();
         let (height, width) = (pixels.height as i32, pixels.width as i32);
-        let planes = Array::from_slice(&pixels.data, &[2, 3, height, width]).transpose_axes(&[0, 2, 3, 1]).unwrap();
+        let planes = Array::from_slice(&pixels.data, &[2, 3, height, width])
+            .transpose_axes(&[0, 2, 3, 1])
+            .unwrap();
         Parts {
             model: load_model(tiny()).unwrap(),
             tokenizer: load_tokenizer(tiny()).unwrap(),
@@ -191,7 +264,10 @@ impl Parts {
     }
 
     fn ids(&self, question: &str) -> Array {
-        let ids = self.tokenizer.encode(&pure_prompt(&[Message::user(question)]).unwrap(), true).unwrap();
+        let ids = self
+            .tokenizer
+            .encode(&pure_prompt(&[Message::user(question)]).unwrap(), true)
+            .unwrap();
         Array::from_slice(&ids, &[1, ids.len() as i32])
     }
 }
@@ -202,15 +278,31 @@ fn the_low_level_iterator_agrees() {
     let mut parts = Parts::new();
     let ids = parts.ids(DESCRIBE);
     let mut cache: Vec<KVCache> = Vec::new();
-    let tokens = Generate::new(&mut parts.model, &mut cache, 0.0, parts.dino, parts.siglip, ids);
-    let tokens: Vec<u32> = tokens.map(|token| token.unwrap().try_item_cast().unwrap()).take_while(|token| *token != EOS).collect();
+    let tokens = Generate::new(
+        &mut parts.model,
+        &mut cache,
+        0.0,
+        parts.dino,
+        parts.siglip,
+        ids,
+    );
+    let tokens: Vec<u32> = tokens
+        .map(|token| token.unwrap().try_item_cast().unwrap())
+        .take_while(|token| *token != EOS)
+        .collect();
     assert_eq!(tokens, expected.tokens);
 }
 
 /// Greedy tokens, and the logits that the first and the last were chosen by.
-fn decode<C: KeyValueCache + Default>(parts: &Parts, count: usize) -> (Vec<u32>, Vec<f32>, Vec<f32>) {
+fn decode<C: KeyValueCache + Default>(
+    parts: &Parts,
+    count: usize,
+) -> (Vec<u32>, Vec<f32>, Vec<f32>) {
     let mut cache: Vec<C> = Vec::new();
-    let logits = parts.model.forward(&parts.dino, &parts.siglip, &parts.ids(DESCRIBE), &mut cache).unwrap();
+    let logits = parts
+        .model
+        .forward(&parts.dino, &parts.siglip, &parts.ids(DESCRIBE), &mut cache)
+        .unwrap();
     let mut logits = logits.try_index((.., -1.., ..)).unwrap();
     let first = logits.to_vec_cast().unwrap();
     let mut tokens = Vec::new();
@@ -232,14 +324,31 @@ fn both_caches_lead_to_the_same_tokens() {
     assert_close(&last, &last2);
 }
 
-/// Reading weights on one thread and computing on another is what a program with a loading screen does.
+/// Reading weights on one thread and computing on another is what a program with a loading screen
+/// does.
 #[test]
 fn a_model_loaded_on_one_thread_computes_on_another() {
     let expected = ask(&looking(greedy()), DESCRIBE);
-    let mut parts = thread::spawn(|| load_model(tiny()).unwrap()).join().map(|model| Parts { model, ..Parts::new() }).unwrap();
+    let mut parts = thread::spawn(|| load_model(tiny()).unwrap())
+        .join()
+        .map(|model| Parts {
+            model,
+            ..Parts::new()
+        })
+        .unwrap();
     let ids = parts.ids(DESCRIBE);
     let mut cache: Vec<KVCache> = Vec::new();
-    let first = Generate::new(&mut parts.model, &mut cache, 0.0, parts.dino, parts.siglip, ids).next().unwrap().unwrap();
+    let first = Generate::new(
+        &mut parts.model,
+        &mut cache,
+        0.0,
+        parts.dino,
+        parts.siglip,
+        ids,
+    )
+    .next()
+    .unwrap()
+    .unwrap();
     assert_eq!(first.try_item_cast::<u32>().unwrap(), expected.tokens[0]);
 }
 
@@ -282,10 +391,17 @@ fn reset_begins_anew() {
 #[test]
 fn texts_of_one_role_become_one_message() {
     let session = looking(greedy());
-    session.add_text(Role::User, "What is in the picture?").unwrap();
+    session
+        .add_text(Role::User, "What is in the picture?")
+        .unwrap();
     session.add_text(Role::User, COUNT).unwrap();
-    let [message] = &session.messages().unwrap()[..] else { panic!("one message is expected") };
-    assert_eq!(message.text("\n"), format!("What is in the picture?\n{COUNT}"));
+    let [message] = &session.messages().unwrap()[..] else {
+        panic!("one message is expected")
+    };
+    assert_eq!(
+        message.text("\n"),
+        format!("What is in the picture?\n{COUNT}")
+    );
     assert_eq!(answer(&session).unwrap().reason, FinishReason::EndOfTurn);
 }
 
@@ -293,29 +409,64 @@ fn texts_of_one_role_become_one_message() {
 
 #[test]
 fn the_seed_decides() {
-    let ramble = |seed| ask(&looking(GenerationOptions { top_logprobs: 0, ..rambling(seed, 12) }), DESCRIBE);
+    let ramble = |seed| {
+        ask(
+            &looking(GenerationOptions {
+                top_logprobs: 0,
+                ..rambling(seed, 12)
+            }),
+            DESCRIBE,
+        )
+    };
     assert_eq!(ramble(7), ramble(7));
     assert!((8..12).any(|seed| ramble(seed).tokens != ramble(7).tokens));
 
     let warm = |seed| {
-        let sampling = SamplingParams { temperature: 1.0, seed, ..Default::default() };
-        ask(&looking(GenerationOptions { sampling, ..Default::default() }), DESCRIBE)
+        let sampling = SamplingParams {
+            temperature: 1.0,
+            seed,
+            ..Default::default()
+        };
+        ask(
+            &looking(GenerationOptions {
+                sampling,
+                ..Default::default()
+            }),
+            DESCRIBE,
+        )
     };
     assert_eq!(warm(3), warm(3));
-    assert_eq!(ask(&looking(greedy()), DESCRIBE), ask(&looking(greedy()), DESCRIBE));
+    assert_eq!(
+        ask(&looking(greedy()), DESCRIBE),
+        ask(&looking(greedy()), DESCRIBE)
+    );
 }
 
 #[test]
 fn top_logprobs_are_sorted_and_hold_the_chosen() {
-    let session = looking(GenerationOptions { top_logprobs: 5, ..Default::default() });
+    let session = looking(GenerationOptions {
+        top_logprobs: 5,
+        ..Default::default()
+    });
     session.add_text(Role::User, DESCRIBE).unwrap();
     let mut seen = 0;
     for event in session.generate() {
-        let Event::Text { token, logprob, top, .. } = event.unwrap() else { continue };
+        let Event::Text {
+            token,
+            logprob,
+            top,
+            ..
+        } = event.unwrap()
+        else {
+            continue;
+        };
         seen += 1;
         assert_eq!(top.len(), 5);
         assert_eq!((top[0].token, top[0].logprob), (token, logprob));
-        assert!(top.windows(2).all(|pair| pair[0].logprob >= pair[1].logprob));
+        assert!(
+            top.windows(2)
+                .all(|pair| pair[0].logprob >= pair[1].logprob)
+        );
         let total: f32 = top.iter().map(|choice| choice.logprob.exp()).sum();
         assert!(logprob <= 0.0 && total <= 1.0001, "{total}");
     }
@@ -328,14 +479,26 @@ fn top_logprobs_are_sorted_and_hold_the_chosen() {
 fn a_stop_string_ends_an_answer() {
     let full = ask(&looking(greedy()), DESCRIBE);
     let stop = full.text.split_whitespace().nth(2).unwrap().to_owned();
-    let session = looking(GenerationOptions { stop: vec!["never said".into(), stop.clone()], ..greedy() });
+    let session = looking(GenerationOptions {
+        stop: vec!["never said".into(), stop.clone()],
+        ..greedy()
+    });
     let cut = ask(&session, DESCRIBE);
-    assert_eq!((cut.reason, cut.text.as_str()), (FinishReason::StopSequence, full.text.split(&stop).next().unwrap()));
+    assert_eq!(
+        (cut.reason, cut.text.as_str()),
+        (
+            FinishReason::StopSequence,
+            full.text.split(&stop).next().unwrap()
+        )
+    );
     assert_eq!(session.messages().unwrap()[1].text(""), cut.text);
 
     // The answer that counts in the next turn is the one that was shown.
     let second = ask(&session, "Where is it?");
-    let cold = looking(GenerationOptions { stop: vec![stop], ..greedy() });
+    let cold = looking(GenerationOptions {
+        stop: vec![stop],
+        ..greedy()
+    });
     cold.add_text(Role::User, DESCRIBE).unwrap();
     cold.add_text(Role::Assistant, &cut.text).unwrap();
     let fresh = ask(&cold, "Where is it?");
@@ -346,9 +509,15 @@ fn a_stop_string_ends_an_answer() {
 fn a_limit_of_tokens_ends_an_answer() {
     let full = ask(&looking(greedy()), DESCRIBE);
     for max_tokens in [1, 3] {
-        let session = looking(GenerationOptions { max_tokens, ..greedy() });
+        let session = looking(GenerationOptions {
+            max_tokens,
+            ..greedy()
+        });
         let cut = ask(&session, DESCRIBE);
-        assert_eq!((cut.reason, cut.tokens.as_slice()), (FinishReason::MaxTokens, &full.tokens[..max_tokens]));
+        assert_eq!(
+            (cut.reason, cut.tokens.as_slice()),
+            (FinishReason::MaxTokens, &full.tokens[..max_tokens])
+        );
     }
 }
 
@@ -359,14 +528,23 @@ fn a_full_context_ends_an_answer() {
     let prompt = free.stats().prompt_tokens;
 
     // Room for the prompt and four tokens; the logits of one more are known without reading it.
-    let session = looking(GenerationOptions { max_context: Some(prompt + 4), ..greedy() });
+    let session = looking(GenerationOptions {
+        max_context: Some(prompt + 4),
+        ..greedy()
+    });
     let cut = ask(&session, DESCRIBE);
-    assert_eq!((cut.reason, cut.tokens.as_slice()), (FinishReason::ContextFull, &full.tokens[..5]));
+    assert_eq!(
+        (cut.reason, cut.tokens.as_slice()),
+        (FinishReason::ContextFull, &full.tokens[..5])
+    );
 
     // No room for another question, and so none for its turn.
     session.add_text(Role::User, COUNT).unwrap();
     let refused = answer(&session);
-    assert!(matches!(&refused, Err(Error::ContextFull { needed, limit }) if needed > limit && *limit == prompt + 4), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(Error::ContextFull { needed, limit }) if needed > limit && *limit == prompt + 4),
+        "{refused:?}"
+    );
     assert_eq!(session.messages().unwrap().len(), 2);
     session.reset().unwrap();
     session.add_embedding(&DEMO).unwrap();
@@ -387,18 +565,37 @@ fn a_raw_prompt_is_answered_as_it_is() {
     };
     let question = |text: &str| format!("In: {text}\nOut:");
     let found = ask_raw(&raw, &question(DESCRIBE));
-    assert_eq!((&found.tokens, found.text), (&first.tokens, format!(" {}", first.text)));
+    assert_eq!(
+        (&found.tokens, found.text),
+        (&first.tokens, format!(" {}", first.text))
+    );
     let waiting = raw.fork().unwrap();
 
     // The conversation goes on in the caller's form, or in the usual one; what was read is not read
     // again.
     let prompt_tokens = raw.stats().prompt_tokens;
     assert_eq!(ask_raw(&raw, &question(COUNT)).tokens, second.tokens);
-    assert!(raw.stats().reused_tokens > prompt_tokens, "{:?}", raw.stats());
+    assert!(
+        raw.stats().reused_tokens > prompt_tokens,
+        "{:?}",
+        raw.stats()
+    );
     assert_eq!(ask(&waiting, COUNT).tokens, second.tokens);
-    assert!(waiting.stats().reused_tokens > prompt_tokens, "{:?}", waiting.stats());
-    let roles: Vec<_> = waiting.messages().unwrap().iter().map(|turn| turn.role).collect();
-    assert_eq!(roles, [Role::Prompt, Role::Assistant, Role::User, Role::Assistant]);
+    assert!(
+        waiting.stats().reused_tokens > prompt_tokens,
+        "{:?}",
+        waiting.stats()
+    );
+    let roles: Vec<_> = waiting
+        .messages()
+        .unwrap()
+        .iter()
+        .map(|turn| turn.role)
+        .collect();
+    assert_eq!(
+        roles,
+        [Role::Prompt, Role::Assistant, Role::User, Role::Assistant]
+    );
 
     // It can be asked again, and put differently.
     raw.rewind(3).unwrap();
@@ -408,17 +605,28 @@ fn a_raw_prompt_is_answered_as_it_is() {
 
     // The whole of a conversation in one prompt.
     let whole = looking(greedy());
-    let told = format!("{} {}</s>{}", question(DESCRIBE), first.text, question(COUNT));
+    let told = format!(
+        "{} {}</s>{}",
+        question(DESCRIBE),
+        first.text,
+        question(COUNT)
+    );
     assert_eq!(ask_raw(&whole, &told).tokens, second.tokens);
     assert_eq!(whole.messages().unwrap().len(), 2);
 
     // One question at a time, in one form.
     whole.add_prompt("In: ").unwrap();
-    assert!(matches!(whole.add_text(Role::User, COUNT), Err(Error::InvalidState(_))));
+    assert!(matches!(
+        whole.add_text(Role::User, COUNT),
+        Err(Error::InvalidState(_))
+    ));
     whole.add_prompt(&question(COUNT)[4..]).unwrap();
     assert_eq!(whole.messages().unwrap()[2].text(""), question(COUNT));
     usual.add_text(Role::User, COUNT).unwrap();
-    assert!(matches!(usual.add_prompt("In: "), Err(Error::InvalidState(_))));
+    assert!(matches!(
+        usual.add_prompt("In: "),
+        Err(Error::InvalidState(_))
+    ));
 }
 
 #[test]
@@ -427,42 +635,106 @@ fn a_prompt_that_is_too_long_is_refused_and_taken_back() {
     let expected = ask(&free, COUNT);
     let prompt = free.stats().prompt_tokens;
 
-    let session = looking(GenerationOptions { max_context: Some(prompt), ..greedy() });
+    let session = looking(GenerationOptions {
+        max_context: Some(prompt),
+        ..greedy()
+    });
     session.add_text(Role::User, COUNT).unwrap();
     let refused = answer(&session);
-    assert!(matches!(refused, Err(Error::ContextFull { needed, limit }) if needed == prompt + 1 && limit == prompt), "{refused:?}");
+    assert!(
+        matches!(refused, Err(Error::ContextFull { needed, limit }) if needed == prompt + 1 && limit == prompt),
+        "{refused:?}"
+    );
     assert_eq!(session.messages().unwrap(), []);
 
-    let session = looking(GenerationOptions { max_context: Some(prompt + expected.tokens.len()), ..greedy() });
+    let session = looking(GenerationOptions {
+        max_context: Some(prompt + expected.tokens.len()),
+        ..greedy()
+    });
     // Known from its tokens, or from its length alone.
-    session.add_text(Role::User, &"What is there? ".repeat(200)).unwrap();
+    session
+        .add_text(Role::User, &"What is there? ".repeat(200))
+        .unwrap();
     assert!(matches!(answer(&session), Err(Error::ContextFull { .. })));
     session.add_embedding(&DEMO).unwrap();
-    assert!(matches!(session.add_text(Role::User, &"What is there? ".repeat(20_000)), Err(Error::ContextFull { .. })));
+    assert!(matches!(
+        session.add_text(Role::User, &"What is there? ".repeat(20_000)),
+        Err(Error::ContextFull { .. })
+    ));
     assert_eq!(ask(&session, COUNT), expected);
 }
 
 #[test]
 fn the_context_is_at_most_what_the_model_was_made_for() {
-    let session = session(GenerationOptions { max_context: Some(1 << 24), ..greedy() });
-    session.add_text(Role::User, &"What is there? ".repeat(3000)).unwrap();
+    let session = session(GenerationOptions {
+        max_context: Some(1 << 24),
+        ..greedy()
+    });
+    session
+        .add_text(Role::User, &"What is there? ".repeat(3000))
+        .unwrap();
     let refused = answer(&session);
-    assert!(matches!(refused, Err(Error::ContextFull { limit: 2048, .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(Error::ContextFull { limit: 2048, .. })),
+        "{refused:?}"
+    );
 }
 
 #[test]
 fn options_out_of_range_are_refused() {
-    let sampling = |sampling| GenerationOptions { sampling, ..Default::default() };
+    let sampling = |sampling| GenerationOptions {
+        sampling,
+        ..Default::default()
+    };
     for (field, options) in [
-        ("max_tokens", GenerationOptions { max_tokens: 0, ..Default::default() }),
-        ("max_context", GenerationOptions { max_context: Some(0), ..Default::default() }),
-        ("prefill_chunk", GenerationOptions { prefill_chunk: usize::MAX, ..Default::default() }),
-        ("stop string", GenerationOptions { stop: vec![String::new()], ..Default::default() }),
-        ("temperature", sampling(SamplingParams { temperature: f32::NAN, ..Default::default() })),
-        ("top_p", sampling(SamplingParams { top_p: 0.0, ..Default::default() })),
+        (
+            "max_tokens",
+            GenerationOptions {
+                max_tokens: 0,
+                ..Default::default()
+            },
+        ),
+        (
+            "max_context",
+            GenerationOptions {
+                max_context: Some(0),
+                ..Default::default()
+            },
+        ),
+        (
+            "prefill_chunk",
+            GenerationOptions {
+                prefill_chunk: usize::MAX,
+                ..Default::default()
+            },
+        ),
+        (
+            "stop string",
+            GenerationOptions {
+                stop: vec![String::new()],
+                ..Default::default()
+            },
+        ),
+        (
+            "temperature",
+            sampling(SamplingParams {
+                temperature: f32::NAN,
+                ..Default::default()
+            }),
+        ),
+        (
+            "top_p",
+            sampling(SamplingParams {
+                top_p: 0.0,
+                ..Default::default()
+            }),
+        ),
     ] {
         let refused = MODEL.session(options).err();
-        assert!(matches!(&refused, Some(Error::InvalidArgument(what)) if what.contains(field)), "{field}: {refused:?}");
+        assert!(
+            matches!(&refused, Some(Error::InvalidArgument(what)) if what.contains(field)),
+            "{field}: {refused:?}"
+        );
     }
 }
 
@@ -470,14 +742,23 @@ fn options_out_of_range_are_refused() {
 
 fn assert_cancelled(session: &Session, messages: &[Message]) {
     session.cancel();
-    assert_eq!(session.step().unwrap(), Event::Finished { reason: FinishReason::Cancelled, text: String::new() });
+    assert_eq!(
+        session.step().unwrap(),
+        Event::Finished {
+            reason: FinishReason::Cancelled,
+            text: String::new()
+        }
+    );
     assert_eq!(session.messages().unwrap(), messages);
     assert!(!session.is_generating().unwrap());
 }
 
 #[test]
 fn cancelling_takes_the_turn_back() {
-    let options = GenerationOptions { prefill_chunk: 7, ..greedy() };
+    let options = GenerationOptions {
+        prefill_chunk: 7,
+        ..greedy()
+    };
     let reference = looking(options.clone());
     let first = ask(&reference, DESCRIBE);
     let second = ask(&reference, COUNT);
@@ -503,12 +784,16 @@ fn cancelling_takes_the_turn_back() {
         (0..steps).for_each(|_| drop(session.step().unwrap()));
         assert_cancelled(&session, &turns);
         let answer = ask(&session, COUNT);
-        assert_eq!(answer.tokens, second.tokens, "cancelled after {steps} steps");
+        assert_eq!(
+            answer.tokens, second.tokens,
+            "cancelled after {steps} steps"
+        );
         assert_close(&answer.logprobs, &second.logprobs);
     }
 }
 
-/// "Stop", pressed a moment after the answer has ended, is not for the next question; pressed before its first step, it is.
+/// "Stop", pressed a moment after the answer has ended, is not for the next question; pressed
+/// before its first step, it is.
 #[test]
 fn a_cancellation_is_for_what_is_there() {
     let session = looking(greedy());
@@ -535,7 +820,16 @@ fn another_thread_cancels_within_a_step() {
                 let was_cancelled = cancelled.load(Ordering::SeqCst);
                 let event = session.step().unwrap();
                 if was_cancelled {
-                    assert!(matches!(event, Event::Finished { reason: FinishReason::Cancelled, .. }), "{event:?}");
+                    assert!(
+                        matches!(
+                            event,
+                            Event::Finished {
+                                reason: FinishReason::Cancelled,
+                                ..
+                            }
+                        ),
+                        "{event:?}"
+                    );
                 }
                 match event {
                     Event::Finished { .. } => break,
@@ -565,7 +859,8 @@ fn handles_may_go_to_any_thread() {
     any_thread::<Error>();
 }
 
-/// A session is stepped by one thread at a time; who comes meanwhile is told so, and no token is lost or doubled.
+/// A session is stepped by one thread at a time; who comes meanwhile is told so, and no token is
+/// lost or doubled.
 #[test]
 fn a_busy_session_says_so() {
     let expected = ask(&looking(greedy()), DESCRIBE);
@@ -583,7 +878,9 @@ fn a_busy_session_says_so() {
                 }
                 Err(Error::Busy) => thread::yield_now(),
                 // Where the other thread has just ended the answer.
-                Err(Error::InvalidState(what)) => assert!(what.contains("nothing to answer"), "{what}"),
+                Err(Error::InvalidState(what)) => {
+                    assert!(what.contains("nothing to answer"), "{what}")
+                }
                 Err(error) => panic!("{error:?}"),
             }
         }
@@ -603,14 +900,32 @@ fn a_busy_session_says_so() {
 #[test]
 fn many_threads_get_what_one_gets() {
     const THREADS: usize = 8;
-    let questions = [DESCRIBE, COUNT, "What is at the top left?", "What is written?"];
+    let questions = [
+        DESCRIBE,
+        COUNT,
+        "What is at the top left?",
+        "What is written?",
+    ];
     let converse = |model: &Model, i: usize| {
-        let session = model.session(GenerationOptions { prefill_chunk: 32, max_tokens: 4, ..greedy() }).unwrap();
+        let session = model
+            .session(GenerationOptions {
+                prefill_chunk: 32,
+                max_tokens: 4,
+                ..greedy()
+            })
+            .unwrap();
         session.add_image(demo()).unwrap();
-        [ask(&session, questions[i % 4]), ask(&session, questions[(i + 1) % 4])]
+        [
+            ask(&session, questions[i % 4]),
+            ask(&session, questions[(i + 1) % 4]),
+        ]
     };
     let expected: Vec<_> = (0..4).map(|i| converse(&MODEL, i)).collect();
-    let embedding = MODEL.encode_image(&demo(), Op::default()).unwrap().to_vec().unwrap();
+    let embedding = MODEL
+        .encode_image(&demo(), Op::default())
+        .unwrap()
+        .to_vec()
+        .unwrap();
     let start = Barrier::new(THREADS + 2);
     thread::scope(|scope| {
         for i in 0..THREADS {
@@ -629,7 +944,14 @@ fn many_threads_get_what_one_gets() {
         scope.spawn(|| {
             start.wait();
             for _ in 0..4 {
-                assert_eq!(MODEL.encode_image(&demo(), Op::default()).unwrap().to_vec().unwrap(), embedding);
+                assert_eq!(
+                    MODEL
+                        .encode_image(&demo(), Op::default())
+                        .unwrap()
+                        .to_vec()
+                        .unwrap(),
+                    embedding
+                );
             }
         });
     });
@@ -671,7 +993,15 @@ fn loading_reports_progress_to_its_end() {
         reports.push(fraction);
         true
     };
-    Model::load(tiny(), LoadOptions::default(), Op { progress: Some(&mut progress), ..Default::default() }).unwrap();
+    Model::load(
+        tiny(),
+        LoadOptions::default(),
+        Op {
+            progress: Some(&mut progress),
+            ..Default::default()
+        },
+    )
+    .unwrap();
     assert!(reports.len() > 20);
     assert!(reports.is_sorted(), "{reports:?}");
     assert_eq!(reports.last(), Some(&1.0));
@@ -681,8 +1011,18 @@ fn loading_reports_progress_to_its_end() {
 fn loading_ends_when_progress_says_so() {
     for last in [0.0, 0.5, 1.0] {
         let mut progress = |_: Stage, fraction: f32| fraction < last;
-        let result = Model::load(tiny(), LoadOptions::default(), Op { progress: Some(&mut progress), ..Default::default() });
-        assert!(matches!(result, Err(Error::Cancelled)), "refused from {last} on");
+        let result = Model::load(
+            tiny(),
+            LoadOptions::default(),
+            Op {
+                progress: Some(&mut progress),
+                ..Default::default()
+            },
+        );
+        assert!(
+            matches!(result, Err(Error::Cancelled)),
+            "refused from {last} on"
+        );
     }
 }
 
@@ -707,32 +1047,71 @@ fn loading_ends_when_another_thread_cancels() {
             }
             true
         };
-        let op = Op { progress: Some(&mut progress), cancel: Some(for_progress.clone()), ..Default::default() };
-        // The engine does not wait for the callback: by then it may have read all of a small model, which is given up all the same.
-        assert!(matches!(Model::load(tiny(), LoadOptions::default(), op), Err(Error::Cancelled)));
+        let op = Op {
+            progress: Some(&mut progress),
+            cancel: Some(for_progress.clone()),
+            ..Default::default()
+        };
+        // The engine does not wait for the callback: by then it may have read all of a small model,
+        // which is given up all the same.
+        assert!(matches!(
+            Model::load(tiny(), LoadOptions::default(), op),
+            Err(Error::Cancelled)
+        ));
     });
     assert!(for_progress.is_triggered());
-    let op = Op { cancel: Some(for_progress), ..Default::default() };
-    assert!(matches!(Model::load(tiny(), LoadOptions::default(), op), Err(Error::Cancelled)));
+    let op = Op {
+        cancel: Some(for_progress),
+        ..Default::default()
+    };
+    assert!(matches!(
+        Model::load(tiny(), LoadOptions::default(), op),
+        Err(Error::Cancelled)
+    ));
 }
 
 #[test]
 fn a_time_limit_ends_loading_and_encoding() {
-    let at_once = || Op { timeout: Some(Duration::ZERO), ..Default::default() };
-    assert!(matches!(Model::load(tiny(), LoadOptions::default(), at_once()), Err(Error::Timeout)));
-    assert!(matches!(MODEL.encode_image(&demo(), at_once()), Err(Error::Timeout)));
-    let generous = Op { timeout: Some(Duration::MAX), ..Default::default() };
+    let at_once = || Op {
+        timeout: Some(Duration::ZERO),
+        ..Default::default()
+    };
+    assert!(matches!(
+        Model::load(tiny(), LoadOptions::default(), at_once()),
+        Err(Error::Timeout)
+    ));
+    assert!(matches!(
+        MODEL.encode_image(&demo(), at_once()),
+        Err(Error::Timeout)
+    ));
+    let generous = Op {
+        timeout: Some(Duration::MAX),
+        ..Default::default()
+    };
     assert!(MODEL.encode_image(&demo(), generous).is_ok());
 }
 
 #[test]
 fn a_memory_limit_is_kept() {
-    let options = LoadOptions { memory_limit: Some(1_000_000), ..Default::default() };
+    let options = LoadOptions {
+        memory_limit: Some(1_000_000),
+        ..Default::default()
+    };
     let error = Model::load(tiny(), options, Op::default()).err().unwrap();
-    let Error::OutOfMemory { needed, limit: 1_000_000, .. } = error else { panic!("{error:?}") };
+    let Error::OutOfMemory {
+        needed,
+        limit: 1_000_000,
+        ..
+    } = error
+    else {
+        panic!("{error:?}")
+    };
     assert!(needed > 1_000_000 && needed <= MODEL.info().weight_bytes);
     let text = error.to_string();
-    assert!(text.contains(&needed.to_string()) && text.contains("1000000") && text.contains("tiny"), "{text}");
+    assert!(
+        text.contains(&needed.to_string()) && text.contains("1000000") && text.contains("tiny"),
+        "{text}"
+    );
 }
 
 // What a conversation does not take.
@@ -740,12 +1119,18 @@ fn a_memory_limit_is_kept() {
 #[test]
 fn what_does_not_fit_a_conversation_is_refused() {
     let refused = |result: moxin_vlm::Result<()>, hint: &str| {
-        assert!(matches!(&result, Err(Error::InvalidState(what)) if what.contains(hint)), "{hint}: {result:?}");
+        assert!(
+            matches!(&result, Err(Error::InvalidState(what)) if what.contains(hint)),
+            "{hint}: {result:?}"
+        );
     };
     let session = looking(greedy());
     refused(session.step().map(drop), "add the user's text");
     refused(session.add_text(Role::System, "Be brief."), "system");
-    refused(session.add_text(Role::Assistant, "Yes."), "begins with the user's text");
+    refused(
+        session.add_text(Role::Assistant, "Yes."),
+        "begins with the user's text",
+    );
     refused(session.add_image(demo()), "one image");
     session.add_text(Role::User, DESCRIBE).unwrap();
     session.step().unwrap();
@@ -777,24 +1162,43 @@ fn a_conversation_needs_no_picture() {
 
 #[test]
 fn any_text_is_a_question() {
-    for text in ["", " \n\t ", "👩‍👩‍👧‍👦🇫🇷 ñ 漢字 \u{202E}", "</s>", "a</s>b<s>c<PAD><unk>", "\0", "<image>", "In: x\nOut: y", "\u{FEFF}\u{FFFD}"]
-    {
-        let session = looking(GenerationOptions { max_tokens: 4, ..greedy() });
+    for text in [
+        "",
+        " \n\t ",
+        "👩‍👩‍👧‍👦🇫🇷 ñ 漢字 \u{202E}",
+        "</s>",
+        "a</s>b<s>c<PAD><unk>",
+        "\0",
+        "<image>",
+        "In: x\nOut: y",
+        "\u{FEFF}\u{FFFD}",
+    ] {
+        let session = looking(GenerationOptions {
+            max_tokens: 4,
+            ..greedy()
+        });
         let first = ask(&session, text);
         let again = ask(&session, text);
-        assert!(first.tokens.len() <= 4 && again.tokens.len() <= 4, "{text:?}");
+        assert!(
+            first.tokens.len() <= 4 && again.tokens.len() <= 4,
+            "{text:?}"
+        );
         assert_eq!(session.messages().unwrap().len(), 4, "{text:?}");
     }
 }
 
-/// Bytes of characters, cut anywhere, never come out as half a character; the parts make up the turn.
+/// Bytes of characters, cut anywhere, never come out as half a character; the parts make up the
+/// turn.
 #[test]
 fn rambling_streams_whole_characters() {
     for seed in 0..2 {
         let session = looking(rambling(seed, 100));
         let answer = ask(&session, DESCRIBE);
         assert_eq!(session.messages().unwrap()[1].text(""), answer.text);
-        let decoded = load_tokenizer(tiny()).unwrap().decode(&answer.tokens).unwrap();
+        let decoded = load_tokenizer(tiny())
+            .unwrap()
+            .decode(&answer.tokens)
+            .unwrap();
         assert_eq!(answer.text.trim_start(), decoded.trim_start());
     }
 }

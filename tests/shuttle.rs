@@ -1,6 +1,8 @@
-//! The engine's queue, a session's slot and its streams, and the log's messages under orders of threads that a machine rarely shows: shuttle
-//! (<https://docs.rs/shuttle>) runs each test again and again with another one. The files are compiled here with shuttle's threads and locks
-//! in place of the standard library's. ThreadSanitizer would need a standard library of its own; loom has no channels.
+//! The engine's queue, a session's slot and its streams, and the log's messages under orders of
+//! threads that a machine rarely shows: shuttle (<https://docs.rs/shuttle>) runs each test again
+//! and again with another one. The files are compiled here with shuttle's threads and locks in
+//! place of the standard library's. ThreadSanitizer would need a standard library of its own; loom
+//! has no channels.
 #![allow(dead_code)] // what the sessions use and these tests do not
 
 #[path = "../src/runtime/callback.rs"]
@@ -18,7 +20,8 @@ mod slot;
 #[path = "../src/runtime/stream.rs"]
 mod stream;
 
-/// Shuttle's threads and locks. Time does not pass there; but who waits for a message may at any moment find that it has waited long enough.
+/// Shuttle's threads and locks. Time does not pass there; but who waits for a message may at any
+/// moment find that it has waited long enough.
 mod sync {
     pub use shuttle::{
         sync::{Arc, Condvar, Mutex, MutexGuard, atomic},
@@ -121,7 +124,11 @@ impl Engine {
                 works.work_once();
             }
         });
-        Engine { queue, worker, over }
+        Engine {
+            queue,
+            worker,
+            over,
+        }
     }
 
     /// Has all done that is still in line, and ends the thread.
@@ -157,11 +164,15 @@ fn an_operation_is_done_or_cancelled() {
         let (alive, cancel) = (Arc::new(AtomicUsize::new(0)), Cancel::new());
         let callers: Vec<_> = (0..2)
             .map(|i| {
-                let (queue, cancel, token) = (engine.queue.clone(), cancel.clone(), Token::new(&alive));
+                let (queue, cancel, token) =
+                    (engine.queue.clone(), cancel.clone(), Token::new(&alive));
                 thread::spawn(move || {
                     let done = Arc::new(AtomicUsize::new(0));
                     let counts = done.clone();
-                    let op = Op { cancel: (i == 0).then_some(cancel), ..Op::default() };
+                    let op = Op {
+                        cancel: (i == 0).then_some(cancel),
+                        ..Op::default()
+                    };
                     let result = queue.run(op, move |reporter| {
                         reporter.report(Stage::Load, 0.5)?;
                         counts.fetch_add(1, Ordering::SeqCst);
@@ -176,7 +187,9 @@ fn an_operation_is_done_or_cancelled() {
             })
             .collect();
         cancel.trigger();
-        callers.into_iter().for_each(|caller| caller.join().unwrap());
+        callers
+            .into_iter()
+            .for_each(|caller| caller.join().unwrap());
         engine.finish();
         assert_eq!(alive.load(Ordering::SeqCst), 0);
     });
@@ -190,7 +203,11 @@ fn nothing_computes_while_suspended() {
         let computing = Arc::new(AtomicBool::new(false));
         let callers: Vec<_> = (0..2)
             .map(|_| {
-                let (queue, computing, done) = (engine.queue.clone(), computing.clone(), Arc::new(AtomicUsize::new(0)));
+                let (queue, computing, done) = (
+                    engine.queue.clone(),
+                    computing.clone(),
+                    Arc::new(AtomicUsize::new(0)),
+                );
                 thread::spawn(move || {
                     let counts = done.clone();
                     let result = queue.run(Op::default(), move |_| {
@@ -200,7 +217,10 @@ fn nothing_computes_while_suspended() {
                         computing.store(false, Ordering::SeqCst);
                         Ok(())
                     });
-                    assert!(matches!(result, Ok(()) | Err(Error::Suspended)), "{result:?}");
+                    assert!(
+                        matches!(result, Ok(()) | Err(Error::Suspended)),
+                        "{result:?}"
+                    );
                     (result.is_ok(), done)
                 })
             })
@@ -212,20 +232,28 @@ fn nothing_computes_while_suspended() {
         }
         assert_eq!(engine.queue.turn(|| Ok(7)).unwrap(), 7);
         engine.queue.resume();
-        let told: Vec<_> = callers.into_iter().map(|caller| caller.join().unwrap()).collect();
+        let told: Vec<_> = callers
+            .into_iter()
+            .map(|caller| caller.join().unwrap())
+            .collect();
         assert_eq!(engine.queue.run(Op::default(), |_| Ok(7)).unwrap(), 7);
         engine.finish();
         // Who was told that it is suspended may ask again: it is not done behind his back.
-        told.iter().for_each(|(ok, done)| assert_eq!(done.load(Ordering::SeqCst), usize::from(*ok)));
+        told.iter()
+            .for_each(|(ok, done)| assert_eq!(done.load(Ordering::SeqCst), usize::from(*ok)));
     });
 }
 
-/// When the process ends, whoever waits for something gets an answer, and nothing is computed or dropped afterwards.
+/// When the process ends, whoever waits for something gets an answer, and nothing is computed or
+/// dropped afterwards.
 #[test]
 fn the_end_of_the_process_leaves_nobody_waiting() {
     in_any_order(|| {
         let engine = Engine::start();
-        let (alive, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let (alive, ended) = (
+            Arc::new(AtomicUsize::new(0)),
+            Arc::new(AtomicBool::new(false)),
+        );
         let caller = {
             let (queue, token, ended) = (engine.queue.clone(), Token::new(&alive), ended.clone());
             thread::spawn(move || {
@@ -234,7 +262,10 @@ fn the_end_of_the_process_leaves_nobody_waiting() {
                     drop(token);
                     Ok(())
                 });
-                assert!(matches!(result, Ok(()) | Err(Error::Cancelled)), "{result:?}");
+                assert!(
+                    matches!(result, Ok(()) | Err(Error::Cancelled)),
+                    "{result:?}"
+                );
             })
         };
         let drops = {
@@ -251,7 +282,8 @@ fn the_end_of_the_process_leaves_nobody_waiting() {
     });
 }
 
-/// One operation at a time has a session; the other is told so, and the session is free when the first is done.
+/// One operation at a time has a session; the other is told so, and the session is free when the
+/// first is done.
 #[test]
 fn a_slot_has_one_user() {
     in_any_order(|| {
@@ -297,24 +329,41 @@ fn start(
     struct Drops(Arc<Seen>);
     impl Drop for Drops {
         fn drop(&mut self) {
-            assert_eq!(self.0.last.load(Ordering::SeqCst), 1, "the end is told before the callback is dropped");
+            assert_eq!(
+                self.0.last.load(Ordering::SeqCst),
+                1,
+                "the end is told before the callback is dropped"
+            );
             assert!(!self.0.dropped.swap(true, Ordering::SeqCst));
         }
     }
     let claim = slot.claim()?;
     let held = Arc::new(Mutex::new(Some(claim)));
-    let (seen, cancelled, refuses, releases, free) =
-        (Arc::new(Seen::default()), cancel.clone(), cancel.clone(), held.clone(), slot.clone());
+    let (seen, cancelled, refuses, releases, free) = (
+        Arc::new(Seen::default()),
+        cancel.clone(),
+        cancel.clone(),
+        held.clone(),
+        slot.clone(),
+    );
     let mut steps = 0;
     let next = move || {
         let held = held.lock().unwrap();
         *held.as_ref().unwrap().slot().lock() += 1;
         steps += 1;
-        if steps > 3 || cancelled.load(Ordering::SeqCst) { Next::Last(true) } else { Next::Event(false) }
+        if steps > 3 || cancelled.load(Ordering::SeqCst) {
+            Next::Last(true)
+        } else {
+            Next::Event(false)
+        }
     };
     let tells = Drops(seen.clone());
     let on_event = move |is_last: bool| {
-        assert_eq!(tells.0.last.load(Ordering::SeqCst), 0, "nothing follows the end");
+        assert_eq!(
+            tells.0.last.load(Ordering::SeqCst),
+            0,
+            "nothing follows the end"
+        );
         tells.0.events.fetch_add(1, Ordering::SeqCst);
         // In the last event, and not before, the session is free.
         assert_eq!(free.claim().is_ok(), is_last);
@@ -322,7 +371,13 @@ fn start(
         tells.0.last.fetch_add(is_last.into(), Ordering::SeqCst);
         true
     };
-    streams.spawn(calls, next, on_event, move || refuses.store(true, Ordering::SeqCst), move || drop(releases.lock().unwrap().take()))?;
+    streams.spawn(
+        calls,
+        next,
+        on_event,
+        move || refuses.store(true, Ordering::SeqCst),
+        move || drop(releases.lock().unwrap().take()),
+    )?;
     Ok(seen)
 }
 
@@ -364,13 +419,17 @@ fn a_stream_that_is_freed_in_its_callback_does_not_wait_for_itself() {
     });
 }
 
-/// When the process ends, who waits for a stream goes on, and no callback runs or is dropped after the exit handler.
+/// When the process ends, who waits for a stream goes on, and no callback runs or is dropped after
+/// the exit handler.
 #[test]
 fn a_stream_stops_where_the_process_ends() {
     in_any_order(|| {
         let (streams, calls) = (Arc::new(Streams::default()), calls());
         let (slot, cancel) = (Slot::new(0), Arc::new(AtomicBool::new(false)));
-        let (over, late) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (over, late) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicBool::new(false)),
+        );
         let (is_over, is_late) = (over.clone(), late.clone());
         let in_callback = move || {
             thread::yield_now();
@@ -394,28 +453,45 @@ fn a_stream_stops_where_the_process_ends() {
     });
 }
 
-/// A sink and its level are set together: a sink gets no record that it did not ask for, none is lost that it asked for, and the filter is
-/// the latest sink's.
+/// A sink and its level are set together: a sink gets no record that it did not ask for, none is
+/// lost that it asked for, and the filter is the latest sink's.
 #[test]
 fn a_sink_gets_what_it_asked_for() {
     const LEVELS: [LevelFilter; 2] = [LevelFilter::Error, LevelFilter::Debug];
     in_any_order(|| {
-        let (outbox, filter) =
-            (Arc::new(Outbox::<LevelFilter>::new(Room { records: 8, bytes: 100 })), Arc::new(Mutex::new(LevelFilter::Off)));
+        let (outbox, filter) = (
+            Arc::new(Outbox::<LevelFilter>::new(Room {
+                records: 8,
+                bytes: 100,
+            })),
+            Arc::new(Mutex::new(LevelFilter::Off)),
+        );
         let mut threads: Vec<_> = LEVELS
             .map(|level| {
                 let (outbox, filter) = (outbox.clone(), filter.clone());
-                thread::spawn(move || outbox.set(Some(level), level, |level| *filter.lock().unwrap() = level))
+                thread::spawn(move || {
+                    outbox.set(Some(level), level, |level| *filter.lock().unwrap() = level)
+                })
             })
             .into();
         let adds = outbox.clone();
         threads.push(thread::spawn(move || {
             for level in [Level::Debug, Level::Error] {
-                adds.add(Record { level, target: String::new(), text: String::new() });
+                adds.add(Record {
+                    level,
+                    target: String::new(),
+                    text: String::new(),
+                });
             }
         }));
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
-        outbox.add(Record { level: Level::Error, target: "last".into(), text: String::new() });
+        threads
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
+        outbox.add(Record {
+            level: Level::Error,
+            target: "last".into(),
+            text: String::new(),
+        });
         let mut sink = None;
         loop {
             match outbox.next() {
@@ -438,9 +514,16 @@ fn a_sink_gets_what_it_asked_for() {
 fn what_does_not_fit_is_counted() {
     in_any_order(|| {
         const EACH: usize = 3;
-        let outbox = Arc::new(Outbox::<()>::new(Room { records: 8, bytes: 3 }));
+        let outbox = Arc::new(Outbox::<()>::new(Room {
+            records: 8,
+            bytes: 3,
+        }));
         outbox.set(Some(()), LevelFilter::Info, |_| ());
-        let record = || Record { level: Level::Info, target: String::new(), text: "xx".into() };
+        let record = || Record {
+            level: Level::Info,
+            target: String::new(),
+            text: "xx".into(),
+        };
         let threads: Vec<_> = (0..2)
             .map(|_| {
                 let outbox = outbox.clone();
@@ -450,11 +533,17 @@ fn what_does_not_fit_is_counted() {
         let mut count = 0;
         while count < 2 * EACH {
             if let Message::Record(record) = outbox.next() {
-                let dropped = record.text.split(' ').next().and_then(|number| number.parse::<usize>().ok());
+                let dropped = record
+                    .text
+                    .split(' ')
+                    .next()
+                    .and_then(|number| number.parse::<usize>().ok());
                 count += dropped.unwrap_or(1);
             }
         }
         assert_eq!(count, 2 * EACH);
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        threads
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
     });
 }

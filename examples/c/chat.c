@@ -1,10 +1,12 @@
 /*
- * A conversation about a picture: reads questions from the standard input, a line each, and streams the answers.
+ * A conversation about a picture: reads questions from the standard input, a line each, and streams
+ * the answers.
  *
  *   chat MODEL IMAGE
  *
- * Answers go to the standard output; the loading bar, the prompt and a line of statistics after each answer to the error output. Ctrl-C ends
- * the answer that is being given, or the loading; a second one, or one while nothing is at work, ends the program.
+ * Answers go to the standard output; the loading bar, the prompt and a line of statistics after
+ * each answer to the error output. Ctrl-C ends the answer that is being given, or the loading; a
+ * second one, or one while nothing is at work, ends the program.
  */
 #define _POSIX_C_SOURCE 200809L
 
@@ -24,12 +26,13 @@ static volatile sig_atomic_t interrupted; /* and it has been asked to end */
 static moxin_cancel *cancel_loading;
 
 /*
- * A signal handler may call few functions: nothing that allocates, locks or prints. moxin_cancel_trigger and moxin_session_cancel do nothing
- * but one atomic store each, so they are among the few. Loading is ended that way. An answer is ended by the loop in `answer`, which looks
- * at `interrupted` after each step: moxin_session_cancel here could come just after the last step, and end the next answer instead.
+ * A signal handler may call few functions: nothing that allocates, locks or prints.
+ * moxin_cancel_trigger and moxin_session_cancel do nothing but one atomic store each, so they are
+ * among the few. Loading is ended that way. An answer is ended by the loop in `answer`, which looks
+ * at `interrupted` after each step: moxin_session_cancel here could come just after the last step,
+ * and end the next answer instead.
  */
-static void on_interrupt(int signal_number)
-{
+static void on_interrupt(int signal_number) {
     (void)signal_number;
     if (!working || interrupted) {
         _exit(EXIT_INTERRUPTED);
@@ -38,8 +41,7 @@ static void on_interrupt(int signal_number)
     moxin_cancel_trigger(cancel_loading);
 }
 
-static void handle_interrupts(void)
-{
+static void handle_interrupts(void) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_interrupt;
@@ -49,28 +51,27 @@ static void handle_interrupts(void)
 }
 
 /* Prints why a call failed and frees the error. */
-static void complain(const char *doing, moxin_error *error)
-{
-    fprintf(stderr, "chat: %s: %s (%s)\n", doing, moxin_error_message(error).data, moxin_status_name((uint32_t)moxin_error_status(error)));
+static void complain(const char *doing, moxin_error *error) {
+    fprintf(stderr, "chat: %s: %s (%s)\n", doing, moxin_error_message(error).data,
+            moxin_status_name((uint32_t)moxin_error_status(error)));
     moxin_error_free(error);
 }
 
-static bool show_progress(void *user_data, moxin_stage stage, float fraction)
-{
+static bool show_progress(void *user_data, moxin_stage stage, float fraction) {
     static const char full[] = "########################################";
     int done = (int)(fraction * BAR_WIDTH);
     int *shown = user_data;
     if (stage == MOXIN_STAGE_LOAD && done != *shown) {
-        fprintf(stderr, "\rloading [%-*.*s]%s", BAR_WIDTH, done, full, done == BAR_WIDTH ? "\n" : "");
+        fprintf(stderr, "\rloading [%-*.*s]%s", BAR_WIDTH, done, full,
+                done == BAR_WIDTH ? "\n" : "");
         *shown = done;
     }
     return true;
 }
 
-static moxin_model *load(const char *path)
-{
+static moxin_model *load(const char *path) {
     int shown = -1;
-    moxin_op op = {0};
+    moxin_op op = { 0 };
     moxin_model *model = NULL;
     moxin_error *error = NULL;
     op.struct_size = sizeof op;
@@ -87,39 +88,44 @@ static moxin_model *load(const char *path)
 }
 
 /* The picture's tokens. They are made once, whatever becomes of the answers. */
-static moxin_embedding *encode(const moxin_model *model, const char *path)
-{
+static moxin_embedding *encode(const moxin_model *model, const char *path) {
     moxin_image *image = NULL;
     moxin_embedding *picture = NULL;
     moxin_error *error = NULL;
-    if (moxin_image_from_file(path, NULL, &image, &error) != MOXIN_STATUS_OK
-        || moxin_model_encode_image(model, image, NULL, NULL, &picture, &error) != MOXIN_STATUS_OK) {
+    if (moxin_image_from_file(path, NULL, &image, &error) != MOXIN_STATUS_OK ||
+        moxin_model_encode_image(model, image, NULL, NULL, &picture, &error) != MOXIN_STATUS_OK) {
         complain("reading the picture", error);
     }
     moxin_image_free(image);
     return picture;
 }
 
-static void print_statistics(const moxin_session *session)
-{
-    moxin_stats stats = {0};
+static void print_statistics(const moxin_session *session) {
+    moxin_stats stats = { 0 };
     stats.struct_size = sizeof stats;
     if (moxin_session_stats(session, &stats, NULL) == MOXIN_STATUS_OK) {
-        fprintf(stderr, "[%" PRIu32 " tokens, the first after %.0f ms, then %.1f a second; prompt of %" PRIu32 ", %" PRIu32 " of them reused]\n",
-            stats.generated_tokens, stats.first_token_ms, stats.decode_tps, stats.prompt_tokens, stats.reused_tokens);
+        fprintf(stderr,
+                "[%" PRIu32
+                " tokens, the first after %.0f ms, then %.1f a second; prompt of %" PRIu32
+                ", %" PRIu32 " of them reused]\n",
+                stats.generated_tokens, stats.first_token_ms, stats.decode_tps, stats.prompt_tokens,
+                stats.reused_tokens);
     }
 }
 
-/* Answers one question. What fails or is cancelled is forgotten, and the conversation goes on without it. */
-static void answer(const moxin_session *session, const moxin_embedding *picture, const char *question)
-{
+/* Answers one question. What fails or is cancelled is forgotten, and the conversation goes on
+ * without it. */
+static void answer(const moxin_session *session, const moxin_embedding *picture,
+                   const char *question) {
     static bool answered = false;
     moxin_error *error = NULL;
-    moxin_event event = {0};
+    moxin_event event = { 0 };
     event.struct_size = sizeof event;
-    /* With the first question goes the picture, again if that question was taken back, for then so was the picture. */
-    if (moxin_session_add_text(session, MOXIN_ROLE_USER, question, MOXIN_STRLEN, &error) != MOXIN_STATUS_OK
-        || (!answered && moxin_session_add_embedding(session, picture, &error) != MOXIN_STATUS_OK)) {
+    /* With the first question goes the picture, again if that question was taken back, for then so
+     * was the picture. */
+    if (moxin_session_add_text(session, MOXIN_ROLE_USER, question, MOXIN_STRLEN, &error) !=
+            MOXIN_STATUS_OK ||
+        (!answered && moxin_session_add_embedding(session, picture, &error) != MOXIN_STATUS_OK)) {
         complain("asking", error);
         return;
     }
@@ -148,8 +154,7 @@ static void answer(const moxin_session *session, const moxin_embedding *picture,
 }
 
 /* The next line that has something in it, without its end; NULL at the end of the input. */
-static char *read_question(char *line, int size)
-{
+static char *read_question(char *line, int size) {
     do {
         fputs("> ", stderr);
         if (fgets(line, size, stdin) == NULL) {
@@ -160,15 +165,15 @@ static char *read_question(char *line, int size)
     return line;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     char line[4096];
     if (argc != 3) {
         fprintf(stderr, "usage: chat MODEL IMAGE\n");
         return 2;
     }
     if (moxin_abi_version() != MOXIN_ABI_VERSION) {
-        fprintf(stderr, "chat: built for ABI %d, the library has %" PRIu32 "\n", MOXIN_ABI_VERSION, moxin_abi_version());
+        fprintf(stderr, "chat: built for ABI %d, the library has %" PRIu32 "\n", MOXIN_ABI_VERSION,
+                moxin_abi_version());
         return 1;
     }
     cancel_loading = moxin_cancel_new();

@@ -1,7 +1,8 @@
 /*
  * Talks with a model about pictures and streams the answers.
  *
- *   describe [options] MODEL [IMAGE] (--image FILE | --text TEXT | --system TEXT | --prompt TEXT | --assistant TEXT)...
+ *   describe [options] MODEL [IMAGE] (--image FILE | --text TEXT | --system TEXT | --prompt TEXT |
+ * --assistant TEXT)...
  *
  *   --image FILE            adds a picture to the message
  *   --text TEXT             adds a text to the message
@@ -54,24 +55,24 @@ struct answer {
     moxin_finish_reason finish;
 };
 
-static void usage(void)
-{
-    fprintf(stderr, "usage: describe [--json] [--no-exif] [--raw] [--max-tokens N] [--max-pixels N] [--repetition-penalty P]\n"
-                    "       MODEL [IMAGE] (--image FILE | --text TEXT | --system TEXT | --prompt TEXT | --assistant TEXT)...\n");
+static void usage(void) {
+    fprintf(stderr, "usage: describe [--json] [--no-exif] [--raw] [--max-tokens N] [--max-pixels "
+                    "N] [--repetition-penalty P]\n"
+                    "       MODEL [IMAGE] (--image FILE | --text TEXT | --system TEXT | --prompt "
+                    "TEXT | --assistant TEXT)...\n");
     exit(2);
 }
 
 /* Prints why a call failed, frees the error and ends the program. */
-static void die(const char *doing, moxin_error *error)
-{
+static void die(const char *doing, moxin_error *error) {
     moxin_str message = moxin_error_message(error);
-    fprintf(stderr, "describe: %s: %s (%s)\n", doing, message.data, moxin_status_name((uint32_t)moxin_error_status(error)));
+    fprintf(stderr, "describe: %s: %s (%s)\n", doing, message.data,
+            moxin_status_name((uint32_t)moxin_error_status(error)));
     moxin_error_free(error);
     exit(1);
 }
 
-static void *grow(void *memory, size_t count, size_t size)
-{
+static void *grow(void *memory, size_t count, size_t size) {
     void *larger = realloc(memory, count * size);
     if (larger == NULL) {
         fprintf(stderr, "describe: out of memory\n");
@@ -80,8 +81,7 @@ static void *grow(void *memory, size_t count, size_t size)
     return larger;
 }
 
-static uint64_t parse_count(const char *option, const char *text)
-{
+static uint64_t parse_count(const char *option, const char *text) {
     char *end = NULL;
     unsigned long value = strtoul(text, &end, 10);
     if (end == text || *end != '\0' || value == 0 || value > 1000000000) {
@@ -91,8 +91,7 @@ static uint64_t parse_count(const char *option, const char *text)
     return value;
 }
 
-static float parse_penalty(const char *text)
-{
+static float parse_penalty(const char *text) {
     char *end = NULL;
     float value = strtof(text, &end);
     if (end == text || *end != '\0') {
@@ -102,8 +101,7 @@ static float parse_penalty(const char *text)
     return value;
 }
 
-static void add_part(struct options *options, enum kind kind, const char *text)
-{
+static void add_part(struct options *options, enum kind kind, const char *text) {
     if (options->part_count == MAX_PARTS) {
         fprintf(stderr, "describe: more than %d parts\n", MAX_PARTS);
         exit(2);
@@ -113,9 +111,9 @@ static void add_part(struct options *options, enum kind kind, const char *text)
     options->part_count++;
 }
 
-static int is_part(const char *arg, enum kind *kind)
-{
-    static const char *const names[] = {"--image", "--text", "--system", "--prompt", "--assistant"};
+static int is_part(const char *arg, enum kind *kind) {
+    static const char *const names[] = { "--image", "--text", "--system", "--prompt",
+                                         "--assistant" };
     for (int i = 0; i < 5; i++) {
         if (strcmp(arg, names[i]) == 0) {
             *kind = (enum kind)i;
@@ -125,9 +123,8 @@ static int is_part(const char *arg, enum kind *kind)
     return 0;
 }
 
-static struct options parse(int argc, char **argv)
-{
-    struct options options = {0};
+static struct options parse(int argc, char **argv) {
+    struct options options = { 0 };
     int asks = 0;
     enum kind kind = TEXT;
     options.max_tokens = 256;
@@ -168,9 +165,9 @@ static struct options parse(int argc, char **argv)
     return options;
 }
 
-/* The loading bar, on the error output so that the answer can be piped. user_data: the percentage shown last. */
-static bool show_progress(void *user_data, moxin_stage stage, float fraction)
-{
+/* The loading bar, on the error output so that the answer can be piped. user_data: the percentage
+ * shown last. */
+static bool show_progress(void *user_data, moxin_stage stage, float fraction) {
     int *shown = user_data;
     int percent = (int)(fraction * 100);
     if (stage == MOXIN_STAGE_LOAD && percent != *shown) {
@@ -180,9 +177,8 @@ static bool show_progress(void *user_data, moxin_stage stage, float fraction)
     return true;
 }
 
-static moxin_model *load_model(const struct options *options)
-{
-    moxin_op op = {sizeof op, NULL, NULL, NULL, 0};
+static moxin_model *load_model(const struct options *options) {
+    moxin_op op = { sizeof op, NULL, NULL, NULL, 0 };
     int shown = -1;
     moxin_model *model = NULL;
     moxin_error *error = NULL;
@@ -196,10 +192,9 @@ static moxin_model *load_model(const struct options *options)
     return model;
 }
 
-static void add_image(moxin_session *session, const struct options *options, const char *path)
-{
+static void add_image(moxin_session *session, const struct options *options, const char *path) {
     moxin_image_params params;
-    moxin_pixel_budget budget = {sizeof budget, 0, options->max_pixels};
+    moxin_pixel_budget budget = { sizeof budget, 0, options->max_pixels };
     moxin_image *image = NULL;
     moxin_error *error = NULL;
     moxin_image_params_init(&params, sizeof params);
@@ -213,8 +208,7 @@ static void add_image(moxin_session *session, const struct options *options, con
     moxin_image_free(image);
 }
 
-static void add_text(moxin_session *session, moxin_role role, const char *text)
-{
+static void add_text(moxin_session *session, moxin_role role, const char *text) {
     moxin_error *error = NULL;
     if (moxin_session_add_text(session, role, text, MOXIN_STRLEN, &error) != MOXIN_STATUS_OK) {
         die("adding a text", error);
@@ -222,8 +216,7 @@ static void add_text(moxin_session *session, moxin_role role, const char *text)
 }
 
 /* Adds a text of the user's: as it is where prompts are raw. */
-static void add_prompt(moxin_session *session, const struct options *options, const char *text)
-{
+static void add_prompt(moxin_session *session, const struct options *options, const char *text) {
     moxin_error *error = NULL;
     if (!options->raw) {
         add_text(session, MOXIN_ROLE_USER, text);
@@ -232,15 +225,13 @@ static void add_prompt(moxin_session *session, const struct options *options, co
     }
 }
 
-static void keep_text(struct answer *answer, moxin_str text)
-{
+static void keep_text(struct answer *answer, moxin_str text) {
     answer->text = grow(answer->text, answer->text_len + text.len + 1, 1);
     memcpy(answer->text + answer->text_len, text.data, text.len + 1);
     answer->text_len += text.len;
 }
 
-static void keep_token(struct answer *answer, const moxin_event *event)
-{
+static void keep_token(struct answer *answer, const moxin_event *event) {
     size_t count = answer->token_count + 1;
     answer->tokens = grow(answer->tokens, count, sizeof *answer->tokens);
     answer->logprobs = grow(answer->logprobs, count, sizeof *answer->logprobs);
@@ -250,11 +241,10 @@ static void keep_token(struct answer *answer, const moxin_event *event)
 }
 
 /* Has the last message answered; streams the answer unless it is to be printed as JSON. */
-static struct answer ask(moxin_session *session, int stream)
-{
-    struct answer answer = {0};
+static struct answer ask(moxin_session *session, int stream) {
+    struct answer answer = { 0 };
     moxin_error *error = NULL;
-    moxin_event event = {0};
+    moxin_event event = { 0 };
     event.struct_size = sizeof event;
     while (event.kind != MOXIN_EVENT_KIND_FINISHED) {
         if (moxin_session_step(session, &event, &error) != MOXIN_STATUS_OK) {
@@ -273,8 +263,7 @@ static struct answer ask(moxin_session *session, int stream)
     return answer;
 }
 
-static void print_json_string(const char *text)
-{
+static void print_json_string(const char *text) {
     putchar('"');
     for (const unsigned char *c = (const unsigned char *)text; *c != '\0'; c++) {
         if (*c == '"' || *c == '\\') {
@@ -288,22 +277,27 @@ static void print_json_string(const char *text)
     putchar('"');
 }
 
-static const char *finish_name(moxin_finish_reason finish)
-{
+static const char *finish_name(moxin_finish_reason finish) {
     switch (finish) {
-    case MOXIN_FINISH_REASON_END_OF_TURN: return "EndOfTurn";
-    case MOXIN_FINISH_REASON_STOP_SEQUENCE: return "StopSequence";
-    case MOXIN_FINISH_REASON_MAX_TOKENS: return "MaxTokens";
-    case MOXIN_FINISH_REASON_CONTEXT_FULL: return "ContextFull";
-    case MOXIN_FINISH_REASON_CANCELLED: return "Cancelled";
-    case MOXIN_FINISH_REASON_ERROR: return "Error";
-    case MOXIN_FINISH_REASON_NONE: break;
+    case MOXIN_FINISH_REASON_END_OF_TURN:
+        return "EndOfTurn";
+    case MOXIN_FINISH_REASON_STOP_SEQUENCE:
+        return "StopSequence";
+    case MOXIN_FINISH_REASON_MAX_TOKENS:
+        return "MaxTokens";
+    case MOXIN_FINISH_REASON_CONTEXT_FULL:
+        return "ContextFull";
+    case MOXIN_FINISH_REASON_CANCELLED:
+        return "Cancelled";
+    case MOXIN_FINISH_REASON_ERROR:
+        return "Error";
+    case MOXIN_FINISH_REASON_NONE:
+        break;
     }
     return "None";
 }
 
-static void print_json_answer(const struct answer *answer)
-{
+static void print_json_answer(const struct answer *answer) {
     fputs("{\"text\":", stdout);
     print_json_string(answer->text);
     fputs(",\"tokens\":[", stdout);
@@ -317,14 +311,14 @@ static void print_json_answer(const struct answer *answer)
     printf("],\"finish\":\"%s\"}", finish_name(answer->finish));
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     struct options options = parse(argc, argv);
     moxin_session_params params;
     moxin_session *session = NULL;
     moxin_error *error = NULL;
     if (moxin_abi_version() != MOXIN_ABI_VERSION) {
-        fprintf(stderr, "describe: built for ABI %u, the library has %u\n", MOXIN_ABI_VERSION, moxin_abi_version());
+        fprintf(stderr, "describe: built for ABI %u, the library has %u\n", MOXIN_ABI_VERSION,
+                moxin_abi_version());
         return 1;
     }
     moxin_model *model = load_model(&options);
@@ -343,11 +337,21 @@ int main(int argc, char **argv)
     for (int i = 0; i < options.part_count; i++) {
         const struct part *part = &options.parts[i];
         switch (part->kind) {
-        case IMAGE: add_image(session, &options, part->text); continue;
-        case SYSTEM: add_text(session, MOXIN_ROLE_SYSTEM, part->text); continue;
-        case ASSISTANT: add_text(session, MOXIN_ROLE_ASSISTANT, part->text); continue;
-        case TEXT: add_prompt(session, &options, part->text); continue;
-        case PROMPT: add_prompt(session, &options, part->text); break;
+        case IMAGE:
+            add_image(session, &options, part->text);
+            continue;
+        case SYSTEM:
+            add_text(session, MOXIN_ROLE_SYSTEM, part->text);
+            continue;
+        case ASSISTANT:
+            add_text(session, MOXIN_ROLE_ASSISTANT, part->text);
+            continue;
+        case TEXT:
+            add_prompt(session, &options, part->text);
+            continue;
+        case PROMPT:
+            add_prompt(session, &options, part->text);
+            break;
         }
         if (i + 1 < options.part_count && options.parts[i + 1].kind == ASSISTANT) {
             continue; /* it is answered already */

@@ -4,8 +4,7 @@
 
 #include "moxin_vlm.hpp"
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     if (argc < 4) {
         std::cerr << "usage: describe MODEL IMAGE QUESTION...\n";
         return 2;
@@ -22,7 +21,8 @@ int main(int argc, char **argv)
             std::cout << '\n';
         }
     } catch (const moxin::Error &error) {
-        std::cerr << "describe: " << error.what() << " (" << moxin_status_name(error.status()) << ")\n";
+        std::cerr << "describe: " << error.what() << " (" << moxin_status_name(error.status())
+                  << ")\n";
         for (const std::string &cause : error.causes()) {
             std::cerr << "  because: " << cause << '\n';
         }

@@ -1,10 +1,13 @@
-//! The pictures that the small model never saw, and questions about them, for the examples that measure it.
+//! The pictures that the small model never saw, and questions about them, for the examples that
+//! measure it.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use moxin_vlm::{DecodeOptions, Embedding, Event, GenerationOptions, Model, Picture, PixelFormat, Role, Session};
+use moxin_vlm::{
+    DecodeOptions, Embedding, Event, GenerationOptions, Model, Picture, PixelFormat, Role, Session,
+};
 use serde::Deserialize;
 
 /// Edge of each picture on the sheet, in pixels.
@@ -38,29 +41,53 @@ struct Cell {
 pub fn read(folder: &Path, limit: Option<usize>) -> Result<Vec<Seen>> {
     let sheet = Picture::open(folder.join("heldout.png"), &DecodeOptions::default())?;
     let path = folder.join("heldout.jsonl");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text =
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let seen = |(i, line)| {
-        let cell: Cell = serde_json::from_str(line).with_context(|| format!("{}, line {}", path.display(), i + 1))?;
+        let cell: Cell = serde_json::from_str(line)
+            .with_context(|| format!("{}, line {}", path.display(), i + 1))?;
         let picture = crop(&sheet, &cell)?;
-        Ok(Seen { row: cell.row, column: cell.column, picture, conversations: cell.conversations })
+        Ok(Seen {
+            row: cell.row,
+            column: cell.column,
+            picture,
+            conversations: cell.conversations,
+        })
     };
-    text.lines().enumerate().take(limit.unwrap_or(usize::MAX)).map(seen).collect()
+    text.lines()
+        .enumerate()
+        .take(limit.unwrap_or(usize::MAX))
+        .map(seen)
+        .collect()
 }
 
 /// One picture of the sheet.
 fn crop(sheet: &Picture, cell: &Cell) -> Result<Picture> {
     let (left, top) = (cell.column * CELL, cell.row * CELL);
     if left + CELL > sheet.width() || top + CELL > sheet.height() {
-        bail!("the sheet has no picture in row {}, column {}", cell.row, cell.column);
+        bail!(
+            "the sheet has no picture in row {}, column {}",
+            cell.row,
+            cell.column
+        );
     }
     let stride = 3 * sheet.width() as usize;
     let first = top as usize * stride + 3 * left as usize;
-    Ok(Picture::from_pixels(&sheet.rgb()[first..], CELL, CELL, stride, PixelFormat::Rgb8)?)
+    Ok(Picture::from_pixels(
+        &sheet.rgb()[first..],
+        CELL,
+        CELL,
+        stride,
+        PixelFormat::Rgb8,
+    )?)
 }
 
 /// A conversation about a picture.
 pub fn begin(model: &Model, picture: &Embedding) -> Result<Session> {
-    let session = model.session(GenerationOptions { max_tokens: 64, ..GenerationOptions::default() })?;
+    let session = model.session(GenerationOptions {
+        max_tokens: 64,
+        ..GenerationOptions::default()
+    })?;
     session.add_embedding(picture)?;
     Ok(session)
 }

@@ -12,14 +12,20 @@ use super::{checked, folder, write};
 
 const ARCHITECTURES: [&str; 3] = ["paligemma", "qwen2_vl", "llava"];
 
-/// The number of an architecture, its `config.json`, and behind a NUL its `preprocessor_config.json`.
+/// The number of an architecture, its `config.json`, and behind a NUL its
+/// `preprocessor_config.json`.
 pub fn blueprint(bytes: &[u8]) {
-    let Some((number, rest)) = bytes.split_first() else { return };
+    let Some((number, rest)) = bytes.split_first() else {
+        return;
+    };
     let name = ARCHITECTURES[usize::from(*number) % ARCHITECTURES.len()];
     let mut files = rest.splitn(2, |byte| *byte == 0);
     write("config.json", files.next().unwrap_or_default());
     write("preprocessor_config.json", files.next().unwrap_or_default());
-    let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/models").join(name).join("model/model.safetensors");
+    let weights = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/models")
+        .join(name)
+        .join("model/model.safetensors");
     fs::copy(weights, folder().join("model.safetensors")).expect("the weights of a fixture");
     let opened = checked(ModelFolder::open(&folder()));
     fs::remove_file(folder().join("model.safetensors")).expect("a file that was just written");
@@ -27,9 +33,15 @@ pub fn blueprint(bytes: &[u8]) {
     let blueprint = &model.blueprint;
     let limits = blueprint.limits();
     assert!(limits.context > 0 && limits.images > 0 && !limits.default_prompt.is_empty());
-    assert!(blueprint.decoder().layers <= 4, "as many as there are weights of");
+    assert!(
+        blueprint.decoder().layers <= 4,
+        "as many as there are weights of"
+    );
     for (width, height) in [(1, 1), (640, 480), (65_535, 400), (3, 3_000)] {
-        let budget = Budget { max_pixels: Some(200_000), min_pixels: None };
+        let budget = Budget {
+            max_pixels: Some(200_000),
+            min_pixels: None,
+        };
         let plan = match blueprint.plan(MediumSize { width, height }, budget) {
             Ok(plan) => plan,
             Err(Error::InvalidArgument(what)) => {
@@ -39,21 +51,36 @@ pub fn blueprint(bytes: &[u8]) {
             Err(error) => panic!("not an error of a size: {error:?}"),
         };
         let features = plan.features();
-        assert!(features > 0 && blueprint.preprocess_memory(MediumSize { width, height }, &plan) > 0);
+        assert!(
+            features > 0 && blueprint.preprocess_memory(MediumSize { width, height }, &plan) > 0
+        );
         if features < 10_000 {
             let run = 3..3 + features;
-            let placed = [PlacedMedium { runs: vec![run], plan: &plan }];
+            let placed = [PlacedMedium {
+                runs: vec![run],
+                plan: &plan,
+            }];
             let rows = features + 9;
             assert_eq!(blueprint.positions(rows, &placed).len(), rows);
-            assert!(blueprint.spans(rows, &placed).iter().all(|span| span.end <= rows));
+            assert!(
+                blueprint
+                    .spans(rows, &placed)
+                    .iter()
+                    .all(|span| span.end <= rows)
+            );
         }
     }
 }
 
 /// A chat template, and behind a NUL what a user says.
 pub fn template(bytes: &[u8]) {
-    let mut parts = bytes.splitn(2, |byte| *byte == 0).map(String::from_utf8_lossy);
-    let (source, text) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default().into_owned());
+    let mut parts = bytes
+        .splitn(2, |byte| *byte == 0)
+        .map(String::from_utf8_lossy);
+    let (source, text) = (
+        parts.next().unwrap_or_default(),
+        parts.next().unwrap_or_default().into_owned(),
+    );
     let template = match Template::parse(&source) {
         Ok(template) => template,
         Err(Error::InvalidArgument(what)) => return assert!(!what.is_empty()),
@@ -61,7 +88,10 @@ pub fn template(bytes: &[u8]) {
     };
     let messages = [
         Message::system("Be brief."),
-        Message { role: Role::User, parts: vec![Part::Image, Part::Text(text)] },
+        Message {
+            role: Role::User,
+            parts: vec![Part::Image, Part::Text(text)],
+        },
         Message::assistant("A circle."),
         Message::user("And?"),
     ];

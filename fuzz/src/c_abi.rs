@@ -1,6 +1,8 @@
-//! The C ABI with arbitrary arguments: the bytes are read as a list of calls, each with its arguments. What the header leaves to the caller is
-//! kept: handles are NULL or alive, and memory is as long as the call says (and no longer, so that AddressSanitizer sees what goes beyond).
-//! One target makes the calls of one thread, the other those of two threads that share handles, and forks in between.
+//! The C ABI with arbitrary arguments: the bytes are read as a list of calls, each with its
+//! arguments. What the header leaves to the caller is kept: handles are NULL or alive, and memory
+//! is as long as the call says (and no longer, so that AddressSanitizer sees what goes beyond). One
+//! target makes the calls of one thread, the other those of two threads that share handles, and
+//! forks in between.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ffi::{CString, c_char, c_void};
@@ -40,7 +42,11 @@ pub fn c_abi(bytes: &[u8]) {
 /// Calls of two threads that share a handle of each kind and have others of their own.
 pub fn c_calls(bytes: &[u8]) {
     let (first, bytes) = bytes.split_at(bytes.len().min(1));
-    let (ours, theirs) = bytes.split_at(first.first().map_or(0, |part| bytes.len() * usize::from(*part) / 256));
+    let (ours, theirs) = bytes.split_at(
+        first
+            .first()
+            .map_or(0, |part| bytes.len() * usize::from(*part) / 256),
+    );
     let shared = Caller::new();
     let mut callers = [Caller::sharing(&shared), Caller::sharing(&shared)];
     let [one, other] = &mut callers;
@@ -83,7 +89,8 @@ impl Block {
         unsafe { slice::from_raw_parts_mut(self.start, self.size) }
     }
 
-    /// Writes at an offset, or zeros as far as the block goes where the value does not fit: half a pointer is none.
+    /// Writes at an offset, or zeros as far as the block goes where the value does not fit: half a
+    /// pointer is none.
     fn put<T: Copy>(&mut self, offset: usize, value: T) {
         if offset + size_of::<T>() <= self.size {
             // SAFETY: the value fits.
@@ -120,27 +127,51 @@ struct Told {
 unsafe extern "C" fn on_event(user_data: *mut c_void, event: *const moxin_event) -> bool {
     // SAFETY: the user data given to generate_start, and an event that lives during the call.
     let (told, event) = unsafe { (&*user_data.cast::<Told>(), &*event) };
-    assert_eq!((told.finished.load(Ordering::SeqCst), told.destroyed.load(Ordering::SeqCst)), (0, 0), "an event after the last");
+    assert_eq!(
+        (
+            told.finished.load(Ordering::SeqCst),
+            told.destroyed.load(Ordering::SeqCst)
+        ),
+        (0, 0),
+        "an event after the last"
+    );
     if event.kind == moxin_event_kind::Finished {
         told.finished.store(1, Ordering::SeqCst);
     }
     event.token_id % 7 != 3
 }
 
-unsafe extern "C" fn on_log(user_data: *mut c_void, level: moxin_log_level, target: moxin_str, message: moxin_str) {
+unsafe extern "C" fn on_log(
+    user_data: *mut c_void,
+    level: moxin_log_level,
+    target: moxin_str,
+    message: moxin_str,
+) {
     // SAFETY: the user data given to set_log.
     let told = unsafe { &*user_data.cast::<Told>() };
-    assert_eq!(told.destroyed.load(Ordering::SeqCst), 0, "a message after the last");
+    assert_eq!(
+        told.destroyed.load(Ordering::SeqCst),
+        0,
+        "a message after the last"
+    );
     assert!(level <= MOXIN_LOG_LEVEL_TRACE && !target.data.is_null() && !message.data.is_null());
 }
 
 unsafe extern "C" fn destroy(user_data: *mut c_void) {
     // SAFETY: the user data given with it.
     let told = unsafe { &*user_data.cast::<Told>() };
-    assert_eq!(told.destroyed.fetch_add(1, Ordering::SeqCst), 0, "destroyed twice");
+    assert_eq!(
+        told.destroyed.fetch_add(1, Ordering::SeqCst),
+        0,
+        "destroyed twice"
+    );
 }
 
-unsafe extern "C" fn on_progress(user_data: *mut c_void, _stage: moxin_stage, fraction: f32) -> bool {
+unsafe extern "C" fn on_progress(
+    user_data: *mut c_void,
+    _stage: moxin_stage,
+    fraction: f32,
+) -> bool {
     assert!(user_data.is_null() && (0.0..=1.0).contains(&fraction));
     fraction < 0.9
 }
@@ -156,7 +187,15 @@ fn model() -> *mut moxin_model {
     let load = || {
         let mut model = null_mut();
         // SAFETY: a path, defaults, and a place.
-        let status = unsafe { moxin_model_load(in_repository("models/tiny").as_ptr(), null(), null(), &mut model, null_mut()) };
+        let status = unsafe {
+            moxin_model_load(
+                in_repository("models/tiny").as_ptr(),
+                null(),
+                null(),
+                &mut model,
+                null_mut(),
+            )
+        };
         assert_eq!(status, moxin_status::Ok);
         model as usize
     };
@@ -185,12 +224,24 @@ unsafe impl Send for Caller {}
 
 /// One of the slots, or NULL.
 fn any<T>(slots: &[*mut T; SLOTS], input: &mut Unstructured) -> Result<*mut T> {
-    Ok(slots.get(input.int_in_range(0..=SLOTS)?).copied().unwrap_or(null_mut()))
+    Ok(slots
+        .get(input.int_in_range(0..=SLOTS)?)
+        .copied()
+        .unwrap_or(null_mut()))
 }
 
 /// A number that is small, or at the end of its range, or any.
 fn number(input: &mut Unstructured) -> Result<u64> {
-    const ENDS: [u64; 8] = [u64::MAX, u64::MAX - 1, 1 << 63, u64::MAX / 2, u32::MAX as u64, 1 << 32, 65_535, 65_536];
+    const ENDS: [u64; 8] = [
+        u64::MAX,
+        u64::MAX - 1,
+        1 << 63,
+        u64::MAX / 2,
+        u32::MAX as u64,
+        1 << 32,
+        65_535,
+        65_536,
+    ];
     Ok(match input.int_in_range(0..=3)? {
         0 | 1 => input.int_in_range(0..=16)?,
         2 => *input.choose(&ENDS)?,
@@ -213,15 +264,25 @@ fn sized<T>(input: &mut Unstructured) -> Result<Option<Block>> {
         3 => number(input)? as usize,
         _ => ours,
     };
-    // Beyond 4096 bytes more than it knows the library refuses a struct by its size, and looks no further.
-    let mut block = Block::new(if size <= ours + 4096 { size.max(size_of::<usize>()) } else { size_of::<usize>() });
+    // Beyond 4096 bytes more than it knows the library refuses a struct by its size, and looks no
+    // further.
+    let mut block = Block::new(if size <= ours + 4096 {
+        size.max(size_of::<usize>())
+    } else {
+        size_of::<usize>()
+    });
     block.put(0, size);
     Ok(Some(block))
 }
 
 /// Parameters: the defaults, and some bytes that are not.
-fn params<T>(input: &mut Unstructured, init: unsafe extern "C" fn(*mut T, usize)) -> Result<Option<Block>> {
-    let Some(mut block) = sized::<T>(input)? else { return Ok(None) };
+fn params<T>(
+    input: &mut Unstructured,
+    init: unsafe extern "C" fn(*mut T, usize),
+) -> Result<Option<Block>> {
+    let Some(mut block) = sized::<T>(input)? else {
+        return Ok(None);
+    };
     let size = block.size;
     // SAFETY: the block is this long, and begins with a size.
     unsafe {
@@ -249,7 +310,15 @@ impl Caller {
         // SAFETY: a pixel, a model, and places.
         unsafe {
             let (pixel, grey) = ([200u8], MOXIN_PIXEL_FORMAT_GRAY8);
-            moxin_image_from_pixels(pixel.as_ptr().cast(), 1, 1, 1, grey, &mut caller.images[0], null_mut());
+            moxin_image_from_pixels(
+                pixel.as_ptr().cast(),
+                1,
+                1,
+                1,
+                grey,
+                &mut caller.images[0],
+                null_mut(),
+            );
             moxin_session_new(model(), null(), &mut caller.sessions[0], null_mut());
         }
         caller
@@ -273,8 +342,12 @@ impl Caller {
 
     /// The first handles of another, which outlives this one.
     fn sharing(other: &Caller) -> Caller {
-        let mut caller = Caller { lasting: 1, ..Caller::empty() };
-        (caller.images[0], caller.sessions[0], caller.cancels[0]) = (other.images[0], other.sessions[0], other.cancels[0]);
+        let mut caller = Caller {
+            lasting: 1,
+            ..Caller::empty()
+        };
+        (caller.images[0], caller.sessions[0], caller.cancels[0]) =
+            (other.images[0], other.sessions[0], other.cancels[0]);
         caller
     }
 
@@ -290,8 +363,14 @@ impl Caller {
     }
 
     fn op(&self, input: &mut Unstructured) -> Result<Option<Block>> {
-        let Some(mut block) = sized::<moxin_op>(input)? else { return Ok(None) };
-        let progress: moxin_progress_fn = if input.arbitrary()? { Some(on_progress) } else { None };
+        let Some(mut block) = sized::<moxin_op>(input)? else {
+            return Ok(None);
+        };
+        let progress: moxin_progress_fn = if input.arbitrary()? {
+            Some(on_progress)
+        } else {
+            None
+        };
         block.put(offset_of!(moxin_op, progress), progress);
         block.put(offset_of!(moxin_op, cancel), any(&self.cancels, input)?);
         block.put(offset_of!(moxin_op, timeout_ms), number(input)?);
@@ -309,27 +388,54 @@ impl Caller {
         let slot = input.int_in_range(0..=SLOTS - 1)?;
         // Where a handle of its own goes.
         let own = slot.max(self.lasting);
-        let last = if self.lasting > 0 && !self.forked { FORK } else { FORK - 1 };
+        let last = if self.lasting > 0 && !self.forked {
+            FORK
+        } else {
+            FORK - 1
+        };
         let call = input.int_in_range(0..=last)?;
         let mut error: *mut moxin_error = null_mut();
-        let place: *mut *mut moxin_error = if input.ratio(7, 8)? { &mut error } else { null_mut() };
-        // SAFETY: handles are NULL or alive, memory is as long as is said, and every place is one or NULL.
+        let place: *mut *mut moxin_error = if input.ratio(7, 8)? {
+            &mut error
+        } else {
+            null_mut()
+        };
+        // SAFETY: handles are NULL or alive, memory is as long as is said, and every place is one
+        // or NULL.
         let status = unsafe {
             match call {
                 0 => {
-                    let (params, bytes) = (params(input, moxin_image_params_init)?, Block::copy(text(input)?));
+                    let (params, bytes) = (
+                        params(input, moxin_image_params_init)?,
+                        Block::copy(text(input)?),
+                    );
                     self.drop_image(own);
-                    moxin_image_from_bytes(bytes.pointer(), bytes.size, pointer(&params), &mut self.images[own], place)
+                    moxin_image_from_bytes(
+                        bytes.pointer(),
+                        bytes.size,
+                        pointer(&params),
+                        &mut self.images[own],
+                        place,
+                    )
                 }
                 1 => {
                     let (path, params) = (path(input)?, params(input, moxin_image_params_init)?);
                     self.drop_image(own);
-                    moxin_image_from_file(chars(&path), pointer(&params), &mut self.images[own], place)
+                    moxin_image_from_file(
+                        chars(&path),
+                        pointer(&params),
+                        &mut self.images[own],
+                        place,
+                    )
                 }
                 2 | 3 => self.image_from_pixels(own, place, input)?,
                 4 => {
                     let (mut width, mut height) = (0, 0);
-                    let width = if input.arbitrary()? { &mut width } else { null_mut() };
+                    let width = if input.arbitrary()? {
+                        &mut width
+                    } else {
+                        null_mut()
+                    };
                     moxin_image_size(any(&self.images, input)?, width, &mut height, place)
                 }
                 5 => {
@@ -340,26 +446,52 @@ impl Caller {
                         return Ok(());
                     }
                     moxin_model_free(replace(&mut self.models[slot], null_mut()));
-                    moxin_model_load(chars(&path), params.pointer(), pointer(&op), &mut self.models[slot], place)
+                    moxin_model_load(
+                        chars(&path),
+                        params.pointer(),
+                        pointer(&op),
+                        &mut self.models[slot],
+                        place,
+                    )
                 }
                 6 => {
                     let (path, info) = (path(input)?, sized::<moxin_model_info>(input)?);
                     moxin_model_inspect(chars(&path), pointer(&info), place)
                 }
                 7 => {
-                    let (path, model, session) = (path(input)?, model_params(input)?, session_params(input)?);
+                    let (path, model, session) =
+                        (path(input)?, model_params(input)?, session_params(input)?);
                     let estimate = sized::<moxin_memory_estimate>(input)?;
-                    moxin_model_estimate(chars(&path), model.pointer(), session.pointer(), pointer(&estimate), place)
+                    moxin_model_estimate(
+                        chars(&path),
+                        model.pointer(),
+                        session.pointer(),
+                        pointer(&estimate),
+                        place,
+                    )
                 }
                 8 => {
-                    let (model, info) = (any(&self.models, input)?, sized::<moxin_model_info>(input)?);
+                    let (model, info) =
+                        (any(&self.models, input)?, sized::<moxin_model_info>(input)?);
                     moxin_model_info_get(model, pointer(&info), place)
                 }
                 9 => {
-                    const KEYS: [&str; 4] = ["model_type", "text_config", "image_sizes.1", "text_config.rope_theta"];
-                    let key = if input.arbitrary()? { input.choose(&KEYS)?.as_bytes() } else { text(input)? };
+                    const KEYS: [&str; 4] = [
+                        "model_type",
+                        "text_config",
+                        "image_sizes.1",
+                        "text_config.rope_theta",
+                    ];
+                    let key = if input.arbitrary()? {
+                        input.choose(&KEYS)?.as_bytes()
+                    } else {
+                        text(input)?
+                    };
                     let key = CString::new(key).ok();
-                    let mut value = moxin_str { data: null(), len: 0 };
+                    let mut value = moxin_str {
+                        data: null(),
+                        len: 0,
+                    };
                     moxin_model_metadata(any(&self.models, input)?, chars(&key), &mut value, place)
                 }
                 10 => match slot {
@@ -367,22 +499,45 @@ impl Caller {
                     _ => moxin_model_unload(self.models[slot], place),
                 },
                 11 => {
-                    let (model, image, op) = (any(&self.models, input)?, any(&self.images, input)?, self.op(input)?);
+                    let (model, image, op) = (
+                        any(&self.models, input)?,
+                        any(&self.images, input)?,
+                        self.op(input)?,
+                    );
                     if !self.patience() {
                         return Ok(());
                     }
                     moxin_embedding_free(replace(&mut self.embeddings[own], null_mut()));
-                    moxin_model_encode_image(model, image, null(), pointer(&op), &mut self.embeddings[own], place)
+                    moxin_model_encode_image(
+                        model,
+                        image,
+                        null(),
+                        pointer(&op),
+                        &mut self.embeddings[own],
+                        place,
+                    )
                 }
                 12 => {
-                    let (embedding, info) = (any(&self.embeddings, input)?, sized::<moxin_embedding_info>(input)?);
+                    let (embedding, info) = (
+                        any(&self.embeddings, input)?,
+                        sized::<moxin_embedding_info>(input)?,
+                    );
                     moxin_embedding_info_get(embedding, pointer(&info), place)
                 }
                 13 => {
                     // The small model's pictures take 64 tokens of 192 numbers.
-                    let room = if input.arbitrary()? { 64 * 192 } else { input.int_in_range(0..=64 * 192)? };
+                    let room = if input.arbitrary()? {
+                        64 * 192
+                    } else {
+                        input.int_in_range(0..=64 * 192)?
+                    };
                     let values = Block::new(room * size_of::<f32>());
-                    moxin_embedding_copy(any(&self.embeddings, input)?, values.pointer(), room, place)
+                    moxin_embedding_copy(
+                        any(&self.embeddings, input)?,
+                        values.pointer(),
+                        room,
+                        place,
+                    )
                 }
                 15 => {
                     let params = session_params(input)?;
@@ -396,17 +551,36 @@ impl Caller {
                 16 | 17 => {
                     let (role, text) = (number(input)?.min(4) as u32, text(input)?);
                     match CString::new(text) {
-                        Ok(text) if input.arbitrary()? => {
-                            moxin_session_add_text(self.sessions[slot], role, text.as_ptr(), MOXIN_STRLEN, place)
-                        }
+                        Ok(text) if input.arbitrary()? => moxin_session_add_text(
+                            self.sessions[slot],
+                            role,
+                            text.as_ptr(),
+                            MOXIN_STRLEN,
+                            place,
+                        ),
                         _ => {
                             let text = Block::copy(text);
-                            moxin_session_add_text(self.sessions[slot], role, text.pointer(), text.size, place)
+                            moxin_session_add_text(
+                                self.sessions[slot],
+                                role,
+                                text.pointer(),
+                                text.size,
+                                place,
+                            )
                         }
                     }
                 }
-                18 => moxin_session_add_image(self.sessions[slot], any(&self.images, input)?, null(), place),
-                19 => moxin_session_add_embedding(self.sessions[slot], any(&self.embeddings, input)?, place),
+                18 => moxin_session_add_image(
+                    self.sessions[slot],
+                    any(&self.images, input)?,
+                    null(),
+                    place,
+                ),
+                19 => moxin_session_add_embedding(
+                    self.sessions[slot],
+                    any(&self.embeddings, input)?,
+                    place,
+                ),
                 20 => {
                     let event = sized::<moxin_event>(input)?;
                     moxin_session_step(self.sessions[slot], pointer(&event), place)
@@ -445,7 +619,11 @@ impl Caller {
             }
         };
         check(status, error, !place.is_null());
-        let permitted = if self.forked { &[Status::InvalidState][..] } else { PERMITTED[call] };
+        let permitted = if self.forked {
+            &[Status::InvalidState][..]
+        } else {
+            PERMITTED[call]
+        };
         assert!(
             permitted.contains(&status) || status == Status::Ok,
             "{status:?} of call {call}{}",
@@ -456,42 +634,91 @@ impl Caller {
 
     /// # Safety
     /// As for the calls themselves.
-    unsafe fn image_from_pixels(&mut self, slot: usize, place: *mut *mut moxin_error, input: &mut Unstructured) -> Result<moxin_status> {
+    unsafe fn image_from_pixels(
+        &mut self,
+        slot: usize,
+        place: *mut *mut moxin_error,
+        input: &mut Unstructured,
+    ) -> Result<moxin_status> {
         let (width, height) = (number(input)? as u32, number(input)? as u32);
         let (stride, format) = (number(input)? as usize, number(input)?.min(9) as u32);
         let row = u128::from(width) * [3, 4, 4, 1, 1, 1, 1, 1, 1, 1][format as usize];
         let needed = row + stride as u128 * u128::from(height.saturating_sub(1));
-        let refused = row == 0 || height == 0 || format > MOXIN_PIXEL_FORMAT_GRAY8 || (stride as u128) < row || width.max(height) > 65_535;
+        let refused = row == 0
+            || height == 0
+            || format > MOXIN_PIXEL_FORMAT_GRAY8
+            || (stride as u128) < row
+            || width.max(height) > 65_535;
         if !refused && needed > 1 << 20 {
             return Ok(moxin_status::Ok);
         }
         let pixels = Block::new(if refused { 1 } else { needed as usize });
         self.drop_image(slot);
         // SAFETY: the pixels are all there, or the picture is refused by its measures.
-        Ok(unsafe { moxin_image_from_pixels(pixels.pointer(), width, height, stride, format, &mut self.images[slot], place) })
+        Ok(unsafe {
+            moxin_image_from_pixels(
+                pixels.pointer(),
+                width,
+                height,
+                stride,
+                format,
+                &mut self.images[slot],
+                place,
+            )
+        })
     }
 
     /// # Safety
     /// As for the calls themselves.
-    unsafe fn generate_start(&mut self, slot: usize, place: *mut *mut moxin_error, input: &mut Unstructured) -> Result<moxin_status> {
+    unsafe fn generate_start(
+        &mut self,
+        slot: usize,
+        place: *mut *mut moxin_error,
+        input: &mut Unstructured,
+    ) -> Result<moxin_status> {
         let (op, wants_events) = (self.op(input)?, input.ratio(7, 8)?);
         let callback: moxin_event_fn = if wants_events { Some(on_event) } else { None };
         let told = Arc::new(Told::default());
         let user_data = Arc::as_ptr(&told).cast_mut().cast();
         // SAFETY: the user data lives until the stream has ended: see `leave`.
-        let status = unsafe { moxin_session_start(self.sessions[slot], pointer(&op), callback, user_data, Some(destroy), place) };
+        let status = unsafe {
+            moxin_session_start(
+                self.sessions[slot],
+                pointer(&op),
+                callback,
+                user_data,
+                Some(destroy),
+                place,
+            )
+        };
         self.streams.push((told, status == moxin_status::Ok));
         Ok(status)
     }
 
     /// # Safety
     /// As for the calls themselves.
-    unsafe fn set_log(&mut self, place: *mut *mut moxin_error, input: &mut Unstructured) -> Result<moxin_status> {
-        let callback: moxin_log_fn = if input.ratio(3, 4)? { Some(on_log) } else { None };
+    unsafe fn set_log(
+        &mut self,
+        place: *mut *mut moxin_error,
+        input: &mut Unstructured,
+    ) -> Result<moxin_status> {
+        let callback: moxin_log_fn = if input.ratio(3, 4)? {
+            Some(on_log)
+        } else {
+            None
+        };
         let told = Arc::new(Told::default());
         let user_data = Arc::as_ptr(&told).cast_mut().cast();
         // SAFETY: the user data lives until the log was destroyed: see `leave`.
-        let status = unsafe { moxin_set_log(callback, number(input)? as u32, user_data, Some(destroy), place) };
+        let status = unsafe {
+            moxin_set_log(
+                callback,
+                number(input)? as u32,
+                user_data,
+                Some(destroy),
+                place,
+            )
+        };
         self.logs.push(told);
         Ok(status)
     }
@@ -533,13 +760,18 @@ impl Caller {
                 5 => moxin_memory_trim(),
                 6 => drop(moxin_backend_available(number(input)? as u32)),
                 7 => assert!(!moxin_status_name(number(input)? as u32).is_null()),
-                _ => assert!(!moxin_version().is_null() && !moxin_build_info().is_null() && moxin_abi_version() == MOXIN_ABI_VERSION),
+                _ => assert!(
+                    !moxin_version().is_null()
+                        && !moxin_build_info().is_null()
+                        && moxin_abi_version() == MOXIN_ABI_VERSION
+                ),
             }
         }
         Ok(moxin_status::Ok)
     }
 
-    /// Forks. The child makes some calls, none of which may wait, and ends; the parent waits for it.
+    /// Forks. The child makes some calls, none of which may wait, and ends; the parent waits for
+    /// it.
     fn fork(&mut self, input: &mut Unstructured) -> Result<moxin_status> {
         let calls = input.int_in_range(1..=CHILD_CALLS)?;
         self.forks += 1;
@@ -556,10 +788,13 @@ impl Caller {
 
     fn be_child(&mut self, calls: usize, input: &mut Unstructured) -> ! {
         self.forked = true;
-        let stood = catch_unwind(AssertUnwindSafe(|| (0..calls).all(|_| self.call(input).is_ok() || input.is_empty()))).is_ok();
+        let stood = catch_unwind(AssertUnwindSafe(|| {
+            (0..calls).all(|_| self.call(input).is_ok() || input.is_empty())
+        }))
+        .is_ok();
         let status = if stood { 0 } else { 1 };
-        // Not by `exit`: libFuzzer takes that for a fault, and MLX's threads may have been freeing memory that its destructors free.
-        // SAFETY: the process ends.
+        // Not by `exit`: libFuzzer takes that for a fault, and MLX's threads may have been freeing
+        // memory that its destructors free. SAFETY: the process ends.
         unsafe { libc::_exit(status) }
     }
 
@@ -580,18 +815,32 @@ impl Caller {
             moxin_resume();
             moxin_set_log(None, MOXIN_LOG_LEVEL_OFF, null_mut(), None, null_mut());
             moxin_memory_set_limits(u64::MAX, 256 << 20, null_mut());
-            self.sessions.iter().for_each(|session| moxin_session_cancel(*session));
+            self.sessions
+                .iter()
+                .for_each(|session| moxin_session_cancel(*session));
             (self.lasting..SLOTS).for_each(|slot| self.drop_session(slot));
             (self.lasting..SLOTS).for_each(|slot| self.drop_image(slot));
-            self.embeddings[self.lasting..].iter().for_each(|embedding| moxin_embedding_free(*embedding));
-            self.cancels[self.lasting..].iter().for_each(|cancel| moxin_cancel_free(*cancel));
-            self.models[1..].iter().for_each(|model| moxin_model_free(*model));
+            self.embeddings[self.lasting..]
+                .iter()
+                .for_each(|embedding| moxin_embedding_free(*embedding));
+            self.cancels[self.lasting..]
+                .iter()
+                .for_each(|cancel| moxin_cancel_free(*cancel));
+            self.models[1..]
+                .iter()
+                .for_each(|model| moxin_model_free(*model));
         }
         for (told, began) in &self.streams {
             wait_for(&told.destroyed, "a stream");
-            assert_eq!(told.finished.load(Ordering::SeqCst), u32::from(*began), "one last event for each stream that began");
+            assert_eq!(
+                told.finished.load(Ordering::SeqCst),
+                u32::from(*began),
+                "one last event for each stream that began"
+            );
         }
-        self.logs.iter().for_each(|told| wait_for(&told.destroyed, "a log"));
+        self.logs
+            .iter()
+            .for_each(|told| wait_for(&told.destroyed, "a log"));
     }
 }
 
@@ -601,7 +850,10 @@ fn handles() -> u64 {
     stats.put(0, size_of::<moxin_memory_stats>());
     // SAFETY: the stats say their size.
     unsafe {
-        assert_eq!(moxin_memory_stats_get(stats.pointer(), null_mut()), moxin_status::Ok);
+        assert_eq!(
+            moxin_memory_stats_get(stats.pointer(), null_mut()),
+            moxin_status::Ok
+        );
         (*stats.pointer::<moxin_memory_stats>()).handles
     }
 }
@@ -634,12 +886,33 @@ use moxin_status as Status;
 const PERMITTED: [&[Status]; FORK + 1] = {
     use Status::*;
     const ARGUMENT: &[Status] = &[NullArgument, InvalidArgument];
-    const STATE: &[Status] = &[NullArgument, InvalidArgument, InvalidState, Busy, OutOfMemory];
-    const FOLDER: &[Status] =
-        &[NullArgument, InvalidArgument, NotFound, Io, CorruptModel, UnsupportedModel, OutOfMemory, BackendUnavailable];
+    const STATE: &[Status] = &[
+        NullArgument,
+        InvalidArgument,
+        InvalidState,
+        Busy,
+        OutOfMemory,
+    ];
+    const FOLDER: &[Status] = &[
+        NullArgument,
+        InvalidArgument,
+        NotFound,
+        Io,
+        CorruptModel,
+        UnsupportedModel,
+        OutOfMemory,
+        BackendUnavailable,
+    ];
     [
         &[NullArgument, InvalidArgument, UnsupportedImage, OutOfMemory],
-        &[NullArgument, InvalidArgument, NotFound, Io, UnsupportedImage, OutOfMemory],
+        &[
+            NullArgument,
+            InvalidArgument,
+            NotFound,
+            Io,
+            UnsupportedImage,
+            OutOfMemory,
+        ],
         &[NullArgument, InvalidArgument, OutOfMemory],
         &[NullArgument, InvalidArgument, OutOfMemory],
         ARGUMENT,
@@ -661,7 +934,15 @@ const PERMITTED: [&[Status]; FORK + 1] = {
         ARGUMENT,
         &[NullArgument, InvalidArgument, NotFound],
         ARGUMENT,
-        &[NullArgument, InvalidArgument, InvalidState, OutOfMemory, Cancelled, Timeout, Suspended],
+        &[
+            NullArgument,
+            InvalidArgument,
+            InvalidState,
+            OutOfMemory,
+            Cancelled,
+            Timeout,
+            Suspended,
+        ],
         ARGUMENT,
         ARGUMENT,
         &[NullArgument, InvalidArgument, InvalidState, OutOfMemory],
@@ -670,8 +951,26 @@ const PERMITTED: [&[Status]; FORK + 1] = {
         STATE,
         STATE,
         STATE,
-        &[NullArgument, InvalidArgument, InvalidState, Busy, OutOfMemory, ContextFull, Suspended],
-        &[NullArgument, InvalidArgument, InvalidState, Busy, OutOfMemory, ContextFull, Suspended, Cancelled, Timeout],
+        &[
+            NullArgument,
+            InvalidArgument,
+            InvalidState,
+            Busy,
+            OutOfMemory,
+            ContextFull,
+            Suspended,
+        ],
+        &[
+            NullArgument,
+            InvalidArgument,
+            InvalidState,
+            Busy,
+            OutOfMemory,
+            ContextFull,
+            Suspended,
+            Cancelled,
+            Timeout,
+        ],
         STATE,
         ARGUMENT,
         STATE,
@@ -684,7 +983,8 @@ const PERMITTED: [&[Status]; FORK + 1] = {
     ]
 };
 
-/// The outcome of a call: a status that may be, and an error that says the same where one was wanted.
+/// The outcome of a call: a status that may be, and an error that says the same where one was
+/// wanted.
 fn check(status: moxin_status, error: *mut moxin_error, wanted: bool) {
     // SAFETY: NULL, or an error that a call gave; a text is as long as it says.
     unsafe {
@@ -692,11 +992,23 @@ fn check(status: moxin_status, error: *mut moxin_error, wanted: bool) {
             let text = moxin_error_message(error);
             String::from_utf8_lossy(slice::from_raw_parts(text.data.cast(), text.len)).into_owned()
         };
-        assert!(!matches!(status, moxin_status::Panic | moxin_status::Backend), "{status:?}: {}", text(error));
-        assert_eq!(error.is_null(), status == moxin_status::Ok || !wanted, "{status:?}");
+        assert!(
+            !matches!(status, moxin_status::Panic | moxin_status::Backend),
+            "{status:?}: {}",
+            text(error)
+        );
+        assert_eq!(
+            error.is_null(),
+            status == moxin_status::Ok || !wanted,
+            "{status:?}"
+        );
         let mut cause: *const moxin_error = error;
         while !cause.is_null() {
-            assert!(moxin_error_status(cause) == status && !text(cause).is_empty(), "{status:?}: {}", text(cause));
+            assert!(
+                moxin_error_status(cause) == status && !text(cause).is_empty(),
+                "{status:?}: {}",
+                text(cause)
+            );
             cause = moxin_error_cause(cause);
         }
         moxin_error_free(error);
@@ -739,11 +1051,21 @@ impl ModelParams {
 
 fn model_params(input: &mut Unstructured) -> Result<ModelParams> {
     let mut block = params(input, moxin_model_params_init)?;
-    let template = if input.ratio(1, 8)? { CString::new(text(input)?).ok() } else { None };
+    let template = if input.ratio(1, 8)? {
+        CString::new(text(input)?).ok()
+    } else {
+        None
+    };
     if let Some(block) = &mut block {
-        block.put(offset_of!(moxin_model_params, chat_template), chars(&template));
+        block.put(
+            offset_of!(moxin_model_params, chat_template),
+            chars(&template),
+        );
     }
-    Ok(ModelParams { block, _template: template })
+    Ok(ModelParams {
+        block,
+        _template: template,
+    })
 }
 
 /// Parameters of a session, and the stop texts they point to.
@@ -769,7 +1091,11 @@ fn session_params(input: &mut Unstructured) -> Result<SessionParams> {
         stop.1.push(null());
     }
     if let Some(block) = &mut block {
-        let texts = if stop.1.is_empty() { null() } else { stop.1.as_ptr() };
+        let texts = if stop.1.is_empty() {
+            null()
+        } else {
+            stop.1.as_ptr()
+        };
         block.put(offset_of!(moxin_session_params, stop), texts);
         block.put(offset_of!(moxin_session_params, stop_count), stop.1.len());
     }

@@ -1,5 +1,6 @@
-//! What is fuzzed: each target takes any bytes, which the library must take or refuse with an [`Error`] that fits. A panic, a hang, or memory
-//! without bounds is a finding. `cargo xtask fuzz` runs them under libFuzzer, tests/replay.rs over the corpus and on random changes to it.
+//! What is fuzzed: each target takes any bytes, which the library must take or refuse with an
+//! [`Error`] that fits. A panic, a hang, or memory without bounds is a finding. `cargo xtask fuzz`
+//! runs them under libFuzzer, tests/replay.rs over the corpus and on random changes to it.
 
 mod blueprint;
 mod c_abi;
@@ -15,7 +16,9 @@ pub use c_abi::{c_abi, c_calls};
 pub use model_folder::model_folder;
 use moxin_vlm::checkpoint::{Checkpoint, LoadContext};
 use moxin_vlm::text::StreamDecoder;
-use moxin_vlm::{DecodeOptions, Error, Picture, PixelFormat, Processor, Result, VLMConfig, load_tokenizer};
+use moxin_vlm::{
+    DecodeOptions, Error, Picture, PixelFormat, Processor, Result, VLMConfig, load_tokenizer,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -46,13 +49,14 @@ macro_rules! fuzz {
     };
 }
 
-/// libFuzzer's crate has every panic end the process; the library catches those of the `tokenizers` crate, which are no findings. A panic
-/// that comes out of a target still ends the process.
+/// libFuzzer's crate has every panic end the process; the library catches those of the `tokenizers`
+/// crate, which are no findings. A panic that comes out of a target still ends the process.
 pub fn panic_as_usual() {
     drop(panic::take_hook());
 }
 
-/// Files in a folder of this thread, for what reads paths only: in memory, where there is such a place, for saving waits for the disk.
+/// Files in a folder of this thread, for what reads paths only: in memory, where there is such a
+/// place, for saving waits for the disk.
 fn folder() -> PathBuf {
     thread_local!(static FOLDER: TempDir = new_folder().expect("a temporary folder"));
     FOLDER.with(|folder| folder.path().to_owned())
@@ -60,7 +64,11 @@ fn folder() -> PathBuf {
 
 fn new_folder() -> std::io::Result<TempDir> {
     let memory = Path::new("/dev/shm");
-    if memory.is_dir() && env::var_os("TMPDIR").is_none() { TempDir::new_in(memory) } else { TempDir::new() }
+    if memory.is_dir() && env::var_os("TMPDIR").is_none() {
+        TempDir::new_in(memory)
+    } else {
+        TempDir::new()
+    }
 }
 
 fn write(name: &str, bytes: &[u8]) -> PathBuf {
@@ -74,7 +82,11 @@ fn checked<T>(result: Result<T>) -> Option<T> {
     match result {
         Ok(value) => Some(value),
         Err(Error::CorruptModel { path, what } | Error::UnsupportedModel { path, what }) => {
-            assert!(path.starts_with(folder()) && !what.is_empty(), "{}: {what:?}", path.display());
+            assert!(
+                path.starts_with(folder()) && !what.is_empty(),
+                "{}: {what:?}",
+                path.display()
+            );
             None
         }
         Err(Error::NotFound { .. } | Error::Io { .. }) => None,
@@ -84,7 +96,9 @@ fn checked<T>(result: Result<T>) -> Option<T> {
 
 /// A `config.json`.
 pub fn config(bytes: &[u8]) {
-    let Some(config) = checked(VLMConfig::from_file(&write("config.json", bytes))) else { return };
+    let Some(config) = checked(VLMConfig::from_file(&write("config.json", bytes))) else {
+        return;
+    };
     for i in 0..config.timm_model_ids.len() {
         // Either may be an error: a name that is not known.
         let _ = (config.num_heads(i), config.activation(i));
@@ -95,27 +109,48 @@ pub fn config(bytes: &[u8]) {
 
 /// A `preprocessor_config.json`.
 pub fn preprocessor(bytes: &[u8]) {
-    let Some(processor) = checked(Processor::from_file(&write("preprocessor_config.json", bytes))) else { return };
+    let Some(processor) = checked(Processor::from_file(&write(
+        "preprocessor_config.json",
+        bytes,
+    ))) else {
+        return;
+    };
     if processor.size() > 64 {
         return;
     }
     for (width, height) in [(5, 3), (1, 300), (64, 64)] {
         let pixels = vec![200; width as usize * height as usize];
-        let picture = Picture::from_pixels(&pixels, width, height, width as usize, PixelFormat::Gray8).expect("a picture");
-        let pixels = processor.process(&picture).expect("every picture has a result");
-        assert_eq!((pixels.channels, pixels.height), (3 * processor.encoders(), processor.size()));
-        assert_eq!(pixels.data.len(), pixels.channels * pixels.height * pixels.width);
+        let picture =
+            Picture::from_pixels(&pixels, width, height, width as usize, PixelFormat::Gray8)
+                .expect("a picture");
+        let pixels = processor
+            .process(&picture)
+            .expect("every picture has a result");
+        assert_eq!(
+            (pixels.channels, pixels.height),
+            (3 * processor.encoders(), processor.size())
+        );
+        assert_eq!(
+            pixels.data.len(),
+            pixels.channels * pixels.height * pixels.width
+        );
     }
 }
 
 /// A picture, which may have a million pixels.
 pub fn image(bytes: &[u8]) {
     for apply_orientation in [true, false] {
-        let options = DecodeOptions { apply_orientation, max_pixels: 1_000_000 };
+        let options = DecodeOptions {
+            apply_orientation,
+            max_pixels: 1_000_000,
+        };
         match Picture::decode(bytes, &options) {
             Ok(picture) => {
                 let pixels = picture.width() as usize * picture.height() as usize;
-                assert!((1..=1_000_000).contains(&pixels) && picture.rgb().len() == 3 * pixels, "{picture:?}");
+                assert!(
+                    (1..=1_000_000).contains(&pixels) && picture.rgb().len() == 3 * pixels,
+                    "{picture:?}"
+                );
             }
             Err(Error::UnsupportedImage { path: None, what }) => assert!(!what.is_empty()),
             Err(error) => panic!("not an error of a picture: {error:?}"),
@@ -127,7 +162,9 @@ pub fn image(bytes: &[u8]) {
 pub fn tokenizer(bytes: &[u8]) {
     const TEXT: &str = "In: How many <unk> café 漢字 👍?\n<0x0A> \u{FFFD}</s>";
     write("tokenizer.json", bytes);
-    let Some(tokenizer) = checked(load_tokenizer(folder())) else { return };
+    let Some(tokenizer) = checked(load_tokenizer(folder())) else {
+        return;
+    };
     let ids = checked(tokenizer.encode(TEXT, true)).unwrap_or_else(|| vec![0, 1, 2, u32::MAX]);
     let ids = &ids[..ids.len().min(64)];
     checked(tokenizer.decode(ids));
@@ -147,22 +184,36 @@ pub fn safetensors(bytes: &[u8]) {
     read_all(&folder());
 }
 
-/// The header of a `model.safetensors`. Its length stands in front and as many zeros behind as its offsets ask for, so that what is checked
-/// last is reached too.
+/// The header of a `model.safetensors`. Its length stands in front and as many zeros behind as its
+/// offsets ask for, so that what is checked last is reached too.
 pub fn safetensors_header(header: &[u8]) {
     let ends = |tensor: &Value| tensor.pointer("/data_offsets/1").and_then(Value::as_u64);
     let tensors = serde_json::from_slice::<Value>(header).unwrap_or_default();
-    let data = tensors.as_object().and_then(|tensors| tensors.values().filter_map(ends).max()).unwrap_or(0).min(1 << 16);
-    let path = write("model.safetensors", &[&(header.len() as u64).to_le_bytes(), header].concat());
-    let file = File::options().write(true).open(path).expect("a temporary file");
-    file.set_len(8 + header.len() as u64 + data).expect("a temporary file");
+    let data = tensors
+        .as_object()
+        .and_then(|tensors| tensors.values().filter_map(ends).max())
+        .unwrap_or(0)
+        .min(1 << 16);
+    let path = write(
+        "model.safetensors",
+        &[&(header.len() as u64).to_le_bytes(), header].concat(),
+    );
+    let file = File::options()
+        .write(true)
+        .open(path)
+        .expect("a temporary file");
+    file.set_len(8 + header.len() as u64 + data)
+        .expect("a temporary file");
     read_all(&folder());
 }
 
 /// A `model.safetensors.index.json`, beside the two shards that the checkpoint's tests have.
 pub fn index(bytes: &[u8]) {
     let shards = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/checkpoint/sharded");
-    for name in ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"] {
+    for name in [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    ] {
         if !folder().join(name).exists() {
             fs::copy(shards.join(name), folder().join(name)).expect("the shards in tests/fixtures");
         }
@@ -173,7 +224,9 @@ pub fn index(bytes: &[u8]) {
 
 /// Opens the checkpoint and, where it opens, reads every tensor, to bytes and to MLX.
 fn read_all(folder: &Path) {
-    let Some(checkpoint) = checked(Checkpoint::open(folder)) else { return };
+    let Some(checkpoint) = checked(Checkpoint::open(folder)) else {
+        return;
+    };
     let mut total = 0;
     let no_progress = |_, _| Ok(());
     let context = LoadContext::new(&checkpoint, &no_progress);

@@ -1,5 +1,6 @@
-//! A whole model folder, damaged: files of other kinds, sizes and bytes, and settings and tensor headers with other values. Whatever the
-//! library takes must then answer, be saved, and load again.
+//! A whole model folder, damaged: files of other kinds, sizes and bytes, and settings and tensor
+//! headers with other values. Whatever the library takes must then answer, be saved, and load
+//! again.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -11,7 +12,10 @@ use std::sync::OnceLock;
 
 use arbitrary::{Result, Unstructured};
 use moxin_vlm::device::set_memory_limits;
-use moxin_vlm::{Error, GenerationOptions, LoadOptions, Model, Op, Picture, PixelFormat, Quantization, QuantizeOptions, Role};
+use moxin_vlm::{
+    Error, GenerationOptions, LoadOptions, Model, Op, Picture, PixelFormat, Quantization,
+    QuantizeOptions, Role,
+};
 use serde_json::{Value, json};
 
 use super::folder;
@@ -53,12 +57,19 @@ pub fn model_folder(bytes: &[u8]) {
 fn original() -> &'static [(String, Vec<u8>)] {
     static FILES: OnceLock<Vec<(String, Vec<u8>)>> = OnceLock::new();
     FILES.get_or_init(|| {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/parity/crop_siglip/model");
+        let folder =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/parity/crop_siglip/model");
         let read = |entry: std::io::Result<fs::DirEntry>| {
             let entry = entry.expect("a file");
-            (entry.file_name().into_string().expect("UTF-8"), fs::read(entry.path()).expect("a file"))
+            (
+                entry.file_name().into_string().expect("UTF-8"),
+                fs::read(entry.path()).expect("a file"),
+            )
         };
-        let mut files: Vec<_> = fs::read_dir(folder).expect("a model in tests/parity").map(read).collect();
+        let mut files: Vec<_> = fs::read_dir(folder)
+            .expect("a model in tests/parity")
+            .map(read)
+            .collect();
         files.sort();
         files
     })
@@ -107,16 +118,32 @@ impl Folder {
                 let _ = fs::create_dir(&path);
             }
             5 | 6 => {
-                let size = if input.arbitrary()? { input.int_in_range(0..=1 << 19)? } else { 1 << input.int_in_range(0..=36)? };
+                let size = if input.arbitrary()? {
+                    input.int_in_range(0..=1 << 19)?
+                } else {
+                    1 << input.int_in_range(0..=36)?
+                };
                 if is_file(&path) {
-                    File::options().write(true).open(&path).and_then(|file| file.set_len(size)).expect("a temporary file");
+                    File::options()
+                        .write(true)
+                        .open(&path)
+                        .and_then(|file| file.set_len(size))
+                        .expect("a temporary file");
                 }
             }
             7 | 8 => {
-                let (at, bytes) = (input.int_in_range(0..=1 << 19)?, input.bytes(input.len().min(4))?);
+                let (at, bytes) = (
+                    input.int_in_range(0..=1 << 19)?,
+                    input.bytes(input.len().min(4))?,
+                );
                 if is_file(&path) {
-                    let mut file = File::options().write(true).open(&path).expect("a temporary file");
-                    file.seek(SeekFrom::Start(at)).and_then(|_| file.write_all(bytes)).expect("a temporary file");
+                    let mut file = File::options()
+                        .write(true)
+                        .open(&path)
+                        .expect("a temporary file");
+                    file.seek(SeekFrom::Start(at))
+                        .and_then(|_| file.write_all(bytes))
+                        .expect("a temporary file");
                 }
             }
             9 => self.divide(input)?,
@@ -126,7 +153,8 @@ impl Folder {
         Ok(())
     }
 
-    /// A link in place of a file: to its like outside, to one beside it, to itself, to a folder, or to nothing.
+    /// A link in place of a file: to its like outside, to one beside it, to itself, to a folder, or
+    /// to nothing.
     fn link(&self, path: &Path, input: &mut Unstructured) -> Result<()> {
         let target = match input.int_in_range(0..=5)? {
             0 => self.model.join(name(input)?),
@@ -144,11 +172,28 @@ impl Folder {
     /// Moves the weights into a shard, which an index names.
     fn divide(&self, input: &mut Unstructured) -> Result<()> {
         let path = self.model.join(WEIGHTS);
-        let Some((header, _)) = tensors(&path) else { return Ok(()) };
-        let shard = *input.choose(&["model-00001-of-00001.safetensors", "../outside/model.safetensors", ".", "", "x", INDEX])?;
-        let names = header.as_object().into_iter().flat_map(|header| header.keys()).filter(|name| *name != "__metadata__");
-        let weight_map: serde_json::Map<_, _> = names.map(|name| (name.clone(), json!(shard))).collect();
-        put(&self.model.join(INDEX), json!({ "weight_map": weight_map }).to_string().as_bytes());
+        let Some((header, _)) = tensors(&path) else {
+            return Ok(());
+        };
+        let shard = *input.choose(&[
+            "model-00001-of-00001.safetensors",
+            "../outside/model.safetensors",
+            ".",
+            "",
+            "x",
+            INDEX,
+        ])?;
+        let names = header
+            .as_object()
+            .into_iter()
+            .flat_map(|header| header.keys())
+            .filter(|name| *name != "__metadata__");
+        let weight_map: serde_json::Map<_, _> =
+            names.map(|name| (name.clone(), json!(shard))).collect();
+        put(
+            &self.model.join(INDEX),
+            json!({ "weight_map": weight_map }).to_string().as_bytes(),
+        );
         let _ = fs::rename(path, self.model.join(shard));
         Ok(())
     }
@@ -158,21 +203,42 @@ impl Folder {
         let path = self.model.join(WEIGHTS);
         if let Some((mut header, data)) = tensors(&path) {
             let header = edit(&mut header, input)?;
-            let content = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat();
+            let content = [
+                &(header.len() as u64).to_le_bytes(),
+                header.as_bytes(),
+                &data,
+            ]
+            .concat();
             put(&path, &content);
         }
         Ok(())
     }
 
-    /// Uses the folder as an app does: what it is, what it takes, loading, a picture, an answer, saving, and what was saved.
+    /// Uses the folder as an app does: what it is, what it takes, loading, a picture, an answer,
+    /// saving, and what was saved.
     fn try_out(&self, quantized: bool) {
-        let quantize = QuantizeOptions { quantization: Quantization::affine(32, 4), vision: true, ..QuantizeOptions::default() };
-        let options = LoadOptions { memory_limit: Some(MEMORY / 4), quantize: quantized.then_some(quantize), ..LoadOptions::default() };
-        let generation = GenerationOptions { max_tokens: 2, max_context: Some(256), ..GenerationOptions::default() };
+        let quantize = QuantizeOptions {
+            quantization: Quantization::affine(32, 4),
+            vision: true,
+            ..QuantizeOptions::default()
+        };
+        let options = LoadOptions {
+            memory_limit: Some(MEMORY / 4),
+            quantize: quantized.then_some(quantize),
+            ..LoadOptions::default()
+        };
+        let generation = GenerationOptions {
+            max_tokens: 2,
+            max_context: Some(256),
+            ..GenerationOptions::default()
+        };
         checked(Model::inspect(&self.model));
         checked(Model::estimate(&self.model, &options, &generation));
-        let Some(model) = checked(Model::load(&self.model, options.clone(), Op::default())) else { return };
-        let picture = Picture::from_pixels(&[200; 15], 5, 3, 5, PixelFormat::Gray8).expect("a picture");
+        let Some(model) = checked(Model::load(&self.model, options.clone(), Op::default())) else {
+            return;
+        };
+        let picture =
+            Picture::from_pixels(&[200; 15], 5, 3, 5, PixelFormat::Gray8).expect("a picture");
         checked(model.encode_image(&picture, Op::default()));
         if let Some(session) = checked(model.session(generation)) {
             checked(session.add_image(picture));
@@ -182,7 +248,10 @@ impl Folder {
         let saved = folder().join("saved");
         let _ = fs::remove_dir_all(&saved);
         if checked(model.save(&saved, false, Op::default())).is_some() {
-            let options = LoadOptions { quantize: None, ..options };
+            let options = LoadOptions {
+                quantize: None,
+                ..options
+            };
             Model::load(&saved, options, Op::default()).expect("what was saved can be loaded");
         }
     }
@@ -190,9 +259,18 @@ impl Folder {
 
 /// The name of a file that a model has, or of another.
 fn name(input: &mut Unstructured) -> Result<String> {
-    const OTHERS: [&str; 5] = [INDEX, "chat_template.jinja", "special_tokens_map.json", "notes.txt", "model-00001-of-00001.safetensors"];
+    const OTHERS: [&str; 5] = [
+        INDEX,
+        "chat_template.jinja",
+        "special_tokens_map.json",
+        "notes.txt",
+        "model-00001-of-00001.safetensors",
+    ];
     let i = input.int_in_range(0..=original().len() + OTHERS.len() - 1)?;
-    Ok(original().get(i).map_or_else(|| OTHERS[i - original().len()].to_owned(), |(name, _)| name.clone()))
+    Ok(original().get(i).map_or_else(
+        || OTHERS[i - original().len()].to_owned(),
+        |(name, _)| name.clone(),
+    ))
 }
 
 fn is_file(path: &Path) -> bool {
@@ -215,13 +293,21 @@ fn tensors(path: &Path) -> Option<(Value, Vec<u8>)> {
 
 /// The content of a file that is one, and not large.
 fn content(path: &Path) -> Option<Vec<u8>> {
-    let size = fs::symlink_metadata(path).ok().filter(|kind| kind.is_file())?.len();
-    if size < 1 << 20 { fs::read(path).ok() } else { None }
+    let size = fs::symlink_metadata(path)
+        .ok()
+        .filter(|kind| kind.is_file())?
+        .len();
+    if size < 1 << 20 {
+        fs::read(path).ok()
+    } else {
+        None
+    }
 }
 
 /// Changes a value in a JSON file.
 fn edit_json(path: &Path, input: &mut Unstructured) -> Result<()> {
-    if let Some(mut value) = content(path).and_then(|content| serde_json::from_slice(&content).ok()) {
+    if let Some(mut value) = content(path).and_then(|content| serde_json::from_slice(&content).ok())
+    {
         let text = edit(&mut value, input)?;
         put(path, text.as_bytes());
     }
@@ -232,7 +318,9 @@ fn edit_json(path: &Path, input: &mut Unstructured) -> Result<()> {
 fn edit(value: &mut Value, input: &mut Unstructured) -> Result<String> {
     let mut paths = Vec::new();
     collect_paths(value, &mut String::new(), &mut paths);
-    let Some(path) = paths.get(input.int_in_range(0..=paths.len().max(1) - 1)?) else { return Ok(value.to_string()) };
+    let Some(path) = paths.get(input.int_in_range(0..=paths.len().max(1) - 1)?) else {
+        return Ok(value.to_string());
+    };
     let (parent, key) = path.rsplit_once('/').unwrap_or_default();
     let key = key.replace("~1", "/").replace("~0", "~");
     let odd = odd_value(value, path, input)?;
@@ -244,7 +332,9 @@ fn edit(value: &mut Value, input: &mut Unstructured) -> Result<String> {
         _ => *value.pointer_mut(path).expect("one of its paths") = odd,
     }
     let twin = serde_json::to_string(TWIN).expect("a string");
-    Ok(value.to_string().replace(&twin, &Value::String(key).to_string()))
+    Ok(value
+        .to_string()
+        .replace(&twin, &Value::String(key).to_string()))
 }
 
 /// The JSON pointers of all values within a value.
@@ -259,22 +349,51 @@ fn collect_paths(value: &Value, path: &mut String, paths: &mut Vec<String>) {
     };
     match value {
         Value::Object(map) => map.iter().for_each(|(key, child)| visit(key, child)),
-        Value::Array(list) => list.iter().enumerate().for_each(|(i, child)| visit(&i.to_string(), child)),
+        Value::Array(list) => list
+            .iter()
+            .enumerate()
+            .for_each(|(i, child)| visit(&i.to_string(), child)),
         _ => (),
     }
 }
 
 /// A value that is out of place, or another one of the same document.
 fn odd_value(document: &Value, path: &str, input: &mut Unstructured) -> Result<Value> {
-    const NUMBERS: [f64; 12] = [0.0, 1.0, -1.0, 2.0, 3.0, 64.0, 0.5, -0.0, 1e-30, 1e300, 16_777_216.0, 1e6];
-    const WHOLE: [u64; 10] = [0, 1, 2, 7, 4096, 65_536, 1 << 24, 1 << 32, 1 << 53, u64::MAX];
+    const NUMBERS: [f64; 12] = [
+        0.0,
+        1.0,
+        -1.0,
+        2.0,
+        3.0,
+        64.0,
+        0.5,
+        -0.0,
+        1e-30,
+        1e300,
+        16_777_216.0,
+        1e6,
+    ];
+    const WHOLE: [u64; 10] = [
+        0,
+        1,
+        2,
+        7,
+        4096,
+        65_536,
+        1 << 24,
+        1 << 32,
+        1 << 53,
+        u64::MAX,
+    ];
     Ok(match input.int_in_range(0..=9)? {
         0 => Value::Null,
         1 => json!(input.arbitrary::<bool>()?),
         2 => json!(*input.choose(&NUMBERS)?),
         3 | 4 => json!(*input.choose(&WHOLE)?),
         5 => json!(input.arbitrary::<i64>()?),
-        6 => json!(*input.choose(&["", "x", "../x", "mistral", "<s>", "BF16", "F64", "U32", "false"])?),
+        6 => json!(*input.choose(&[
+            "", "x", "../x", "mistral", "<s>", "BF16", "F64", "U32", "false"
+        ])?),
         7 => json!("ab".repeat(1 << input.int_in_range(0..=16)?)),
         8 => match input.int_in_range(0..=3)? {
             0 => json!([]),

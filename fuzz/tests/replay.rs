@@ -1,4 +1,5 @@
-//! Every target over its corpus, and over random changes to it: what a run of the fuzzer once found stays found, without the fuzzer.
+//! Every target over its corpus, and over random changes to it: what a run of the fuzzer once found
+//! stays found, without the fuzzer.
 //!
 //! `MOXIN_FUZZ_SEED` gives other changes, `MOXIN_FUZZ_TARGET` one target alone.
 
@@ -19,7 +20,8 @@ const TIME_LIMIT: Duration = Duration::from_secs(10);
 /// What takes this long has no end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Refuses more than half a gigabyte at once, which ends the test: no input is large enough to deserve that.
+/// Refuses more than half a gigabyte at once, which ends the test: no input is large enough to
+/// deserve that.
 struct Frugal;
 
 #[global_allocator]
@@ -29,7 +31,11 @@ static ALLOCATOR: Frugal = Frugal;
 unsafe impl GlobalAlloc for Frugal {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as promised by the caller.
-        if layout.size() > 512 << 20 { ptr::null_mut() } else { unsafe { System.alloc(layout) } }
+        if layout.size() > 512 << 20 {
+            ptr::null_mut()
+        } else {
+            unsafe { System.alloc(layout) }
+        }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
@@ -43,9 +49,13 @@ unsafe impl GlobalAlloc for Frugal {
 fn targets_stand_their_corpus_and_changes_to_it() {
     // The library catches panics of the `tokenizers` crate. Those that count are told of below.
     panic::set_hook(Box::new(|_| ()));
-    let seed = env::var("MOXIN_FUZZ_SEED").map_or(0, |seed| seed.parse().expect("MOXIN_FUZZ_SEED is a number"));
+    let seed = env::var("MOXIN_FUZZ_SEED")
+        .map_or(0, |seed| seed.parse().expect("MOXIN_FUZZ_SEED is a number"));
     let only = env::var("MOXIN_FUZZ_TARGET").ok();
-    for (name, target, changes) in TARGETS.into_iter().filter(|(name, ..)| only.as_deref().is_none_or(|only| only == *name)) {
+    for (name, target, changes) in TARGETS
+        .into_iter()
+        .filter(|(name, ..)| only.as_deref().is_none_or(|only| only == *name))
+    {
         let start = Instant::now();
         let corpus = corpus(name);
         corpus.iter().for_each(|input| run(name, target, input));
@@ -53,16 +63,28 @@ fn targets_stand_their_corpus_and_changes_to_it() {
         for _ in 0..changes {
             run(name, target, &changed(&corpus, &mut random));
         }
-        println!("{name}: {} inputs and {changes} changes in {:.1?}", corpus.len(), start.elapsed());
+        println!(
+            "{name}: {} inputs and {changes} changes in {:.1?}",
+            corpus.len(),
+            start.elapsed()
+        );
     }
 }
 
 fn corpus(name: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name);
-    let mut paths: Vec<_> = fs::read_dir(&folder).expect("a corpus").map(|entry| entry.expect("a file").path()).collect();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("corpus")
+        .join(name);
+    let mut paths: Vec<_> = fs::read_dir(&folder)
+        .expect("a corpus")
+        .map(|entry| entry.expect("a file").path())
+        .collect();
     assert!(!paths.is_empty(), "nothing in {}", folder.display());
     paths.sort();
-    paths.iter().map(|path| fs::read(path).expect("a file")).collect()
+    paths
+        .iter()
+        .map(|path| fs::read(path).expect("a file"))
+        .collect()
 }
 
 /// Runs a target on an input, which is shown where that goes wrong.
@@ -85,7 +107,10 @@ fn run(name: &str, target: fn(&[u8]), input: &[u8]) {
     let fault = match &outcome {
         Ok(()) if time < TIME_LIMIT => return,
         Ok(()) => format!("took {time:.1?}"),
-        Err(panic) => panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "panicked".into()),
+        Err(panic) => panic
+            .downcast_ref::<String>()
+            .cloned()
+            .unwrap_or_else(|| "panicked".into()),
     };
     drop(panic::take_hook());
     panic!("{name}: {fault}, on b\"{}\"", input.escape_ascii());
@@ -124,7 +149,9 @@ fn changed(corpus: &[Vec<u8>], random: &mut ChaCha8Rng) -> Vec<u8> {
                 let to = random.random_range(0..=input.len());
                 input.splice(to..to, piece);
             }
-            _ => input[at..end].iter_mut().for_each(|byte| *byte ^= 1 << random.random_range(0..8)),
+            _ => input[at..end]
+                .iter_mut()
+                .for_each(|byte| *byte ^= 1 << random.random_range(0..8)),
         }
     }
     input

@@ -15,7 +15,8 @@ TIMM_IDS = ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_
 IMAGE_SIZE = 112
 PATCHES = (IMAGE_SIZE // 14) ** 2
 
-# As in the full-size checkpoint's preprocessor_config.json: DINOv2's mean and std are ImageNet's, rounded to bfloat16.
+# As in the full-size checkpoint's preprocessor_config.json: DINOv2's mean and std are ImageNet's,
+# rounded to bfloat16.
 MEANS = [[0.484375, 0.455078125, 0.40625], [0.5, 0.5, 0.5]]
 STDS = [[0.228515625, 0.2236328125, 0.224609375], [0.5, 0.5, 0.5]]
 

@@ -17,7 +17,8 @@ def train_tokenizer():
     """Every word of the questions and answers becomes one token; digits stay single; any other text falls to bytes."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = llama_normalizer()
-    # Keeps merges inside words. The finished tokenizer, like Llama's, needs no pre-tokenizer: it has no other merges.
+    # Keeps merges inside words. The finished tokenizer, like Llama's, needs no pre-tokenizer: it
+    # has no other merges.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Metaspace("▁", prepend_scheme="never"),
         pre_tokenizers.Punctuation(),

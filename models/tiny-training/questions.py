@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pictures import COLOURS, PLACES, SHAPES, Plate, Shape
 
 KINDS = ["describe", "count", "colour", "shape", "place", "what is where", "read", "relation"]
-# How often training asks each kind: finding a thing by its shape is learned last, so kinds that need it come oftener.
+# How often training asks each kind: finding a thing by its shape is learned last, so kinds that
+# need it come oftener.
 WEIGHTS = [4 if kind in ("colour", "place") else 1 for kind in KINDS]
 NUMBERS = ["None", "One", "Two", "Three", "Four"]
 

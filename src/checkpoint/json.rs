@@ -9,7 +9,8 @@ use crate::{Error, Result, file};
 
 /// Reads a JSON file, at most 16 MiB long. `what` says what the file is for, should it be missing.
 ///
-/// Fails with [`Error::NotFound`], [`Error::Io`], or [`Error::CorruptModel`] that names the field, line and column at fault.
+/// Fails with [`Error::NotFound`], [`Error::Io`], or [`Error::CorruptModel`] that names the field,
+/// line and column at fault.
 pub fn read_json<T: DeserializeOwned>(path: &Path, what: &str) -> Result<T> {
     parse_file(path, &file::read_json(path, what, file::MAX_JSON_BYTES)?)
 }
@@ -22,9 +23,11 @@ pub(crate) fn parse_file<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Resu
 /// Parses one JSON value; an error names the field where it is known.
 pub(super) fn parse<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> std::result::Result<T, String> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut json).map_err(|e| match e.path().to_string().as_str() {
-        "." => e.to_string(),
-        field => format!("field `{field}`: {}", e.inner()),
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|e| {
+        match e.path().to_string().as_str() {
+            "." => e.to_string(),
+            field => format!("field `{field}`: {}", e.inner()),
+        }
     })?;
     json.end().map_err(|e| e.to_string())?;
     Ok(value)

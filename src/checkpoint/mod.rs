@@ -1,8 +1,10 @@
-//! Model folders in the Hugging Face layout: JSON configuration, and weights in one safetensors file or several.
+//! Model folders in the Hugging Face layout: JSON configuration, and weights in one safetensors
+//! file or several.
 //!
-//! Files come from anywhere, so everything is checked when a folder is opened: sizes, offsets, dtypes, shapes, and that an index names
-//! files of its own folder. Tensors are then read one at a time, by position. Files are never mapped into memory: a mapped file that
-//! shrinks ends the process, a read that comes up short is an error like any other.
+//! Files come from anywhere, so everything is checked when a folder is opened: sizes, offsets,
+//! dtypes, shapes, and that an index names files of its own folder. Tensors are then read one at a
+//! time, by position. Files are never mapped into memory: a mapped file that shrinks ends the
+//! process, a read that comes up short is an error like any other.
 
 mod json;
 mod new_folder;
@@ -32,12 +34,14 @@ const MAX_SHARDS: usize = 128;
 
 /// Opens a model's folder.
 ///
-/// Fails with [`Error::NotFound`], [`Error::Io`], or [`Error::InvalidArgument`] where it is no folder.
+/// Fails with [`Error::NotFound`], [`Error::Io`], or [`Error::InvalidArgument`] where it is no
+/// folder.
 pub(crate) fn open_folder(path: &Path) -> Result<Folder> {
     Folder::open(path, "a model: a folder with config.json and weights")
 }
 
-/// The weights of a model folder: what tensors there are and where they lie. The files stay open, their data unread.
+/// The weights of a model folder: what tensors there are and where they lie. The files stay open,
+/// their data unread.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
     path: PathBuf,
@@ -45,24 +49,36 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens the weights in `folder`: `model.safetensors`, or else the shards of `model.safetensors.index.json`. With both there, the
-    /// single file counts, as in transformers.
+    /// Opens the weights in `folder`: `model.safetensors`, or else the shards of
+    /// `model.safetensors.index.json`. With both there, the single file counts, as in transformers.
     ///
-    /// Reads and checks the headers only. Fails with [`Error::NotFound`] for a missing folder or file, [`Error::CorruptModel`] for a file
-    /// that is damaged or contradicts itself, [`Error::UnsupportedModel`] for a tensor larger than MLX can hold.
+    /// Reads and checks the headers only. Fails with [`Error::NotFound`] for a missing folder or
+    /// file, [`Error::CorruptModel`] for a file that is damaged or contradicts itself,
+    /// [`Error::UnsupportedModel`] for a tensor larger than MLX can hold.
     pub fn open(folder: &Path) -> Result<Self> {
         open_folder(folder)?;
         let single = folder.join("model.safetensors");
-        match safetensors::open(&single, "the model's weights", &mut { safetensors::MAX_HEADER_BYTES }) {
-            Ok(tensors) => return Ok(Self { tensors, path: single }),
+        match safetensors::open(&single, "the model's weights", &mut {
+            safetensors::MAX_HEADER_BYTES
+        }) {
+            Ok(tensors) => {
+                return Ok(Self {
+                    tensors,
+                    path: single,
+                });
+            }
             Err(Error::NotFound { .. }) => {}
             Err(error) => return Err(error),
         }
         let path = folder.join("model.safetensors.index.json");
         match read_json(&path, "the index of the model's weights") {
-            Ok(index) => Ok(Self { tensors: open_shards(folder, &path, index)?, path }),
+            Ok(index) => Ok(Self {
+                tensors: open_shards(folder, &path, index)?,
+                path,
+            }),
             Err(Error::NotFound { .. }) => {
-                let what = "the model's weights; there is no model.safetensors.index.json either".into();
+                let what =
+                    "the model's weights; there is no model.safetensors.index.json either".into();
                 Err(Error::NotFound { path: single, what })
             }
             Err(error) => Err(error),
@@ -96,30 +112,43 @@ impl Checkpoint {
 
     /// Elements of all tensors together.
     pub fn parameter_count(&self) -> u64 {
-        self.tensors.values().map(|t| t.shape.iter().product::<usize>() as u64).sum()
+        self.tensors
+            .values()
+            .map(|t| t.shape.iter().product::<usize>() as u64)
+            .sum()
     }
 
-    /// Whether the files are as they were when they were opened, as far as their sizes and times tell.
+    /// Whether the files are as they were when they were opened, as far as their sizes and times
+    /// tell.
     pub fn is_unchanged(&self) -> bool {
         self.tensors.values().all(TensorInfo::is_unchanged)
     }
 
-    /// Gives tensors the names that the model code uses: `new_name` gets a name as stored and returns the name to use, or `None` to leave
-    /// the tensor out. The one place where a model resolves the spelling variants of its format and drops what it never reads.
+    /// Gives tensors the names that the model code uses: `new_name` gets a name as stored and
+    /// returns the name to use, or `None` to leave the tensor out. The one place where a model
+    /// resolves the spelling variants of its format and drops what it never reads.
     ///
     /// Fails with [`Error::CorruptModel`] when two tensors end up with one name.
     pub fn rename(self, new_name: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for tensor in self.tensors.into_values() {
-            let Some(name) = new_name(&tensor.stored_name) else { continue };
+            let Some(name) = new_name(&tensor.stored_name) else {
+                continue;
+            };
             let stored = tensor.stored_name.clone();
             if let Some(other) = tensors.insert(name.clone(), tensor) {
-                let what =
-                    format!("`{}` and `{stored}` are two spellings of one tensor, `{name}`; expected one of them", other.stored_name);
+                let what = format!(
+                    "`{}` and `{stored}` are two spellings of one tensor, `{name}`; expected one \
+                     of them",
+                    other.stored_name
+                );
                 return Err(Error::corrupt(&self.path, what));
             }
         }
-        Ok(Self { path: self.path, tensors })
+        Ok(Self {
+            path: self.path,
+            tensors,
+        })
     }
 }
 
@@ -129,28 +158,49 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-fn open_shards(folder: &Path, index_path: &Path, index: Index) -> Result<BTreeMap<String, TensorInfo>> {
+fn open_shards(
+    folder: &Path,
+    index_path: &Path,
+    index: Index,
+) -> Result<BTreeMap<String, TensorInfo>> {
     // An index could otherwise have any file of the machine read: only a bare name is its own last
     // component.
-    let is_bare = |file: &String| Path::new(file).file_name() == Some(OsStr::new(file)) && !file.contains('\0');
+    let is_bare = |file: &String| {
+        Path::new(file).file_name() == Some(OsStr::new(file)) && !file.contains('\0')
+    };
     if let Some((name, file)) = index.weight_map.iter().find(|(_, file)| !is_bare(file)) {
-        let what = format!("weight_map places `{name}` in `{file}`; expected the name of a file in the same folder, without a path");
+        let what = format!(
+            "weight_map places `{name}` in `{file}`; expected the name of a file in the same \
+             folder, without a path"
+        );
         return Err(Error::corrupt(index_path, what));
     }
     let files = index.weight_map.values().collect::<BTreeSet<_>>().len();
     if files > MAX_SHARDS {
-        return Err(Error::unsupported(index_path, format!("weight_map names {files} files; at most {MAX_SHARDS} are supported")));
+        return Err(Error::unsupported(
+            index_path,
+            format!("weight_map names {files} files; at most {MAX_SHARDS} are supported"),
+        ));
     }
     let mut header_bytes = safetensors::MAX_HEADER_BYTES;
     let mut shards = HashMap::new();
     let mut tensors = BTreeMap::new();
     for (name, file) in index.weight_map {
         if !shards.contains_key(&file) {
-            let what = format!("a shard of the weights, which holds `{name}` by {}", index_path.display());
-            shards.insert(file.clone(), safetensors::open(&folder.join(&file), &what, &mut header_bytes)?);
+            let what = format!(
+                "a shard of the weights, which holds `{name}` by {}",
+                index_path.display()
+            );
+            shards.insert(
+                file.clone(),
+                safetensors::open(&folder.join(&file), &what, &mut header_bytes)?,
+            );
         }
         let Some(tensor) = shards.get_mut(&file).and_then(|shard| shard.remove(&name)) else {
-            return Err(Error::corrupt(index_path, format!("weight_map places `{name}` in {file}, which has no such tensor")));
+            return Err(Error::corrupt(
+                index_path,
+                format!("weight_map places `{name}` in {file}, which has no such tensor"),
+            ));
         };
         tensors.insert(name, tensor);
     }

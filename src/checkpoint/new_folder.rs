@@ -5,7 +5,10 @@ use std::ffi::{OsStr, OsString};
 use std::hash::{BuildHasher, Hasher};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, RenameFlags, fchmod, fsync, mkdirat, renameat, renameat_with, statat, unlinkat};
+use rustix::fs::{
+    AtFlags, FileType, Mode, RenameFlags, fchmod, fsync, mkdirat, renameat, renameat_with, statat,
+    unlinkat,
+};
 use rustix::io::Errno;
 use serde_json::Value;
 
@@ -24,7 +27,8 @@ const ASIDE: &str = ".moxin-vlm-old-";
 /// What a path is for that a model is saved to.
 const PLACE: &str = "the place for the model";
 
-/// A model folder that is being written, beside its place. Dropped before it is published it leaves nothing.
+/// A model folder that is being written, beside its place. Dropped before it is published it leaves
+/// nothing.
 ///
 /// It lies in a hidden folder whose name begins with [`PART`] and which nobody else may enter. A
 /// process that is killed leaves that folder behind, and at the place what was there.
@@ -53,7 +57,10 @@ impl NewFolder {
     pub fn beside(place: &Path, overwrite: bool, source: &Folder) -> Result<NewFolder> {
         let place = std::path::absolute(place).map_err(|error| Error::io(place, PLACE, error))?;
         let (Some(folder), Some(name)) = (place.parent(), place.file_name()) else {
-            return Err(Error::InvalidArgument(format!("{} is no place for a folder", place.display())));
+            return Err(Error::InvalidArgument(format!(
+                "{} is no place for a folder",
+                place.display()
+            )));
         };
         let parent = Folder::open(folder, PLACE).map_err(|error| match error {
             Error::InvalidArgument(_) => Error::io(folder, PLACE, Errno::NOTDIR.into()), // with the system's own words
@@ -62,10 +69,19 @@ impl NewFolder {
         let name = name.to_owned();
         let old = old_folder(&parent, &name, &place, overwrite, source)?;
         let (part_name, part) = make_hidden(&parent, PART)?;
-        let mut new = NewFolder { place, name, parent, part_name, part, mode: Mode::RWXU, old };
+        let mut new = NewFolder {
+            place,
+            name,
+            parent,
+            part_name,
+            part,
+            mode: Mode::RWXU,
+            old,
+        };
         new.mode = new.usual_mode()?;
         if let Some(old) = &new.old {
-            new.mode &= Mode::from_raw_mode(old.stat()?.st_mode) | Mode::SUID | Mode::SGID | Mode::SVTX;
+            new.mode &=
+                Mode::from_raw_mode(old.stat()?.st_mode) | Mode::SUID | Mode::SGID | Mode::SVTX;
         }
         Ok(new)
     }
@@ -83,7 +99,8 @@ impl NewFolder {
         let _ = fchmod(&self.part, self.mode);
         let _ = fsync(&self.part);
         match &self.old {
-            None => rename_new(&self.parent, &self.part_name, &self.name).map_err(|errno| self.failed(errno))?,
+            None => rename_new(&self.parent, &self.part_name, &self.name)
+                .map_err(|errno| self.failed(errno))?,
             Some(old) => self.replace(old)?,
         }
         let _ = fsync(&self.parent);
@@ -91,18 +108,32 @@ impl NewFolder {
     }
 
     fn replace(&self, old: &Folder) -> Result<()> {
-        let exchange = || exchange(&self.parent, &self.part_name, &self.name).map_err(|errno| self.failed(errno));
+        let exchange = || {
+            exchange(&self.parent, &self.part_name, &self.name).map_err(|errno| self.failed(errno))
+        };
         exchange()?;
         // Whoever may change the parent may have put something else in the place meanwhile, which
         // must not go.
-        let is_ours = Some(old.identity()?) == identity_in(&self.parent, OsStr::new(&self.part_name));
-        if let Err(what) = check_replaceable(old).and_then(|()| if is_ours { Ok(()) } else { Err("it is another one now".into()) }) {
+        let is_ours =
+            Some(old.identity()?) == identity_in(&self.parent, OsStr::new(&self.part_name));
+        if let Err(what) = check_replaceable(old).and_then(|()| {
+            if is_ours {
+                Ok(())
+            } else {
+                Err("it is another one now".into())
+            }
+        }) {
             exchange()?;
             let place = self.place.display();
-            return Err(Error::InvalidState(format!("{place} changed while the model was written and was not replaced: {what}")));
+            return Err(Error::InvalidState(format!(
+                "{place} changed while the model was written and was not replaced: {what}"
+            )));
         }
         if let Err(error) = remove(&self.parent, &self.part_name, old) {
-            log::warn!("{} was replaced; what was there before could not be removed: {error}", self.place.display());
+            log::warn!(
+                "{} was replaced; what was there before could not be removed: {error}",
+                self.place.display()
+            );
         }
         Ok(())
     }
@@ -113,7 +144,10 @@ impl NewFolder {
         const PROBE: &str = "mode";
         let mode = mkdirat(&self.part, PROBE, Mode::RWXU | Mode::RWXG | Mode::RWXO)
             .and_then(|()| statat(&self.part, PROBE, AtFlags::SYMLINK_NOFOLLOW))
-            .and_then(|stat| unlinkat(&self.part, PROBE, AtFlags::REMOVEDIR).map(|()| Mode::from_raw_mode(stat.st_mode)));
+            .and_then(|stat| {
+                unlinkat(&self.part, PROBE, AtFlags::REMOVEDIR)
+                    .map(|()| Mode::from_raw_mode(stat.st_mode))
+            });
         mode.map_err(|errno| self.failed(errno))
     }
 
@@ -126,7 +160,10 @@ impl Drop for NewFolder {
     fn drop(&mut self) {
         // Published it is elsewhere, and under this name there is nothing. In a forked child it is
         // the parent's. Where the system does not say which folder it is, it stays.
-        let is_there = self.part.identity().is_ok_and(|part| Some(part) == identity_in(&self.parent, OsStr::new(&self.part_name)));
+        let is_there = self
+            .part
+            .identity()
+            .is_ok_and(|part| Some(part) == identity_in(&self.parent, OsStr::new(&self.part_name)));
         if is_there && !process::is_forked() {
             let _ = remove(&self.parent, &self.part_name, &self.part);
         }
@@ -134,8 +171,19 @@ impl Drop for NewFolder {
 }
 
 /// The folder that is to be replaced, if there is one.
-fn old_folder(parent: &Folder, name: &OsStr, place: &Path, overwrite: bool, source: &Folder) -> Result<Option<Folder>> {
-    let refuse = |what: String| Err(Error::InvalidArgument(format!("{} {what}", place.display())));
+fn old_folder(
+    parent: &Folder,
+    name: &OsStr,
+    place: &Path,
+    overwrite: bool,
+    source: &Folder,
+) -> Result<Option<Folder>> {
+    let refuse = |what: String| {
+        Err(Error::InvalidArgument(format!(
+            "{} {what}",
+            place.display()
+        )))
+    };
     let failed = |errno: Errno| Error::io(place, PLACE, errno.into());
     let found = match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
         Err(Errno::NOENT) => return Ok(None),
@@ -145,28 +193,39 @@ fn old_folder(parent: &Folder, name: &OsStr, place: &Path, overwrite: bool, sour
         return refuse("is there already; allow overwriting, or save to another folder".into());
     }
     // Through links too.
-    let target = statat(parent, name, AtFlags::empty()).map(|stat| Identity::of(&stat)).ok();
+    let target = statat(parent, name, AtFlags::empty())
+        .map(|stat| Identity::of(&stat))
+        .ok();
     if target == Some(source.identity()?) {
         return refuse("is the folder that the model comes from; save to another".into());
     }
     if target.is_some_and(|target| is_inside(source, target)) {
-        return refuse(format!("holds {}, which the model comes from; save to another folder", source.path().display()));
+        return refuse(format!(
+            "holds {}, which the model comes from; save to another folder",
+            source.path().display()
+        ));
     }
     match FileType::from_raw_mode(found.st_mode) {
         FileType::Directory => {}
-        FileType::Symlink => return refuse("is a link; save to the folder that it leads to, or remove it".into()),
+        FileType::Symlink => {
+            return refuse("is a link; save to the folder that it leads to, or remove it".into());
+        }
         _ => return refuse("is not a folder; save to another place, or remove it".into()),
     }
     let old = parent.inner(name, PLACE)?;
     match check_replaceable(&old) {
         Ok(()) => Ok(Some(old)),
-        Err(what) => refuse(format!("is not replaced: {what}. Save to another folder, or remove this one")),
+        Err(what) => refuse(format!(
+            "is not replaced: {what}. Save to another folder, or remove this one"
+        )),
     }
 }
 
 /// Whether a folder lies in another, at any depth.
 fn is_inside(folder: &Folder, other: Identity) -> bool {
-    let Ok(mut inner) = folder.try_clone() else { return false };
+    let Ok(mut inner) = folder.try_clone() else {
+        return false;
+    };
     while let (Ok(outer), Ok(here)) = (inner.outer(), inner.identity()) {
         match outer.identity() {
             Ok(identity) if identity == other => return true,
@@ -184,17 +243,37 @@ fn check_replaceable(folder: &Folder) -> Result<(), String> {
     let entries = folder.entries().map_err(|error| error.to_string())?;
     let is_plain = |kind: &FileType| matches!(kind, FileType::RegularFile | FileType::Symlink);
     if let Some((name, kind)) = entries.iter().find(|(_, kind)| !is_plain(kind)) {
-        let kind = if *kind == FileType::Directory { "the folder" } else { "something that is no file," };
-        return Err(format!("it holds {kind} {}, which no saved model does", name.to_string_lossy()));
+        let kind = if *kind == FileType::Directory {
+            "the folder"
+        } else {
+            "something that is no file,"
+        };
+        return Err(format!(
+            "it holds {kind} {}, which no saved model does",
+            name.to_string_lossy()
+        ));
     }
     if entries.is_empty() {
         return Ok(());
     }
-    let config = folder.read(OsStr::new("config.json"), "a model's configuration", MAX_JSON_BYTES);
-    let config: Option<Value> = config.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    match config.as_ref().and_then(|config| config.get("model_type")).is_some_and(Value::is_string) {
+    let config = folder.read(
+        OsStr::new("config.json"),
+        "a model's configuration",
+        MAX_JSON_BYTES,
+    );
+    let config: Option<Value> = config
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    match config
+        .as_ref()
+        .and_then(|config| config.get("model_type"))
+        .is_some_and(Value::is_string)
+    {
         true => Ok(()),
-        false => Err("it is neither empty nor a model's folder, which has a config.json with a model_type".into()),
+        false => Err(
+            "it is neither empty nor a model's folder, which has a config.json with a model_type"
+                .into(),
+        ),
     }
 }
 
@@ -213,11 +292,16 @@ fn make_hidden(parent: &Folder, prefix: &str) -> Result<(String, Folder)> {
 
 fn hidden_name(prefix: &str) -> String {
     // A hasher of the standard library has random keys.
-    format!("{prefix}{:016x}", RandomState::new().build_hasher().finish())
+    format!(
+        "{prefix}{:016x}",
+        RandomState::new().build_hasher().finish()
+    )
 }
 
 fn identity_in(parent: &Folder, name: &OsStr) -> Option<Identity> {
-    statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).ok().map(|stat| Identity::of(&stat))
+    statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
+        .ok()
+        .map(|stat| Identity::of(&stat))
 }
 
 /// Removes a folder that holds files alone.
@@ -271,10 +355,18 @@ mod tests {
     #[test]
     fn folders_are_exchanged_in_steps_where_they_must() {
         let place = tempfile::TempDir::new().unwrap();
-        let (parent, name) = (Folder::open(place.path(), PLACE).unwrap(), OsStr::new("model"));
+        let (parent, name) = (
+            Folder::open(place.path(), PLACE).unwrap(),
+            OsStr::new("model"),
+        );
         let (part, old) = (place.path().join("part"), place.path().join("model"));
         let names = || {
-            let mut names: Vec<_> = parent.entries().unwrap().into_iter().map(|(name, _)| name.into_string().unwrap()).collect();
+            let mut names: Vec<_> = parent
+                .entries()
+                .unwrap()
+                .into_iter()
+                .map(|(name, _)| name.into_string().unwrap())
+                .collect();
             names.sort();
             names
         };

@@ -9,13 +9,15 @@ use serde_json::{Map, Value, json};
 
 use crate::{Error, Result};
 
-/// How the numbers of a group are told (<https://ml-explore.github.io/mlx/build/html/python/_autosummary/mlx.core.quantize.html>).
+/// How the numbers of a group are told
+/// (<https://ml-explore.github.io/mlx/build/html/python/_autosummary/mlx.core.quantize.html>).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub enum Mode {
     /// `scale · q + bias`, q being a whole number of so many bits.
     #[default]
     Affine,
-    /// Floats of 4 bits (E2M1) times a power of two for each 32 of them (<https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf>).
+    /// Floats of 4 bits (E2M1) times a power of two for each 32 of them
+    /// (<https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf>).
     Mxfp4,
     /// Floats of 8 bits (E4M3) times a power of two for each 32 of them.
     Mxfp8,
@@ -39,7 +41,9 @@ impl Mode {
 
     /// The one that is called so.
     pub fn from_name(name: &str) -> Option<Mode> {
-        Mode::ALL.into_iter().find(|mode| mode.name().to_bytes() == name.as_bytes())
+        Mode::ALL
+            .into_iter()
+            .find(|mode| mode.name().to_bytes() == name.as_bytes())
     }
 
     /// The scheme of a mode that has but one; affine ones differ in bits and group size.
@@ -50,11 +54,16 @@ impl Mode {
             Mode::Mxfp8 => (32, 8),
             Mode::Nvfp4 => (16, 4),
         };
-        Some(Quantization { group_size, bits, mode: self })
+        Some(Quantization {
+            group_size,
+            bits,
+            mode: self,
+        })
     }
 }
 
-/// How a matrix is quantized: `group_size` neighbours of a row share a scale, and each has so many bits.
+/// How a matrix is quantized: `group_size` neighbours of a row share a scale, and each has so many
+/// bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Quantization {
     /// 32, 64 or 128; in the other modes their own.
@@ -68,21 +77,41 @@ pub struct Quantization {
 impl Quantization {
     /// MLX's usual scheme.
     pub const fn affine(group_size: usize, bits: usize) -> Quantization {
-        Quantization { group_size, bits, mode: Mode::Affine }
+        Quantization {
+            group_size,
+            bits,
+            mode: Mode::Affine,
+        }
     }
 
     /// Says what is wrong where MLX has no such scheme.
     pub fn check(self) -> Result<(), String> {
         if let Some(only) = self.mode.scheme() {
-            let Quantization { group_size, bits, mode } = only;
+            let Quantization {
+                group_size,
+                bits,
+                mode,
+            } = only;
             let mode = mode.name().to_string_lossy();
-            return if self == only { Ok(()) } else { Err(format!("{mode} has {bits} bits and groups of {group_size}, and nothing else")) };
+            return if self == only {
+                Ok(())
+            } else {
+                Err(format!(
+                    "{mode} has {bits} bits and groups of {group_size}, and nothing else"
+                ))
+            };
         }
         if ![2, 3, 4, 5, 6, 8].contains(&self.bits) {
-            return Err(format!("{} bits; 2, 3, 4, 5, 6 or 8 is expected", self.bits));
+            return Err(format!(
+                "{} bits; 2, 3, 4, 5, 6 or 8 is expected",
+                self.bits
+            ));
         }
         if ![32, 64, 128].contains(&self.group_size) {
-            return Err(format!("a group size of {}; 32, 64 or 128 is expected", self.group_size));
+            return Err(format!(
+                "a group size of {}; 32, 64 or 128 is expected",
+                self.group_size
+            ));
         }
         Ok(())
     }
@@ -92,12 +121,19 @@ impl Quantization {
         columns > 0 && columns.is_multiple_of(self.group_size)
     }
 
-    /// Returns the bytes of a quantized matrix whose scales and biases, in the affine mode, have `item` bytes each; in the others a scale has
-    /// one byte. `u64::MAX` where they are more than that.
+    /// Returns the bytes of a quantized matrix whose scales and biases, in the affine mode, have
+    /// `item` bytes each; in the others a scale has one byte. `u64::MAX` where they are more than
+    /// that.
     pub fn bytes(self, elements: u64, item: u64) -> u64 {
-        let group = if self.mode == Mode::Affine { item.saturating_mul(2) } else { 1 };
+        let group = if self.mode == Mode::Affine {
+            item.saturating_mul(2)
+        } else {
+            1
+        };
         let packed = elements.saturating_mul(self.bits as u64) / 8;
-        packed.saturating_add(group.saturating_mul(elements.checked_div(self.group_size as u64).unwrap_or(0)))
+        packed.saturating_add(
+            group.saturating_mul(elements.checked_div(self.group_size as u64).unwrap_or(0)),
+        )
     }
 
     fn to_json(self) -> Value {
@@ -105,8 +141,9 @@ impl Quantization {
     }
 }
 
-/// The `quantization` of a `config.json`, as the MLX community writes it: one scheme for all modules that have scales, and exceptions by the
-/// module's path, `false` where it is not quantized.
+/// The `quantization` of a `config.json`, as the MLX community writes it: one scheme for all
+/// modules that have scales, and exceptions by the module's path, `false` where it is not
+/// quantized.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct QuantizationConfig {
     /// The scheme of modules that are not named.
@@ -123,23 +160,37 @@ struct Scheme {
 }
 
 impl QuantizationConfig {
-    /// Takes what a `config.json` says under `quantization`, or under `quantization_config` where that has the same form; that of other
-    /// libraries, which has a `quant_method`, is refused.
+    /// Takes what a `config.json` says under `quantization`, or under `quantization_config` where
+    /// that has the same form; that of other libraries, which has a `quant_method`, is refused.
     pub fn from_config(path: &Path, config: &Value) -> Result<QuantizationConfig> {
-        let field =
-            ["quantization", "quantization_config"].into_iter().find(|field| config.get(field).is_some_and(|value| !value.is_null()));
-        let Some(field) = field else { return Ok(QuantizationConfig::default()) };
-        let unsupported = |what: String| Error::unsupported(path, format!("field `{field}`: {what}"));
-        let Value::Object(map) = &config[field] else { return Err(unsupported("an object is expected".into())) };
+        let field = ["quantization", "quantization_config"]
+            .into_iter()
+            .find(|field| config.get(field).is_some_and(|value| !value.is_null()));
+        let Some(field) = field else {
+            return Ok(QuantizationConfig::default());
+        };
+        let unsupported =
+            |what: String| Error::unsupported(path, format!("field `{field}`: {what}"));
+        let Value::Object(map) = &config[field] else {
+            return Err(unsupported("an object is expected".into()));
+        };
         if let Some(method) = map.get("quant_method") {
-            return Err(unsupported(format!("quant_method is {method}; only MLX's own quantization is supported")));
+            return Err(unsupported(format!(
+                "quant_method is {method}; only MLX's own quantization is supported"
+            )));
         }
         let scheme = |value: &Value| -> Result<Quantization, String> {
             let scheme = Scheme::deserialize(value).map_err(|error| error.to_string())?;
             let mode = scheme.mode.as_deref().map_or(Ok(Mode::Affine), |name| {
-                Mode::from_name(name).ok_or_else(|| format!("mode is {name:?}; affine, mxfp4, mxfp8 or nvfp4 is expected"))
+                Mode::from_name(name).ok_or_else(|| {
+                    format!("mode is {name:?}; affine, mxfp4, mxfp8 or nvfp4 is expected")
+                })
             })?;
-            let quantization = Quantization { group_size: scheme.group_size, bits: scheme.bits, mode };
+            let quantization = Quantization {
+                group_size: scheme.group_size,
+                bits: scheme.bits,
+                mode,
+            };
             quantization.check().map(|()| quantization)
         };
         let default = Some(scheme(&config[field]).map_err(unsupported)?);
@@ -147,7 +198,9 @@ impl QuantizationConfig {
         for (name, value) in map {
             let exception = match value {
                 Value::Bool(false) => None,
-                Value::Object(_) => Some(scheme(value).map_err(|what| unsupported(format!("`{name}`: {what}")))?),
+                Value::Object(_) => {
+                    Some(scheme(value).map_err(|what| unsupported(format!("`{name}`: {what}")))?)
+                }
                 _ => continue,
             };
             modules.insert(name.clone(), exception);
@@ -157,7 +210,11 @@ impl QuantizationConfig {
 
     /// The scheme of the module called `path`, by any of its names.
     pub fn of(&self, paths: &[&str]) -> Option<Quantization> {
-        paths.iter().find_map(|path| self.modules.get(*path)).copied().unwrap_or(self.default)
+        paths
+            .iter()
+            .find_map(|path| self.modules.get(*path))
+            .copied()
+            .unwrap_or(self.default)
     }
 
     /// As it stands in a `config.json`.
@@ -167,7 +224,10 @@ impl QuantizationConfig {
             _ => Map::new(),
         };
         for (name, exception) in &self.modules {
-            map.insert(name.clone(), exception.map_or(Value::Bool(false), Quantization::to_json));
+            map.insert(
+                name.clone(),
+                exception.map_or(Value::Bool(false), Quantization::to_json),
+            );
         }
         Value::Object(map)
     }

@@ -1,5 +1,5 @@
-//! One safetensors file: 8 bytes that give the length of a JSON header, the header, and the tensors' bytes back to back
-//! (<https://huggingface.co/docs/safetensors>).
+//! One safetensors file: 8 bytes that give the length of a JSON header, the header, and the
+//! tensors' bytes back to back (<https://huggingface.co/docs/safetensors>).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -84,38 +84,63 @@ impl TensorInfo {
     pub(super) fn read_into<'b>(&self, buffer: &'b mut Vec<u8>) -> Result<&'b [u8]> {
         let bytes = self.bytes as usize;
         let more = bytes.saturating_sub(buffer.len());
-        let read = buffer.try_reserve_exact(more).map_err(|_| ErrorKind::OutOfMemory.into()).and_then(|()| {
-            buffer.resize(buffer.len() + more, 0);
-            self.file.file.read_exact_at(&mut buffer[..bytes], self.offset)
-        });
+        let read = buffer
+            .try_reserve_exact(more)
+            .map_err(|_| ErrorKind::OutOfMemory.into())
+            .and_then(|()| {
+                buffer.resize(buffer.len() + more, 0);
+                self.file
+                    .file
+                    .read_exact_at(&mut buffer[..bytes], self.offset)
+            });
         read.map_err(|source| match source.kind() {
-            ErrorKind::UnexpectedEof => self.corrupt("the file ends within this tensor; it was longer when the model was opened"),
-            _ => Error::Io { path: self.file().into(), source },
+            ErrorKind::UnexpectedEof => self.corrupt(
+                "the file ends within this tensor; it was longer when the model was opened",
+            ),
+            _ => Error::Io {
+                path: self.file().into(),
+                source,
+            },
         })?;
         Ok(&buffer[..bytes])
     }
 
     fn corrupt(&self, what: &str) -> Error {
-        Error::corrupt(self.file(), format!("tensor `{}`: {what}", self.stored_name))
+        Error::corrupt(
+            self.file(),
+            format!("tensor `{}`: {what}", self.stored_name),
+        )
     }
 }
 
 /// Opens a file and checks its header, which may have `bytes_left`, and takes its length from them.
 /// The tensors that come back hold the file open.
-pub(super) fn open(path: &Path, what: &str, bytes_left: &mut u64) -> Result<BTreeMap<String, TensorInfo>> {
+pub(super) fn open(
+    path: &Path,
+    what: &str,
+    bytes_left: &mut u64,
+) -> Result<BTreeMap<String, TensorInfo>> {
     let (file, file_bytes) = file::open(path, what)?;
     let header_bytes = header_length(path, &file, file_bytes, *bytes_left)?;
     *bytes_left -= header_bytes;
-    let mut text = room(header_bytes as usize, || format!("the header of {}", path.display()))?;
+    let mut text = room(header_bytes as usize, || {
+        format!("the header of {}", path.display())
+    })?;
     text.resize(header_bytes as usize, 0);
     read_at(path, &file, &mut text, LENGTH_BYTES)?;
-    let Header { entries, format } = json::parse(&text).map_err(|e| Error::corrupt(path, format!("safetensors header: {e}")))?;
+    let Header { entries, format } =
+        json::parse(&text).map_err(|e| Error::corrupt(path, format!("safetensors header: {e}")))?;
 
     let data_start = LENGTH_BYTES + header_bytes;
     check_layout(&entries, file_bytes - data_start).map_err(|e| Error::corrupt(path, e))?;
     check_mlx_limits(&entries).map_err(|e| Error::unsupported(path, e))?;
 
-    let file = Arc::new(OpenFile { path: path.into(), state: state(&file), file, format });
+    let file = Arc::new(OpenFile {
+        path: path.into(),
+        state: state(&file),
+        file,
+        format,
+    });
     let tensor = |(name, entry): (String, Entry)| {
         let (start, end) = entry.data_offsets;
         let info = TensorInfo {
@@ -133,18 +158,27 @@ pub(super) fn open(path: &Path, what: &str, bytes_left: &mut u64) -> Result<BTre
 
 fn header_length(path: &Path, file: &File, file_bytes: u64, bytes_left: u64) -> Result<u64> {
     if file_bytes < LENGTH_BYTES {
-        return Err(Error::corrupt(path, format!("has {file_bytes} bytes, too few for a safetensors file; is the download complete?")));
+        return Err(Error::corrupt(
+            path,
+            format!(
+                "has {file_bytes} bytes, too few for a safetensors file; is the download complete?"
+            ),
+        ));
     }
     let mut length = [0; LENGTH_BYTES as usize];
     read_at(path, file, &mut length, 0)?;
     let length = u64::from_le_bytes(length);
     if length > file_bytes - LENGTH_BYTES {
-        let what = format!("states a safetensors header of {length} bytes and has {file_bytes} in all; is the download complete?");
+        let what = format!(
+            "states a safetensors header of {length} bytes and has {file_bytes} in all; is the \
+             download complete?"
+        );
         return Err(Error::corrupt(path, what));
     }
     if length > bytes_left {
         let what = format!(
-            "has a safetensors header of {length} bytes; the headers of all files may have {MAX_HEADER_BYTES}, of which {bytes_left} are left"
+            "has a safetensors header of {length} bytes; the headers of all files may have \
+             {MAX_HEADER_BYTES}, of which {bytes_left} are left"
         );
         return Err(Error::unsupported(path, what));
     }
@@ -152,7 +186,11 @@ fn header_length(path: &Path, file: &File, file_bytes: u64, bytes_left: u64) -> 
 }
 
 fn read_at(path: &Path, file: &File, into: &mut [u8], offset: u64) -> Result<()> {
-    file.read_exact_at(into, offset).map_err(|source| Error::Io { path: path.into(), source })
+    file.read_exact_at(into, offset)
+        .map_err(|source| Error::Io {
+            path: path.into(),
+            source,
+        })
 }
 
 /// The JSON header: what the file says about each tensor.
@@ -161,8 +199,8 @@ struct Header {
     format: Option<String>,
 }
 
-// By hand rather than by the safetensors crate, which keeps the last of two tensors with one name, and whose errors (here as in
-// `check_layout`) do not say which tensor is at fault.
+// By hand rather than by the safetensors crate, which keeps the last of two tensors with one name,
+// and whose errors (here as in `check_layout`) do not say which tensor is at fault.
 impl<'de> Deserialize<'de> for Header {
     fn deserialize<D: Deserializer<'de>>(header: D) -> std::result::Result<Self, D::Error> {
         header.deserialize_map(HeaderVisitor)
@@ -182,40 +220,73 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         let (mut tensors, mut format) = (BTreeMap::new(), None);
         while let Some(name) = map.next_key::<String>()? {
             if name == "__metadata__" {
-                format = map.next_value::<BTreeMap<String, String>>()?.remove("format");
+                format = map
+                    .next_value::<BTreeMap<String, String>>()?
+                    .remove("format");
             } else if tensors.insert(name.clone(), map.next_value()?).is_some() {
-                return Err(M::Error::custom(format_args!("tensor `{name}` is listed twice")));
+                return Err(M::Error::custom(format_args!(
+                    "tensor `{name}` is listed twice"
+                )));
             }
         }
-        Ok(Header { entries: tensors, format })
+        Ok(Header {
+            entries: tensors,
+            format,
+        })
     }
 }
 
-/// The tensors must cover the data from its first byte to its last, without gaps or overlaps, each as long as its dtype and shape say.
-fn check_layout(tensors: &BTreeMap<String, Entry>, data_bytes: u64) -> std::result::Result<(), String> {
+/// The tensors must cover the data from its first byte to its last, without gaps or overlaps, each
+/// as long as its dtype and shape say.
+fn check_layout(
+    tensors: &BTreeMap<String, Entry>,
+    data_bytes: u64,
+) -> std::result::Result<(), String> {
     let mut by_offset: Vec<_> = tensors.iter().collect();
     by_offset.sort_by_key(|(_, entry)| entry.data_offsets);
     let mut expected = 0;
-    for (name, Entry { dtype, shape, data_offsets: (start, end) }) in by_offset {
+    for (
+        name,
+        Entry {
+            dtype,
+            shape,
+            data_offsets: (start, end),
+        },
+    ) in by_offset
+    {
         let Some(size) = size_in_bytes(*dtype, shape) else {
-            return Err(format!("tensor `{name}`: {dtype} {shape:?} is not a whole number of bytes that a computer could hold"));
+            return Err(format!(
+                "tensor `{name}`: {dtype} {shape:?} is not a whole number of bytes that a computer \
+                 could hold"
+            ));
         };
         if end.checked_sub(*start) != Some(size) {
-            return Err(format!("tensor `{name}`: {dtype} {shape:?} takes {size} bytes, and its data_offsets are {start} to {end}"));
+            return Err(format!(
+                "tensor `{name}`: {dtype} {shape:?} takes {size} bytes, and its data_offsets are \
+                 {start} to {end}"
+            ));
         }
         if *start != expected {
-            return Err(format!("tensor `{name}` begins at byte {start} of the data, expected {expected}: tensors overlap or leave a gap"));
+            return Err(format!(
+                "tensor `{name}` begins at byte {start} of the data, expected {expected}: tensors \
+                 overlap or leave a gap"
+            ));
         }
         expected = *end;
     }
     if expected as u64 != data_bytes {
-        return Err(format!("the tensors take {expected} bytes and the file has {data_bytes} for them; is the download complete?"));
+        return Err(format!(
+            "the tensors take {expected} bytes and the file has {data_bytes} for them; is the \
+             download complete?"
+        ));
     }
     Ok(())
 }
 
 fn size_in_bytes(dtype: Dtype, shape: &[usize]) -> Option<usize> {
-    let elements = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size))?;
+    let elements = shape
+        .iter()
+        .try_fold(1usize, |n, &size| n.checked_mul(size))?;
     let bits = elements.checked_mul(dtype.bitsize())?;
     bits.is_multiple_of(8).then_some(bits / 8)
 }
@@ -223,8 +294,12 @@ fn size_in_bytes(dtype: Dtype, shape: &[usize]) -> Option<usize> {
 fn check_mlx_limits(tensors: &BTreeMap<String, Entry>) -> std::result::Result<(), String> {
     for (name, Entry { shape, .. }) in tensors {
         // Sizes one by one as well: a 0 among them makes the product small.
-        if shape.iter().product::<usize>() > MAX_ELEMENTS || shape.iter().any(|&size| size > MAX_ELEMENTS) {
-            return Err(format!("tensor `{name}` has shape {shape:?}; MLX holds at most {MAX_ELEMENTS} elements"));
+        if shape.iter().product::<usize>() > MAX_ELEMENTS
+            || shape.iter().any(|&size| size > MAX_ELEMENTS)
+        {
+            return Err(format!(
+                "tensor `{name}` has shape {shape:?}; MLX holds at most {MAX_ELEMENTS} elements"
+            ));
         }
     }
     Ok(())

@@ -75,7 +75,9 @@ impl Content<'_> {
                 mlx_rs::Dtype::Bfloat16 => Ok(Dtype::BF16),
                 mlx_rs::Dtype::Float16 => Ok(Dtype::F16),
                 mlx_rs::Dtype::Float32 => Ok(Dtype::F32),
-                other => Err(Error::InvalidState(format!("an array of {other:?} cannot be saved"))),
+                other => Err(Error::InvalidState(format!(
+                    "an array of {other:?} cannot be saved"
+                ))),
             },
         }
     }
@@ -110,10 +112,17 @@ impl Content<'_> {
 }
 
 /// Copies the bytes of an array's numbers.
-fn little_endian<T: ArrayElement + Copy, const N: usize>(array: &Array, bytes_of: fn(T) -> [u8; N]) -> Result<Vec<u8>> {
-    let numbers = array.try_as_slice::<T>().map_err(|error| Error::InvalidState(format!("reading an array: {error}")))?;
+fn little_endian<T: ArrayElement + Copy, const N: usize>(
+    array: &Array,
+    bytes_of: fn(T) -> [u8; N],
+) -> Result<Vec<u8>> {
+    let numbers = array
+        .try_as_slice::<T>()
+        .map_err(|error| Error::InvalidState(format!("reading an array: {error}")))?;
     let mut bytes = room(numbers.len() * N, || "an array that is saved".into())?;
-    numbers.iter().for_each(|number| bytes.extend(bytes_of(*number)));
+    numbers
+        .iter()
+        .for_each(|number| bytes.extend(bytes_of(*number)));
     Ok(bytes)
 }
 
@@ -136,7 +145,9 @@ fn read_text(source: &Folder, name: &str) -> Result<Vec<u8>> {
     const WHAT: &str = "a file of the model";
     let path = source.path().join(name);
     let link = match readlinkat(source, name, Vec::new()) {
-        Err(Errno::INVAL | Errno::NOENT) => return source.read(OsStr::new(name), WHAT, MAX_TEXT_BYTES), // no link
+        Err(Errno::INVAL | Errno::NOENT) => {
+            return source.read(OsStr::new(name), WHAT, MAX_TEXT_BYTES);
+        } // no link
         other => other.map_err(|errno| Error::io(&path, WHAT, errno.into()))?,
     };
     let link = Path::new(OsStr::from_bytes(link.as_bytes()));
@@ -148,26 +159,41 @@ fn read_text(source: &Folder, name: &str) -> Result<Vec<u8>> {
         for _ in 0..steps {
             folder = folder.outer()?;
         }
-        return folder.inner(OsStr::new("blobs"), WHAT)?.read(blob, WHAT, MAX_TEXT_BYTES);
+        return folder
+            .inner(OsStr::new("blobs"), WHAT)?
+            .read(blob, WHAT, MAX_TEXT_BYTES);
     }
     let what = format!(
-        "is a link to {}, outside of the model's folder, from where nothing is copied into a saved model. Put the file in the link's place",
+        "is a link to {}, outside of the model's folder, from where nothing is copied into a saved \
+         model. Put the file in the link's place",
         link.display()
     );
-    Err(Error::InvalidArgument(format!("{}: {what}", path.display())))
+    Err(Error::InvalidArgument(format!(
+        "{}: {what}",
+        path.display()
+    )))
 }
 
 /// How many folders up a link in a snapshot of Hugging Face's cache (`models--…/snapshots/…`) leads
 /// to the cache's `blobs`, and which.
 fn blob<'a>(snapshot: &Path, link: &'a Path) -> Option<(usize, &'a OsStr)> {
-    let steps = link.components().take_while(|part| *part == Component::ParentDir).count();
+    let steps = link
+        .components()
+        .take_while(|part| *part == Component::ParentDir)
+        .count();
     let mut rest = link.components().skip(steps);
-    let (Some(Component::Normal(blobs)), Some(Component::Normal(blob)), None) = (rest.next(), rest.next(), rest.next()) else {
+    let (Some(Component::Normal(blobs)), Some(Component::Normal(blob)), None) =
+        (rest.next(), rest.next(), rest.next())
+    else {
         return None;
     };
     let snapshot = snapshot.canonicalize().ok()?;
-    let mut outer = snapshot.ancestors().map(|folder| folder.file_name().unwrap_or_default()).skip(steps.checked_sub(1)?);
-    let is_cache = outer.next()? == "snapshots" && outer.next()?.as_bytes().starts_with(b"models--");
+    let mut outer = snapshot
+        .ancestors()
+        .map(|folder| folder.file_name().unwrap_or_default())
+        .skip(steps.checked_sub(1)?);
+    let is_cache =
+        outer.next()? == "snapshots" && outer.next()?.as_bytes().starts_with(b"models--");
     (blobs == "blobs" && is_cache).then_some((steps, blob))
 }
 
@@ -185,7 +211,12 @@ pub(crate) fn write_model(
     write_json(folder, "config.json", config)
 }
 
-fn write_tensors(folder: &Folder, tensors: &[SavedTensor], format: Option<&str>, progress: &dyn Fn(u64, u64) -> Result<()>) -> Result<()> {
+fn write_tensors(
+    folder: &Folder,
+    tensors: &[SavedTensor],
+    format: Option<&str>,
+    progress: &dyn Fn(u64, u64) -> Result<()>,
+) -> Result<()> {
     let total: u64 = tensors.iter().map(|tensor| tensor.content.bytes()).sum();
     let shards = cut(tensors);
     let mut done = 0;
@@ -199,7 +230,11 @@ fn write_tensors(folder: &Folder, tensors: &[SavedTensor], format: Option<&str>,
             done += bytes;
             progress(done, total)
         })?;
-        weight_map.extend(shard.iter().map(|tensor| (tensor.name.as_str(), name.clone())));
+        weight_map.extend(
+            shard
+                .iter()
+                .map(|tensor| (tensor.name.as_str(), name.clone())),
+        );
     }
     if shards.len() > 1 {
         let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
@@ -244,9 +279,14 @@ fn write_shard(
     }
     let mut header = Value::Object(header).to_string();
     // Data begins at a multiple of 8, as the safetensors package has it.
-    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+    header.extend(std::iter::repeat_n(
+        ' ',
+        header.len().next_multiple_of(8) - header.len(),
+    ));
     let mut file = BufWriter::new(folder.create(name)?);
-    file.write_all(&(header.len() as u64).to_le_bytes()).and_then(|()| file.write_all(header.as_bytes())).map_err(io)?;
+    file.write_all(&(header.len() as u64).to_le_bytes())
+        .and_then(|()| file.write_all(header.as_bytes()))
+        .map_err(io)?;
     for tensor in tensors {
         file.write_all(&tensor.content.read()?).map_err(io)?;
         written(tensor.content.bytes())?;
@@ -256,8 +296,8 @@ fn write_shard(
 }
 
 fn write_json(folder: &Folder, name: &str, value: &Value) -> Result<()> {
-    let text =
-        serde_json::to_string_pretty(value).map_err(|error| Error::io(&folder.path().join(name), "a file to write", error.into()))?;
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Error::io(&folder.path().join(name), "a file to write", error.into()))?;
     write_file(folder, name, format!("{text}\n").as_bytes())
 }
 
@@ -279,8 +319,13 @@ mod tests {
         let cache = place.path().join("models--a--b");
         let inner = cache.join("snapshots/1/inner");
         fs::create_dir_all(&inner).unwrap();
-        let steps = |folder: &Path, link: &str| blob(folder, Path::new(link)).map(|(steps, name)| (steps, name.to_owned()));
-        assert_eq!(steps(&cache.join("snapshots/1"), "../../blobs/x"), Some((2, "x".into())));
+        let steps = |folder: &Path, link: &str| {
+            blob(folder, Path::new(link)).map(|(steps, name)| (steps, name.to_owned()))
+        };
+        assert_eq!(
+            steps(&cache.join("snapshots/1"), "../../blobs/x"),
+            Some((2, "x".into()))
+        );
         assert_eq!(steps(&inner, "../../../blobs/x"), Some((3, "x".into())));
         for (folder, link) in [
             (&inner, "../../blobs/x"),

@@ -31,7 +31,8 @@ pub struct LoadContext<'a> {
     total_bytes: u64,
     progress: &'a dyn Fn(u64, u64) -> Result<()>,
     state: RefCell<State>,
-    /// What tensors are read into: the system takes longer to give new memory for each than to fill it.
+    /// What tensors are read into: the system takes longer to give new memory for each than to fill
+    /// it.
     buffer: RefCell<Vec<u8>>,
     stored: QuantizationConfig,
     apply: Plan<'a>,
@@ -50,8 +51,9 @@ struct State {
 }
 
 impl<'a> LoadContext<'a> {
-    /// Begins to load `checkpoint`. After each tensor `progress` is told the bytes loaded so far and those of the whole checkpoint; an
-    /// error that it returns, such as [`Error::Cancelled`], ends the loading and comes out of [`Weights::load`].
+    /// Begins to load `checkpoint`. After each tensor `progress` is told the bytes loaded so far
+    /// and those of the whole checkpoint; an error that it returns, such as [`Error::Cancelled`],
+    /// ends the loading and comes out of [`Weights::load`].
     pub fn new(checkpoint: &'a Checkpoint, progress: &'a dyn Fn(u64, u64) -> Result<()>) -> Self {
         let (stored, apply): (_, Plan) = (QuantizationConfig::default(), &|_, _| None);
         Self {
@@ -66,9 +68,14 @@ impl<'a> LoadContext<'a> {
         }
     }
 
-    /// Matrices that are quantized are so as `stored` says; of the others those are quantized while loading that `apply` gives a scheme.
+    /// Matrices that are quantized are so as `stored` says; of the others those are quantized while
+    /// loading that `apply` gives a scheme.
     pub fn with_quantization(self, stored: &QuantizationConfig, apply: Plan<'a>) -> Self {
-        Self { stored: stored.clone(), apply, ..self }
+        Self {
+            stored: stored.clone(),
+            apply,
+            ..self
+        }
     }
 
     /// Hashes the tensors whose names are given while they are read, for [`LoadContext::hash`].
@@ -81,20 +88,29 @@ impl<'a> LoadContext<'a> {
     pub fn hash(&self) -> blake3::Hash {
         let mut all = blake3::Hasher::new();
         for (name, hash) in &self.state.borrow().hashes {
-            all.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes()).update(hash.as_bytes());
+            all.update(&(name.len() as u64).to_le_bytes())
+                .update(name.as_bytes())
+                .update(hash.as_bytes());
         }
         all.finalize()
     }
 
     /// All weights, to be narrowed with [`Weights::at`].
     pub fn weights(&self) -> Weights<'_> {
-        Weights { context: self, prefix: String::new() }
+        Weights {
+            context: self,
+            prefix: String::new(),
+        }
     }
 
     /// Names of the tensors that were not loaded, sorted.
     pub fn unused(&self) -> Vec<String> {
         let loaded = &self.state.borrow().loaded;
-        self.checkpoint.tensor_names().filter(|name| !loaded.contains(*name)).map(str::to_owned).collect()
+        self.checkpoint
+            .tensor_names()
+            .filter(|name| !loaded.contains(*name))
+            .map(str::to_owned)
+            .collect()
     }
 
     fn loaded(&self, name: String, bytes: u64) -> Result<()> {
@@ -119,12 +135,19 @@ pub struct Weights<'a> {
 impl<'a> Weights<'a> {
     /// The tensors below `name`, which may be a word, a dotted path, or a number in a list.
     pub fn at(&self, name: impl Display) -> Weights<'a> {
-        Weights { context: self.context, prefix: self.path(name) }
+        Weights {
+            context: self.context,
+            prefix: self.path(name),
+        }
     }
 
     /// The full name of `name` below this path.
     pub fn path(&self, name: impl Display) -> String {
-        if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
+        if self.prefix.is_empty() {
+            name.to_string()
+        } else {
+            format!("{}.{name}", self.prefix)
+        }
     }
 
     /// Whether there is a tensor of exactly this name.
@@ -139,21 +162,31 @@ impl<'a> Weights<'a> {
         let tensor = self.find(name)?;
         Ok(match tensor.format() {
             Some(format) => format == "mlx",
-            None => tensor.shape.last() == Some(&channels) && tensor.shape.get(1) != Some(&channels),
+            None => {
+                tensor.shape.last() == Some(&channels) && tensor.shape.get(1) != Some(&channels)
+            }
         })
     }
 
-    /// How many of `name.0.`, `name.1.`, … hold tensors, up to the first that does not: the length of a list of modules.
+    /// How many of `name.0.`, `name.1.`, … hold tensors, up to the first that does not: the length
+    /// of a list of modules.
     pub fn count(&self, name: &str) -> usize {
         let list = self.at(name);
-        (0usize..).take_while(|i| self.names_below(&list.path(i)).next().is_some()).count()
+        (0usize..)
+            .take_while(|i| self.names_below(&list.path(i)).next().is_some())
+            .count()
     }
 
-    /// The shape of a tensor, outermost first, every size at least 1. Fails with [`Error::CorruptModel`] for one that is missing or empty.
+    /// The shape of a tensor, outermost first, every size at least 1. Fails with
+    /// [`Error::CorruptModel`] for one that is missing or empty.
     pub fn shape(&self, name: &str) -> Result<Vec<usize>> {
         let tensor = self.find(name)?;
         if tensor.shape.contains(&0) {
-            let what = format!("{} is empty: its shape is {:?}", self.describe(name, tensor), tensor.shape);
+            let what = format!(
+                "{} is empty: its shape is {:?}",
+                self.describe(name, tensor),
+                tensor.shape
+            );
             return Err(Error::corrupt(tensor.file(), what));
         }
         Ok(tensor.shape.clone())
@@ -162,8 +195,9 @@ impl<'a> Weights<'a> {
     /// Loads a tensor of floats in the dtype it is stored in. Takes the memory of the array; while
     /// the loading lasts there is a buffer as large as the largest tensor read so far.
     ///
-    /// Fails with [`Error::CorruptModel`] when the tensor is missing or its shape is not `shape`, [`Error::UnsupportedModel`] when it is
-    /// not BF16, F16 or F32, and with whatever the progress callback returns.
+    /// Fails with [`Error::CorruptModel`] when the tensor is missing or its shape is not `shape`,
+    /// [`Error::UnsupportedModel`] when it is not BF16, F16 or F32, and with whatever the progress
+    /// callback returns.
     pub fn load(&self, name: &str, shape: &[usize]) -> Result<Array> {
         self.load_as(name, shape, &[Dtype::BF16, Dtype::F16, Dtype::F32])
     }
@@ -173,7 +207,8 @@ impl<'a> Weights<'a> {
         self.load_as(name, shape, &[Dtype::U32])
     }
 
-    /// [`Weights::load`] for the scales of a quantized matrix in another mode than affine: a byte each.
+    /// [`Weights::load`] for the scales of a quantized matrix in another mode than affine: a byte
+    /// each.
     pub fn load_byte_scales(&self, name: &str, shape: &[usize]) -> Result<Array> {
         self.load_as(name, shape, &[Dtype::U8])
     }
@@ -181,7 +216,11 @@ impl<'a> Weights<'a> {
     fn load_as(&self, name: &str, shape: &[usize], dtypes: &[Dtype]) -> Result<Array> {
         let tensor = self.find(name)?;
         if tensor.shape != shape {
-            let what = format!("{} has shape {:?}, expected {shape:?}", self.describe(name, tensor), tensor.shape);
+            let what = format!(
+                "{} has shape {:?}, expected {shape:?}",
+                self.describe(name, tensor),
+                tensor.shape
+            );
             return Err(Error::corrupt(tensor.file(), what));
         }
         if !dtypes.contains(&tensor.dtype) {
@@ -190,7 +229,11 @@ impl<'a> Weights<'a> {
                 [Dtype::U8] => "scales of a byte: U8",
                 _ => "floats: BF16, F16 or F32",
             };
-            let what = format!("{} is stored as {}, expected {expected}", self.describe(name, tensor), tensor.dtype);
+            let what = format!(
+                "{} is stored as {}, expected {expected}",
+                self.describe(name, tensor),
+                tensor.dtype
+            );
             return Err(Error::unsupported(tensor.file(), what));
         }
         let mut buffer = self.context.buffer.borrow_mut();
@@ -199,13 +242,22 @@ impl<'a> Weights<'a> {
             TensorView::new(tensor.dtype, tensor.shape.clone(), bytes)
                 .map_err(ConversionError::from)
                 .and_then(Array::try_from)
-                .map_err(|e| Error::corrupt(tensor.file(), format!("{}: {e}", self.describe(name, tensor))))
+                .map_err(|e| {
+                    Error::corrupt(
+                        tensor.file(),
+                        format!("{}: {e}", self.describe(name, tensor)),
+                    )
+                })
         };
         let full_name = self.path(name);
         let array = match (self.context.is_hashed)(&full_name) {
             true => {
                 let (hash, array) = hash_beside(tensor, bytes, make);
-                self.context.state.borrow_mut().hashes.insert(full_name.clone(), hash);
+                self.context
+                    .state
+                    .borrow_mut()
+                    .hashes
+                    .insert(full_name.clone(), hash);
                 array?
             }
             false => make()?,
@@ -222,49 +274,74 @@ impl<'a> Weights<'a> {
     /// groups do not divide a row.
     pub fn stored_quantization(&self, columns: usize) -> Result<Quantization> {
         let tensor = self.find("weight")?;
-        let stored = tensor.stored_name.strip_suffix(".weight").unwrap_or(&tensor.stored_name);
-        let corrupt = |what: &str| Error::corrupt(tensor.file(), format!("{} {what}", self.describe("weight", tensor)));
+        let stored = tensor
+            .stored_name
+            .strip_suffix(".weight")
+            .unwrap_or(&tensor.stored_name);
+        let corrupt = |what: &str| {
+            Error::corrupt(
+                tensor.file(),
+                format!("{} {what}", self.describe("weight", tensor)),
+            )
+        };
         let scheme = self.context.stored.of(&[stored, &self.prefix]);
-        let scheme = scheme.ok_or_else(|| corrupt("has scales, but config.json has no `quantization` for it"))?;
+        let scheme = scheme
+            .ok_or_else(|| corrupt("has scales, but config.json has no `quantization` for it"))?;
         match scheme.divides(columns) {
             true => Ok(scheme),
             false => Err(corrupt(&format!(
-                "has rows of {columns} numbers, which config.json's group size of {} does not divide",
+                "has rows of {columns} numbers, which config.json's group size of {} does not \
+                 divide",
                 scheme.group_size
             ))),
         }
     }
 
-    /// The scheme that the matrix below this path, with rows of so many numbers, is to be quantized in as it is loaded.
+    /// The scheme that the matrix below this path, with rows of so many numbers, is to be quantized
+    /// in as it is loaded.
     pub fn quantization_to_apply(&self, columns: usize) -> Option<Quantization> {
         (self.context.apply)(&self.prefix, columns)
     }
 
     fn find(&self, name: &str) -> Result<&'a TensorInfo> {
         let full_name = self.path(name);
-        self.context.checkpoint.info(&full_name).ok_or_else(|| self.missing(&full_name))
+        self.context
+            .checkpoint
+            .info(&full_name)
+            .ok_or_else(|| self.missing(&full_name))
     }
 
     fn missing(&self, full_name: &str) -> Error {
         // The closest enclosing module that has tensors at all shows what there is instead.
-        let mut modules = full_name.rmatch_indices('.').map(|(end, _)| &full_name[..end]);
+        let mut modules = full_name
+            .rmatch_indices('.')
+            .map(|(end, _)| &full_name[..end]);
         let module = modules.find(|module| self.names_below(module).next().is_some());
         let hint = match module {
             Some(module) => {
                 let names: Vec<_> = self.names_below(module).take(NAMES_IN_HINT).collect();
-                let more = if self.names_below(module).nth(NAMES_IN_HINT).is_some() { ", …" } else { "" };
+                let more = if self.names_below(module).nth(NAMES_IN_HINT).is_some() {
+                    ", …"
+                } else {
+                    ""
+                };
                 format!("`{module}` has {}{more}", names.join(", "))
             }
             None => "no tensor has a name that begins like it".to_owned(),
         };
-        Error::corrupt(&self.context.checkpoint.path, format!("tensor `{full_name}` is missing; {hint}"))
+        Error::corrupt(
+            &self.context.checkpoint.path,
+            format!("tensor `{full_name}` is missing; {hint}"),
+        )
     }
 
     /// Names of the tensors below a module, sorted.
     fn names_below(&self, module: &str) -> impl Iterator<Item = &'a str> + use<'a> {
         let start = format!("{module}.");
         let from_start = self.context.checkpoint.tensors.range(start.clone()..);
-        from_start.map(|(name, _)| name.as_str()).take_while(move |name| name.starts_with(&start))
+        from_start
+            .map(|(name, _)| name.as_str())
+            .take_while(move |name| name.starts_with(&start))
     }
 
     fn describe(&self, name: &str, tensor: &TensorInfo) -> String {
@@ -281,17 +358,27 @@ impl<'a> Weights<'a> {
 /// does something else first.
 ///
 /// The hash is made of those of the tensor's parts: which thread hashes which has no part in it.
-fn hash_beside<T>(tensor: &TensorInfo, bytes: &[u8], other: impl FnOnce() -> T) -> (blake3::Hash, T) {
+fn hash_beside<T>(
+    tensor: &TensorInfo,
+    bytes: &[u8],
+    other: impl FnOnce() -> T,
+) -> (blake3::Hash, T) {
     let parts: Vec<&[u8]> = bytes.chunks(PART_BYTES).collect();
     let next = AtomicUsize::new(0);
     let hash_parts = || {
         let numbers = iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
-        numbers.map_while(|i| parts.get(i).map(|part| (i, blake3::hash(part)))).collect::<Vec<_>>()
+        numbers
+            .map_while(|i| parts.get(i).map(|part| (i, blake3::hash(part))))
+            .collect::<Vec<_>>()
     };
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     let helpers = (cores.min(HASH_THREADS) - 1).min(parts.len() / 2);
     let (mut hashes, other) = thread::scope(|scope| {
-        let start = || thread::Builder::new().name("moxin-hash".into()).spawn_scoped(scope, hash_parts);
+        let start = || {
+            thread::Builder::new()
+                .name("moxin-hash".into())
+                .spawn_scoped(scope, hash_parts)
+        };
         // One that does not start leaves its parts to the others.
         let helpers: Vec<_> = iter::repeat_with(start).take(helpers).flatten().collect();
         let (other, mut hashes) = (other(), hash_parts());

@@ -1,6 +1,7 @@
-//! How much memory Linux lets this process still take: the least of what the machine has, what each of the process's control groups
-//! (<https://docs.kernel.org/admin-guide/cgroup-v2.html>, <https://docs.kernel.org/admin-guide/cgroup-v1/memory.html>) leaves, and what its
-//! resource limits do.
+//! How much memory Linux lets this process still take: the least of what the machine has, what each
+//! of the process's control groups (<https://docs.kernel.org/admin-guide/cgroup-v2.html>,
+//! <https://docs.kernel.org/admin-guide/cgroup-v1/memory.html>) leaves, and what its resource
+//! limits do.
 
 use std::{
     fs,
@@ -17,7 +18,8 @@ pub(super) fn available() -> Option<u64> {
 /// What the kernel says in the files below a root, which tests replace.
 struct System {
     root: PathBuf,
-    /// Where control groups are mounted, which seldom changes; the process's own group is read each time.
+    /// Where control groups are mounted, which seldom changes; the process's own group is read each
+    /// time.
     mounts: OnceLock<Vec<Mount>>,
 }
 
@@ -37,11 +39,17 @@ enum Version {
 
 impl System {
     fn new(root: &Path) -> System {
-        System { root: root.into(), mounts: OnceLock::new() }
+        System {
+            root: root.into(),
+            mounts: OnceLock::new(),
+        }
     }
 
     fn available(&self) -> Option<u64> {
-        [self.machine(), self.groups(), self.address_space()].into_iter().flatten().min()
+        [self.machine(), self.groups(), self.address_space()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// What the kernel calls available (<https://docs.kernel.org/filesystems/proc.html#meminfo>).
@@ -52,23 +60,45 @@ impl System {
     /// The least that any group from the process's own to the root leaves.
     fn groups(&self) -> Option<u64> {
         let own = self.read("proc/self/cgroup")?;
-        let mounts = self.mounts.get_or_init(|| self.read("proc/self/mountinfo").map_or_else(Vec::new, |text| mounts(&text)));
+        let mounts = self.mounts.get_or_init(|| {
+            self.read("proc/self/mountinfo")
+                .map_or_else(Vec::new, |text| mounts(&text))
+        });
         let left = |mount: &Mount| {
             let top = self.root.join(mount.point.strip_prefix("/").ok()?);
-            let folder = top.join(mount.version.group(&own)?.strip_prefix(&mount.group).unwrap_or(Path::new("")));
-            folder.ancestors().take_while(|folder| folder.starts_with(&top)).filter_map(|folder| mount.version.left(folder)).min()
+            let folder = top.join(
+                mount
+                    .version
+                    .group(&own)?
+                    .strip_prefix(&mount.group)
+                    .unwrap_or(Path::new("")),
+            );
+            folder
+                .ancestors()
+                .take_while(|folder| folder.starts_with(&top))
+                .filter_map(|folder| mount.version.left(folder))
+                .min()
         };
         mounts.iter().filter_map(left).min()
     }
 
     /// What `ulimit -v` and `ulimit -d` leave.
     fn address_space(&self) -> Option<u64> {
-        let (limits, status) = (self.read("proc/self/limits")?, self.read("proc/self/status")?);
+        let (limits, status) = (
+            self.read("proc/self/limits")?,
+            self.read("proc/self/status")?,
+        );
         let left = |limit: &str, used: &str| {
             let limit = field(&limits, limit)?.parse::<u64>().ok()?;
             Some(limit.saturating_sub(kibibytes(&status, used)?))
         };
-        [left("Max address space", "VmSize:"), left("Max data size", "VmData:")].into_iter().flatten().min()
+        [
+            left("Max address space", "VmSize:"),
+            left("Max data size", "VmData:"),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     fn read(&self, file: &str) -> Option<String> {
@@ -77,64 +107,110 @@ impl System {
 }
 
 impl Version {
-    /// The process's group in a `/proc/self/cgroup`, whose lines are `number:controllers:group`. The controllers are empty in version 2.
+    /// The process's group in a `/proc/self/cgroup`, whose lines are `number:controllers:group`.
+    /// The controllers are empty in version 2.
     fn group(self, own: &str) -> Option<&Path> {
         let group = own.lines().find_map(|line| {
             let (controllers, group) = line.split_once(':')?.1.split_once(':')?;
             let fits = match self {
-                Version::One => controllers.split(',').any(|controller| controller == "memory"),
+                Version::One => controllers
+                    .split(',')
+                    .any(|controller| controller == "memory"),
                 Version::Two => controllers.is_empty(),
             };
             fits.then_some(Path::new(group))
         })?;
-        // A group outside of the namespace is written `/../other`: what is mounted here is all that can be seen then.
-        Some(if group.components().any(|part| part.as_os_str() == "..") { Path::new("/") } else { group })
+        // A group outside of the namespace is written `/../other`: what is mounted here is all that
+        // can be seen then.
+        Some(if group.components().any(|part| part.as_os_str() == "..") {
+            Path::new("/")
+        } else {
+            group
+        })
     }
 
     /// What the limits of a group's folder leave; `None` where it has none.
     fn left(self, folder: &Path) -> Option<u64> {
         let (limits, usage, files): (&[&str], _, _) = match self {
-            Version::One => (&["memory.limit_in_bytes"], "memory.usage_in_bytes", ["total_inactive_file", "total_active_file"]),
-            Version::Two => (&["memory.max", "memory.high"], "memory.current", ["inactive_file", "active_file"]),
+            Version::One => (
+                &["memory.limit_in_bytes"],
+                "memory.usage_in_bytes",
+                ["total_inactive_file", "total_active_file"],
+            ),
+            Version::Two => (
+                &["memory.max", "memory.high"],
+                "memory.current",
+                ["inactive_file", "active_file"],
+            ),
         };
-        let number = |file: &str| fs::read_to_string(folder.join(file)).ok()?.trim().parse::<u64>().ok();
+        let number = |file: &str| {
+            fs::read_to_string(folder.join(file))
+                .ok()?
+                .trim()
+                .parse::<u64>()
+                .ok()
+        };
         let limit = limits.iter().filter_map(|file| number(file)).min()?;
         let used = number(usage)?;
-        // Files that were read count as used until the kernel takes their memory back, which it does readily where they are not in use.
+        // Files that were read count as used until the kernel takes their memory back, which it
+        // does readily where they are not in use.
         let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
-        let [idle, busy] = files.map(|name| field(&stat, &format!("{name} ")).and_then(|text| text.parse().ok()).unwrap_or(0u64));
+        let [idle, busy] = files.map(|name| {
+            field(&stat, &format!("{name} "))
+                .and_then(|text| text.parse().ok())
+                .unwrap_or(0u64)
+        });
         Some(limit.saturating_sub(used.saturating_sub(idle.saturating_add(busy / 2))))
     }
 }
 
-/// The mounts in a `/proc/self/mountinfo` that may limit memory. A line is `id parent device root point options … - type source options`
+/// The mounts in a `/proc/self/mountinfo` that may limit memory. A line is
+/// `id parent device root point options … - type source options`
 /// (<https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html>).
 fn mounts(text: &str) -> Vec<Mount> {
     let mount = |line: &str| {
         let (place, kind) = line.split_once(" - ")?;
-        let mut place = place.split(' ').skip(3).map(|path| PathBuf::from(unescaped(path)));
+        let mut place = place
+            .split(' ')
+            .skip(3)
+            .map(|path| PathBuf::from(unescaped(path)));
         let (group, point) = (place.next()?, place.next()?);
         let mut kind = kind.split(' ');
         let version = match (kind.next()?, kind.nth(1)?) {
             ("cgroup2", _) => Version::Two,
-            ("cgroup", options) if options.split(',').any(|option| option == "memory") => Version::One,
+            ("cgroup", options) if options.split(',').any(|option| option == "memory") => {
+                Version::One
+            }
             _ => return None,
         };
-        Some(Mount { version, group, point })
+        Some(Mount {
+            version,
+            group,
+            point,
+        })
     };
     text.lines().filter_map(mount).collect()
 }
 
-/// A path in which blanks, tabs, line ends and backslashes are written as a backslash and three octal digits.
+/// A path in which blanks, tabs, line ends and backslashes are written as a backslash and three
+/// octal digits.
 fn unescaped(path: &str) -> String {
-    [(r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", r"\")]
-        .iter()
-        .fold(path.into(), |path, (code, text)| path.replace(code, text))
+    [
+        (r"\040", " "),
+        (r"\011", "\t"),
+        (r"\012", "\n"),
+        (r"\134", r"\"),
+    ]
+    .iter()
+    .fold(path.into(), |path, (code, text)| path.replace(code, text))
 }
 
 /// The first word after `name` in the line that begins so.
 fn field<'t>(text: &'t str, name: &str) -> Option<&'t str> {
-    text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()
+    text.lines()
+        .find_map(|line| line.strip_prefix(name))?
+        .split_whitespace()
+        .next()
 }
 
 fn kibibytes(text: &str, name: &str) -> Option<u64> {
@@ -147,7 +223,8 @@ mod tests {
     use tempfile::TempDir;
 
     const MEMINFO: &str = "MemTotal: 16000000 kB\nMemFree: 1 kB\nMemAvailable: 1000 kB\n";
-    const ONE: &str = "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory\n";
+    const ONE: &str =
+        "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory\n";
     const TWO: &str = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
 
     /// What a system with these files leaves.
@@ -166,8 +243,14 @@ mod tests {
         assert_eq!(available(&[("proc/meminfo", MEMINFO)]), Some(1_024_000));
         assert_eq!(available(&[]), None);
         assert_eq!(available(&[("proc/meminfo", "MemAvailable: much\n")]), None);
-        assert_eq!(available(&[("proc/meminfo", "MemAvailable: 99999999999999999999 kB\n")]), None);
-        assert_eq!(available(&[("proc/meminfo", "MemAvailable: 18446744073709551615 kB\n")]), None);
+        assert_eq!(
+            available(&[("proc/meminfo", "MemAvailable: 99999999999999999999 kB\n")]),
+            None
+        );
+        assert_eq!(
+            available(&[("proc/meminfo", "MemAvailable: 18446744073709551615 kB\n")]),
+            None
+        );
     }
 
     #[test]
@@ -180,23 +263,41 @@ mod tests {
             ("sys/fs/cgroup/app.slice/memory.max", "max\n"),
             ("sys/fs/cgroup/app.slice/memory.high", "700000\n"),
             ("sys/fs/cgroup/app.slice/memory.current", "400000\n"),
-            ("sys/fs/cgroup/app.slice/memory.stat", "anon 1\nworkingset 7\ninactive_file 1000\nactive_file 500\n"),
+            (
+                "sys/fs/cgroup/app.slice/memory.stat",
+                "anon 1\nworkingset 7\ninactive_file 1000\nactive_file 500\n",
+            ),
             ("sys/fs/cgroup/app.slice/app/memory.max", "900000\n"),
             ("sys/fs/cgroup/app.slice/app/memory.high", "max\n"),
             ("sys/fs/cgroup/app.slice/app/memory.current", "200000\n"),
             ("sys/fs/cgroup/app.slice/app/work/memory.max", "max\n"),
-            ("sys/fs/cgroup/app.slice/app/work/memory.current", "200000\n"),
+            (
+                "sys/fs/cgroup/app.slice/app/work/memory.current",
+                "200000\n",
+            ),
         ];
         assert_eq!(available(&version_2), Some(300_000 + 1250));
         let version_1 = [
             ("proc/meminfo", MEMINFO),
-            ("proc/self/cgroup", "9:name=systemd:/x\n4:cpu,memory:/a/b\n0::/\n"),
-            ("proc/self/mountinfo", &format!("1 1 0:5 / / rw - ext4 /dev/vda rw\n{TWO}{ONE}")),
-            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
+            (
+                "proc/self/cgroup",
+                "9:name=systemd:/x\n4:cpu,memory:/a/b\n0::/\n",
+            ),
+            (
+                "proc/self/mountinfo",
+                &format!("1 1 0:5 / / rw - ext4 /dev/vda rw\n{TWO}{ONE}"),
+            ),
+            (
+                "sys/fs/cgroup/memory/memory.limit_in_bytes",
+                "9223372036854771712\n",
+            ),
             ("sys/fs/cgroup/memory/memory.usage_in_bytes", "600000\n"),
             ("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "500000\n"),
             ("sys/fs/cgroup/memory/a/memory.usage_in_bytes", "499000\n"),
-            ("sys/fs/cgroup/memory/a/memory.stat", "inactive_file 77\ntotal_inactive_file 2000\ntotal_active_file 3\n"),
+            (
+                "sys/fs/cgroup/memory/a/memory.stat",
+                "inactive_file 77\ntotal_inactive_file 2000\ntotal_active_file 3\n",
+            ),
             ("sys/fs/cgroup/memory/a/b/memory.limit_in_bytes", "400000\n"),
             ("sys/fs/cgroup/memory/a/b/memory.usage_in_bytes", "10\n"),
         ];
@@ -215,19 +316,27 @@ mod tests {
         assert_eq!(available(&files), Some(0));
     }
 
-    /// In a container without a namespace of its own the mount begins at the container's group, and the path is the host's. A path may hold
-    /// blanks, and a process may have come from elsewhere.
+    /// In a container without a namespace of its own the mount begins at the container's group, and
+    /// the path is the host's. A path may hold blanks, and a process may have come from elsewhere.
     #[test]
     fn a_container_sees_its_part() {
         let limit = "sys/fs/cgroup/memory/memory.limit_in_bytes";
         let usage = "sys/fs/cgroup/memory/memory.usage_in_bytes";
-        for (group, mounted) in
-            [("/docker/1 2", r"/docker/1\0402"), ("/docker/x", "/docker/x"), ("/../other", "/"), ("/elsewhere", "/docker")]
-        {
+        for (group, mounted) in [
+            ("/docker/1 2", r"/docker/1\0402"),
+            ("/docker/x", "/docker/x"),
+            ("/../other", "/"),
+            ("/elsewhere", "/docker"),
+        ] {
             let files = [
                 ("proc/meminfo", MEMINFO),
                 ("proc/self/cgroup", &format!("4:memory:{group}\n")),
-                ("proc/self/mountinfo", &format!("35 31 0:32 {mounted} /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n")),
+                (
+                    "proc/self/mountinfo",
+                    &format!(
+                        "35 31 0:32 {mounted} /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n"
+                    ),
+                ),
                 (limit, "2000"),
                 (usage, "500"),
             ];
@@ -235,7 +344,10 @@ mod tests {
         }
         let inner = [
             ("proc/self/cgroup", "4:memory:/docker/x/inner\n"),
-            ("proc/self/mountinfo", "35 31 0:32 /docker/x /groups ro - cgroup cgroup rw,memory\n"),
+            (
+                "proc/self/mountinfo",
+                "35 31 0:32 /docker/x /groups ro - cgroup cgroup rw,memory\n",
+            ),
             ("groups/memory.limit_in_bytes", "2000"),
             ("groups/memory.usage_in_bytes", "500"),
             ("groups/inner/memory.limit_in_bytes", "1000"),
@@ -266,7 +378,11 @@ mod tests {
                 ("proc/self/limits", "Max address space\nMax data size x y\n"),
                 ("proc/self/status", "VmSize: \nVmData: 7\n"),
             ];
-            assert_eq!(available(&files), Some(1_024_000), "{group:?} {mountinfo:?} {limit:?}");
+            assert_eq!(
+                available(&files),
+                Some(1_024_000),
+                "{group:?} {mountinfo:?} {limit:?}"
+            );
         }
     }
 
@@ -284,7 +400,11 @@ mod tests {
                  Max data size             {data}            unlimited            bytes\n\
                  Max address space         {address_space}            unlimited            bytes\n"
             );
-            let files = [("proc/meminfo", MEMINFO), ("proc/self/limits", &limits), ("proc/self/status", status)];
+            let files = [
+                ("proc/meminfo", MEMINFO),
+                ("proc/self/limits", &limits),
+                ("proc/self/status", status),
+            ];
             assert_eq!(available(&files), Some(left), "{address_space} {data}");
         }
     }

@@ -1,8 +1,9 @@
 //! Work to do when the process ends.
 #![allow(unsafe_code)]
 
-/// Has `f` called when the process ends normally, before everything that was registered earlier, with the exit status where the system tells
-/// it. Where that cannot be registered it is not called.
+/// Has `f` called when the process ends normally, before everything that was registered earlier,
+/// with the exit status where the system tells it. Where that cannot be registered it is not
+/// called.
 pub(crate) fn at_exit(f: fn(Option<i32>)) {
     system::register(f);
 }
@@ -30,7 +31,8 @@ mod system {
     }
 
     extern "C" fn call(status: c_int, f: *mut c_void) {
-        // SAFETY: `register` passed a function of this type, and functions live as long as the process.
+        // SAFETY: `register` passed a function of this type, and functions live as long as the
+        // process.
         let f = unsafe { std::mem::transmute::<*mut c_void, fn(Option<i32>)>(f) };
         f(Some(status));
     }
@@ -45,7 +47,8 @@ mod system {
     /// Keeps one function: the library has no second.
     pub fn register(f: fn(Option<i32>)) {
         FUNCTION.get_or_init(|| f);
-        // SAFETY: atexit may be called from any thread, and a function lives as long as the process.
+        // SAFETY: atexit may be called from any thread, and a function lives as long as the
+        // process.
         unsafe { libc::atexit(call) };
     }
 

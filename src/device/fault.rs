@@ -7,10 +7,12 @@ use mlx_rs::{Array, linalg::inv};
 use super::require_within;
 use crate::{Error, Result};
 
-/// Fails where the tests ask for it with the environment variable `MOXIN_TEST_FAULT`. A release build has none of this.
+/// Fails where the tests ask for it with the environment variable `MOXIN_TEST_FAULT`. A release
+/// build has none of this.
 ///
-/// Its value is a kind, `@` and a place, such as `panic@engine`: the place fails whenever it is passed. With `:3` behind it, it fails
-/// only when it is passed for the third time since the variable has this value. The kinds are
+/// Its value is a kind, `@` and a place, such as `panic@engine`: the place fails whenever it is
+/// passed. With `:3` behind it, it fails only when it is passed for the third time since the
+/// variable has this value. The kinds are
 ///
 /// * `panic`; `mlx`, an operation that MLX refuses; `memory`, a refusal of this library;
 /// * `cancel`, `suspend` and `timeout`, as if the operation were to end here;
@@ -20,7 +22,8 @@ pub(crate) fn inject(place: &str) -> Result<()> {
     due(place).map_or(Ok(()), |kind| fail(&kind, place))
 }
 
-/// Does what [`inject`] does. A fault of the kind `eval` becomes part of `x` and shows when that is evaluated.
+/// Does what [`inject`] does. A fault of the kind `eval` becomes part of `x` and shows when that is
+/// evaluated.
 pub(crate) fn inject_into(place: &str, x: Array) -> Result<Array> {
     match due(place).as_deref() {
         None => Ok(x),
@@ -32,7 +35,10 @@ pub(crate) fn inject_into(place: &str, x: Array) -> Result<Array> {
 fn fail(kind: &str, place: &str) -> Result<()> {
     match kind {
         "panic" => panic!("on purpose, at {place}"),
-        "mlx" => Array::from_slice(&[1.0f32, 2.0], &[1, 2]).matmul(Array::from_slice(&[1.0f32], &[1, 1])).map(drop).map_err(Error::from),
+        "mlx" => Array::from_slice(&[1.0f32, 2.0], &[1, 2])
+            .matmul(Array::from_slice(&[1.0f32], &[1, 1]))
+            .map(drop)
+            .map_err(Error::from),
         "memory" => require_within("a test", u64::MAX, Some(u64::MAX - 1)),
         "cancel" => Err(Error::Cancelled),
         "suspend" => Err(Error::Suspended),
@@ -53,20 +59,26 @@ fn due(place: &str) -> Option<String> {
         return None;
     }
     let wanted = std::env::var("MOXIN_TEST_FAULT").unwrap_or_default();
-    let mut passes = PASSES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut passes = PASSES
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
     if passes.0 != wanted {
         *passes = (wanted.clone(), 0);
     }
     let (kind, rest) = wanted.split_once('@')?;
-    let (at, pass) = rest.split_once(':').map_or((rest, None), |(at, pass)| (at, pass.parse().ok()));
+    let (at, pass) = rest
+        .split_once(':')
+        .map_or((rest, None), |(at, pass)| (at, pass.parse().ok()));
     if at != place {
         return None;
     }
     passes.1 += 1;
-    pass.is_none_or(|pass: u64| pass == passes.1).then(|| kind.to_owned())
+    pass.is_none_or(|pass: u64| pass == passes.1)
+        .then(|| kind.to_owned())
 }
 
-/// A number that cannot be computed: the inverse of a matrix that has none, which MLX finds out on the thread of its stream.
+/// A number that cannot be computed: the inverse of a matrix that has none, which MLX finds out on
+/// the thread of its stream.
 fn fails_in_evaluation() -> Result<Array> {
     Ok(inv(Array::from_slice(&[0.0f32; 4], &[2, 2]))?.sum(None)?)
 }

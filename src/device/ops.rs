@@ -82,13 +82,21 @@ pub fn concat(tensors: &[&Tensor], axis: i32) -> Result<Tensor> {
 
 /// Returns a range along an axis; a negative axis counts from the last.
 pub fn slice(x: &Tensor, axis: i32, range: Range<i32>) -> Result<Tensor> {
-    let axis = if axis < 0 { axis + x.ndim() as i32 } else { axis };
+    let axis = if axis < 0 {
+        axis + x.ndim() as i32
+    } else {
+        axis
+    };
     Ok(match axis {
         0 => x.try_index(range)?,
         1 => x.try_index((.., range))?,
         2 => x.try_index((.., .., range))?,
         3 => x.try_index((.., .., .., range))?,
-        _ => return Err(Exception::custom(format!("a slice along axis {axis} of {:?}", x.shape())).into()),
+        _ => {
+            return Err(
+                Exception::custom(format!("a slice along axis {axis} of {:?}", x.shape())).into(),
+            );
+        }
     })
 }
 
@@ -124,35 +132,61 @@ pub(crate) fn linear(x: &Tensor, weight: Weight, bias: Option<&Tensor>) -> Resul
     }
     Ok(match (weight, bias) {
         (Weight::Dense(weight), None) => x.matmul(weight.as_dtype(x.dtype())?.transpose()?)?,
-        (Weight::Dense(weight), Some(bias)) => mlx_ops::addmm(bias, x, weight.as_dtype(x.dtype())?.transpose()?, None, None)?,
+        (Weight::Dense(weight), Some(bias)) => mlx_ops::addmm(
+            bias,
+            x,
+            weight.as_dtype(x.dtype())?.transpose()?,
+            None,
+            None,
+        )?,
         (Weight::Packed(matrix), None) => packed_product(x, matrix)?,
         (Weight::Packed(matrix), Some(bias)) => packed_product(x, matrix)?.add(bias)?,
     })
 }
 
 fn packed_product(x: &Tensor, matrix: PackedMatrix) -> Result<Tensor, Exception> {
-    let PackedMatrix { weight, scales, biases, group_size, bits, mode } = matrix;
+    let PackedMatrix {
+        weight,
+        scales,
+        biases,
+        group_size,
+        bits,
+        mode,
+    } = matrix;
     match biases {
-        Some(biases) => mlx_ops::quantized_matmul(x, weight, scales, biases, true, group_size as i32, bits as i32),
+        Some(biases) => mlx_ops::quantized_matmul(
+            x,
+            weight,
+            scales,
+            biases,
+            true,
+            group_size as i32,
+            bits as i32,
+        ),
         None => mlx::quantized_matmul(x, weight, scales, group_size, bits, mode),
     }
 }
 
 /// Computes `down(activation(gate(x)) · up(x))`, each a weight and a bias
 /// (<https://arxiv.org/abs/2002.05202>).
-pub(crate) fn gated_mlp(x: &Tensor, activation: Activation, parts: [(Weight, Option<&Tensor>); 3]) -> Result<Tensor> {
+pub(crate) fn gated_mlp(
+    x: &Tensor,
+    activation: Activation,
+    parts: [(Weight, Option<&Tensor>); 3],
+) -> Result<Tensor> {
     if let Some(kernels) = cpu::kernels(x) {
         return Ok(kernels.gated_mlp(x, activation, parts)?);
     }
     let [gate, up, down] = parts;
-    let inner = activate(&linear(x, gate.0, gate.1)?, activation)?.multiply(linear(x, up.0, up.1)?)?;
+    let inner =
+        activate(&linear(x, gate.0, gate.1)?, activation)?.multiply(linear(x, up.0, up.1)?)?;
     linear(&inner, down.0, down.1)
 }
 
 /// Applies an activation to every element; the shape stays.
 ///
-/// From plain operations: mlx-rs's own are compiled, and on the CPU MLX compiles with a C++ compiler
-/// at run time.
+/// From plain operations: mlx-rs's own are compiled, and on the CPU MLX compiles with a C++
+/// compiler at run time.
 pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     if let Some(kernels) = cpu::kernels(x) {
         return Ok(kernels.activate(activation, x)?);
@@ -192,16 +226,39 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Resul
 
 /// `[batch, tokens, heads · width]` to `[batch, heads, tokens, width]`.
 pub fn split_heads(x: &Tensor, width: i32) -> Result<Tensor> {
-    Ok(x.reshape(&[x.dim(0), x.dim(1), -1, width])?.transpose_axes(&[0, 2, 1, 3])?)
+    Ok(x.reshape(&[x.dim(0), x.dim(1), -1, width])?
+        .transpose_axes(&[0, 2, 1, 3])?)
 }
 
 /// [`split_heads`] and rotary positions (<https://arxiv.org/abs/2104.09864>), the two halves of a
 /// head rotated against each other (not "traditional" pairs). The first token stands at `offset`;
 /// positions are divided by `scaling`.
-pub fn rotate_heads(x: &Tensor, width: i32, theta: f32, scaling: f32, offset: usize) -> Result<Tensor> {
+pub fn rotate_heads(
+    x: &Tensor,
+    width: i32,
+    theta: f32,
+    scaling: f32,
+    offset: usize,
+) -> Result<Tensor> {
     match cpu::kernels(x) {
-        Some(kernels) => Ok(kernels.rope(x, width as usize, Angles::Sequence { theta, scaling, offset })?),
-        None => Ok(fast::rope(split_heads(x, width)?, width, false, theta, scaling.recip(), offset as i32, None)?),
+        Some(kernels) => Ok(kernels.rope(
+            x,
+            width as usize,
+            Angles::Sequence {
+                theta,
+                scaling,
+                offset,
+            },
+        )?),
+        None => Ok(fast::rope(
+            split_heads(x, width)?,
+            width,
+            false,
+            theta,
+            scaling.recip(),
+            offset as i32,
+            None,
+        )?),
     }
 }
 
@@ -216,7 +273,10 @@ impl RotaryTable {
     /// The table of angles in this order, `[tokens, width / 2]`.
     pub fn new(angles: impl Iterator<Item = f32>) -> RotaryTable {
         // In float64, as the kernels do it; the angles themselves are float32 in transformers too.
-        let (sin, cos) = angles.map(|angle| f64::from(angle).sin_cos()).map(|(sin, cos)| (sin as f32, cos as f32)).unzip();
+        let (sin, cos) = angles
+            .map(|angle| f64::from(angle).sin_cos())
+            .map(|(sin, cos)| (sin as f32, cos as f32))
+            .unzip();
         RotaryTable { cos, sin }
     }
 }
@@ -228,9 +288,13 @@ pub fn rotate_heads_by(x: &Tensor, width: i32, table: &RotaryTable) -> Result<Te
         return Ok(kernels.rope(x, width as usize, Angles::Table { cos, sin })?);
     }
     let (x, half) = (split_heads(x, width)?, width / 2);
-    let tensor = |numbers: &[f32]| floats(numbers, &[numbers.len() as i32 / half, half]).as_dtype(x.dtype());
+    let tensor =
+        |numbers: &[f32]| floats(numbers, &[numbers.len() as i32 / half, half]).as_dtype(x.dtype());
     let (cos, sin) = (tensor(cos)?, tensor(sin)?);
-    let (a, b) = (x.try_index((.., .., .., ..half))?, x.try_index((.., .., .., half..))?);
+    let (a, b) = (
+        x.try_index((.., .., .., ..half))?,
+        x.try_index((.., .., .., half..))?,
+    );
     let first = a.multiply(&cos)?.subtract(b.multiply(&sin)?)?;
     let second = b.multiply(&cos)?.add(a.multiply(&sin)?)?;
     concat(&[&first, &second], -1)
@@ -239,10 +303,18 @@ pub fn rotate_heads_by(x: &Tensor, width: i32, table: &RotaryTable) -> Result<Te
 /// Computes attention of `[batch, heads, queries, width]` over keys and values
 /// `[batch, kv heads, keys, width]`; gives `[batch, queries, heads · width]`. Scores are multiplied
 /// by `factor` and then, with a soft cap, `cap · tanh(score / cap)`.
-pub fn attention([queries, keys, values]: [&Tensor; 3], factor: f32, softcap: Option<f32>, sees: Sees) -> Result<Tensor> {
+pub fn attention(
+    [queries, keys, values]: [&Tensor; 3],
+    factor: f32,
+    softcap: Option<f32>,
+    sees: Sees,
+) -> Result<Tensor> {
     let (&[batch, heads, tokens, _], &[_, _, all, _]) = (queries.shape(), keys.shape()) else {
         let shapes = [queries.shape(), keys.shape()];
-        return Err(Exception::custom(format!("attention over queries and keys of shape {shapes:?}: four axes are needed")).into());
+        return Err(Exception::custom(format!(
+            "attention over queries and keys of shape {shapes:?}: four axes are needed"
+        ))
+        .into());
     };
     if let Some(kernels) = cpu::kernels(queries) {
         let sees = match sees {
@@ -253,25 +325,46 @@ pub fn attention([queries, keys, values]: [&Tensor; 3], factor: f32, softcap: Op
         };
         return Ok(kernels.attention([queries, keys, values], factor, softcap, sees)?);
     }
-    // Of a window only the keys that some query sees: the last one sees the last, the first as many before its own.
+    // Of a window only the keys that some query sees: the last one sees the last, the first as many
+    // before its own.
     let seen = match sees {
-        Sees::Window(window) => all.min(tokens.saturating_sub(1).saturating_add(i32::try_from(window).unwrap_or(i32::MAX))),
+        Sees::Window(window) => all.min(
+            tokens
+                .saturating_sub(1)
+                .saturating_add(i32::try_from(window).unwrap_or(i32::MAX)),
+        ),
         _ => all,
     };
-    let last = |x: &Tensor| if seen < all { x.try_index((.., .., all - seen.., ..)) } else { Ok(x.clone()) };
+    let last = |x: &Tensor| {
+        if seen < all {
+            x.try_index((.., .., all - seen.., ..))
+        } else {
+            Ok(x.clone())
+        }
+    };
     let (keys, values) = (last(keys)?, last(values)?);
     let mask = match sees {
         Sees::All => None,
         Sees::Past if softcap.is_none() => Some(ScaledDotProductAttentionMask::Causal),
-        Sees::Past => Some(ScaledDotProductAttentionMask::Array(&window_mask(tokens, seen, usize::MAX)?)),
-        Sees::Window(window) => Some(ScaledDotProductAttentionMask::Array(&window_mask(tokens, seen, window)?)),
-        Sees::Ranges(ranges) => Some(ScaledDotProductAttentionMask::Array(&range_mask(ranges, seen)?)),
+        Sees::Past => Some(ScaledDotProductAttentionMask::Array(&window_mask(
+            tokens,
+            seen,
+            usize::MAX,
+        )?)),
+        Sees::Window(window) => Some(ScaledDotProductAttentionMask::Array(&window_mask(
+            tokens, seen, window,
+        )?)),
+        Sees::Ranges(ranges) => Some(ScaledDotProductAttentionMask::Array(&range_mask(
+            ranges, seen,
+        )?)),
     };
     let mixed = match softcap {
         None => fast::scaled_dot_product_attention(queries, &keys, &values, factor, mask, None)?,
         Some(cap) => capped_attention([queries, &keys, &values], factor, cap, mask)?,
     };
-    Ok(mixed.transpose_axes(&[0, 2, 1, 3])?.reshape(&[batch, tokens, heads * values.dim(3)])?)
+    Ok(mixed
+        .transpose_axes(&[0, 2, 1, 3])?
+        .reshape(&[batch, tokens, heads * values.dim(3)])?)
 }
 
 /// Attention with a soft cap, which MLX's has not.
@@ -281,9 +374,15 @@ fn capped_attention(
     cap: f32,
     mask: Option<ScaledDotProductAttentionMask>,
 ) -> Result<Tensor> {
-    let (batch, heads, tokens, width) = (queries.dim(0), queries.dim(1), queries.dim(2), queries.dim(3));
+    let (batch, heads, tokens, width) = (
+        queries.dim(0),
+        queries.dim(1),
+        queries.dim(2),
+        queries.dim(3),
+    );
     let kv_heads = keys.dim(1);
-    let queries = scale(queries, factor)?.reshape(&[batch, kv_heads, heads / kv_heads, tokens, width])?;
+    let queries =
+        scale(queries, factor)?.reshape(&[batch, kv_heads, heads / kv_heads, tokens, width])?;
     let shared = |x: &Tensor| x.reshape(&[batch, kv_heads, 1, x.dim(2), x.dim(3)]);
     let scores = queries.matmul(shared(keys)?.transpose_axes(&[0, 1, 2, 4, 3])?)?;
     let mut scores = cap_softly(&scores, cap)?;
@@ -291,15 +390,18 @@ fn capped_attention(
         scores = mlx_ops::select(seen, &scores, like(f32::NEG_INFINITY, &scores)?)?;
     }
     let weights = mlx_ops::softmax_axis(&scores, -1, true)?;
-    Ok(weights.matmul(shared(values)?)?.reshape(&[batch, heads, tokens, values.dim(3)])?)
+    Ok(weights
+        .matmul(shared(values)?)?
+        .reshape(&[batch, heads, tokens, values.dim(3)])?)
 }
 
-/// Makes the mask of the last queries over the last keys, `[queries, keys]`, true where a query sees
-/// a key.
+/// Makes the mask of the last queries over the last keys, `[queries, keys]`, true where a query
+/// sees a key.
 fn window_mask(queries: i32, keys: i32, window: usize) -> Result<Array> {
     let own = arange::<_, i32>(keys - queries, keys, None)?.reshape(&[queries, 1])?;
     let other = arange::<_, i32>(0, keys, None)?.reshape(&[1, keys])?;
-    let near = other.gt(&own.subtract(Array::from_int(i32::try_from(window).unwrap_or(i32::MAX)))?)?;
+    let near =
+        other.gt(&own.subtract(Array::from_int(i32::try_from(window).unwrap_or(i32::MAX)))?)?;
     Ok(near.logical_and(other.le(&own)?)?)
 }
 
@@ -310,16 +412,24 @@ fn range_mask(ranges: &[Range<usize>], keys: i32) -> Result<Array> {
         Array::from_slice(&bounds, &[ranges.len() as i32, 1])
     };
     let other = arange::<_, i32>(0, keys, None)?.reshape(&[1, keys])?;
-    Ok(other.ge(side(|range| range.start))?.logical_and(other.lt(side(|range| range.end))?)?)
+    Ok(other
+        .ge(side(|range| range.start))?
+        .logical_and(other.lt(side(|range| range.end))?)?)
 }
 
 /// Quantizes `[rows, columns]`; gives the packed bits, the scales and, in the affine mode, the
 /// biases. The group size divides the columns.
-pub(crate) fn quantize(dense: &Tensor, group_size: usize, bits: usize, mode: &CStr) -> Result<(Tensor, Tensor, Option<Tensor>)> {
+pub(crate) fn quantize(
+    dense: &Tensor,
+    group_size: usize,
+    bits: usize,
+    mode: &CStr,
+) -> Result<(Tensor, Tensor, Option<Tensor>)> {
     let dense = &super::inject_into("quantizing", dense.clone())?;
     let parts = match mode.to_bytes() {
         b"affine" => {
-            let (weight, scales, biases) = mlx_ops::quantize(dense, group_size as i32, bits as i32)?;
+            let (weight, scales, biases) =
+                mlx_ops::quantize(dense, group_size as i32, bits as i32)?;
             (weight, scales, Some(biases))
         }
         _ => {
@@ -342,7 +452,12 @@ pub(crate) fn rows(weight: Weight, numbers: &Tensor, dtype: Dtype) -> Result<Ten
         Weight::Dense(weight) => return Ok(take(weight)?.as_dtype(dtype)?),
         Weight::Packed(matrix) => matrix,
     };
-    let PackedMatrix { group_size, bits, mode, .. } = matrix;
+    let PackedMatrix {
+        group_size,
+        bits,
+        mode,
+        ..
+    } = matrix;
     let (weight, scales) = (take(matrix.weight)?, take(matrix.scales)?);
     Ok(match matrix.biases {
         Some(biases) => {
@@ -363,30 +478,54 @@ mod tests {
     use super::*;
     use crate::device::{Backend, CpuKernels, Device};
 
-    /// Values from torch.nn.functional.gelu (both forms), torch.nn.functional.silu and x * sigmoid(1.702 x), in float64.
+    /// Values from torch.nn.functional.gelu (both forms), torch.nn.functional.silu and x *
+    /// sigmoid(1.702 x), in float64.
     #[test]
     fn activations_agree_with_pytorch() {
         let x = floats(&[-3.0f32, -0.5, 0.0, 0.7, 2.0], &[5]);
         let check = |activation: Activation, expected: [f32; 5]| {
-            for (y, e) in activate(&x, activation).unwrap().as_slice::<f32>().iter().zip(expected) {
+            for (y, e) in activate(&x, activation)
+                .unwrap()
+                .as_slice::<f32>()
+                .iter()
+                .zip(expected)
+            {
                 assert!((y - e).abs() < 1e-6, "{activation:?}: {y} {e}");
             }
         };
-        check(Activation::Gelu, [-0.004_049_7, -0.154_268_77, 0.0, 0.530_625_4, 1.954_499_7]);
-        check(Activation::GeluTanh, [-0.003_637_392, -0.154_286, 0.0, 0.530_570_15, 1.954_597_7]);
-        check(Activation::QuickGelu, [-0.018_071_31, -0.149_611_56, 0.0, 0.536_893_96, 1.935_658_6]);
-        check(Activation::Silu, [-0.142_277_6, -0.188_770_33, 0.0, 0.467_731_48, 1.761_594_2]);
+        check(
+            Activation::Gelu,
+            [-0.004_049_7, -0.154_268_77, 0.0, 0.530_625_4, 1.954_499_7],
+        );
+        check(
+            Activation::GeluTanh,
+            [-0.003_637_392, -0.154_286, 0.0, 0.530_570_15, 1.954_597_7],
+        );
+        check(
+            Activation::QuickGelu,
+            [-0.018_071_31, -0.149_611_56, 0.0, 0.536_893_96, 1.935_658_6],
+        );
+        check(
+            Activation::Silu,
+            [-0.142_277_6, -0.188_770_33, 0.0, 0.467_731_48, 1.761_594_2],
+        );
     }
 
     #[test]
     fn bfloat16_stays_bfloat16() {
         let x = floats(&[0.5f32], &[1]).as_dtype(Dtype::Bfloat16).unwrap();
-        for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu] {
+        for activation in [
+            Activation::Silu,
+            Activation::Gelu,
+            Activation::GeluTanh,
+            Activation::QuickGelu,
+        ] {
             assert_eq!(activate(&x, activation).unwrap().dtype(), Dtype::Bfloat16);
         }
     }
 
-    /// Queries of zeros give the mean of the values that they see, here the keys' positions. What is hidden counts for almost nothing.
+    /// Queries of zeros give the mean of the values that they see, here the keys' positions. What
+    /// is hidden counts for almost nothing.
     #[test]
     fn each_query_sees_what_it_may() {
         for kernels in [CpuKernels::Own, CpuKernels::Mlx] {
@@ -397,19 +536,32 @@ mod tests {
                         let keys = tokens + offset;
                         let positions: Vec<f32> = (0..keys).flat_map(|i| [i as f32; 2]).collect();
                         let values = floats(&positions, &[1, 1, keys, 2]);
-                        let queries = floats(&vec![0.0f32; 4 * tokens as usize], &[1, 2, tokens, 2]);
-                        let mixed = attention([&queries, &values, &values], 0.7, softcap, sees).unwrap();
+                        let queries =
+                            floats(&vec![0.0f32; 4 * tokens as usize], &[1, 2, tokens, 2]);
+                        let mixed =
+                            attention([&queries, &values, &values], 0.7, softcap, sees).unwrap();
                         let mixed = mixed.to_vec_cast::<f32>().unwrap();
-                        mixed.chunks(4).map(|token| (token[3] * 16.0).round() / 16.0).collect::<Vec<_>>()
+                        mixed
+                            .chunks(4)
+                            .map(|token| (token[3] * 16.0).round() / 16.0)
+                            .collect::<Vec<_>>()
                     })
                 };
                 assert_eq!(means(3, 2, Sees::Window(2)), [1.5, 2.5, 3.5], "{kernels:?}");
                 assert_eq!(means(3, 0, Sees::Window(2)), [0.0, 0.5, 1.5], "{kernels:?}");
                 assert_eq!(means(1, 6, Sees::Window(3)), [5.0], "{kernels:?}");
                 assert_eq!(means(2, 1, Sees::Window(1)), [1.0, 2.0], "{kernels:?}");
-                assert_eq!(means(2, 2, Sees::Window(usize::MAX)), means(2, 2, Sees::Past), "{kernels:?}");
+                assert_eq!(
+                    means(2, 2, Sees::Window(usize::MAX)),
+                    means(2, 2, Sees::Past),
+                    "{kernels:?}"
+                );
                 assert_eq!(means(2, 2, Sees::All), [1.5, 1.5], "{kernels:?}");
-                assert_eq!(means(3, 2, Sees::Ranges(&[0..5, 1..3, 4..5])), [2.0, 1.5, 4.0], "{kernels:?}");
+                assert_eq!(
+                    means(3, 2, Sees::Ranges(&[0..5, 1..3, 4..5])),
+                    [2.0, 1.5, 4.0],
+                    "{kernels:?}"
+                );
             }
         }
     }

@@ -33,13 +33,16 @@ pub struct moxin_embedding_info {
 // SAFETY: repr(C), begins with its size, otherwise integers.
 unsafe impl Versioned for moxin_embedding_info {}
 
-/// Runs the model's vision encoders on a picture, unless the same picture was encoded before and its tokens are still in the model's cache.
-/// The embedding can stand for the picture in any session of this model, also when it was loaded anew.
+/// Runs the model's vision encoders on a picture, unless the same picture was encoded before and
+/// its tokens are still in the model's cache. The embedding can stand for the picture in any
+/// session of this model, also when it was loaded anew.
 ///
-/// budget, op, error: may be NULL. *out_embedding receives an embedding that the caller frees with moxin_embedding_free. Progress has the stage
-/// MOXIN_STAGE_ENCODE.
+/// budget, op, error: may be NULL. *out_embedding receives an embedding that the caller frees with
+/// moxin_embedding_free. Progress has the stage MOXIN_STAGE_ENCODE.
 ///
-/// Fails with INVALID_ARGUMENT for a picture or a budget that the model cannot take; with CANCELLED, TIMEOUT, OUT_OF_MEMORY, SUSPENDED, BACKEND, and with INVALID_STATE where the model was unloaded.
+/// Fails with INVALID_ARGUMENT for a picture or a budget that the model cannot take; with
+/// CANCELLED, TIMEOUT, OUT_OF_MEMORY, SUSPENDED, BACKEND, and with INVALID_STATE where the model
+/// was unloaded.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_model_encode_image(
     model: *const moxin_model,
@@ -51,10 +54,17 @@ pub unsafe extern "C" fn moxin_model_encode_image(
 ) -> moxin_status {
     guard(error, || {
         let place = out(out_embedding, "out_embedding")?;
-        // SAFETY: NULL or handles of this library that were not freed; the op's pointers are valid during this call.
+        // SAFETY: NULL or handles of this library that were not freed; the op's pointers are valid
+        // during this call.
         unsafe {
-            let (model, image, budget) = (hold(model, "model")?, hold(image, "image")?, pixel_budget(budget)?);
-            let embedding = with_op(op, |op| model.model.encode_image_within(&image.0, budget, op))?;
+            let (model, image, budget) = (
+                hold(model, "model")?,
+                hold(image, "image")?,
+                pixel_budget(budget)?,
+            );
+            let embedding = with_op(op, |op| {
+                model.model.encode_image_within(&image.0, budget, op)
+            })?;
             give(place, moxin_embedding(embedding));
         }
         Ok(())
@@ -84,9 +94,11 @@ pub unsafe extern "C" fn moxin_embedding_info_get(
     })
 }
 
-/// Copies the numbers of an embedding, token after token. values has room for capacity floats; token_count * hidden_size are needed.
+/// Copies the numbers of an embedding, token after token. values has room for capacity floats;
+/// token_count * hidden_size are needed.
 ///
-/// Fails with INVALID_ARGUMENT, naming the number needed, where the room is too small; with SUSPENDED, BACKEND.
+/// Fails with INVALID_ARGUMENT, naming the number needed, where the room is too small; with
+/// SUSPENDED, BACKEND.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_embedding_copy(
     embedding: *const moxin_embedding,
@@ -99,7 +111,10 @@ pub unsafe extern "C" fn moxin_embedding_copy(
         // SAFETY: NULL or a handle of this library that was not freed.
         let numbers = unsafe { hold(embedding, "embedding")? }.0.to_vec()?;
         if numbers.len() > capacity {
-            return Err(Error::InvalidArgument(format!("capacity is {capacity}; the embedding has {} numbers", numbers.len())));
+            return Err(Error::InvalidArgument(format!(
+                "capacity is {capacity}; the embedding has {} numbers",
+                numbers.len()
+            )));
         }
         // SAFETY: the caller's room for at least that many floats.
         unsafe { ptr::copy_nonoverlapping(numbers.as_ptr(), place, numbers.len()) };

@@ -13,7 +13,8 @@ pub enum moxin_status {
     Ok = 0,
     /// A pointer that must not be NULL is.
     NullArgument = 1,
-    /// A value is out of its range, a text is not UTF-8, a struct was not initialized, or an embedding belongs to another model.
+    /// A value is out of its range, a text is not UTF-8, a struct was not initialized, or an
+    /// embedding belongs to another model.
     InvalidArgument = 2,
     /// The call does not fit the state of its object; the message says which call would.
     InvalidState = 3,
@@ -51,7 +52,10 @@ impl moxin_status {
     const ALL: [(moxin_status, &'static CStr); 18] = [
         (moxin_status::Ok, c"MOXIN_STATUS_OK"),
         (moxin_status::NullArgument, c"MOXIN_STATUS_NULL_ARGUMENT"),
-        (moxin_status::InvalidArgument, c"MOXIN_STATUS_INVALID_ARGUMENT"),
+        (
+            moxin_status::InvalidArgument,
+            c"MOXIN_STATUS_INVALID_ARGUMENT",
+        ),
         (moxin_status::InvalidState, c"MOXIN_STATUS_INVALID_STATE"),
         (moxin_status::Cancelled, c"MOXIN_STATUS_CANCELLED"),
         (moxin_status::Timeout, c"MOXIN_STATUS_TIMEOUT"),
@@ -60,11 +64,20 @@ impl moxin_status {
         (moxin_status::NotFound, c"MOXIN_STATUS_NOT_FOUND"),
         (moxin_status::Io, c"MOXIN_STATUS_IO"),
         (moxin_status::CorruptModel, c"MOXIN_STATUS_CORRUPT_MODEL"),
-        (moxin_status::UnsupportedModel, c"MOXIN_STATUS_UNSUPPORTED_MODEL"),
-        (moxin_status::UnsupportedImage, c"MOXIN_STATUS_UNSUPPORTED_IMAGE"),
+        (
+            moxin_status::UnsupportedModel,
+            c"MOXIN_STATUS_UNSUPPORTED_MODEL",
+        ),
+        (
+            moxin_status::UnsupportedImage,
+            c"MOXIN_STATUS_UNSUPPORTED_IMAGE",
+        ),
         (moxin_status::ContextFull, c"MOXIN_STATUS_CONTEXT_FULL"),
         (moxin_status::OutOfMemory, c"MOXIN_STATUS_OUT_OF_MEMORY"),
-        (moxin_status::BackendUnavailable, c"MOXIN_STATUS_BACKEND_UNAVAILABLE"),
+        (
+            moxin_status::BackendUnavailable,
+            c"MOXIN_STATUS_BACKEND_UNAVAILABLE",
+        ),
         (moxin_status::Backend, c"MOXIN_STATUS_BACKEND"),
         (moxin_status::Panic, c"MOXIN_STATUS_PANIC"),
     ];
@@ -105,15 +118,24 @@ impl moxin_error {
     }
 
     fn of(status: moxin_status, error: &dyn std::error::Error) -> moxin_error {
-        let cause = error.source().map(|cause| Box::new(moxin_error::of(status, cause)));
-        moxin_error { status, message: c_string(&error.to_string()), cause }
+        let cause = error
+            .source()
+            .map(|cause| Box::new(moxin_error::of(status, cause)));
+        moxin_error {
+            status,
+            message: c_string(&error.to_string()),
+            cause,
+        }
     }
 }
 
-/// The name of a status, such as "MOXIN_STATUS_BUSY"; "unknown status" for a number that is none. Lives as long as the library.
+/// The name of a status, such as "MOXIN_STATUS_BUSY"; "unknown status" for a number that is none.
+/// Lives as long as the library.
 #[unsafe(no_mangle)]
 pub extern "C" fn moxin_status_name(status: u32) -> *const c_char {
-    let known = moxin_status::ALL.iter().find(|(known, _)| *known as u32 == status);
+    let known = moxin_status::ALL
+        .iter()
+        .find(|(known, _)| *known as u32 == status);
     known.map_or(c"unknown status", |(_, name)| name).as_ptr()
 }
 
@@ -124,16 +146,24 @@ pub unsafe extern "C" fn moxin_error_status(error: *const moxin_error) -> moxin_
     unsafe { error.as_ref() }.map_or(moxin_status::Ok, |error| error.status)
 }
 
-/// What went wrong, where, and what to do, for a person to read. Lives as long as the error. Empty for NULL.
+/// What went wrong, where, and what to do, for a person to read. Lives as long as the error. Empty
+/// for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_error_message(error: *const moxin_error) -> moxin_str {
     // SAFETY: NULL or an error of this library that was not freed.
     let error = unsafe { error.as_ref() };
-    error.map_or(moxin_str { data: c"".as_ptr(), len: 0 }, |error| view(&error.message))
+    error.map_or(
+        moxin_str {
+            data: c"".as_ptr(),
+            len: 0,
+        },
+        |error| view(&error.message),
+    )
 }
 
-/// What lies behind an error, such as the system's own words for a file that could not be read; NULL where it is all that is known, and for
-/// NULL. Each cause has the status of the first. They live as long as the first, and are freed with it, never by themselves.
+/// What lies behind an error, such as the system's own words for a file that could not be read;
+/// NULL where it is all that is known, and for NULL. Each cause has the status of the first. They
+/// live as long as the first, and are freed with it, never by themselves.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_error_cause(error: *const moxin_error) -> *const moxin_error {
     // SAFETY: NULL or an error of this library that was not freed.

@@ -2,7 +2,10 @@
 
 use std::ffi::{c_char, c_void};
 
-use super::{MOXIN_STRLEN, Versioned, bytes, free, give, guard, hold, init_params, moxin_error, moxin_status, out, read_params, text};
+use super::{
+    MOXIN_STRLEN, Versioned, bytes, free, give, guard, hold, init_params, moxin_error,
+    moxin_status, out, read_params, text,
+};
 use crate::{
     Error, Result,
     runtime::{Budget, DecodeOptions, Picture, PixelFormat},
@@ -30,7 +33,8 @@ pub struct moxin_image_params {
     pub struct_size: usize,
     /// Pixels that a picture may have; a larger one is refused by its header. Default: 100,000,000.
     pub max_pixels: u64,
-    /// Not 0: leave the picture as stored, whatever orientation its metadata gives. Default: 0, it is turned upright.
+    /// Not 0: leave the picture as stored, whatever orientation its metadata gives. Default: 0, it
+    /// is turned upright.
     pub ignore_orientation: u32,
     /// Must be 0.
     pub reserved: u32,
@@ -70,22 +74,32 @@ pub(super) unsafe fn pixel_budget(budget: *const moxin_pixel_budget) -> Result<B
     // SAFETY: as promised by the caller.
     let budget = unsafe { read_params(budget, "budget")? };
     let pixels = |count: u64| (count > 0).then_some(usize::try_from(count).unwrap_or(usize::MAX));
-    Ok(Budget { min_pixels: pixels(budget.min_pixels), max_pixels: pixels(budget.max_pixels) })
+    Ok(Budget {
+        min_pixels: pixels(budget.min_pixels),
+        max_pixels: pixels(budget.max_pixels),
+    })
 }
 
-/// Sets up parameters with the defaults; struct_size is sizeof(moxin_image_params), and nothing is written past it.
+/// Sets up parameters with the defaults; struct_size is sizeof(moxin_image_params), and nothing is
+/// written past it.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn moxin_image_params_init(params: *mut moxin_image_params, struct_size: usize) {
+pub unsafe extern "C" fn moxin_image_params_init(
+    params: *mut moxin_image_params,
+    struct_size: usize,
+) {
     // SAFETY: NULL, or the caller's struct of that size.
     unsafe { init_params(params, struct_size) };
 }
 
-/// Reads a picture from a file: PNG, JPEG, WebP, GIF (its first frame), BMP or TIFF, told by its content.
+/// Reads a picture from a file: PNG, JPEG, WebP, GIF (its first frame), BMP or TIFF, told by its
+/// content.
 ///
-/// path: UTF-8, NUL-terminated. params, error: may be NULL. *out_image receives an image that the caller frees with moxin_image_free.
+/// path: UTF-8, NUL-terminated. params, error: may be NULL. *out_image receives an image that the
+/// caller frees with moxin_image_free.
 ///
-/// Fails with NOT_FOUND, IO, UNSUPPORTED_IMAGE, and with INVALID_ARGUMENT for a path that is not UTF-8. Fails with OUT_OF_MEMORY and both
-/// figures, before it is done, where reading or decoding takes more than is available or than moxin_memory_set_limits leaves.
+/// Fails with NOT_FOUND, IO, UNSUPPORTED_IMAGE, and with INVALID_ARGUMENT for a path that is not
+/// UTF-8. Fails with OUT_OF_MEMORY and both figures, before it is done, where reading or decoding
+/// takes more than is available or than moxin_memory_set_limits leaves.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_image_from_file(
     path: *const c_char,
@@ -104,7 +118,8 @@ pub unsafe extern "C" fn moxin_image_from_file(
     })
 }
 
-/// As moxin_image_from_file, from the bytes of a file in memory. They are not needed any more when the call returns.
+/// As moxin_image_from_file, from the bytes of a file in memory. They are not needed any more when
+/// the call returns.
 ///
 /// Fails with UNSUPPORTED_IMAGE, and with OUT_OF_MEMORY as moxin_image_from_file does.
 #[unsafe(no_mangle)]
@@ -120,17 +135,20 @@ pub unsafe extern "C" fn moxin_image_from_bytes(
         // SAFETY: the caller's bytes and struct; checked place.
         unsafe {
             let data = bytes(data.cast(), len, "data")?;
-            give(place, moxin_image(Picture::decode(data, &options(params)?)?));
+            give(
+                place,
+                moxin_image(Picture::decode(data, &options(params)?)?),
+            );
         }
         Ok(())
     })
 }
 
-/// Copies a picture from pixels in memory, rows from top to bottom. stride: bytes from the beginning of a row to the beginning of the next.
-/// The last row may end with its last pixel.
+/// Copies a picture from pixels in memory, rows from top to bottom. stride: bytes from the
+/// beginning of a row to the beginning of the next. The last row may end with its last pixel.
 ///
-/// Fails with INVALID_ARGUMENT for an empty picture, an unknown format, or a stride shorter than a row; with OUT_OF_MEMORY where there is no
-/// room for the copy.
+/// Fails with INVALID_ARGUMENT for an empty picture, an unknown format, or a stride shorter than a
+/// row; with OUT_OF_MEMORY where there is no room for the copy.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_image_from_pixels(
     pixels: *const c_void,
@@ -148,13 +166,20 @@ pub unsafe extern "C" fn moxin_image_from_pixels(
             MOXIN_PIXEL_FORMAT_RGBA8 => (PixelFormat::Rgba8, 4),
             MOXIN_PIXEL_FORMAT_BGRA8 => (PixelFormat::Bgra8, 4),
             MOXIN_PIXEL_FORMAT_GRAY8 => (PixelFormat::Gray8, 1),
-            other => return Err(Error::InvalidArgument(format!("format is {other}; 0 to {MOXIN_PIXEL_FORMAT_GRAY8} is expected"))),
+            other => {
+                return Err(Error::InvalidArgument(format!(
+                    "format is {other}; 0 to {MOXIN_PIXEL_FORMAT_GRAY8} is expected"
+                )));
+            }
         };
         let len = pixel_bytes(width, height, stride, pixel)?;
         // SAFETY: the caller's pixels, as many as the sizes say; checked place.
         unsafe {
             let pixels = bytes(pixels.cast(), len, "pixels")?;
-            give(place, moxin_image(Picture::from_pixels(pixels, width, height, stride, format)?));
+            give(
+                place,
+                moxin_image(Picture::from_pixels(pixels, width, height, stride, format)?),
+            );
         }
         Ok(())
     })
@@ -194,16 +219,27 @@ unsafe fn options(params: *const moxin_image_params) -> Result<DecodeOptions> {
     // SAFETY: as promised by the caller.
     let params = unsafe { read_params(params, "params")? };
     if params.reserved != 0 {
-        return Err(Error::InvalidArgument(format!("params.reserved is {}; 0 is expected", params.reserved)));
+        return Err(Error::InvalidArgument(format!(
+            "params.reserved is {}; 0 is expected",
+            params.reserved
+        )));
     }
-    Ok(DecodeOptions { apply_orientation: params.ignore_orientation == 0, max_pixels: params.max_pixels })
+    Ok(DecodeOptions {
+        apply_orientation: params.ignore_orientation == 0,
+        max_pixels: params.max_pixels,
+    })
 }
 
 /// Bytes from the first pixel to the last.
 fn pixel_bytes(width: u32, height: u32, stride: usize, pixel: usize) -> Result<usize> {
-    let row = (width as usize).checked_mul(pixel).filter(|row| *row > 0 && height > 0 && *row <= stride);
+    let row = (width as usize)
+        .checked_mul(pixel)
+        .filter(|row| *row > 0 && height > 0 && *row <= stride);
     let len = row.and_then(|row| stride.checked_mul(height as usize - 1)?.checked_add(row));
     len.ok_or_else(|| {
-        Error::InvalidArgument(format!("{width} by {height} pixels of {pixel} bytes with a stride of {stride} bytes are no picture"))
+        Error::InvalidArgument(format!(
+            "{width} by {height} pixels of {pixel} bytes with a stride \
+            of {stride} bytes are no picture"
+        ))
     })
 }

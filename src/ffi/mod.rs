@@ -1,4 +1,5 @@
-//! The C ABI: translation between C types and [`runtime`](crate::runtime), nothing else. All pointer casts live here.
+//! The C ABI: translation between C types and [`runtime`](crate::runtime), nothing else. All
+//! pointer casts live here.
 //!
 //! The conventions stand at the top of the generated header; see cbindgen.toml.
 #![allow(unsafe_code, non_camel_case_types, clippy::missing_safety_doc)]
@@ -39,13 +40,15 @@ use crate::{
     runtime::{guarded, inject, process},
 };
 
-/// Grows with every release that breaks what is in this header. Compare with moxin_abi_version before anything else.
+/// Grows with every release that breaks what is in this header. Compare with moxin_abi_version
+/// before anything else.
 pub const MOXIN_ABI_VERSION: u32 = 3;
 
 /// Stands for the length of a text that ends with NUL.
 pub const MOXIN_STRLEN: usize = usize::MAX;
 
-/// UTF-8 text that the library owns, also NUL-terminated. How long it lives stands with the function that returns it.
+/// UTF-8 text that the library owns, also NUL-terminated. How long it lives stands with the
+/// function that returns it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct moxin_str {
@@ -55,20 +58,24 @@ pub struct moxin_str {
     pub len: usize,
 }
 
-/// Called once with the user data that was given to a function, when the library will not use it any more.
+/// Called once with the user data that was given to a function, when the library will not use it
+/// any more.
 pub type moxin_destroy_fn = Option<unsafe extern "C" fn(user_data: *mut c_void)>;
 
 /// Handles that C programs hold: given and not yet freed.
 static HANDLES: AtomicU64 = AtomicU64::new(0);
 
-/// The one guard around every entry point: runs `f`, turns its error, or a panic in it, into a status, and into `*error` where that is wanted.
+/// The one guard around every entry point: runs `f`, turns its error, or a panic in it, into a
+/// status, and into `*error` where that is wanted.
 fn guard(error: *mut *mut moxin_error, f: impl FnOnce() -> Result<()>) -> moxin_status {
     let checked = || {
         process::check()?;
         inject("call")?;
         f()
     };
-    let Err(failure) = guarded(checked) else { return moxin_status::Ok };
+    let Err(failure) = guarded(checked) else {
+        return moxin_status::Ok;
+    };
     log::debug!("failed: {failure}");
     if !error.is_null() {
         // SAFETY: not NULL, and the caller gives a place for a pointer.
@@ -92,7 +99,8 @@ unsafe fn hold<T>(handle: *const T, name: &'static str) -> Result<Arc<T>> {
     })
 }
 
-/// Gives C the ownership of a handle. Checked before the work that makes the handle, so that nothing is made in vain: see [`out`].
+/// Gives C the ownership of a handle. Checked before the work that makes the handle, so that
+/// nothing is made in vain: see [`out`].
 ///
 /// # Safety
 /// `place` came from [`out`], or is not NULL and the caller's place for a pointer.
@@ -104,7 +112,11 @@ unsafe fn give<T>(place: *mut *mut T, handle: T) {
 
 /// Checks a place for a result.
 fn out<T>(place: *mut T, name: &'static str) -> Result<*mut T> {
-    if place.is_null() { Err(Error::NullArgument(name)) } else { Ok(place) }
+    if place.is_null() {
+        Err(Error::NullArgument(name))
+    } else {
+        Ok(place)
+    }
 }
 
 /// Takes a handle back from C; `last` may use it once more. NULL is fine.
@@ -125,14 +137,22 @@ unsafe fn free<T>(handle: *mut T, last: impl FnOnce(Arc<T>)) {
 /// Text from C.
 ///
 /// # Safety
-/// `data` is NULL or has `len` readable bytes, or with [`MOXIN_STRLEN`] ends with NUL; it stays unchanged during the call.
+/// `data` is NULL or has `len` readable bytes, or with [`MOXIN_STRLEN`] ends with NUL; it stays
+/// unchanged during the call.
 unsafe fn text<'a>(data: *const c_char, len: usize, name: &'static str) -> Result<&'a str> {
     if data.is_null() {
         return Err(Error::NullArgument(name));
     }
     // SAFETY: as promised by the caller.
-    let bytes = unsafe { if len == MOXIN_STRLEN { CStr::from_ptr(data).to_bytes() } else { bytes(data.cast(), len, name)? } };
-    std::str::from_utf8(bytes).map_err(|error| Error::InvalidArgument(format!("{name} is not UTF-8: {error}")))
+    let bytes = unsafe {
+        if len == MOXIN_STRLEN {
+            CStr::from_ptr(data).to_bytes()
+        } else {
+            bytes(data.cast(), len, name)?
+        }
+    };
+    std::str::from_utf8(bytes)
+        .map_err(|error| Error::InvalidArgument(format!("{name} is not UTF-8: {error}")))
 }
 
 /// Bytes from C.
@@ -144,7 +164,9 @@ unsafe fn bytes<'a>(data: *const u8, len: usize, name: &'static str) -> Result<&
         return Err(Error::NullArgument(name));
     }
     if len > isize::MAX as usize {
-        return Err(Error::InvalidArgument(format!("{name} has {len} bytes, more than any memory has")));
+        return Err(Error::InvalidArgument(format!(
+            "{name} has {len} bytes, more than any memory has"
+        )));
     }
     // SAFETY: not NULL, and as promised by the caller.
     Ok(unsafe { slice::from_raw_parts(data, len) })
@@ -153,11 +175,13 @@ unsafe fn bytes<'a>(data: *const u8, len: usize, name: &'static str) -> Result<&
 /// A struct that C code of any version fills in or receives. Its first field is `struct_size`.
 ///
 /// # Safety
-/// For types that are `repr(C)`, begin with a `size_t`, and for which any bit pattern of the other fields is valid.
+/// For types that are `repr(C)`, begin with a `size_t`, and for which any bit pattern of the other
+/// fields is valid.
 unsafe trait Versioned: Sized {
     /// The values of fields that the caller does not know of: 0, unless a type says otherwise.
     fn defaults() -> Self {
-        // SAFETY: any bit pattern is valid but for the size, which is written here; every version of every struct begins with it.
+        // SAFETY: any bit pattern is valid but for the size, which is written here; every version
+        // of every struct begins with it.
         unsafe {
             let mut empty = std::mem::zeroed::<Self>();
             (&raw mut empty).cast::<usize>().write(size_of::<Self>());
@@ -166,7 +190,8 @@ unsafe trait Versioned: Sized {
     }
 }
 
-/// Reads a struct of parameters. Fields that the caller's version lacks keep their defaults; fields that this version lacks must be zero.
+/// Reads a struct of parameters. Fields that the caller's version lacks keep their defaults; fields
+/// that this version lacks must be zero.
 ///
 /// # Safety
 /// `pointer` is NULL or points to at least `struct_size` readable bytes.
@@ -183,15 +208,24 @@ unsafe fn read_params<T: Versioned>(pointer: *const T, name: &'static str) -> Re
         // SAFETY: the struct is `theirs` bytes long, as it says.
         let tail = unsafe { slice::from_raw_parts(pointer.cast::<u8>().add(ours), theirs - ours) };
         if tail.iter().any(|byte| *byte != 0) {
-            return Err(Error::InvalidArgument(format!("{name} sets fields that this version of the library does not know")));
+            return Err(Error::InvalidArgument(format!(
+                "{name} sets fields that this version of the library does not know"
+            )));
         }
     }
     // SAFETY: both are at least as long as what is copied, and any bytes are a valid T.
-    unsafe { std::ptr::copy_nonoverlapping(pointer.cast::<u8>(), (&raw mut params).cast::<u8>(), theirs.min(ours)) };
+    unsafe {
+        std::ptr::copy_nonoverlapping(
+            pointer.cast::<u8>(),
+            (&raw mut params).cast::<u8>(),
+            theirs.min(ours),
+        )
+    };
     Ok(params)
 }
 
-/// Writes a struct of results, as much of it as the caller's version knows; its `struct_size` stays as the caller set it.
+/// Writes a struct of results, as much of it as the caller's version knows; its `struct_size` stays
+/// as the caller set it.
 ///
 /// # Safety
 /// `pointer` is not NULL and points to at least `struct_size` writable bytes.
@@ -202,11 +236,18 @@ unsafe fn write_result<T: Versioned>(pointer: *mut T, value: T, name: &'static s
     let head = size_of::<usize>();
     let length = theirs.min(size_of::<T>());
     // SAFETY: both are at least as long as what is copied.
-    unsafe { std::ptr::copy_nonoverlapping((&raw const value).cast::<u8>().add(head), pointer.cast::<u8>().add(head), length - head) };
+    unsafe {
+        std::ptr::copy_nonoverlapping(
+            (&raw const value).cast::<u8>().add(head),
+            pointer.cast::<u8>().add(head),
+            length - head,
+        )
+    };
     Ok(())
 }
 
-/// Fills a struct of parameters with the defaults, never past the caller's size. What is too small to say its size stays untouched.
+/// Fills a struct of parameters with the defaults, never past the caller's size. What is too small
+/// to say its size stays untouched.
 ///
 /// # Safety
 /// `pointer` is NULL or points to at least `size` writable bytes.
@@ -218,7 +259,11 @@ unsafe fn init_params<T: Versioned>(pointer: *mut T, size: usize) {
     // SAFETY: `size` bytes are the caller's to write, and no more than T's are read.
     unsafe {
         pointer.cast::<u8>().write_bytes(0, size);
-        std::ptr::copy_nonoverlapping((&raw const defaults).cast::<u8>(), pointer.cast::<u8>(), size.min(size_of::<T>()));
+        std::ptr::copy_nonoverlapping(
+            (&raw const defaults).cast::<u8>(),
+            pointer.cast::<u8>(),
+            size.min(size_of::<T>()),
+        );
         pointer.cast::<usize>().write(size);
     }
 }
@@ -227,7 +272,10 @@ unsafe fn init_params<T: Versioned>(pointer: *mut T, size: usize) {
 fn check_size<T>(theirs: usize, name: &'static str) -> Result<()> {
     let expected = size_of::<usize>()..=size_of::<T>() + 4096;
     if !expected.contains(&theirs) {
-        return Err(Error::InvalidArgument(format!("{name}.struct_size is {theirs}; set it to sizeof *{name} ({} here)", size_of::<T>())));
+        return Err(Error::InvalidArgument(format!(
+            "{name}.struct_size is {theirs}; set it to sizeof *{name} ({} here)",
+            size_of::<T>()
+        )));
     }
     Ok(())
 }
@@ -239,5 +287,8 @@ fn c_string(text: &str) -> CString {
 
 /// A view of a C string, valid as long as it.
 fn view(text: &CString) -> moxin_str {
-    moxin_str { data: text.as_ptr(), len: text.as_bytes().len() }
+    moxin_str {
+        data: text.as_ptr(),
+        len: text.as_bytes().len(),
+    }
 }

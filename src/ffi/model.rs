@@ -44,7 +44,8 @@ pub const MOXIN_DTYPE_F32: moxin_dtype = 3;
 
 /// Whose code computes on the CPU: one of MOXIN_CPU_KERNELS_*. On a GPU it makes no difference.
 pub type moxin_cpu_kernels = u32;
-/// What the environment variable `MOXIN_CPU_KERNELS` says, "own" or "mlx"; where it is not set, this library's own, but MLX's on Apple's systems.
+/// What the environment variable `MOXIN_CPU_KERNELS` says, "own" or "mlx"; where it is not set,
+/// this library's own, but MLX's on Apple's systems.
 pub const MOXIN_CPU_KERNELS_AUTO: moxin_cpu_kernels = 0;
 /// This library's own, where activations are float32.
 pub const MOXIN_CPU_KERNELS_OWN: moxin_cpu_kernels = 1;
@@ -57,26 +58,30 @@ pub const MOXIN_CPU_KERNELS_MLX: moxin_cpu_kernels = 2;
 pub struct moxin_model_params {
     /// sizeof(moxin_model_params)
     pub struct_size: usize,
-    /// Bytes that loading may take; a model that needs more is refused before it is read. 0, the default: what is available.
+    /// Bytes that loading may take; a model that needs more is refused before it is read. 0, the
+    /// default: what is available.
     pub memory_limit: u64,
-    /// Bytes for the tokens of pictures that were encoded before, so that the same picture need not be again. A picture takes
-    /// tokens_per_image * hidden_size numbers, 4 MiB in Moxin-7B with float32. Default: 64 MiB. 0: none are kept.
+    /// Bytes for the tokens of pictures that were encoded before, so that the same picture need not
+    /// be again. A picture takes tokens_per_image * hidden_size numbers, 4 MiB in Moxin-7B with
+    /// float32. Default: 64 MiB. 0: none are kept.
     pub image_cache_bytes: u64,
     /// Where it computes. Default: MOXIN_BACKEND_AUTO.
     pub backend: moxin_backend,
     /// The type of activations. Default: MOXIN_DTYPE_AUTO.
     pub dtype: moxin_dtype,
-    /// Bits that the language model is quantized to while it is read, so that all of it is never in memory as it is stored: 2, 3, 4, 5, 6 or
+    /// Bits that the language model is quantized to while it is read, so that all of it is never in
+    /// memory as it is stored: 2, 3, 4, 5, 6 or
     /// 8. Default: 0, it stays as it is stored.
     pub quant_bits: u32,
     /// Neighbours that share a scale: 32, 64 or 128. Default: 64.
     pub quant_group_size: u32,
-    /// Another mode than MOXIN_QUANT_MODE_AFFINE, the default, has its own bits and group size: the two above are not looked at then.
+    /// Another mode than MOXIN_QUANT_MODE_AFFINE, the default, has its own bits and group size: the
+    /// two above are not looked at then.
     pub quant_mode: moxin_quant_mode,
     /// Whose code computes on the CPU. Default: MOXIN_CPU_KERNELS_AUTO.
     pub cpu_kernels: moxin_cpu_kernels,
-    /// A chat template, in Jinja, that takes the place of the folder's; UTF-8, NUL-terminated. It is
-    /// read during the call only. Default: NULL, the folder's.
+    /// A chat template, in Jinja, that takes the place of the folder's; UTF-8, NUL-terminated. It
+    /// is read during the call only. Default: NULL, the folder's.
     pub chat_template: *const c_char,
 }
 
@@ -114,7 +119,8 @@ pub struct moxin_model_info {
     pub quant_group_size: u32,
     /// The mode of that scheme.
     pub quant_mode: moxin_quant_mode,
-    /// The architecture, as config.json names it, such as "prismatic"; NUL-terminated, cut where it is longer.
+    /// The architecture, as config.json names it, such as "prismatic"; NUL-terminated, cut where it
+    /// is longer.
     pub model_type: [c_char; 32],
     /// Pictures that a conversation may have; 0 for as many as fit into the context.
     pub max_images: u32,
@@ -147,7 +153,8 @@ pub struct moxin_memory_estimate {
     pub vision_peak: u64,
     /// What a step of a conversation takes beyond weights, keys and values, for the time.
     pub step_peak: u64,
-    /// The most in all: to load the model, encode a picture, and have one conversation of max_context positions.
+    /// The most in all: to load the model, encode a picture, and have one conversation of
+    /// max_context positions.
     pub total: u64,
     /// What could be taken now.
     pub available: u64,
@@ -177,17 +184,22 @@ unsafe impl Versioned for moxin_model_info {}
 // SAFETY: repr(C), begins with its size, otherwise integers.
 unsafe impl Versioned for moxin_memory_estimate {}
 
-/// Sets up parameters with the defaults; struct_size is sizeof(moxin_model_params), and nothing is written past it.
+/// Sets up parameters with the defaults; struct_size is sizeof(moxin_model_params), and nothing is
+/// written past it.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn moxin_model_params_init(params: *mut moxin_model_params, struct_size: usize) {
+pub unsafe extern "C" fn moxin_model_params_init(
+    params: *mut moxin_model_params,
+    struct_size: usize,
+) {
     // SAFETY: NULL, or the caller's struct of that size.
     unsafe { init_params(params, struct_size) };
 }
 
-/// Loads a model from a Hugging Face folder (config.json, the weights, tokenizer.json, preprocessor_config.json).
+/// Loads a model from a Hugging Face folder (config.json, the weights, tokenizer.json,
+/// preprocessor_config.json).
 ///
-/// path: the folder, UTF-8, NUL-terminated. params, op, error: may be NULL. *out_model receives a model that the caller frees with
-/// moxin_model_free. Progress has the stage MOXIN_STAGE_LOAD.
+/// path: the folder, UTF-8, NUL-terminated. params, op, error: may be NULL. *out_model receives a
+/// model that the caller frees with moxin_model_free. Progress has the stage MOXIN_STAGE_LOAD.
 ///
 /// Fails with NOT_FOUND, CORRUPT_MODEL, UNSUPPORTED_MODEL or IO, naming the file and the field or
 /// tensor; with INVALID_ARGUMENT where path is no folder; with OUT_OF_MEMORY before any weight is
@@ -202,18 +214,25 @@ pub unsafe extern "C" fn moxin_model_load(
 ) -> moxin_status {
     guard(error, || {
         let place = out(out_model, "out_model")?;
-        // SAFETY: the caller's text, NUL-terminated, and its initialized structs, the op's pointers being valid during this call; checked
-        // place.
+        // SAFETY: the caller's text, NUL-terminated, and its initialized structs, the op's pointers
+        // being valid during this call; checked place.
         unsafe {
             let (path, options) = (text(path, MOXIN_STRLEN, "path")?, load_options(params)?);
             let model = with_op(op, |op| Model::load(Path::new(path), options, op))?;
-            give(place, moxin_model { model, metadata: Mutex::default() });
+            give(
+                place,
+                moxin_model {
+                    model,
+                    metadata: Mutex::default(),
+                },
+            );
         }
         Ok(())
     })
 }
 
-/// What the model in a folder is, without loading it: from config.json and the headers of the weights. out_info->struct_size must be set.
+/// What the model in a folder is, without loading it: from config.json and the headers of the
+/// weights. out_info->struct_size must be set.
 ///
 /// path: the folder, UTF-8, NUL-terminated.
 ///
@@ -227,7 +246,8 @@ pub unsafe extern "C" fn moxin_model_inspect(
 ) -> moxin_status {
     guard(error, || {
         let place = out(out_info, "out_info")?;
-        // SAFETY: the caller's text, NUL-terminated; checked place, and the caller's struct with its size.
+        // SAFETY: the caller's text, NUL-terminated; checked place, and the caller's struct with
+        // its size.
         unsafe {
             let info = Model::inspect(Path::new(text(path, MOXIN_STRLEN, "path")?))?;
             write_result(place, info_for_c(&info), "out_info")
@@ -235,12 +255,14 @@ pub unsafe extern "C" fn moxin_model_inspect(
     })
 }
 
-/// What the model in a folder will take, loaded with params and talked to in one session with session_params, without loading it: from
-/// config.json and the headers of the weights. out_estimate->struct_size must be set.
+/// What the model in a folder will take, loaded with params and talked to in one session with
+/// session_params, without loading it: from config.json and the headers of the weights.
+/// out_estimate->struct_size must be set.
 ///
 /// path: the folder, UTF-8, NUL-terminated. params, session_params, error: may be NULL.
 ///
-/// Fails with NOT_FOUND, CORRUPT_MODEL, UNSUPPORTED_MODEL, IO, INVALID_ARGUMENT or BACKEND_UNAVAILABLE.
+/// Fails with NOT_FOUND, CORRUPT_MODEL, UNSUPPORTED_MODEL, IO, INVALID_ARGUMENT or
+/// BACKEND_UNAVAILABLE.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_model_estimate(
     path: *const c_char,
@@ -254,7 +276,11 @@ pub unsafe extern "C" fn moxin_model_estimate(
         // SAFETY: the caller's text, NUL-terminated, and its initialized structs.
         let estimate = unsafe {
             let path = Path::new(text(path, MOXIN_STRLEN, "path")?);
-            Model::estimate(path, &load_options(params)?, &session::options(session_params)?)?
+            Model::estimate(
+                path,
+                &load_options(params)?,
+                &session::options(session_params)?,
+            )?
         };
         let estimate = moxin_memory_estimate {
             weights: estimate.weights,
@@ -281,8 +307,15 @@ pub unsafe extern "C" fn moxin_model_info_get(
 ) -> moxin_status {
     guard(error, || {
         let place = out(out_info, "out_info")?;
-        // SAFETY: NULL or a handle of this library that was not freed; checked place, and the caller's struct with its size.
-        unsafe { write_result(place, info_for_c(&hold(model, "model")?.model.info()), "out_info") }
+        // SAFETY: NULL or a handle of this library that was not freed; checked place, and the
+        // caller's struct with its size.
+        unsafe {
+            write_result(
+                place,
+                info_for_c(&hold(model, "model")?.model.info()),
+                "out_info",
+            )
+        }
     })
 }
 
@@ -300,17 +333,21 @@ pub unsafe extern "C" fn moxin_model_image_tokens(
 ) -> moxin_status {
     guard(error, || {
         let place = out(out_tokens, "out_tokens")?;
-        // SAFETY: NULL or a handle of this library that was not freed, and the caller's initialized struct.
+        // SAFETY: NULL or a handle of this library that was not freed, and the caller's initialized
+        // struct.
         let (model, budget) = unsafe { (hold(model, "model")?, pixel_budget(budget)?) };
-        let tokens = model.model.image_tokens(width as usize, height as usize, budget)?;
+        let tokens = model
+            .model
+            .image_tokens(width as usize, height as usize, budget)?;
         // SAFETY: checked by `out`.
         unsafe { place.write(tokens as u32) };
         Ok(())
     })
 }
 
-/// A field of the model's config.json by its path, such as "model_type", "text_config.num_hidden_layers" or "image_sizes.0": a text as it is,
-/// all else as JSON. *out_value lives as long as the model's handle.
+/// A field of the model's config.json by its path, such as "model_type",
+/// "text_config.num_hidden_layers" or "image_sizes.0": a text as it is, all else as JSON.
+/// *out_value lives as long as the model's handle.
 ///
 /// key: UTF-8, NUL-terminated. Fails with NOT_FOUND where there is no such field.
 #[unsafe(no_mangle)]
@@ -322,13 +359,20 @@ pub unsafe extern "C" fn moxin_model_metadata(
 ) -> moxin_status {
     guard(error, || {
         let place = out(out_value, "out_value")?;
-        // SAFETY: NULL or a handle of this library that was not freed, and the caller's text, NUL-terminated.
+        // SAFETY: NULL or a handle of this library that was not freed, and the caller's text,
+        // NUL-terminated.
         let (model, key) = unsafe { (hold(model, "model")?, text(key, MOXIN_STRLEN, "key")?) };
-        let value =
-            model.model.metadata(key).ok_or_else(|| Error::NotFound { path: "config.json".into(), what: format!("field `{key}`") })?;
-        let mut shown = model.metadata.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let value = model.model.metadata(key).ok_or_else(|| Error::NotFound {
+            path: "config.json".into(),
+            what: format!("field `{key}`"),
+        })?;
+        let mut shown = model
+            .metadata
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         let shown = shown.entry(key.into()).or_insert_with(|| c_string(&value));
-        // SAFETY: checked by `out`. The text stays where it is as long as the model: nothing is taken out of the map.
+        // SAFETY: checked by `out`. The text stays where it is as long as the model: nothing is
+        // taken out of the map.
         unsafe { place.write(view(shown)) };
         Ok(())
     })
@@ -364,18 +408,27 @@ pub unsafe extern "C" fn moxin_model_save(
     op: *const moxin_op,
     error: *mut *mut moxin_error,
 ) -> moxin_status {
-    // SAFETY: NULL or a handle of this library that was not freed, the caller's text, and its initialized struct with pointers valid during
-    // the call.
+    // SAFETY: NULL or a handle of this library that was not freed, the caller's text, and its
+    // initialized struct with pointers valid during the call.
     guard(error, || unsafe {
-        let (model, directory) = (hold(model, "model")?, text(directory, MOXIN_STRLEN, "directory")?);
-        with_op(op, |op| model.model.save(Path::new(directory), overwrite, op))
+        let (model, directory) = (
+            hold(model, "model")?,
+            text(directory, MOXIN_STRLEN, "directory")?,
+        );
+        with_op(op, |op| {
+            model.model.save(Path::new(directory), overwrite, op)
+        })
     })
 }
 
-/// Gives the memory of the weights back, though the handle and sessions remain. What would compute with them fails then with INVALID_STATE,
-/// but an embedding still fits the same model loaded again. Works while the library is suspended. Waits for a step that is under way.
+/// Gives the memory of the weights back, though the handle and sessions remain. What would compute
+/// with them fails then with INVALID_STATE, but an embedding still fits the same model loaded
+/// again. Works while the library is suspended. Waits for a step that is under way.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn moxin_model_unload(model: *const moxin_model, error: *mut *mut moxin_error) -> moxin_status {
+pub unsafe extern "C" fn moxin_model_unload(
+    model: *const moxin_model,
+    error: *mut *mut moxin_error,
+) -> moxin_status {
     // SAFETY: NULL or a handle of this library that was not freed.
     guard(error, || unsafe { hold(model, "model")?.model.unload() })
 }
@@ -397,27 +450,42 @@ unsafe fn load_options(params: *const moxin_model_params) -> Result<LoadOptions>
         MOXIN_DTYPE_F16 => Some(Dtype::Float16),
         MOXIN_DTYPE_BF16 => Some(Dtype::Bfloat16),
         MOXIN_DTYPE_F32 => Some(Dtype::Float32),
-        other => return Err(Error::InvalidArgument(format!("params.dtype is {other}; 0 to {MOXIN_DTYPE_F32} is expected"))),
+        other => {
+            return Err(Error::InvalidArgument(format!(
+                "params.dtype is {other}; 0 to {MOXIN_DTYPE_F32} is expected"
+            )));
+        }
     };
     let cpu_kernels = match params.cpu_kernels {
         MOXIN_CPU_KERNELS_AUTO => CpuKernels::Auto,
         MOXIN_CPU_KERNELS_OWN => CpuKernels::Own,
         MOXIN_CPU_KERNELS_MLX => CpuKernels::Mlx,
         other => {
-            return Err(Error::InvalidArgument(format!("params.cpu_kernels is {other}; 0 to {MOXIN_CPU_KERNELS_MLX} is expected")));
+            return Err(Error::InvalidArgument(format!(
+                "params.cpu_kernels is {other}; 0 to {MOXIN_CPU_KERNELS_MLX} is expected"
+            )));
         }
     };
     let chat_template = match params.chat_template.is_null() {
         true => None,
         // SAFETY: as promised by the caller: a text, NUL-terminated, for the time of the call.
-        false => Some(unsafe { text(params.chat_template, MOXIN_STRLEN, "params.chat_template")? }.to_owned()),
+        false => Some(
+            unsafe { text(params.chat_template, MOXIN_STRLEN, "params.chat_template")? }.to_owned(),
+        ),
     };
     let quantizes = params.quant_bits > 0 || params.quant_mode != MOXIN_QUANT_MODE_AFFINE;
-    let quantization = scheme(params.quant_mode, params.quant_bits, params.quant_group_size)?;
+    let quantization = scheme(
+        params.quant_mode,
+        params.quant_bits,
+        params.quant_group_size,
+    )?;
     Ok(LoadOptions {
         backend: backend_from(params.backend)?,
         dtype,
-        quantize: quantizes.then(|| QuantizeOptions { quantization, ..QuantizeOptions::default() }),
+        quantize: quantizes.then(|| QuantizeOptions {
+            quantization,
+            ..QuantizeOptions::default()
+        }),
         cpu_kernels,
         memory_limit: (params.memory_limit > 0).then_some(params.memory_limit),
         image_cache: params.image_cache_bytes,
@@ -433,9 +501,17 @@ fn info_for_c(info: &ModelInfo) -> moxin_model_info {
         max_images: u32::try_from(info.max_images).unwrap_or(0),
         takes_system: info.system.into(),
         takes_turns: info.several_messages.into(),
-        quant_bits: info.quantization.map_or(0, |quantization| quantization.bits as u32),
-        quant_group_size: info.quantization.map_or(0, |quantization| quantization.group_size as u32),
-        quant_mode: info.quantization.map_or(MOXIN_QUANT_MODE_AFFINE, |quantization| quantization.mode as u32),
+        quant_bits: info
+            .quantization
+            .map_or(0, |quantization| quantization.bits as u32),
+        quant_group_size: info
+            .quantization
+            .map_or(0, |quantization| quantization.group_size as u32),
+        quant_mode: info
+            .quantization
+            .map_or(MOXIN_QUANT_MODE_AFFINE, |quantization| {
+                quantization.mode as u32
+            }),
         parameter_count: info.parameters,
         weight_bytes: info.weight_bytes,
         fingerprint: info.fingerprint,
@@ -457,6 +533,9 @@ fn info_for_c(info: &ModelInfo) -> moxin_model_info {
 /// A text in a field of fixed length, cut where it is longer; the last byte stays 0.
 fn c_text<const N: usize>(text: &str) -> [c_char; N] {
     let mut field = [0; N];
-    field[..N - 1].iter_mut().zip(text.bytes()).for_each(|(place, byte)| *place = byte as c_char);
+    field[..N - 1]
+        .iter_mut()
+        .zip(text.bytes())
+        .for_each(|(place, byte)| *place = byte as c_char);
     field
 }

@@ -24,9 +24,10 @@ pub const MOXIN_STAGE_QUANTIZE: moxin_stage = 3;
 /// Writing weights.
 pub const MOXIN_STAGE_SAVE: moxin_stage = 4;
 
-/// Told the stage of an operation and the part of it that is done, 0 to 1, on the thread that called the operation. Returning false cancels
-/// the operation.
-pub type moxin_progress_fn = Option<unsafe extern "C" fn(user_data: *mut c_void, stage: moxin_stage, fraction: f32) -> bool>;
+/// Told the stage of an operation and the part of it that is done, 0 to 1, on the thread that
+/// called the operation. Returning false cancels the operation.
+pub type moxin_progress_fn =
+    Option<unsafe extern "C" fn(user_data: *mut c_void, stage: moxin_stage, fraction: f32) -> bool>;
 
 /// Options of one long operation. NULL, or zeros behind struct_size, stand for none.
 #[repr(C)]
@@ -40,14 +41,16 @@ pub struct moxin_op {
     pub user_data: *mut c_void,
     /// Cancels the operation, from any thread. May be NULL.
     pub cancel: *const moxin_cancel,
-    /// The longest the operation may take, in milliseconds, the wait for its turn included. 0: no limit.
+    /// The longest the operation may take, in milliseconds, the wait for its turn included. 0: no
+    /// limit.
     pub timeout_ms: u64,
 }
 
 // SAFETY: repr(C), begins with its size; its pointers may have any value until they are used.
 unsafe impl Versioned for moxin_op {}
 
-/// A new cancel object, which the caller frees with moxin_cancel_free. It may be given to any number of operations.
+/// A new cancel object, which the caller frees with moxin_cancel_free. It may be given to any
+/// number of operations.
 #[unsafe(no_mangle)]
 pub extern "C" fn moxin_cancel_new() -> *mut moxin_cancel {
     let mut handle = ptr::null_mut();
@@ -56,8 +59,8 @@ pub extern "C" fn moxin_cancel_new() -> *mut moxin_cancel {
     handle
 }
 
-/// Ends every operation that was given this object, now or later, with MOXIN_STATUS_CANCELLED. NULL is fine. It only stores a flag, so that a
-/// signal handler may call it.
+/// Ends every operation that was given this object, now or later, with MOXIN_STATUS_CANCELLED. NULL
+/// is fine. It only stores a flag, so that a signal handler may call it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_cancel_trigger(cancel: *const moxin_cancel) {
     // SAFETY: NULL or a handle of this library that was not freed.
@@ -89,9 +92,14 @@ pub(super) unsafe fn with_op<T>(op: *const moxin_op, f: impl FnOnce(Op) -> Resul
             Stage::Save => MOXIN_STAGE_SAVE,
         };
         // SAFETY: the caller's function, with the caller's data, during the caller's call.
-        op.progress.is_none_or(|callback| unsafe { callback(op.user_data, stage, fraction) })
+        op.progress
+            .is_none_or(|callback| unsafe { callback(op.user_data, stage, fraction) })
     };
-    f(Op { progress: Some(&mut progress), cancel, timeout })
+    f(Op {
+        progress: Some(&mut progress),
+        cancel,
+        timeout,
+    })
 }
 
 /// What ends a stream early. Its events tell of its progress.
@@ -102,7 +110,9 @@ pub(super) unsafe fn stream_options(op: *const moxin_op) -> Result<StreamOptions
     // SAFETY: as promised by the caller.
     let (op, cancel, timeout) = unsafe { read_op(op)? };
     if op.progress.is_some() {
-        return Err(Error::InvalidArgument("op.progress is set; a stream tells of its progress with PREFILL events".into()));
+        return Err(Error::InvalidArgument(
+            "op.progress is set; a stream tells of its progress with PREFILL events".into(),
+        ));
     }
     Ok(StreamOptions { cancel, timeout })
 }

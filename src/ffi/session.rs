@@ -7,7 +7,8 @@ use super::{
     generate::LastEvent,
     give, guard, hold,
     image::{moxin_pixel_budget, pixel_budget},
-    init_params, moxin_embedding, moxin_error, moxin_image, moxin_model, moxin_status, out, read_params, text,
+    init_params, moxin_embedding, moxin_error, moxin_image, moxin_model, moxin_status, out,
+    read_params, text,
 };
 use crate::{
     Error, Result,
@@ -23,7 +24,10 @@ pub struct moxin_session {
 
 impl moxin_session {
     fn new(session: Session) -> moxin_session {
-        moxin_session { session, last_event: Mutex::default() }
+        moxin_session {
+            session,
+            last_event: Mutex::default(),
+        }
     }
 }
 
@@ -52,14 +56,15 @@ pub struct moxin_session_params {
     pub min_p: f32,
     /// Above 1: makes tokens that came up before less likely. Default: 1.
     pub repetition_penalty: f32,
-    /// How many of the latest tokens count as come up before. 0, the default: all of the conversation.
+    /// How many of the latest tokens count as come up before. 0, the default: all of the
+    /// conversation.
     pub repetition_window: u32,
     /// The same seed draws the same tokens. Default: 0.
     pub seed: u64,
     /// Tokens of one answer at most. Default: 512.
     pub max_tokens: u32,
-    /// Positions of the whole conversation at most, image tokens included. 0, the default: 4096, more
-    /// where a picture alone takes so many, fewer where the model was made for fewer.
+    /// Positions of the whole conversation at most, image tokens included. 0, the default: 4096,
+    /// more where a picture alone takes so many, fewer where the model was made for fewer.
     pub max_context: u32,
     /// Positions of the prompt that one step works through. Default: 256.
     pub prefill_chunk: u32,
@@ -72,7 +77,8 @@ pub struct moxin_session_params {
     pub stop_count: usize,
 }
 
-// SAFETY: repr(C), begins with its size, otherwise numbers and pointers that are checked before use.
+// SAFETY: repr(C), begins with its size, otherwise numbers and pointers that are checked before
+// use.
 unsafe impl Versioned for moxin_session_params {
     fn defaults() -> Self {
         let options = GenerationOptions::default();
@@ -96,18 +102,22 @@ unsafe impl Versioned for moxin_session_params {
     }
 }
 
-/// Sets up parameters with the defaults; struct_size is sizeof(moxin_session_params), and nothing is written past it.
+/// Sets up parameters with the defaults; struct_size is sizeof(moxin_session_params), and nothing
+/// is written past it.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn moxin_session_params_init(params: *mut moxin_session_params, struct_size: usize) {
+pub unsafe extern "C" fn moxin_session_params_init(
+    params: *mut moxin_session_params,
+    struct_size: usize,
+) {
     // SAFETY: NULL, or the caller's struct of that size.
     unsafe { init_params(params, struct_size) };
 }
 
-/// Begins a conversation. params, error: may be NULL. *out_session receives a session that the caller frees with moxin_session_free; it keeps
-/// what it needs of the model.
+/// Begins a conversation. params, error: may be NULL. *out_session receives a session that the
+/// caller frees with moxin_session_free; it keeps what it needs of the model.
 ///
-/// Fails with INVALID_ARGUMENT, naming the parameter; with OUT_OF_MEMORY where a conversation of max_context positions would not fit; with
-/// INVALID_STATE where the model was unloaded.
+/// Fails with INVALID_ARGUMENT, naming the parameter; with OUT_OF_MEMORY where a conversation of
+/// max_context positions would not fit; with INVALID_STATE where the model was unloaded.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_new(
     model: *const moxin_model,
@@ -117,7 +127,8 @@ pub unsafe extern "C" fn moxin_session_new(
 ) -> moxin_status {
     guard(error, || {
         let place = out(out_session, "out_session")?;
-        // SAFETY: NULL or a handle of this library that was not freed, and the caller's initialized struct; checked place.
+        // SAFETY: NULL or a handle of this library that was not freed, and the caller's initialized
+        // struct; checked place.
         unsafe {
             let session = hold(model, "model")?.model.session(options(params)?)?;
             give(place, moxin_session::new(session));
@@ -126,11 +137,12 @@ pub unsafe extern "C" fn moxin_session_new(
     })
 }
 
-/// A session of its own whose conversation has been the same until now: to ask two things about one picture without reading it twice.
-/// *out_session receives a session that the caller frees with moxin_session_free.
+/// A session of its own whose conversation has been the same until now: to ask two things about one
+/// picture without reading it twice. *out_session receives a session that the caller frees with
+/// moxin_session_free.
 ///
-/// Fails with INVALID_STATE while an answer is being generated or where the model was unloaded, with BUSY, and with OUT_OF_MEMORY where there
-/// is no room for a copy of what was computed.
+/// Fails with INVALID_STATE while an answer is being generated or where the model was unloaded,
+/// with BUSY, and with OUT_OF_MEMORY where there is no room for a copy of what was computed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_fork(
     session: *const moxin_session,
@@ -140,12 +152,18 @@ pub unsafe extern "C" fn moxin_session_fork(
     guard(error, || {
         let place = out(out_session, "out_session")?;
         // SAFETY: NULL or a handle of this library that was not freed; checked place.
-        unsafe { give(place, moxin_session::new(hold(session, "session")?.session.fork()?)) };
+        unsafe {
+            give(
+                place,
+                moxin_session::new(hold(session, "session")?.session.fork()?),
+            )
+        };
         Ok(())
     })
 }
 
-/// Adds a text to the conversation: a question, which the next steps answer, or an answer already given. len: bytes, or MOXIN_STRLEN.
+/// Adds a text to the conversation: a question, which the next steps answer, or an answer already
+/// given. len: bytes, or MOXIN_STRLEN.
 ///
 /// It is text: where a control token such as `</s>` is spelt in it, the model reads the characters,
 /// not the token. See moxin_session_add_prompt for the other way.
@@ -153,8 +171,9 @@ pub unsafe extern "C" fn moxin_session_fork(
 /// Texts and pictures of one role that follow each other are parts of one message.
 ///
 /// Fails with INVALID_STATE for a system text where the model takes none, for a question after the
-/// answer where it takes none then (see moxin_model_info), and while an answer is being generated; with CONTEXT_FULL where the conversation cannot fit into the context, which is
-/// known from its length in bytes; with BUSY.
+/// answer where it takes none then (see moxin_model_info), and while an answer is being generated;
+/// with CONTEXT_FULL where the conversation cannot fit into the context, which is known from its
+/// length in bytes; with BUSY.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_add_text(
     session: *const moxin_session,
@@ -168,10 +187,18 @@ pub unsafe extern "C" fn moxin_session_add_text(
             MOXIN_ROLE_SYSTEM => Role::System,
             MOXIN_ROLE_USER => Role::User,
             MOXIN_ROLE_ASSISTANT => Role::Assistant,
-            other => return Err(Error::InvalidArgument(format!("role is {other}; 0 to {MOXIN_ROLE_ASSISTANT} is expected"))),
+            other => {
+                return Err(Error::InvalidArgument(format!(
+                    "role is {other}; 0 to {MOXIN_ROLE_ASSISTANT} is expected"
+                )));
+            }
         };
         // SAFETY: NULL or a handle of this library that was not freed, and the caller's text.
-        unsafe { hold(session, "session")?.session.add_text(role, text(data, len, "data")?) }
+        unsafe {
+            hold(session, "session")?
+                .session
+                .add_text(role, text(data, len, "data")?)
+        }
     })
 }
 
@@ -197,18 +224,24 @@ pub unsafe extern "C" fn moxin_session_add_prompt(
     error: *mut *mut moxin_error,
 ) -> moxin_status {
     // SAFETY: NULL or a handle of this library that was not freed, and the caller's text.
-    guard(error, || unsafe { hold(session, "session")?.session.add_prompt(text(data, len, "data")?) })
+    guard(error, || unsafe {
+        hold(session, "session")?
+            .session
+            .add_prompt(text(data, len, "data")?)
+    })
 }
 
-/// Adds a picture to the user's message, behind what is there of it; it is encoded when its turn comes. The image may be freed at once.
+/// Adds a picture to the user's message, behind what is there of it; it is encoded when its turn
+/// comes. The image may be freed at once.
 ///
-/// Where the answer is cancelled or fails, its pictures are taken back with the question. Added again it is not encoded again: its tokens
-/// are in the model's cache.
+/// Where the answer is cancelled or fails, its pictures are taken back with the question. Added
+/// again it is not encoded again: its tokens are in the model's cache.
 ///
 /// budget: how many pixels it may have in front of the encoder; may be NULL. error: may be NULL.
 ///
-/// Fails with INVALID_STATE for more pictures than moxin_model_info says, after an answer where the model does not take one then, and while an
-/// answer is being generated; with INVALID_ARGUMENT for a picture or a budget that the model cannot take; with BUSY.
+/// Fails with INVALID_STATE for more pictures than moxin_model_info says, after an answer where the
+/// model does not take one then, and while an answer is being generated; with INVALID_ARGUMENT for
+/// a picture or a budget that the model cannot take; with BUSY.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_add_image(
     session: *const moxin_session,
@@ -216,14 +249,18 @@ pub unsafe extern "C" fn moxin_session_add_image(
     budget: *const moxin_pixel_budget,
     error: *mut *mut moxin_error,
 ) -> moxin_status {
-    // SAFETY: NULL or handles of this library that were not freed, and the caller's initialized struct.
+    // SAFETY: NULL or handles of this library that were not freed, and the caller's initialized
+    // struct.
     guard(error, || unsafe {
         let (session, image) = (hold(session, "session")?, hold(image, "image")?);
-        session.session.add_image_within(image.0.clone(), pixel_budget(budget)?)
+        session
+            .session
+            .add_image_within(image.0.clone(), pixel_budget(budget)?)
     })
 }
 
-/// As moxin_session_add_image, for a picture that is already encoded, by the same model: else INVALID_ARGUMENT.
+/// As moxin_session_add_image, for a picture that is already encoded, by the same model: else
+/// INVALID_ARGUMENT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_add_embedding(
     session: *const moxin_session,
@@ -231,12 +268,18 @@ pub unsafe extern "C" fn moxin_session_add_embedding(
     error: *mut *mut moxin_error,
 ) -> moxin_status {
     // SAFETY: NULL or handles of this library that were not freed.
-    guard(error, || unsafe { hold(session, "session")?.session.add_embedding(&hold(embedding, "embedding")?.0) })
+    guard(error, || unsafe {
+        hold(session, "session")?
+            .session
+            .add_embedding(&hold(embedding, "embedding")?.0)
+    })
 }
 
-/// Ends the answer that is being generated, or the question that waits for one, from any thread, within a layer: its step, or its stream's
-/// last event, is FINISHED with MOXIN_FINISH_REASON_CANCELLED, and the turn is taken back. A moxin_session_prefill that is under way fails
-/// with CANCELLED. Where there is none of these it does nothing: what is added afterwards is not touched. NULL is fine. It only stores a flag, so that a signal handler may call it.
+/// Ends the answer that is being generated, or the question that waits for one, from any thread,
+/// within a layer: its step, or its stream's last event, is FINISHED with
+/// MOXIN_FINISH_REASON_CANCELLED, and the turn is taken back. A moxin_session_prefill that is under
+/// way fails with CANCELLED. Where there is none of these it does nothing: what is added afterwards
+/// is not touched. NULL is fine. It only stores a flag, so that a signal handler may call it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_cancel(session: *const moxin_session) {
     // SAFETY: NULL or a handle of this library that was not freed.
@@ -245,26 +288,34 @@ pub unsafe extern "C" fn moxin_session_cancel(session: *const moxin_session) {
     }
 }
 
-/// Has answers from the next on generated with other parameters: all of them are replaced. What was computed stays. params: NULL stands for
-/// the defaults.
+/// Has answers from the next on generated with other parameters: all of them are replaced. What was
+/// computed stays. params: NULL stands for the defaults.
 ///
-/// Fails with INVALID_ARGUMENT, naming the parameter; with OUT_OF_MEMORY where a conversation of max_context positions would not fit; with
-/// INVALID_STATE while an answer is being generated or where the model was unloaded, with BUSY.
+/// Fails with INVALID_ARGUMENT, naming the parameter; with OUT_OF_MEMORY where a conversation of
+/// max_context positions would not fit; with INVALID_STATE while an answer is being generated or
+/// where the model was unloaded, with BUSY.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_set_params(
     session: *const moxin_session,
     params: *const moxin_session_params,
     error: *mut *mut moxin_error,
 ) -> moxin_status {
-    // SAFETY: NULL or a handle of this library that was not freed, and the caller's initialized struct.
-    guard(error, || unsafe { hold(session, "session")?.session.set_options(options(params)?) })
+    // SAFETY: NULL or a handle of this library that was not freed, and the caller's initialized
+    // struct.
+    guard(error, || unsafe {
+        hold(session, "session")?
+            .session
+            .set_options(options(params)?)
+    })
 }
 
-/// Forgets all but the first messages of the conversation; its picture stays. To have the last question answered again, keep one message
-/// fewer than there are (moxin_stats.message_count) and take steps; to put it differently, keep two fewer. What of the prompt was read and
-/// still holds is not read again.
+/// Forgets all but the first messages of the conversation; its picture stays. To have the last
+/// question answered again, keep one message fewer than there are (moxin_stats.message_count) and
+/// take steps; to put it differently, keep two fewer. What of the prompt was read and still holds
+/// is not read again.
 ///
-/// Fails with INVALID_ARGUMENT where there are fewer messages, with INVALID_STATE while an answer is being generated, with BUSY.
+/// Fails with INVALID_ARGUMENT where there are fewer messages, with INVALID_STATE while an answer
+/// is being generated, with BUSY.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_rewind(
     session: *const moxin_session,
@@ -272,19 +323,27 @@ pub unsafe extern "C" fn moxin_session_rewind(
     error: *mut *mut moxin_error,
 ) -> moxin_status {
     // SAFETY: NULL or a handle of this library that was not freed.
-    guard(error, || unsafe { hold(session, "session")?.session.rewind(messages_to_keep) })
+    guard(error, || unsafe {
+        hold(session, "session")?.session.rewind(messages_to_keep)
+    })
 }
 
-/// Forgets the conversation, its picture, an answer under way, and a cancellation that is pending; the parameters stay. Fails with BUSY.
+/// Forgets the conversation, its picture, an answer under way, and a cancellation that is pending;
+/// the parameters stay. Fails with BUSY.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn moxin_session_reset(session: *const moxin_session, error: *mut *mut moxin_error) -> moxin_status {
+pub unsafe extern "C" fn moxin_session_reset(
+    session: *const moxin_session,
+    error: *mut *mut moxin_error,
+) -> moxin_status {
     // SAFETY: NULL or a handle of this library that was not freed.
-    guard(error, || unsafe { hold(session, "session")?.session.reset() })
+    guard(error, || unsafe {
+        hold(session, "session")?.session.reset()
+    })
 }
 
-/// Frees a session. An answer that is being generated is cancelled; where it is streamed, the call waits until the last event was told and
-/// the stream's user data destroyed. Inside a callback of the library it does not wait: that is done when the callback has returned. NULL is
-/// fine.
+/// Frees a session. An answer that is being generated is cancelled; where it is streamed, the call
+/// waits until the last event was told and the stream's user data destroyed. Inside a callback of
+/// the library it does not wait: that is done when the callback has returned. NULL is fine.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_free(session: *mut moxin_session) {
     // SAFETY: NULL or a handle of this library, which the caller does not use again.
@@ -298,7 +357,10 @@ pub(super) unsafe fn options(params: *const moxin_session_params) -> Result<Gene
     let params = unsafe { read_params(params, "params")? };
     if params.stop_count > MAX_STOP_STRINGS {
         let expected = format!("0 to {MAX_STOP_STRINGS} is expected");
-        return Err(Error::InvalidArgument(format!("params.stop_count is {}; {expected}", params.stop_count)));
+        return Err(Error::InvalidArgument(format!(
+            "params.stop_count is {}; {expected}",
+            params.stop_count
+        )));
     }
     let mut stop = Vec::new();
     for i in 0..params.stop_count {
@@ -306,7 +368,16 @@ pub(super) unsafe fn options(params: *const moxin_session_params) -> Result<Gene
             return Err(Error::NullArgument("params.stop"));
         }
         // SAFETY: the caller's array of that many texts.
-        stop.push(unsafe { text(params.stop.add(i).read(), super::MOXIN_STRLEN, "params.stop")? }.to_owned());
+        stop.push(
+            unsafe {
+                text(
+                    params.stop.add(i).read(),
+                    super::MOXIN_STRLEN,
+                    "params.stop",
+                )?
+            }
+            .to_owned(),
+        );
     }
     Ok(GenerationOptions {
         sampling: SamplingParams {

@@ -1,6 +1,8 @@
 //! An answer that is being generated: its tokens' text and its end.
 
-use super::{ChatModel, Choice, FinishReason, GenerationOptions, Sampler, Source, StopStrings, top_logprobs};
+use super::{
+    ChatModel, Choice, FinishReason, GenerationOptions, Sampler, Source, StopStrings, top_logprobs,
+};
 use crate::{
     Result,
     nn::Row,
@@ -18,9 +20,16 @@ pub struct Answer {
 
 impl Answer {
     /// An answer to the last of these messages, after these rows.
-    pub fn new(model: &ChatModel, options: &GenerationOptions, messages: &[Message], rows: &[(Row, Source)]) -> Result<Answer> {
+    pub fn new(
+        model: &ChatModel,
+        options: &GenerationOptions,
+        messages: &[Message],
+        rows: &[(Row, Source)],
+    ) -> Result<Answer> {
         // What follows raw prompt text is not trimmed either.
-        let is_raw = messages.last().is_some_and(|last| last.role == Role::Prompt);
+        let is_raw = messages
+            .last()
+            .is_some_and(|last| last.role == Role::Prompt);
         let is_spoken = |id: &u32| *id != Row::NO_ID && !model.tokenizer.is_special(*id);
         let spoken = rows.iter().map(|(row, _)| row.id).rfind(is_spoken);
         let decoder = match spoken.filter(|_| is_raw) {
@@ -37,8 +46,17 @@ impl Answer {
     }
 
     /// Draws the next token after `history`; gives the likeliest too, where they are wanted.
-    pub fn choose(&mut self, logits: &[f32], history: &[u32], top: usize) -> Result<(Choice, Vec<Choice>)> {
-        let top = if top > 0 { top_logprobs(logits, top)? } else { Vec::new() };
+    pub fn choose(
+        &mut self,
+        logits: &[f32],
+        history: &[u32],
+        top: usize,
+    ) -> Result<(Choice, Vec<Choice>)> {
+        let top = if top > 0 {
+            top_logprobs(logits, top)?
+        } else {
+            Vec::new()
+        };
         Ok((self.sampler.sample(logits, history)?, top))
     }
 

@@ -9,8 +9,8 @@ use jiff::ZonedDateTime;
 
 use self::reading::Reading;
 use super::{
-    Answer, ChatImage, ChatModel, Conversation, Event, FinishReason, GenerationOptions, Prompt, PromptRequest, PromptWriter, Source, Stats,
-    Watch, Written,
+    Answer, ChatImage, ChatModel, Conversation, Event, FinishReason, GenerationOptions, Prompt,
+    PromptRequest, PromptWriter, Source, Stats, Watch, Written,
 };
 use crate::{
     Error, Result,
@@ -49,8 +49,15 @@ type Held = (Row, Source);
 enum Phase {
     Idle,
     Begin(Turn),
-    Read { turn: Turn, reading: Box<Reading> },
-    Decode { turn: Turn, answer: Box<Answer>, next: Next },
+    Read {
+        turn: Turn,
+        reading: Box<Reading>,
+    },
+    Decode {
+        turn: Turn,
+        answer: Box<Answer>,
+        next: Next,
+    },
 }
 
 /// What a running turn needs to be measured and, when it fails, taken back.
@@ -116,7 +123,10 @@ impl Chat {
     /// # Errors
     /// [`Error::ContextFull`] with the fewest tokens that they can have.
     pub fn check_room(&self, bytes: usize) -> Result<()> {
-        self.writer.check_room(bytes.saturating_add(self.conversation.bytes()), self.max_context)
+        self.writer.check_room(
+            bytes.saturating_add(self.conversation.bytes()),
+            self.max_context,
+        )
     }
 
     /// Adds a picture to the user's message. It may take the place of one whose reading ahead ended
@@ -133,7 +143,10 @@ impl Chat {
     /// one of the two goes on.
     pub fn fork(&self, model: &ChatModel) -> Result<Chat> {
         self.between_turns()?;
-        require("a fork of the conversation", model.memory.cache(self.positions()))?;
+        require(
+            "a fork of the conversation",
+            model.memory.cache(self.positions()),
+        )?;
         Ok(Chat {
             options: self.options.clone(),
             max_context: self.max_context,
@@ -146,7 +159,10 @@ impl Chat {
             written: Written::default(),
             answered: self.answered.clone(),
             phase: Phase::Idle,
-            stats: Stats { messages: self.messages().len(), ..Stats::default() },
+            stats: Stats {
+                messages: self.messages().len(),
+                ..Stats::default()
+            },
         })
     }
 
@@ -156,7 +172,12 @@ impl Chat {
         self.between_turns()?;
         self.conversation.rewind(messages)?;
         // There are no more answers than that to be kept.
-        self.answered.truncate(self.messages().iter().filter(|message| message.role == Role::Assistant).count());
+        self.answered.truncate(
+            self.messages()
+                .iter()
+                .filter(|message| message.role == Role::Assistant)
+                .count(),
+        );
         self.prompt = None;
         self.stats.messages = messages;
         Ok(())
@@ -170,7 +191,10 @@ impl Chat {
             None if self.can_step() => self.open_turn(true),
             None => return false,
         };
-        log::info!("an answer was cancelled after {} tokens", self.stats.generated_tokens);
+        log::info!(
+            "an answer was cancelled after {} tokens",
+            self.stats.generated_tokens
+        );
         self.take_back(turn);
         turn.answers
     }
@@ -208,7 +232,10 @@ impl Chat {
     /// What the model is to read.
     fn request(&self, answers: bool) -> Result<PromptRequest> {
         self.check_room(0)?;
-        Ok(PromptRequest::new(self.messages(), self.conversation.images(), answers).after(&self.answered))
+        Ok(
+            PromptRequest::new(self.messages(), self.conversation.images(), answers)
+                .after(&self.answered),
+        )
     }
 
     /// Forgets the conversation; the options stay.
@@ -269,21 +296,35 @@ impl Chat {
         let asked = self.conversation.asks();
         let turn = match self.current() {
             Some(turn) if self.is_reading() => turn,
-            Some(_) => return Err(Error::InvalidState("the prompt is read already: generate the answer".into())),
+            Some(_) => {
+                return Err(Error::InvalidState(
+                    "the prompt is read already: generate the answer".into(),
+                ));
+            }
             None if asked || self.conversation.has_unasked_image() => self.open_turn(asked),
-            None => return Err(Error::InvalidState("there is nothing to read: add a picture or the user's text first".into())),
+            None => {
+                return Err(Error::InvalidState(
+                    "there is nothing to read: add a picture or the user's text first".into(),
+                ));
+            }
         };
         self.advance_or_take_back(model, turn, watch)
     }
 
-    fn advance_or_take_back(&mut self, model: &ChatModel, turn: Turn, watch: Watch) -> Result<Event> {
+    fn advance_or_take_back(
+        &mut self,
+        model: &ChatModel,
+        turn: Turn,
+        watch: Watch,
+    ) -> Result<Event> {
         let event = guarded(|| {
             inject("chat")?;
             self.advance(model, turn, watch)
         });
         match &event {
             Ok(_) | Err(Error::Cancelled | Error::Timeout | Error::Suspended) => {}
-            // What was computed cannot be trusted: MLX takes all that it evaluated beside a failure for computed.
+            // What was computed cannot be trusted: MLX takes all that it evaluated beside a failure
+            // for computed.
             Err(Error::Panic(_) | Error::Backend(_)) => {
                 self.take_back(turn);
                 self.forget();
@@ -298,16 +339,28 @@ impl Chat {
     /// The turn under way.
     fn current(&self) -> Option<Turn> {
         match &self.phase {
-            Phase::Begin(turn) | Phase::Read { turn, .. } | Phase::Decode { turn, .. } => Some(*turn),
+            Phase::Begin(turn) | Phase::Read { turn, .. } | Phase::Decode { turn, .. } => {
+                Some(*turn)
+            }
             Phase::Idle => None,
         }
     }
 
     fn open_turn(&mut self, answers: bool) -> Turn {
         self.replaceable = false;
-        let began = self.prompt.as_ref().map_or_else(Instant::now, |(_, since)| *since);
-        let turn = Turn { began, kept: self.conversation.answered(), answers };
-        self.stats = Stats { messages: self.messages().len(), ..Stats::default() };
+        let began = self
+            .prompt
+            .as_ref()
+            .map_or_else(Instant::now, |(_, since)| *since);
+        let turn = Turn {
+            began,
+            kept: self.conversation.answered(),
+            answers,
+        };
+        self.stats = Stats {
+            messages: self.messages().len(),
+            ..Stats::default()
+        };
         self.phase = Phase::Begin(turn);
         turn
     }
@@ -330,17 +383,23 @@ impl Chat {
 
     fn forget(&mut self) {
         self.held.clear();
-        self.cache.iter_mut().for_each(|layer| *layer = KVCache::new());
+        self.cache
+            .iter_mut()
+            .for_each(|layer| *layer = KVCache::new());
     }
 
     fn positions(&self) -> usize {
-        self.cache.first().map_or(0, |layer| layer.offset() as usize)
+        self.cache
+            .first()
+            .map_or(0, |layer| layer.offset() as usize)
     }
 
     fn between_turns(&self) -> Result<()> {
         match self.phase {
             Phase::Idle => Ok(()),
-            _ => Err(Error::InvalidState("an answer is being generated: finish or cancel it first".into())),
+            _ => Err(Error::InvalidState(
+                "an answer is being generated: finish or cancel it first".into(),
+            )),
         }
     }
 }

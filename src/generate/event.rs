@@ -24,7 +24,8 @@ pub enum Event {
     },
     /// One token.
     Text {
-        /// Text that became complete with it; empty while the bytes of a character or a possible stop text are waiting.
+        /// Text that became complete with it; empty while the bytes of a character or a possible
+        /// stop text are waiting.
         text: String,
         /// The token.
         token: u32,

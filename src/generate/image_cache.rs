@@ -27,7 +27,11 @@ pub struct ImageCache {
 impl ImageCache {
     /// An empty cache that holds at most `budget` bytes.
     pub fn new(budget: u64) -> ImageCache {
-        ImageCache { budget, bytes: 0, entries: VecDeque::new() }
+        ImageCache {
+            budget,
+            bytes: 0,
+            entries: VecDeque::new(),
+        }
     }
 
     /// The features of a picture, where they are still here.
@@ -87,7 +91,12 @@ mod tests {
     };
 
     fn plan(edge: usize) -> MediaPlan {
-        MediaPlan { grids: Vec::new(), pixels: [edge; 2], markup: String::new(), runs: vec![2] }
+        MediaPlan {
+            grids: Vec::new(),
+            pixels: [edge; 2],
+            markup: String::new(),
+            runs: vec![2],
+        }
     }
 
     fn picture(gray: u8) -> MediaKey {
@@ -97,11 +106,15 @@ mod tests {
 
     /// 40 bytes.
     fn tokens(value: f32) -> Features {
-        Features { rows: floats(&[value; 10], &[2, 5]) }
+        Features {
+            rows: floats(&[value; 10], &[2, 5]),
+        }
     }
 
     fn value(cache: &mut ImageCache, gray: u8) -> Option<f32> {
-        cache.get(picture(gray)).map(|features| features.rows.as_slice::<f32>()[0])
+        cache
+            .get(picture(gray))
+            .map(|features| features.rows.as_slice::<f32>()[0])
     }
 
     #[test]
@@ -111,7 +124,14 @@ mod tests {
         cache.insert(picture(2), tokens(2.0));
         assert_eq!((value(&mut cache, 1), cache.bytes()), (Some(1.0), 80));
         cache.insert(picture(3), tokens(3.0));
-        assert_eq!((value(&mut cache, 1), value(&mut cache, 2), value(&mut cache, 3)), (Some(1.0), None, Some(3.0)));
+        assert_eq!(
+            (
+                value(&mut cache, 1),
+                value(&mut cache, 2),
+                value(&mut cache, 3)
+            ),
+            (Some(1.0), None, Some(3.0))
+        );
         assert_eq!(cache.bytes(), 80);
         cache.clear();
         assert_eq!((value(&mut cache, 1), cache.bytes()), (None, 0));
@@ -133,6 +153,9 @@ mod tests {
         assert_ne!(picture(6), picture(7));
         assert_eq!(picture(7), picture(7));
         // Nor is a picture that is processed otherwise.
-        assert_ne!(MediaKey::new(wide.hash(), &plan(2)), MediaKey::new(wide.hash(), &plan(4)));
+        assert_ne!(
+            MediaKey::new(wide.hash(), &plan(2)),
+            MediaKey::new(wide.hash(), &plan(4))
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Prefill and decode: sampling, stop rules, and the step loop of a conversation. Runs on one thread, usually the engine's.
+//! Prefill and decode: sampling, stop rules, and the step loop of a conversation. Runs on one
+//! thread, usually the engine's.
 
 mod answer;
 mod chat;

@@ -8,7 +8,9 @@ use crate::{
     checkpoint::Quantization,
     device::{Arithmetic, require},
     image::Picture,
-    models::{Limits, LoadedModel, MediaKey, MediaPlan, MediumSize, MemoryNeeds, ModelFolder, Sizes},
+    models::{
+        Limits, LoadedModel, MediaKey, MediaPlan, MediumSize, MemoryNeeds, ModelFolder, Sizes,
+    },
     nn::Features,
     text::Tokenizer,
 };
@@ -54,12 +56,19 @@ impl ChatModel {
             log::debug!("picture {:016x}: encoded before", key.short());
             return Ok((features, true));
         }
-        let size = MediumSize { width: picture.width() as usize, height: picture.height() as usize };
+        let size = MediumSize {
+            width: picture.width() as usize,
+            height: picture.height() as usize,
+        };
         require("encoding a picture", self.vision_memory(size, plan))?;
         let clock = Instant::now();
         let pixels = self.folder.blueprint.preprocess(picture, plan)?;
         let features = self.weights.vision.encode(&pixels, plan, progress)?;
-        log::debug!("picture {:016x}: encoded in {:?}", key.short(), clock.elapsed());
+        log::debug!(
+            "picture {:016x}: encoded in {:?}",
+            key.short(),
+            clock.elapsed()
+        );
         self.images.borrow_mut().insert(key, features.clone());
         Ok((features, false))
     }

@@ -40,21 +40,31 @@ impl Default for GenerationOptions {
 impl GenerationOptions {
     /// Positions of the whole conversation at most, for a model of these limits.
     pub fn context(&self, limits: &Limits) -> usize {
-        self.max_context.unwrap_or(limits.default_context).min(limits.context)
+        self.max_context
+            .unwrap_or(limits.default_context)
+            .min(limits.context)
     }
 
     /// Checks every field's range.
     pub fn validate(&self) -> Result<()> {
         self.sampling.validate()?;
-        for (name, value) in
-            [("max_tokens", self.max_tokens), ("prefill_chunk", self.prefill_chunk), ("max_context", self.max_context.unwrap_or(1))]
-        {
+        for (name, value) in [
+            ("max_tokens", self.max_tokens),
+            ("prefill_chunk", self.prefill_chunk),
+            ("max_context", self.max_context.unwrap_or(1)),
+        ] {
             if !(1..=1 << 24).contains(&value) {
-                return Err(Error::InvalidArgument(format!("{name} is {value}; 1 to {} is expected", 1 << 24)));
+                return Err(Error::InvalidArgument(format!(
+                    "{name} is {value}; 1 to {} is expected",
+                    1 << 24
+                )));
             }
         }
         if self.top_logprobs > MAX_TOP_LOGPROBS {
-            return Err(Error::InvalidArgument(format!("logprobs is {}; 0 to {MAX_TOP_LOGPROBS} is expected", self.top_logprobs)));
+            return Err(Error::InvalidArgument(format!(
+                "logprobs is {}; 0 to {MAX_TOP_LOGPROBS} is expected",
+                self.top_logprobs
+            )));
         }
         StopStrings::check(&self.stop)
     }

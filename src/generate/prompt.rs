@@ -81,7 +81,10 @@ impl Prompt {
     /// Whether a span reaches the end, so that it would grow with the prompt.
     pub fn ends_in_span(&self) -> bool {
         let total = self.rows.len();
-        self.rows.iter().enumerate().any(|(i, row)| row.reach as usize == total && i + 1 < total)
+        self.rows
+            .iter()
+            .enumerate()
+            .any(|(i, row)| row.reach as usize == total && i + 1 < total)
     }
 }
 
@@ -112,7 +115,10 @@ impl PromptRequest {
     /// like one of them, and a control token follows, its tokens are kept, and only the rest is
     /// tokenized.
     pub fn after(self, answered: &[Written]) -> PromptRequest {
-        PromptRequest { answered: answered.to_vec(), ..self }
+        PromptRequest {
+            answered: answered.to_vec(),
+            ..self
+        }
     }
 
     /// Bytes of all texts.
@@ -138,7 +144,12 @@ impl PromptWriter {
     /// # Errors
     /// [`Error::CorruptModel`] where the tokenizer has not the token that stands for pictures, or
     /// another of that spelling; [`Error::NotFound`] where there is no template and one is needed.
-    pub fn new(blueprint: Arc<dyn Blueprint>, tokenizer: &Tokenizer, template: Option<Template>, end: &[u32]) -> Result<PromptWriter> {
+    pub fn new(
+        blueprint: Arc<dyn Blueprint>,
+        tokenizer: &Tokenizer,
+        template: Option<Template>,
+        end: &[u32],
+    ) -> Result<PromptWriter> {
         let format = blueprint.format();
         let template = match &format {
             PromptFormat::Template { default, .. } => match (template, default) {
@@ -150,19 +161,31 @@ impl PromptWriter {
         let mut controls = end.to_vec();
         if let Some(Marker { text, id }) = format.marker() {
             if tokenizer.token_id(text) != Some(*id) {
-                let found = tokenizer.token_id(text).map_or("none".to_owned(), |id| id.to_string());
-                let what = format!("its token {text} for images has the number {found}; config.json says {id}");
+                let found = tokenizer
+                    .token_id(text)
+                    .map_or("none".to_owned(), |id| id.to_string());
+                let what = format!(
+                    "its token {text} for images has the number {found}; config.json says {id}"
+                );
                 return Err(tokenizer.at_fault(what));
             }
             controls.push(*id);
         }
         let encoder = PromptEncoder::new(tokenizer, &controls)?;
-        Ok(PromptWriter { blueprint, format, encoder, template })
+        Ok(PromptWriter {
+            blueprint,
+            format,
+            encoder,
+            template,
+        })
     }
 
     /// The same writer, for which it is and stays `now`.
     pub fn at(self, now: ZonedDateTime) -> PromptWriter {
-        PromptWriter { template: self.template.map(|template| template.at(now)), ..self }
+        PromptWriter {
+            template: self.template.map(|template| template.at(now)),
+            ..self
+        }
     }
 
     /// Whether pictures stand where markers say.
@@ -183,8 +206,8 @@ impl PromptWriter {
     /// Writes a prompt.
     ///
     /// # Errors
-    /// [`Error::InvalidState`] where the model's template refuses the conversation, or does not have
-    /// a place for each picture; those of [`PromptEncoder::encode`].
+    /// [`Error::InvalidState`] where the model's template refuses the conversation, or does not
+    /// have a place for each picture; those of [`PromptEncoder::encode`].
     pub fn write(&self, request: &PromptRequest) -> Result<Prompt> {
         let text = self.text(request)?;
         let framed = match &self.format {
@@ -193,7 +216,11 @@ impl PromptWriter {
         };
         match self.format.marker() {
             Some(Marker { text: marker, id }) => {
-                let markups: Vec<&str> = request.plans.iter().map(|plan| plan.markup.as_str()).collect();
+                let markups: Vec<&str> = request
+                    .plans
+                    .iter()
+                    .map(|plan| plan.markup.as_str())
+                    .collect();
                 let text = text.replace_markers(marker, &markups)?;
                 self.with_media(self.tokens(&text, request, framed)?, request, Some(*id))
             }
@@ -202,22 +229,39 @@ impl PromptWriter {
     }
 
     /// The tokens of a prompt; those that were generated before stay as they are.
-    fn tokens(&self, prompt: &text::Prompt, request: &PromptRequest, framed: bool) -> Result<Written> {
-        for Written { text, ids } in request.answered.iter().rev().filter(|written| prompt.text().starts_with(&written.text)) {
+    fn tokens(
+        &self,
+        prompt: &text::Prompt,
+        request: &PromptRequest,
+        framed: bool,
+    ) -> Result<Written> {
+        for Written { text, ids } in request
+            .answered
+            .iter()
+            .rev()
+            .filter(|written| prompt.text().starts_with(&written.text))
+        {
             let rest = prompt.after(text.len());
             if self.encoder.begins_with_control(&rest) {
                 let ids = [&ids[..], &self.encoder.encode(&rest, false)?].concat();
-                return Ok(Written { text: prompt.text().to_owned(), ids });
+                return Ok(Written {
+                    text: prompt.text().to_owned(),
+                    ids,
+                });
             }
         }
-        Ok(Written { text: prompt.text().to_owned(), ids: self.encoder.encode(prompt, framed)? })
+        Ok(Written {
+            text: prompt.text().to_owned(),
+            ids: self.encoder.encode(prompt, framed)?,
+        })
     }
 
     /// The conversation as text.
     fn text(&self, request: &PromptRequest) -> Result<text::Prompt> {
         let messages = &request.messages[..];
         // Raw prompt text is all of a prompt that a template would write, and the answers to it.
-        let is_raw = self.is_marked() && messages.iter().any(|message| message.role == Role::Prompt);
+        let is_raw =
+            self.is_marked() && messages.iter().any(|message| message.role == Role::Prompt);
         match &self.format {
             _ if is_raw => {
                 let mut prompt = text::Prompt::default();
@@ -229,21 +273,44 @@ impl PromptWriter {
                 }
                 Ok(prompt)
             }
-            PromptFormat::Plain { render, .. } => render(if request.answers || self.is_marked() { messages } else { &[] }),
+            PromptFormat::Plain { render, .. } => render(if request.answers || self.is_marked() {
+                messages
+            } else {
+                &[]
+            }),
             PromptFormat::Template { content, .. } => {
-                let none =
-                    "this model's folder has no chat template (chat_template.jinja, chat_template.json, or in tokenizer_config.json)";
-                let template = self.template.as_ref().ok_or_else(|| Error::InvalidState(none.into()))?;
+                let none = "this model's folder has no chat template (chat_template.jinja, \
+                    chat_template.json, or in tokenizer_config.json)";
+                let template = self
+                    .template
+                    .as_ref()
+                    .ok_or_else(|| Error::InvalidState(none.into()))?;
                 let (masked, mask) = self.encoder.mask(messages)?;
-                Ok(self.encoder.unmask(&template.render(&masked, *content, request.answers)?, &mask))
+                Ok(self
+                    .encoder
+                    .unmask(&template.render(&masked, *content, request.answers)?, &mask))
             }
         }
     }
 
-    /// Rows of tokens, and of features in place of markers; without a marker behind the first token.
-    fn with_media(&self, written: Written, request: &PromptRequest, marker: Option<u32>) -> Result<Prompt> {
-        let mut runs = request.plans.iter().enumerate().flat_map(|(image, plan)| plan.runs.iter().map(move |run| (image, *run)));
-        let mut prompt = Unplaced { ids: Vec::new(), sources: Vec::new(), images: vec![Vec::new(); request.plans.len()] };
+    /// Rows of tokens, and of features in place of markers; without a marker behind the first
+    /// token.
+    fn with_media(
+        &self,
+        written: Written,
+        request: &PromptRequest,
+        marker: Option<u32>,
+    ) -> Result<Prompt> {
+        let mut runs = request
+            .plans
+            .iter()
+            .enumerate()
+            .flat_map(|(image, plan)| plan.runs.iter().map(move |run| (image, *run)));
+        let mut prompt = Unplaced {
+            ids: Vec::new(),
+            sources: Vec::new(),
+            images: vec![Vec::new(); request.plans.len()],
+        };
         for (i, id) in written.ids.iter().enumerate() {
             match marker {
                 Some(marker) if *id == marker => {
@@ -264,23 +331,48 @@ impl PromptWriter {
         if runs.next().is_some() {
             return Err(miscounted(request));
         }
-        let Unplaced { mut ids, mut sources, images } = prompt;
+        let Unplaced {
+            mut ids,
+            mut sources,
+            images,
+        } = prompt;
         // Without a question the prompt ends with its last picture.
         if !request.answers {
-            let end = images.iter().flatten().map(|run| run.end).max().unwrap_or(ids.len());
+            let end = images
+                .iter()
+                .flatten()
+                .map(|run| run.end)
+                .max()
+                .unwrap_or(ids.len());
             ids.truncate(end);
             sources.truncate(end);
         }
-        let placed: Vec<PlacedMedium> =
-            images.iter().zip(&request.plans).map(|(runs, plan)| PlacedMedium { runs: runs.clone(), plan }).collect();
+        let placed: Vec<PlacedMedium> = images
+            .iter()
+            .zip(&request.plans)
+            .map(|(runs, plan)| PlacedMedium {
+                runs: runs.clone(),
+                plan,
+            })
+            .collect();
         let positions = self.blueprint.positions(ids.len(), &placed);
-        let mut rows: Vec<Row> = ids.iter().zip(positions).enumerate().map(|(i, (id, position))| Row::causal(*id, position, i)).collect();
+        let mut rows: Vec<Row> = ids
+            .iter()
+            .zip(positions)
+            .enumerate()
+            .map(|(i, (id, position))| Row::causal(*id, position, i))
+            .collect();
         for span in self.blueprint.spans(ids.len(), &placed) {
             for row in &mut rows[span.clone()] {
                 (row.from, row.reach) = (span.start as u32, span.end as u32);
             }
         }
-        Ok(Prompt { rows, sources, images, written })
+        Ok(Prompt {
+            rows,
+            sources,
+            images,
+            written,
+        })
     }
 }
 
@@ -296,7 +388,8 @@ impl Unplaced {
         let first: usize = self.images[image].iter().map(Range::len).sum();
         let start = self.ids.len();
         self.ids.extend(std::iter::repeat_n(id, run));
-        self.sources.extend((first..first + run).map(|i| Some((key, i as u32))));
+        self.sources
+            .extend((first..first + run).map(|i| Some((key, i as u32))));
         self.images[image].push(start..start + run);
     }
 }
@@ -304,6 +397,7 @@ impl Unplaced {
 fn miscounted(request: &PromptRequest) -> Error {
     let images = request.plans.len();
     Error::InvalidState(format!(
-        "the prompt has not one place for each run of features of its {images} images; is tokenizer.json the model's?"
+        "the prompt has not one place for each run of features of its {images} images; is \
+         tokenizer.json the model's?"
     ))
 }

@@ -32,7 +32,10 @@ pub struct Stats {
 impl Stats {
     /// Positions of the prompt a second, without those reused.
     pub fn prefill_rate(&self) -> f64 {
-        rate(self.prompt_tokens.saturating_sub(self.reused_tokens), self.prefill)
+        rate(
+            self.prompt_tokens.saturating_sub(self.reused_tokens),
+            self.prefill,
+        )
     }
 
     /// Tokens a second after the first.
@@ -42,5 +45,9 @@ impl Stats {
 }
 
 fn rate(count: usize, time: Duration) -> f64 {
-    if time.is_zero() { 0.0 } else { count as f64 / time.as_secs_f64() }
+    if time.is_zero() {
+        0.0
+    } else {
+        count as f64 / time.as_secs_f64()
+    }
 }

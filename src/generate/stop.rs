@@ -1,4 +1,5 @@
-//! Stop strings over streamed text. (A stop token such as `</s>` needs no rule of its own: it is compared as an id, before it is text.)
+//! Stop strings over streamed text. (A stop token such as `</s>` needs no rule of its own: it is
+//! compared as an id, before it is text.)
 
 use std::collections::HashMap;
 
@@ -16,7 +17,8 @@ pub const MAX_STOP_STRINGS: usize = 64;
 /// The most bytes of one stop string.
 pub const MAX_STOP_BYTES: usize = 1024;
 
-/// Watches a text that arrives in pieces for strings that end it, and holds back what may be the beginning of one.
+/// Watches a text that arrives in pieces for strings that end it, and holds back what may be the
+/// beginning of one.
 ///
 /// The string that is complete first ends the text; of several complete at the same character, the
 /// longest. Where the borders between the pieces lie makes no difference. The work grows with the
@@ -45,8 +47,16 @@ impl StopStrings {
     /// As for [`StopStrings::check`].
     pub fn new(stops: Vec<String>) -> Result<Self> {
         Self::check(&stops)?;
-        let matcher = if stops.is_empty() { None } else { Some(Matcher::new(&stops)?) };
-        Ok(Self { matcher, held: String::new(), stopped: false })
+        let matcher = if stops.is_empty() {
+            None
+        } else {
+            Some(Matcher::new(&stops)?)
+        };
+        Ok(Self {
+            matcher,
+            held: String::new(),
+            stopped: false,
+        })
     }
 
     /// Checks the number of stop strings and the length of each.
@@ -57,9 +67,15 @@ impl StopStrings {
     pub fn check(stops: &[String]) -> Result<()> {
         let count = stops.len();
         if count > MAX_STOP_STRINGS {
-            return Err(Error::InvalidArgument(format!("there are {count} stop strings; at most {MAX_STOP_STRINGS} are allowed")));
+            return Err(Error::InvalidArgument(format!(
+                "there are {count} stop strings; at most {MAX_STOP_STRINGS} are allowed"
+            )));
         }
-        match stops.iter().enumerate().find(|(_, stop)| !(1..=MAX_STOP_BYTES).contains(&stop.len())) {
+        match stops
+            .iter()
+            .enumerate()
+            .find(|(_, stop)| !(1..=MAX_STOP_BYTES).contains(&stop.len()))
+        {
             Some((i, stop)) => Err(Error::InvalidArgument(format!(
                 "stop string {} of {count} has {} bytes; 1 to {MAX_STOP_BYTES} are allowed",
                 i + 1,
@@ -72,19 +88,29 @@ impl StopStrings {
     /// Takes the next piece of text. Once stopped, everything further is dropped.
     pub fn push(&mut self, piece: &str) -> StopOutcome {
         if self.stopped {
-            return StopOutcome { text: String::new(), stopped: true };
+            return StopOutcome {
+                text: String::new(),
+                stopped: true,
+            };
         }
         let mut text = std::mem::take(&mut self.held);
         let before = text.len();
         text.push_str(piece);
-        match self.matcher.as_mut().map_or(Found::Held(0), |matcher| matcher.push(piece)) {
+        match self
+            .matcher
+            .as_mut()
+            .map_or(Found::Held(0), |matcher| matcher.push(piece))
+        {
             Found::Stop { end, length } => {
                 text.truncate(before + end - length);
                 self.stopped = true;
             }
             Found::Held(length) => self.held = text.split_off(text.len() - length),
         }
-        StopOutcome { text, stopped: self.stopped }
+        StopOutcome {
+            text,
+            stopped: self.stopped,
+        }
     }
 
     /// Ends the text, where no stop string has, and returns what was held back.
@@ -112,9 +138,13 @@ enum Found {
 
 impl Matcher {
     fn new(stops: &[String]) -> Result<Matcher> {
-        let unusable = |error: String| Error::InvalidArgument(format!("the stop strings cannot be matched: {error}"));
+        let unusable = |error: String| {
+            Error::InvalidArgument(format!("the stop strings cannot be matched: {error}"))
+        };
         let automaton = NFA::new(stops).map_err(|error| unusable(error.to_string()))?;
-        let start = automaton.start_state(Anchored::No).map_err(|error| unusable(error.to_string()))?;
+        let start = automaton
+            .start_state(Anchored::No)
+            .map_err(|error| unusable(error.to_string()))?;
         let mut depths = HashMap::new();
         for stop in stops {
             let mut state = start;
@@ -123,15 +153,23 @@ impl Matcher {
                 depths.insert(state, i + 1);
             }
         }
-        Ok(Matcher { automaton, depths, state: start })
+        Ok(Matcher {
+            automaton,
+            depths,
+            state: start,
+        })
     }
 
     fn push(&mut self, piece: &str) -> Found {
         for (i, byte) in piece.bytes().enumerate() {
             self.state = self.automaton.next_state(Anchored::No, self.state, byte);
             if self.automaton.is_match(self.state) {
-                let lengths = (0..self.automaton.match_len(self.state)).map(|i| self.automaton.match_pattern(self.state, i));
-                let length = lengths.map(|pattern| self.automaton.pattern_len(pattern)).max().unwrap_or(0);
+                let lengths = (0..self.automaton.match_len(self.state))
+                    .map(|i| self.automaton.match_pattern(self.state, i));
+                let length = lengths
+                    .map(|pattern| self.automaton.pattern_len(pattern))
+                    .max()
+                    .unwrap_or(0);
                 return Found::Stop { end: i + 1, length };
             }
         }

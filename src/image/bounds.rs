@@ -1,5 +1,6 @@
-//! What a file may make its decoder take. The decoders trust some numbers in a file before they look at the others, and read metadata that
-//! nobody asked for: that is left out or checked here, so that what decoding takes follows from the picture's pixels and the file's length.
+//! What a file may make its decoder take. The decoders trust some numbers in a file before they
+//! look at the others, and read metadata that nobody asked for: that is left out or checked here,
+//! so that what decoding takes follows from the picture's pixels and the file's length.
 
 use std::borrow::Cow;
 
@@ -8,14 +9,20 @@ use image::{ColorType, ImageFormat};
 use super::{picture::MAX_SIDE, vp8l};
 use crate::{Error, Result, device::room};
 
-/// Bytes that any decoder may take beside what follows from pixels and file: tables, and buffers of a few rows.
+/// Bytes that any decoder may take beside what follows from pixels and file: tables, and buffers of
+/// a few rows.
 pub(super) const TABLES: u64 = 4 << 20;
 
 /// Returns a file without what its decoder need not see.
 ///
 /// # Errors
-/// What `refuse` makes of a description, where the decoder would take more than the picture justifies.
-pub(super) fn check(format: ImageFormat, bytes: &[u8], refuse: impl Fn(String) -> Error) -> Result<Cow<'_, [u8]>> {
+/// What `refuse` makes of a description, where the decoder would take more than the picture
+/// justifies.
+pub(super) fn check(
+    format: ImageFormat,
+    bytes: &[u8],
+    refuse: impl Fn(String) -> Error,
+) -> Result<Cow<'_, [u8]>> {
     match format {
         ImageFormat::Png => return png_pixels(bytes).map(Cow::Owned),
         ImageFormat::Tiff => check_tiff(bytes).map_err(refuse)?,
@@ -25,7 +32,8 @@ pub(super) fn check(format: ImageFormat, bytes: &[u8], refuse: impl Fn(String) -
     Ok(Cow::Borrowed(bytes))
 }
 
-/// Returns the bytes that reading the headers of a file takes beside the file, all metadata included.
+/// Returns the bytes that reading the headers of a file takes beside the file, all metadata
+/// included.
 pub(super) fn header_bytes(format: ImageFormat, file: u64) -> u64 {
     match format {
         // A copy of the file, and of what its segments hold.
@@ -35,15 +43,24 @@ pub(super) fn header_bytes(format: ImageFormat, file: u64) -> u64 {
     }
 }
 
-/// Returns the bytes that decoding takes beside the file and what [`header_bytes`] says: the decoder's own, and its output.
-pub(super) fn decoding_bytes(format: ImageFormat, width: u32, height: u32, color: ColorType) -> u64 {
+/// Returns the bytes that decoding takes beside the file and what [`header_bytes`] says: the
+/// decoder's own, and its output.
+pub(super) fn decoding_bytes(
+    format: ImageFormat,
+    width: u32,
+    height: u32,
+    color: ColorType,
+) -> u64 {
     let pixels = u64::from(width) * u64::from(height);
     let output = u64::from(color.bytes_per_pixel());
     let inner = match format {
         // Coefficients, two bytes each, of blocks that come in squares of up to 32 pixels.
         ImageFormat::Jpeg => {
-            let padded = u64::from(width).next_multiple_of(32) * u64::from(height).next_multiple_of(32);
-            return padded * 2 * if color == ColorType::L8 { 1 } else { 4 } + pixels * output + TABLES;
+            let padded =
+                u64::from(width).next_multiple_of(32) * u64::from(height).next_multiple_of(32);
+            return padded * 2 * if color == ColorType::L8 { 1 } else { 4 }
+                + pixels * output
+                + TABLES;
         }
         // A frame that does not cover the picture, and its numbers before they are looked up.
         ImageFormat::Gif => 4 + 1,
@@ -56,16 +73,19 @@ pub(super) fn decoding_bytes(format: ImageFormat, width: u32, height: u32, color
     pixels * (output + inner) + TABLES
 }
 
-/// Returns the chunks of a PNG that make its pixels. Profiles and texts are compressed, a megabyte may hold a gigabyte, and the rest is not
-/// needed either.
+/// Returns the chunks of a PNG that make its pixels. Profiles and texts are compressed, a megabyte
+/// may hold a gigabyte, and the rest is not needed either.
 fn png_pixels(bytes: &[u8]) -> Result<Vec<u8>> {
     const SIGNATURE: usize = 8;
     let (signature, mut rest) = bytes.split_at(SIGNATURE.min(bytes.len()));
     let mut kept = room(bytes.len(), || "a copy of a PNG".into())?;
     kept.extend(signature);
     while let Some((length, name)) = rest.first_chunk().zip(rest.get(4..8)) {
-        // Its length, its name, its content, a check sum. What is cut off is for the decoder to find.
-        let whole = (u32::from_be_bytes(*length) as usize).saturating_add(12).min(rest.len());
+        // Its length, its name, its content, a check sum. What is cut off is for the decoder to
+        // find.
+        let whole = (u32::from_be_bytes(*length) as usize)
+            .saturating_add(12)
+            .min(rest.len());
         let (chunk, after) = rest.split_at(whole);
         if name.first().is_some_and(u8::is_ascii_uppercase) || name == b"tRNS" {
             kept.extend(chunk);
@@ -94,40 +114,65 @@ pub(super) fn webp_exif(bytes: &[u8]) -> Option<&[u8]> {
     webp_chunks(bytes.get(12..)?).find_map(|(name, content)| (name == b"EXIF").then_some(content))
 }
 
-/// The chunks of a WebP, up to one that is cut off: four letters, a size, and the content, to an even length.
+/// The chunks of a WebP, up to one that is cut off: four letters, a size, and the content, to an
+/// even length.
 fn webp_chunks(mut rest: &[u8]) -> impl Iterator<Item = (&[u8; 4], &[u8])> {
     std::iter::from_fn(move || {
         let (name, after) = rest.split_first_chunk::<4>()?;
         let (size, after) = after.split_first_chunk()?;
         let size = u32::from_le_bytes(*size) as usize;
         let content = after.get(..size)?;
-        rest = after.get(size.checked_next_multiple_of(2)?..).unwrap_or_default();
+        rest = after
+            .get(size.checked_next_multiple_of(2)?..)
+            .unwrap_or_default();
         Some((name, content))
     })
 }
 
-/// Checks that a WebP's pixels are as many as its header says: the decoder makes room for what the compressed data states.
+/// Checks that a WebP's pixels are as many as its header says: the decoder makes room for what the
+/// compressed data states.
 fn check_webp(bytes: &[u8]) -> Result<(), String> {
     let number = |content: &[u8], at: usize, len: usize| {
         let bytes = content.get(at..at + len)?;
-        Some(bytes.iter().rev().fold(0, |number, byte| number << 8 | u32::from(*byte)))
+        Some(
+            bytes
+                .iter()
+                .rev()
+                .fold(0, |number, byte| number << 8 | u32::from(*byte)),
+        )
     };
     let check = |stated: Option<(u32, u32)>, chunks: &[u8]| {
-        let compressed = webp_chunks(chunks).find(|(name, _)| *name == b"VP8 ").map(|(_, content)| content);
-        let sizes = compressed.and_then(|content| Some((number(content, 6, 2)? & 0x3fff, number(content, 8, 2)? & 0x3fff)));
+        let compressed = webp_chunks(chunks)
+            .find(|(name, _)| *name == b"VP8 ")
+            .map(|(_, content)| content);
+        let sizes = compressed.and_then(|content| {
+            Some((
+                number(content, 6, 2)? & 0x3fff,
+                number(content, 8, 2)? & 0x3fff,
+            ))
+        });
         match (stated, sizes) {
-            (Some(stated), Some(found)) if stated != found => {
-                Err(format!("WebP that is damaged: its header says {stated:?} pixels, its compressed data {found:?}"))
-            }
+            (Some(stated), Some(found)) if stated != found => Err(format!(
+                "WebP that is damaged: its header says {stated:?} pixels, its compressed data \
+                 {found:?}"
+            )),
             _ => Ok(()),
         }
     };
     let chunks = bytes.get(12..).unwrap_or_default();
     let side = |content: &[u8], at: usize| Some(number(content, at, 3)? + 1);
-    let header = webp_chunks(chunks).next().filter(|(name, _)| *name == b"VP8X");
-    check(header.and_then(|(_, content)| Some((side(content, 4)?, side(content, 7)?))), chunks)?;
+    let header = webp_chunks(chunks)
+        .next()
+        .filter(|(name, _)| *name == b"VP8X");
+    check(
+        header.and_then(|(_, content)| Some((side(content, 4)?, side(content, 7)?))),
+        chunks,
+    )?;
     match webp_chunks(chunks).find(|(name, _)| *name == b"ANMF") {
-        Some((_, frame)) => check(side(frame, 6).zip(side(frame, 9)), frame.get(16..).unwrap_or_default()),
+        Some((_, frame)) => check(
+            side(frame, 6).zip(side(frame, 9)),
+            frame.get(16..).unwrap_or_default(),
+        ),
         None => Ok(()),
     }
 }
@@ -139,7 +184,9 @@ fn check_webp(bytes: &[u8]) -> Result<(), String> {
 pub(super) fn webp_tables(bytes: &[u8], width: u32, height: u32) -> Result<u64, String> {
     let most = TABLES + 64 * u64::from(width) * u64::from(height);
     let chunks = bytes.get(12..).unwrap_or_default();
-    let frame = webp_chunks(chunks).find(|(name, _)| *name == b"ANMF").map(|(_, frame)| frame);
+    let frame = webp_chunks(chunks)
+        .find(|(name, _)| *name == b"ANMF")
+        .map(|(_, frame)| frame);
     let side = |at: usize, whole: u32| match frame.and_then(|frame| frame.get(at..at + 3)) {
         Some(&[a, b, c]) => u32::from_le_bytes([a, b, c, 0]) + 1,
         _ => whole,
@@ -153,35 +200,50 @@ pub(super) fn webp_tables(bytes: &[u8], width: u32, height: u32) -> Result<u64, 
     };
     let inner = frame.map_or(chunks, |frame| frame.get(16..).unwrap_or_default());
     match webp_chunks(inner).filter_map(tables).max().unwrap_or(0) {
-        bytes if bytes > most => {
-            Err(format!("WebP with code tables of more than {most} bytes, which {width} x {height} pixels do not need"))
-        }
+        bytes if bytes > most => Err(format!(
+            "WebP with code tables of more than {most} bytes, which {width} x {height} pixels do \
+             not need"
+        )),
         bytes => Ok(bytes),
     }
 }
 
-/// Values that a TIFF may have in a tag, however small the picture: the decoder takes up to 40 bytes for each.
+/// Values that a TIFF may have in a tag, however small the picture: the decoder takes up to 40
+/// bytes for each.
 const TAG_VALUES: u64 = 1 << 16;
 
 /// Samples of a TIFF's pixel: the decoder makes room for a row of all.
 const SAMPLES: u64 = 16;
 
-/// Checks the tags of a TIFF's first picture that the decoder reads. Tiles may be larger than the picture, and tags have any number of
-/// values.
+/// Checks the tags of a TIFF's first picture that the decoder reads. Tiles may be larger than the
+/// picture, and tags have any number of values.
 fn check_tiff(bytes: &[u8]) -> Result<(), String> {
     let little = bytes.starts_with(b"II");
     let number = |at: u64, len: u64| {
-        let bytes = bytes.get(usize::try_from(at).ok()?..usize::try_from(at.checked_add(len)?).ok()?)?;
+        let bytes =
+            bytes.get(usize::try_from(at).ok()?..usize::try_from(at.checked_add(len)?).ok()?)?;
         let add = |number: u64, byte: &u8| number << 8 | u64::from(*byte);
-        Some(if little { bytes.iter().rev().fold(0, add) } else { bytes.iter().fold(0, add) })
+        Some(if little {
+            bytes.iter().rev().fold(0, add)
+        } else {
+            bytes.iter().fold(0, add)
+        })
     };
     // What is cut off is for the decoder to find.
-    let Some(big) = number(2, 2).map(|magic| magic == 43) else { return Ok(()) };
-    let (pointer, counter, entry, word) = if big { (8, 8, 20, 8) } else { (4, 2, 12, 4) };
-    let Some((first, entries)) = number(pointer, word).and_then(|at| Some((at.checked_add(counter)?, number(at, counter)?))) else {
+    let Some(big) = number(2, 2).map(|magic| magic == 43) else {
         return Ok(());
     };
-    let tags = || (0..entries).map_while(|i| first.checked_add(i.checked_mul(entry)?)).map_while(|at| Some((number(at, 2)?, at)));
+    let (pointer, counter, entry, word) = if big { (8, 8, 20, 8) } else { (4, 2, 12, 4) };
+    let Some((first, entries)) =
+        number(pointer, word).and_then(|at| Some((at.checked_add(counter)?, number(at, counter)?)))
+    else {
+        return Ok(());
+    };
+    let tags = || {
+        (0..entries)
+            .map_while(|i| first.checked_add(i.checked_mul(entry)?))
+            .map_while(|at| Some((number(at, 2)?, at)))
+    };
     // Of values that lie in the entry itself, the first.
     let value = |at: u64| match number(at + 2, 2)? {
         1 => number(at + 4 + word, 1),
@@ -189,20 +251,39 @@ fn check_tiff(bytes: &[u8]) -> Result<(), String> {
         4 | 13 => number(at + 4 + word, 4),
         _ => number(at + 4 + word, word),
     };
-    let largest = |tag: u64| tags().filter(|(other, _)| *other == tag).filter_map(|(_, at)| value(at)).max().unwrap_or(0);
+    let largest = |tag: u64| {
+        tags()
+            .filter(|(other, _)| *other == tag)
+            .filter_map(|(_, at)| value(at))
+            .max()
+            .unwrap_or(0)
+    };
     let side = |tag| largest(tag).min(u64::from(MAX_SIDE));
     let (width, height) = (side(256), side(257));
     let values = TAG_VALUES + SAMPLES * (height + width * height / 256);
     for (tag, at) in tags() {
         let (count, value) = (number(at + 4, word).unwrap_or(0), value(at).unwrap_or(0));
         match tag {
-            259 if value == 7 => return Err("TIFF whose pixels are compressed as JPEG, which is not supported".into()),
-            277 if value > SAMPLES => return Err(format!("TIFF of {value} samples a pixel; at most {SAMPLES} are read")),
+            259 if value == 7 => {
+                return Err(
+                    "TIFF whose pixels are compressed as JPEG, which is not supported".into(),
+                );
+            }
+            277 if value > SAMPLES => {
+                return Err(format!(
+                    "TIFF of {value} samples a pixel; at most {SAMPLES} are read"
+                ));
+            }
             322 | 323 if value > u64::from(MAX_SIDE) => {
-                return Err(format!("TIFF with tiles of {value} pixels; at most {MAX_SIDE} are read"));
+                return Err(format!(
+                    "TIFF with tiles of {value} pixels; at most {MAX_SIDE} are read"
+                ));
             }
             254..=532 if count > values => {
-                return Err(format!("TIFF with {count} values in tag {tag}; at most {values} are read for {width} x {height} pixels"));
+                return Err(format!(
+                    "TIFF with {count} values in tag {tag}; at most {values} are read for {width} \
+                     x {height} pixels"
+                ));
             }
             _ => {}
         }

@@ -1,6 +1,6 @@
-//! Bytes to pixels: a picture is decoded to oriented RGB ([`Picture`]), and the primitives here make
-//! of it what encoders take: [`resize`], [`center_crop`], [`pad`], [`planes`], [`patchify`]. Nothing
-//! here knows a model; each composes its own processor of them.
+//! Bytes to pixels: a picture is decoded to oriented RGB ([`Picture`]), and the primitives here
+//! make of it what encoders take: [`resize`], [`center_crop`], [`pad`], [`planes`], [`patchify`].
+//! Nothing here knows a model; each composes its own processor of them.
 //!
 //! The numbers are those of Pillow 12.0.0 and of transformers' processors over it, to the last bit.
 

@@ -21,11 +21,18 @@ const MAX_RATIO: usize = 200;
 /// assert_eq!(smart_resize(480, 640, 28, 3136, 12_845_056).unwrap(), [476, 644]);
 /// assert_eq!(smart_resize(3000, 4000, 28, 3136, 1_003_520).unwrap(), [840, 1148]);
 /// ```
-pub fn smart_resize(height: usize, width: usize, factor: usize, min_pixels: usize, max_pixels: usize) -> Result<[usize; 2]> {
+pub fn smart_resize(
+    height: usize,
+    width: usize,
+    factor: usize,
+    min_pixels: usize,
+    max_pixels: usize,
+) -> Result<[usize; 2]> {
     let (short, long) = (height.min(width), height.max(width));
     if short == 0 || factor == 0 || long > short.saturating_mul(MAX_RATIO) {
         return Err(Error::InvalidArgument(format!(
-            "a picture of {width} x {height} pixels: its longer side may be {MAX_RATIO} times the shorter; crop it or pad it"
+            "a picture of {width} x {height} pixels: its longer side may be {MAX_RATIO} times the \
+             shorter; crop it or pad it"
         )));
     }
     let f = factor as f64;
@@ -62,13 +69,24 @@ pub struct Patches {
 /// channel after channel, frame after frame; patches come square by square, each row by row.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] where the sides are no multiples of a square's; [`Error::OutOfMemory`].
+/// [`Error::InvalidArgument`] where the sides are no multiples of a square's;
+/// [`Error::OutOfMemory`].
 pub fn patchify(planes: &[f32], height: usize, width: usize, patches: Patches) -> Result<Vec<f32>> {
-    let Patches { size, frames, merge } = patches;
+    let Patches {
+        size,
+        frames,
+        merge,
+    } = patches;
     let square = size * merge;
-    if square == 0 || frames == 0 || !height.is_multiple_of(square) || !width.is_multiple_of(square) || planes.len() != 3 * height * width {
+    if square == 0
+        || frames == 0
+        || !height.is_multiple_of(square)
+        || !width.is_multiple_of(square)
+        || planes.len() != 3 * height * width
+    {
         return Err(Error::InvalidArgument(format!(
-            "{} values of {width} x {height} pixels: three planes whose sides are multiples of {square} are expected",
+            "{} values of {width} x {height} pixels: three planes whose sides are multiples of \
+             {square} are expected",
             planes.len()
         )));
     }
@@ -80,7 +98,9 @@ pub fn patchify(planes: &[f32], height: usize, width: usize, patches: Patches) -
             for channel in 0..3 {
                 for _ in 0..frames {
                     for row in top..top + size {
-                        rows.extend_from_slice(&planes[(channel * height + row) * width + left..][..size]);
+                        rows.extend_from_slice(
+                            &planes[(channel * height + row) * width + left..][..size],
+                        );
                     }
                 }
             }

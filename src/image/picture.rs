@@ -17,39 +17,48 @@ use crate::{
 /// The formats that this library reads, for error messages.
 const SUPPORTED: &str = "PNG, JPEG, GIF, WebP, BMP and TIFF are supported";
 
-/// No side may be longer: JPEG's own limit. It bounds the work that a picture of one pixel's width can cause.
+/// No side may be longer: JPEG's own limit. It bounds the work that a picture of one pixel's width
+/// can cause.
 pub(super) const MAX_SIDE: u32 = 65_535;
 
 /// Bytes that the largest pixel of any format takes (four 32-bit numbers, in TIFF).
 const MAX_PIXEL_BYTES: u64 = 16;
 
-/// The largest size of a file, however few pixels are allowed: it may be an animation, or carry a sound.
+/// The largest size of a file, however few pixels are allowed: it may be an animation, or carry a
+/// sound.
 const MIN_FILE_BYTES: u64 = 64 << 20;
 
 /// How to decode a picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DecodeOptions {
-    /// Turn and mirror the picture as its EXIF orientation says (default: true). The checkpoints' own scripts do not
-    /// (though Pillow turns a TIFF unasked).
+    /// Turn and mirror the picture as its EXIF orientation says (default: true). The checkpoints'
+    /// own scripts do not (though Pillow turns a TIFF unasked).
     pub apply_orientation: bool,
-    /// Pictures of more pixels (width x height) are refused before any pixel is decoded (default: 100,000,000).
+    /// Pictures of more pixels (width x height) are refused before any pixel is decoded (default:
+    /// 100,000,000).
     pub max_pixels: u64,
 }
 
 impl DecodeOptions {
     /// Returns the size of the largest file that is read.
     fn file_bytes(&self) -> u64 {
-        self.max_pixels.saturating_mul(MAX_PIXEL_BYTES).max(MIN_FILE_BYTES)
+        self.max_pixels
+            .saturating_mul(MAX_PIXEL_BYTES)
+            .max(MIN_FILE_BYTES)
     }
 }
 
 impl Default for DecodeOptions {
     fn default() -> Self {
-        Self { apply_orientation: true, max_pixels: 100_000_000 }
+        Self {
+            apply_orientation: true,
+            max_pixels: 100_000_000,
+        }
     }
 }
 
-/// How the pixels given to [`Picture::from_pixels`] lie in memory: one byte for each component, pixel after pixel.
+/// How the pixels given to [`Picture::from_pixels`] lie in memory: one byte for each component,
+/// pixel after pixel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PixelFormat {
     /// Red, green, blue.
@@ -83,11 +92,14 @@ impl PixelFormat {
 
 /// A picture as the image processors take it: oriented, 8-bit RGB, at least one pixel.
 ///
-/// Whatever a file holds becomes RGB as Pillow's `convert("RGB")` does it: alpha is dropped (the colour beneath it stays), gray is
-/// repeated, palettes are looked up, CMYK becomes (255 - C)(255 - K) / 255; colour profiles are not applied. Of an animation the first
-/// frame is taken. Where this differs from Pillow 12.0.0:
-/// * 16-bit samples keep their upper 8 bits, in grayscale too, which Pillow clips at 255 (to almost all white);
-/// * JPEG with damaged data is refused, where Pillow makes up what is missing; so is JPEG of 12 bits, and lossless JPEG;
+/// Whatever a file holds becomes RGB as Pillow's `convert("RGB")` does it: alpha is dropped (the
+/// colour beneath it stays), gray is repeated, palettes are looked up, CMYK becomes (255 - C)(255 -
+/// K) / 255; colour profiles are not applied. Of an animation the first frame is taken. Where this
+/// differs from Pillow 12.0.0:
+/// * 16-bit samples keep their upper 8 bits, in grayscale too, which Pillow clips at 255 (to almost
+///   all white);
+/// * JPEG with damaged data is refused, where Pillow makes up what is missing; so is JPEG of 12
+///   bits, and lossless JPEG;
 /// * what the first frame of a GIF leaves uncovered is black;
 /// * TIFF with a palette, YCbCr samples, alpha beside gray, or JPEG within is refused.
 ///
@@ -115,17 +127,25 @@ impl Picture {
     /// A picture of RGB8 pixels, row by row.
     pub(super) fn from_rgb(rgb: Vec<u8>, width: usize, height: usize) -> Picture {
         debug_assert_eq!(rgb.len(), 3 * width * height);
-        Picture { rgb: Arc::new(rgb), width: width as u32, height: height as u32 }
+        Picture {
+            rgb: Arc::new(rgb),
+            width: width as u32,
+            height: height as u32,
+        }
     }
 
     /// Decodes a file. The format is that of its content, whatever its name.
     ///
     /// # Errors
-    /// [`Error::NotFound`] and [`Error::Io`] for the file; [`Error::UnsupportedImage`] when it is no picture of a supported format,
-    /// damaged, cut off or too large; [`Error::OutOfMemory`] when decoding it takes more than is available, before it does.
+    /// [`Error::NotFound`] and [`Error::Io`] for the file; [`Error::UnsupportedImage`] when it is
+    /// no picture of a supported format, damaged, cut off or too large; [`Error::OutOfMemory`] when
+    /// decoding it takes more than is available, before it does.
     pub fn open(path: impl AsRef<Path>, options: &DecodeOptions) -> Result<Self> {
         let path = path.as_ref();
-        let refuse = |what| Error::UnsupportedImage { path: Some(path.into()), what };
+        let refuse = |what| Error::UnsupportedImage {
+            path: Some(path.into()),
+            what,
+        };
         let (file, size) = file::open(path, "the picture").map_err(|error| match error {
             Error::CorruptModel { what, .. } => refuse(what),
             other => other,
@@ -135,8 +155,12 @@ impl Picture {
             return Err(refuse(format!("{size} bytes; at most {most} are read")));
         }
         require(&format!("reading {}", path.display()), size)?;
-        let mut bytes = room(size as usize, || format!("the content of {}", path.display()))?;
-        file.take(size).read_to_end(&mut bytes).map_err(|source| Error::io(path, "the picture", source))?;
+        let mut bytes = room(size as usize, || {
+            format!("the content of {}", path.display())
+        })?;
+        file.take(size)
+            .read_to_end(&mut bytes)
+            .map_err(|source| Error::io(path, "the picture", source))?;
         decode(&bytes, Some(path), options)
     }
 
@@ -148,30 +172,55 @@ impl Picture {
         decode(bytes, None, options)
     }
 
-    /// Copies pixels that a program has in memory: `height` rows of `width` pixels, each row `stride` bytes after the last.
+    /// Copies pixels that a program has in memory: `height` rows of `width` pixels, each row
+    /// `stride` bytes after the last.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when a side is 0 or longer than 65535, when a row does not fit in `stride`, or when `pixels` is too
-    /// short; [`Error::OutOfMemory`] when there is no room for the copy.
-    pub fn from_pixels(pixels: &[u8], width: u32, height: u32, stride: usize, format: PixelFormat) -> Result<Self> {
+    /// [`Error::InvalidArgument`] when a side is 0 or longer than 65535, when a row does not fit in
+    /// `stride`, or when `pixels` is too short; [`Error::OutOfMemory`] when there is no room for
+    /// the copy.
+    pub fn from_pixels(
+        pixels: &[u8],
+        width: u32,
+        height: u32,
+        stride: usize,
+        format: PixelFormat,
+    ) -> Result<Self> {
         check_sides(width, height).map_err(Error::InvalidArgument)?;
         // Neither side exceeds 65535, so that nothing overflows but the product with a stride.
         let row_bytes = width as usize * format.bytes_per_pixel();
         if stride < row_bytes {
-            let what = format!("a stride of {stride} bytes for {width} pixels in {format:?}, which take {row_bytes}");
+            let what = format!(
+                "a stride of {stride} bytes for {width} pixels in {format:?}, which take \
+                 {row_bytes}"
+            );
             return Err(Error::InvalidArgument(what));
         }
-        let needed = stride.checked_mul(height as usize - 1).and_then(|rows| rows.checked_add(row_bytes));
+        let needed = stride
+            .checked_mul(height as usize - 1)
+            .and_then(|rows| rows.checked_add(row_bytes));
         if needed.is_none_or(|needed| pixels.len() < needed) {
-            let what = format!("{} bytes of pixels for {width} x {height} in {format:?} with a stride of {stride}", pixels.len());
+            let what = format!(
+                "{} bytes of pixels for {width} x {height} in {format:?} with a stride of {stride}",
+                pixels.len()
+            );
             return Err(Error::InvalidArgument(what));
         }
         let size = u64::from(width) * u64::from(height) * 3;
         require(&format!("a picture of {width} x {height} pixels"), size)?;
-        let rows = pixels.chunks(stride).take(height as usize).map(|row| &row[..row_bytes]);
+        let rows = pixels
+            .chunks(stride)
+            .take(height as usize)
+            .map(|row| &row[..row_bytes]);
         let offsets = format.rgb_offsets();
-        let rgb = gather(rows, format.bytes_per_pixel(), size as usize, |pixel| offsets.map(|offset| pixel[offset]))?;
-        Ok(Self { rgb: Arc::new(rgb), width, height })
+        let rgb = gather(rows, format.bytes_per_pixel(), size as usize, |pixel| {
+            offsets.map(|offset| pixel[offset])
+        })?;
+        Ok(Self {
+            rgb: Arc::new(rgb),
+            width,
+            height,
+        })
     }
 
     /// Columns.
@@ -189,10 +238,14 @@ impl Picture {
         &self.rgb
     }
 
-    /// What no other picture has, whatever its size. Takes about a millisecond for each 3 MB of pixels.
+    /// What no other picture has, whatever its size. Takes about a millisecond for each 3 MB of
+    /// pixels.
     pub fn hash(&self) -> PictureHash {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&self.width.to_le_bytes()).update(&self.height.to_le_bytes()).update(&self.rgb);
+        hasher
+            .update(&self.width.to_le_bytes())
+            .update(&self.height.to_le_bytes())
+            .update(&self.rgb);
         PictureHash(*hasher.finalize().as_bytes())
     }
 }
@@ -205,9 +258,17 @@ impl std::fmt::Debug for Picture {
 
 /// [`Picture::decode`] for a file that lies at `path`, if it is one.
 fn decode(bytes: &[u8], path: Option<&Path>, options: &DecodeOptions) -> Result<Picture> {
-    let refuse = |what| Error::UnsupportedImage { path: path.map(Into::into), what };
-    let guessed = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|error| refuse(error.to_string()))?;
-    let Some(format) = guessed.format().filter(|format| *format == ImageFormat::Jpeg || format.reading_enabled()) else {
+    let refuse = |what| Error::UnsupportedImage {
+        path: path.map(Into::into),
+        what,
+    };
+    let guessed = ImageReader::new(Cursor::new(bytes))
+        .with_guessed_format()
+        .map_err(|error| refuse(error.to_string()))?;
+    let Some(format) = guessed
+        .format()
+        .filter(|format| *format == ImageFormat::Jpeg || format.reading_enabled())
+    else {
         return Err(refuse(format!("{}; {SUPPORTED}", describe(bytes))));
     };
     if format == ImageFormat::Jpeg {
@@ -216,7 +277,10 @@ fn decode(bytes: &[u8], path: Option<&Path>, options: &DecodeOptions) -> Result<
     let name = format!("{format:?}").to_uppercase();
     let undecodable = |error| refuse(format!("{name} that cannot be decoded: {error}"));
     let header_bytes = bounds::header_bytes(format, bytes.len() as u64);
-    require(&format!("reading a {name} of {} bytes", bytes.len()), header_bytes)?;
+    require(
+        &format!("reading a {name} of {} bytes", bytes.len()),
+        header_bytes,
+    )?;
     let checked = bounds::check(format, bytes, refuse)?;
     let mut reader = ImageReader::with_format(Cursor::new(&*checked), format);
     let mut limits = Limits::default();
@@ -234,13 +298,17 @@ fn decode(bytes: &[u8], path: Option<&Path>, options: &DecodeOptions) -> Result<
     let (width, height) = decoder.dimensions();
     check_sides(width, height).map_err(refuse)?;
     if u64::from(width) * u64::from(height) > options.max_pixels {
-        return Err(refuse(format!("{width} x {height} pixels; at most {} in all are allowed", options.max_pixels)));
+        return Err(refuse(format!(
+            "{width} x {height} pixels; at most {} in all are allowed",
+            options.max_pixels
+        )));
     }
     // A damaged orientation is no reason to refuse the picture.
     let orientation = match format {
         _ if !options.apply_orientation => None,
         ImageFormat::Png => bounds::png_exif(bytes).and_then(Orientation::from_exif_chunk),
-        // The decoder would ask for as much memory as the file says that its EXIF data takes, up to 4 GB.
+        // The decoder would ask for as much memory as the file says that its EXIF data takes, up to
+        // 4 GB.
         ImageFormat::WebP => bounds::webp_exif(bytes).and_then(Orientation::from_exif_chunk),
         _ => decoder.orientation().ok(),
     };
@@ -253,7 +321,12 @@ fn decode(bytes: &[u8], path: Option<&Path>, options: &DecodeOptions) -> Result<
     let decoding = bounds::decoding_bytes(format, width, height, color).saturating_add(tables);
     let pixels = u64::from(width) * u64::from(height);
     // What is decoded is gathered, and what is gathered turned, into new memory.
-    require(&what, decoding.saturating_add(header_bytes).max(pixels * (u64::from(color.bytes_per_pixel()).max(3) + 3)))?;
+    require(
+        &what,
+        decoding
+            .saturating_add(header_bytes)
+            .max(pixels * (u64::from(color.bytes_per_pixel()).max(3) + 3)),
+    )?;
     limits.max_alloc = Some(decoding);
     decoder.set_limits(limits).map_err(undecodable)?;
     let size = usize::try_from(decoder.total_bytes()).unwrap_or(usize::MAX);
@@ -262,21 +335,39 @@ fn decode(bytes: &[u8], path: Option<&Path>, options: &DecodeOptions) -> Result<
     decoder.read_image(&mut decoded).map_err(undecodable)?;
     drop(checked);
     let rgb = to_rgb8(decoded, color)?;
-    turn(rgb, [width, height], orientation.unwrap_or(Orientation::NoTransforms))
+    turn(
+        rgb,
+        [width, height],
+        orientation.unwrap_or(Orientation::NoTransforms),
+    )
 }
 
 pub(super) fn check_sides(width: u32, height: u32) -> std::result::Result<(), String> {
     match (1..=MAX_SIDE).contains(&width) && (1..=MAX_SIDE).contains(&height) {
         true => Ok(()),
-        false => Err(format!("{width} x {height} pixels; each side must be 1 to {MAX_SIDE}")),
+        false => Err(format!(
+            "{width} x {height} pixels; each side must be 1 to {MAX_SIDE}"
+        )),
     }
 }
 
-/// Drops alpha and repeats gray. 16-bit samples lose their lower half, as in Pillow; the image crate would round.
+/// Drops alpha and repeats gray. 16-bit samples lose their lower half, as in Pillow; the image
+/// crate would round.
 fn to_rgb8(decoded: Vec<u8>, color: ColorType) -> Result<Vec<u8>> {
-    let (pixel, sample) = (usize::from(color.bytes_per_pixel()), usize::from(color.bytes_per_pixel() / color.channel_count()));
-    let offsets = if color.has_color() { [0, sample, 2 * sample] } else { [0; 3] };
-    let upper = if cfg!(target_endian = "little") { sample - 1 } else { 0 };
+    let (pixel, sample) = (
+        usize::from(color.bytes_per_pixel()),
+        usize::from(color.bytes_per_pixel() / color.channel_count()),
+    );
+    let offsets = if color.has_color() {
+        [0, sample, 2 * sample]
+    } else {
+        [0; 3]
+    };
+    let upper = if cfg!(target_endian = "little") {
+        sample - 1
+    } else {
+        0
+    };
     let float = |bytes: &[u8]| match bytes.first_chunk().map(|bytes| f32::from_ne_bytes(*bytes)) {
         Some(number) if number < 1.0 => (number.max(0.0) * 255.0).round() as u8,
         _ => u8::MAX,
@@ -284,8 +375,12 @@ fn to_rgb8(decoded: Vec<u8>, color: ColorType) -> Result<Vec<u8>> {
     let size = decoded.len() / pixel * 3;
     match sample {
         1 if color == ColorType::Rgb8 => Ok(decoded),
-        4 => gather([&*decoded], pixel, size, |pixel| offsets.map(|offset| float(&pixel[offset..]))),
-        _ => gather([&*decoded], pixel, size, |pixel| offsets.map(|offset| pixel[offset + upper])),
+        4 => gather([&*decoded], pixel, size, |pixel| {
+            offsets.map(|offset| float(&pixel[offset..]))
+        }),
+        _ => gather([&*decoded], pixel, size, |pixel| {
+            offsets.map(|offset| pixel[offset + upper])
+        }),
     }
 }
 
@@ -297,15 +392,29 @@ fn gather<'a>(
     rgb_of: impl Fn(&[u8]) -> [u8; 3],
 ) -> Result<Vec<u8>> {
     let mut rgb = room(size, || format!("a picture of {size} bytes"))?;
-    rows.into_iter().for_each(|row| row.chunks_exact(pixel_bytes).for_each(|pixel| rgb.extend(rgb_of(pixel))));
+    rows.into_iter().for_each(|row| {
+        row.chunks_exact(pixel_bytes)
+            .for_each(|pixel| rgb.extend(rgb_of(pixel)))
+    });
     Ok(rgb)
 }
 
 /// Turns and mirrors a picture.
-pub(super) fn turn(rgb: Vec<u8>, [width, height]: [u32; 2], orientation: Orientation) -> Result<Picture> {
-    // Whether columns and rows change places; then, whether they run backwards in the picture that is given.
+pub(super) fn turn(
+    rgb: Vec<u8>,
+    [width, height]: [u32; 2],
+    orientation: Orientation,
+) -> Result<Picture> {
+    // Whether columns and rows change places; then, whether they run backwards in the picture that
+    // is given.
     let (swap, from_right, from_below) = match orientation {
-        Orientation::NoTransforms => return Ok(Picture { rgb: Arc::new(rgb), width, height }),
+        Orientation::NoTransforms => {
+            return Ok(Picture {
+                rgb: Arc::new(rgb),
+                width,
+                height,
+            });
+        }
         Orientation::FlipHorizontal => (false, true, false),
         Orientation::Rotate180 => (false, true, true),
         Orientation::FlipVertical => (false, false, true),
@@ -314,8 +423,14 @@ pub(super) fn turn(rgb: Vec<u8>, [width, height]: [u32; 2], orientation: Orienta
         Orientation::Rotate270FlipH => (true, true, true),
         Orientation::Rotate270 => (true, true, false),
     };
-    let mut turned = room(rgb.len(), || format!("a picture of {width} x {height} pixels, turned"))?;
-    let [new_width, new_height] = if swap { [height, width] } else { [width, height] };
+    let mut turned = room(rgb.len(), || {
+        format!("a picture of {width} x {height} pixels, turned")
+    })?;
+    let [new_width, new_height] = if swap {
+        [height, width]
+    } else {
+        [width, height]
+    };
     for (x, y) in (0..new_height).flat_map(|y| (0..new_width).map(move |x| (x, y))) {
         let (x, y) = if swap { (y, x) } else { (x, y) };
         let x = if from_right { width - 1 - x } else { x } as usize;
@@ -323,7 +438,11 @@ pub(super) fn turn(rgb: Vec<u8>, [width, height]: [u32; 2], orientation: Orienta
         let at = (y * width as usize + x) * 3;
         turned.extend(&rgb[at..at + 3]);
     }
-    Ok(Picture { rgb: Arc::new(turned), width: new_width, height: new_height })
+    Ok(Picture {
+        rgb: Arc::new(turned),
+        width: new_width,
+        height: new_height,
+    })
 }
 
 /// What bytes that are no supported picture seem to be.
@@ -332,13 +451,29 @@ fn describe(bytes: &[u8]) -> String {
     let brand = start.get(4..12).unwrap_or_default();
     match start {
         [] => "an empty file".into(),
-        _ if [&b"ftypheic"[..], b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc"].contains(&brand) => "a HEIC picture".into(),
+        _ if [
+            &b"ftypheic"[..],
+            b"ftypheix",
+            b"ftypmif1",
+            b"ftypmsf1",
+            b"ftyphevc",
+        ]
+        .contains(&brand) =>
+        {
+            "a HEIC picture".into()
+        }
         _ if [&b"ftypavif"[..], b"ftypavis"].contains(&brand) => "an AVIF picture".into(),
         _ if start.starts_with(b"%PDF") => "a PDF document".into(),
-        _ if start.iter().all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace() || !byte.is_ascii()) => {
+        _ if start.iter().all(|byte| {
+            byte.is_ascii_graphic() || byte.is_ascii_whitespace() || !byte.is_ascii()
+        }) =>
+        {
             "text, not a picture".into()
         }
-        _ => format!("of an unknown format (it starts with {:02x?})", &start[..start.len().min(8)]),
+        _ => format!(
+            "of an unknown format (it starts with {:02x?})",
+            &start[..start.len().min(8)]
+        ),
     }
 }
 
@@ -348,14 +483,43 @@ mod tests {
 
     #[test]
     fn pixels_in_memory_become_rgb() {
-        let rgb = |pixels: &[u8], stride, format| Picture::from_pixels(pixels, 2, 2, stride, format).unwrap().rgb().to_vec();
+        let rgb = |pixels: &[u8], stride, format| {
+            Picture::from_pixels(pixels, 2, 2, stride, format)
+                .unwrap()
+                .rgb()
+                .to_vec()
+        };
         let expected = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
         assert_eq!(rgb(&expected, 6, PixelFormat::Rgb8), expected);
         // Rows that are longer than their pixels; the last one need not be.
-        assert_eq!(rgb(&[1, 2, 3, 4, 5, 6, 99, 7, 8, 9, 10, 11, 12], 7, PixelFormat::Rgb8), expected);
-        assert_eq!(rgb(&[1, 2, 3, 0, 4, 5, 6, 128, 7, 8, 9, 255, 10, 11, 12, 0], 8, PixelFormat::Rgba8), expected);
-        assert_eq!(rgb(&[3, 2, 1, 0, 6, 5, 4, 128, 9, 8, 7, 255, 12, 11, 10, 0], 8, PixelFormat::Bgra8), expected);
-        assert_eq!(rgb(&[1, 2, 3, 4], 2, PixelFormat::Gray8), [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]);
+        assert_eq!(
+            rgb(
+                &[1, 2, 3, 4, 5, 6, 99, 7, 8, 9, 10, 11, 12],
+                7,
+                PixelFormat::Rgb8
+            ),
+            expected
+        );
+        assert_eq!(
+            rgb(
+                &[1, 2, 3, 0, 4, 5, 6, 128, 7, 8, 9, 255, 10, 11, 12, 0],
+                8,
+                PixelFormat::Rgba8
+            ),
+            expected
+        );
+        assert_eq!(
+            rgb(
+                &[3, 2, 1, 0, 6, 5, 4, 128, 9, 8, 7, 255, 12, 11, 10, 0],
+                8,
+                PixelFormat::Bgra8
+            ),
+            expected
+        );
+        assert_eq!(
+            rgb(&[1, 2, 3, 4], 2, PixelFormat::Gray8),
+            [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
+        );
     }
 
     #[test]
@@ -373,7 +537,10 @@ mod tests {
             (65_535, 65_535, 65_535 * 3),
         ] {
             let result = Picture::from_pixels(&[0; 12], width, height, stride, PixelFormat::Rgb8);
-            assert!(matches!(result, Err(Error::InvalidArgument(_))), "{width} x {height}, stride {stride}: {result:?}");
+            assert!(
+                matches!(result, Err(Error::InvalidArgument(_))),
+                "{width} x {height}, stride {stride}: {result:?}"
+            );
         }
     }
 
@@ -385,10 +552,18 @@ mod tests {
             (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
             (b"\0\0\0\x1cftypavif\0\0\0\0", "AVIF"),
             (b"%PDF-1.7\n", "PDF"),
-            (b"\0\x01\x02\x03", "unknown format (it starts with [00, 01, 02, 03])"),
+            (
+                b"\0\x01\x02\x03",
+                "unknown format (it starts with [00, 01, 02, 03])",
+            ),
         ] {
-            let error = Picture::decode(bytes, &DecodeOptions::default()).unwrap_err().to_string();
-            assert!(error.contains(expected) && error.contains("PNG, JPEG"), "{error}");
+            let error = Picture::decode(bytes, &DecodeOptions::default())
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains(expected) && error.contains("PNG, JPEG"),
+                "{error}"
+            );
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Pillow's resize (`Image.resize(size, filter)` as of Pillow 12.0.0), to the last bit.
 //!
-//! What makes it different from other libraries', each worth several levels per pixel: the bicubic kernel has a = -0.5; kernels widen with the
-//! scale when shrinking (antialiasing); weights are rounded to fixed point; columns are resized first, and their result is rounded and
-//! clipped to 8 bits before rows are. (Pillow 13 may take the rows first, with other results.)
+//! What makes it different from other libraries', each worth several levels per pixel: the bicubic
+//! kernel has a = -0.5; kernels widen with the scale when shrinking (antialiasing); weights are
+//! rounded to fixed point; columns are resized first, and their result is rounded and clipped to 8
+//! bits before rows are. (Pillow 13 may take the rows first, with other results.)
 //!
 //! An axis whose size does not change has the weights 1 and 0, so it needs no case of its own.
 
@@ -11,7 +12,8 @@ use std::ops::Range;
 use super::Picture;
 use crate::{Error, Result, device::room};
 
-/// Bits after the binary point of a weight: what 8-bit samples and 2 bits for overshoot leave of 32.
+/// Bits after the binary point of a weight: what 8-bit samples and 2 bits for overshoot leave of
+/// 32.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
 
 /// Every sum starts from one half, so that cutting the fraction off rounds.
@@ -67,7 +69,8 @@ impl Filter {
 /// Resizes a picture, both sides as they are asked for.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] for a side of 0 or of more than 65,535 pixels; [`Error::OutOfMemory`].
+/// [`Error::InvalidArgument`] for a side of 0 or of more than 65,535 pixels;
+/// [`Error::OutOfMemory`].
 ///
 /// # Example
 /// ```
@@ -80,12 +83,31 @@ impl Filter {
 /// # Ok(()) }
 /// ```
 pub fn resize(picture: &Picture, width: usize, height: usize, filter: Filter) -> Result<Picture> {
-    if [width, height].iter().any(|side| !(1..=MAX_SIDE).contains(side)) {
-        return Err(Error::InvalidArgument(format!("a picture of {width} x {height} pixels; 1 to {MAX_SIDE} are possible on each side")));
+    if [width, height]
+        .iter()
+        .any(|side| !(1..=MAX_SIDE).contains(side))
+    {
+        return Err(Error::InvalidArgument(format!(
+            "a picture of {width} x {height} pixels; 1 to {MAX_SIDE} are possible on each side"
+        )));
     }
-    let canvas = Canvas { picture, border_x: 0, border_y: 0, fill: [0; 3] };
-    let whole = |source: usize, scaled: usize| Axis { source, scaled, window: 0..scaled };
-    let rgb = resize_window(&canvas, &whole(canvas.width(), width), &whole(canvas.height(), height), filter)?;
+    let canvas = Canvas {
+        picture,
+        border_x: 0,
+        border_y: 0,
+        fill: [0; 3],
+    };
+    let whole = |source: usize, scaled: usize| Axis {
+        source,
+        scaled,
+        window: 0..scaled,
+    };
+    let rgb = resize_window(
+        &canvas,
+        &whole(canvas.width(), width),
+        &whole(canvas.height(), height),
+        filter,
+    )?;
     Ok(Picture::from_rgb(rgb, width, height))
 }
 
@@ -124,7 +146,10 @@ impl Canvas<'_> {
     /// The row of the picture that lies at row `y` of the canvas; none in the border.
     fn picture_row(&self, y: usize) -> Option<&[u8]> {
         let row_bytes = self.picture.width() as usize * 3;
-        self.picture.rgb().chunks_exact(row_bytes).nth(y.checked_sub(self.border_y)?)
+        self.picture
+            .rgb()
+            .chunks_exact(row_bytes)
+            .nth(y.checked_sub(self.border_y)?)
     }
 }
 
@@ -135,7 +160,8 @@ pub(crate) struct Axis {
     pub window: Range<usize>,
 }
 
-/// The source samples that make one output sample: the first one, and a weight for it and each that follows.
+/// The source samples that make one output sample: the first one, and a weight for it and each that
+/// follows.
 struct Taps {
     first: usize,
     weights: Vec<i32>,
@@ -147,8 +173,9 @@ impl Taps {
     }
 }
 
-/// How one output pixel of a row is made: what a row of border alone gives, to which each pixel of the picture adds its difference from
-/// the border. The sum is the same integer, and nothing is spent on a border that may be thousands of times wider than the picture.
+/// How one output pixel of a row is made: what a row of border alone gives, to which each pixel of
+/// the picture adds its difference from the border. The sum is the same integer, and nothing is
+/// spent on a border that may be thousands of times wider than the picture.
 struct Column {
     border: [i32; 3],
     /// The picture's part of the taps, counted from its first column.
@@ -158,29 +185,61 @@ struct Column {
 impl Column {
     fn new(taps: &Taps, canvas: &Canvas) -> Self {
         let total: i32 = taps.weights.iter().sum();
-        let (left, right) = (canvas.border_x, canvas.border_x + canvas.picture.width() as usize);
+        let (left, right) = (
+            canvas.border_x,
+            canvas.border_x + canvas.picture.width() as usize,
+        );
         let first = taps.first.clamp(left, right);
         let end = taps.end().clamp(first, right);
         let picture = match first < end {
-            true => Taps { first: first - left, weights: taps.weights[first - taps.first..end - taps.first].to_vec() },
-            false => Taps { first: 0, weights: Vec::new() },
+            true => Taps {
+                first: first - left,
+                weights: taps.weights[first - taps.first..end - taps.first].to_vec(),
+            },
+            false => Taps {
+                first: 0,
+                weights: Vec::new(),
+            },
         };
-        Self { border: canvas.fill.map(|fill| HALF + total * i32::from(fill)), picture }
+        Self {
+            border: canvas.fill.map(|fill| HALF + total * i32::from(fill)),
+            picture,
+        }
     }
 }
 
 /// Resizes the canvas and returns the window that the two axes name, RGB8.
 ///
-/// Rows of the source are taken one by one and added to the output rows that they are part of, so that the memory used is that of the
-/// output, however long and thin the picture is.
-pub(crate) fn resize_window(canvas: &Canvas, x: &Axis, y: &Axis, filter: Filter) -> Result<Vec<u8>> {
-    let columns: Vec<Column> = taps(x, filter).iter().map(|taps| Column::new(taps, canvas)).collect();
+/// Rows of the source are taken one by one and added to the output rows that they are part of, so
+/// that the memory used is that of the output, however long and thin the picture is.
+pub(crate) fn resize_window(
+    canvas: &Canvas,
+    x: &Axis,
+    y: &Axis,
+    filter: Filter,
+) -> Result<Vec<u8>> {
+    let columns: Vec<Column> = taps(x, filter)
+        .iter()
+        .map(|taps| Column::new(taps, canvas))
+        .collect();
     let rows = taps(y, filter);
     let row_bytes = columns.len() * 3;
-    let what = || format!("a picture of {} x {} pixels, resized", columns.len(), rows.len());
-    let (mut sums, mut output) = (room(rows.len() * row_bytes, what)?, room(rows.len() * row_bytes, what)?);
+    let what = || {
+        format!(
+            "a picture of {} x {} pixels, resized",
+            columns.len(),
+            rows.len()
+        )
+    };
+    let (mut sums, mut output) = (
+        room(rows.len() * row_bytes, what)?,
+        room(rows.len() * row_bytes, what)?,
+    );
     sums.resize(rows.len() * row_bytes, HALF);
-    let border: Vec<u8> = columns.iter().flat_map(|column| column.border.map(round)).collect();
+    let border: Vec<u8> = columns
+        .iter()
+        .flat_map(|column| column.border.map(round))
+        .collect();
     let mut resized = vec![0; row_bytes];
     let mut unfinished = 0;
     let source_rows = rows.first().map_or(0, |taps| taps.first)..rows.last().map_or(0, Taps::end);
@@ -195,12 +254,17 @@ pub(crate) fn resize_window(canvas: &Canvas, x: &Axis, y: &Axis, filter: Filter)
         while rows[unfinished].end() <= source_y {
             unfinished += 1;
         }
-        for (taps, sums) in rows[unfinished..].iter().zip(sums[unfinished * row_bytes..].chunks_exact_mut(row_bytes)) {
+        for (taps, sums) in rows[unfinished..]
+            .iter()
+            .zip(sums[unfinished * row_bytes..].chunks_exact_mut(row_bytes))
+        {
             if taps.first > source_y {
                 break;
             }
             let weight = taps.weights[source_y - taps.first];
-            sums.iter_mut().zip(row).for_each(|(sum, &sample)| *sum += weight * i32::from(sample));
+            sums.iter_mut()
+                .zip(row)
+                .for_each(|(sum, &sample)| *sum += weight * i32::from(sample));
         }
     }
     output.extend(sums.into_iter().map(round));
@@ -212,7 +276,10 @@ fn resize_row(row: &[u8], fill: [u8; 3], columns: &[Column], resized: &mut [u8])
     let fill = fill.map(i32::from);
     for (Column { border, picture }, output) in columns.iter().zip(resized.chunks_exact_mut(3)) {
         let mut sums = *border;
-        for (pixel, weight) in row[picture.first * 3..].chunks_exact(3).zip(&picture.weights) {
+        for (pixel, weight) in row[picture.first * 3..]
+            .chunks_exact(3)
+            .zip(&picture.weights)
+        {
             for ((sum, &sample), fill) in sums.iter_mut().zip(pixel).zip(fill) {
                 *sum += weight * (i32::from(sample) - fill);
             }
@@ -232,8 +299,15 @@ fn taps(axis: &Axis, filter: Filter) -> Vec<Taps> {
     if filter == Filter::Nearest {
         // Pillow adds the scale again and again, which rounds otherwise than a product.
         let centers = std::iter::successors(Some(scale * 0.5), |center| Some(center + scale));
-        let one = |center: f64| Taps { first: (center as usize).min(axis.source - 1), weights: vec![1 << PRECISION_BITS] };
-        return centers.skip(axis.window.start).take(axis.window.len()).map(one).collect();
+        let one = |center: f64| Taps {
+            first: (center as usize).min(axis.source - 1),
+            weights: vec![1 << PRECISION_BITS],
+        };
+        return centers
+            .skip(axis.window.start)
+            .take(axis.window.len())
+            .map(one)
+            .collect();
     }
     let widening = scale.max(1.0);
     let support = filter.support() * widening;
@@ -243,9 +317,17 @@ fn taps(axis: &Axis, filter: Filter) -> Vec<Taps> {
         let first = (center - support + 0.5) as usize;
         let end = ((center + support + 0.5) as usize).min(axis.source);
         let inverse = 1.0 / widening;
-        let weights: Vec<f64> = (first..end).map(|sample| filter.at((sample as f64 - center + 0.5) * inverse)).collect();
+        let weights: Vec<f64> = (first..end)
+            .map(|sample| filter.at((sample as f64 - center + 0.5) * inverse))
+            .collect();
         let total: f64 = weights.iter().sum();
-        Taps { first, weights: weights.into_iter().map(|weight| fixed_point(weight / total)).collect() }
+        Taps {
+            first,
+            weights: weights
+                .into_iter()
+                .map(|weight| fixed_point(weight / total))
+                .collect(),
+        }
     };
     axis.window.clone().map(output).collect()
 }
@@ -281,13 +363,28 @@ mod tests {
     use super::*;
 
     fn weights(source: usize, scaled: usize) -> Vec<Taps> {
-        taps(&Axis { source, scaled, window: 0..scaled }, Filter::Bicubic)
+        taps(
+            &Axis {
+                source,
+                scaled,
+                window: 0..scaled,
+            },
+            Filter::Bicubic,
+        )
     }
 
     #[test]
     fn a_size_that_stays_has_the_weight_one() {
         for (index, taps) in weights(9, 9).iter().enumerate() {
-            let ones: Vec<_> = (taps.first..taps.end()).map(|sample| if sample == index { 1 << PRECISION_BITS } else { 0 }).collect();
+            let ones: Vec<_> = (taps.first..taps.end())
+                .map(|sample| {
+                    if sample == index {
+                        1 << PRECISION_BITS
+                    } else {
+                        0
+                    }
+                })
+                .collect();
             assert_eq!(taps.weights, ones);
         }
     }
@@ -301,12 +398,42 @@ mod tests {
 
     #[test]
     fn sums_stay_within_32_bits() {
-        // The largest magnitude that a sum of 8-bit samples can reach, over kernels cut off by edges as well.
-        let kinds = [Filter::Nearest, Filter::Bilinear, Filter::Bicubic, Filter::Lanczos];
-        for (source, scaled) in [(1, 4096), (2, 4096), (3, 7), (5, 4), (65535, 1), (65535, 4096), (4096, 4095)] {
-            for taps in kinds.iter().flat_map(|kind| taps(&Axis { source, scaled, window: 0..scaled }, *kind)) {
-                let magnitude: i64 = taps.weights.iter().map(|&weight| i64::from(weight.abs()) * 255).sum();
-                assert!(magnitude + i64::from(HALF) < i64::from(i32::MAX), "{source} to {scaled}: {magnitude}");
+        // The largest magnitude that a sum of 8-bit samples can reach, over kernels cut off by
+        // edges as well.
+        let kinds = [
+            Filter::Nearest,
+            Filter::Bilinear,
+            Filter::Bicubic,
+            Filter::Lanczos,
+        ];
+        for (source, scaled) in [
+            (1, 4096),
+            (2, 4096),
+            (3, 7),
+            (5, 4),
+            (65535, 1),
+            (65535, 4096),
+            (4096, 4095),
+        ] {
+            for taps in kinds.iter().flat_map(|kind| {
+                taps(
+                    &Axis {
+                        source,
+                        scaled,
+                        window: 0..scaled,
+                    },
+                    *kind,
+                )
+            }) {
+                let magnitude: i64 = taps
+                    .weights
+                    .iter()
+                    .map(|&weight| i64::from(weight.abs()) * 255)
+                    .sum();
+                assert!(
+                    magnitude + i64::from(HALF) < i64::from(i32::MAX),
+                    "{source} to {scaled}: {magnitude}"
+                );
             }
         }
     }
@@ -315,22 +442,48 @@ mod tests {
     fn a_window_is_a_cut_of_the_whole() {
         let pixels: Vec<u8> = (0..31 * 17 * 3).map(|i| (i * i % 251) as u8).collect();
         let picture = Picture::from_pixels(&pixels, 31, 17, 31 * 3, PixelFormat::Rgb8).unwrap();
-        let canvas = Canvas { picture: &picture, border_x: 0, border_y: 7, fill: [9, 8, 7] };
+        let canvas = Canvas {
+            picture: &picture,
+            border_x: 0,
+            border_y: 7,
+            fill: [9, 8, 7],
+        };
         let whole = resize_window(
             &canvas,
-            &Axis { source: 31, scaled: 20, window: 0..20 },
-            &Axis { source: 31, scaled: 44, window: 0..44 },
+            &Axis {
+                source: 31,
+                scaled: 20,
+                window: 0..20,
+            },
+            &Axis {
+                source: 31,
+                scaled: 44,
+                window: 0..44,
+            },
             Filter::Bicubic,
         )
         .unwrap();
         let part = resize_window(
             &canvas,
-            &Axis { source: 31, scaled: 20, window: 3..15 },
-            &Axis { source: 31, scaled: 44, window: 11..40 },
+            &Axis {
+                source: 31,
+                scaled: 20,
+                window: 3..15,
+            },
+            &Axis {
+                source: 31,
+                scaled: 44,
+                window: 11..40,
+            },
             Filter::Bicubic,
         )
         .unwrap();
-        let cut: Vec<u8> = whole.chunks_exact(20 * 3).skip(11).take(29).flat_map(|row| row[3 * 3..15 * 3].to_vec()).collect();
+        let cut: Vec<u8> = whole
+            .chunks_exact(20 * 3)
+            .skip(11)
+            .take(29)
+            .flat_map(|row| row[3 * 3..15 * 3].to_vec())
+            .collect();
         assert_eq!(part, cut);
     }
 }

@@ -3,8 +3,8 @@
 use super::Picture;
 use crate::{Result, device::room};
 
-/// What an encoder takes: planes of `height` x `width` values, row by row; three planes (red, green, blue) for each
-/// encoder. Where a model takes patches there is one plane, a row a patch.
+/// What an encoder takes: planes of `height` x `width` values, row by row; three planes (red,
+/// green, blue) for each encoder. Where a model takes patches there is one plane, a row a patch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pixels {
     /// The values, `[channels, height, width]`.
@@ -50,8 +50,14 @@ pub fn planes(picture: &Picture, normalization: &Normalization) -> Result<Vec<f3
     let mut values = room(picture.rgb().len(), || "the pixels of a picture".into())?;
     for channel in 0..3 {
         let (mean, std) = (mean[channel] as f32, std[channel] as f32);
-        let table: [f32; 256] = std::array::from_fn(|value| (rescaled(value as u8, *factor) - mean) / std);
-        values.extend(picture.rgb().chunks_exact(3).map(|pixel| table[usize::from(pixel[channel])]));
+        let table: [f32; 256] =
+            std::array::from_fn(|value| (rescaled(value as u8, *factor) - mean) / std);
+        values.extend(
+            picture
+                .rgb()
+                .chunks_exact(3)
+                .map(|pixel| table[usize::from(pixel[channel])]),
+        );
     }
     Ok(values)
 }

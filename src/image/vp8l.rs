@@ -1,11 +1,12 @@
 //! Looks ahead in the compressed data of lossless WebP
-//! (<https://developers.google.com/speed/webp/docs/webp_lossless_bitstream_specification>) for what its
-//! prefix codes make a decoder take. The data may state 65,536 groups of codes, whatever the size of the
-//! picture, and a few bytes a code are enough for a table of tens of kilobytes.
+//! (<https://developers.google.com/speed/webp/docs/webp_lossless_bitstream_specification>) for what
+//! its prefix codes make a decoder take. The data may state 65,536 groups of codes, whatever the
+//! size of the picture, and a few bytes a code are enough for a table of tens of kilobytes.
 
-/// Returns the bytes that the decoder's tables take, or `None` where the data are damaged, which the
-/// decoder finds too. `size` is that of the picture where the data do not say it, as in alpha planes.
-/// Reads up to the codes of the picture's own pixels, and stops where tables take more than `most`.
+/// Returns the bytes that the decoder's tables take, or `None` where the data are damaged, which
+/// the decoder finds too. `size` is that of the picture where the data do not say it, as in alpha
+/// planes. Reads up to the codes of the picture's own pixels, and stops where tables take more than
+/// `most`.
 pub(super) fn table_bytes(data: &[u8], size: Option<(u32, u32)>, most: u64) -> Option<u64> {
     let mut bits = Bits { data, at: 0 };
     let (mut width, height) = match size {
@@ -45,7 +46,11 @@ pub(super) fn table_bytes(data: &[u8], size: Option<(u32, u32)>, most: u64) -> O
     let mut groups = 1;
     if bits.read(1)? == 1 {
         let block = bits.read(3)? + 2;
-        groups = u64::from(largest_number(&mut bits, blocks(width, block), blocks(height, block))?) + 1;
+        groups = u64::from(largest_number(
+            &mut bits,
+            blocks(width, block),
+            blocks(height, block),
+        )?) + 1;
     }
     let mut bytes = 0;
     for _ in 0..groups {
@@ -62,9 +67,9 @@ fn blocks(side: u32, bits: u32) -> u32 {
     side.div_ceil(1 << bits)
 }
 
-/// Reads an image of the data's own, such as that of the numbers of groups. Returns the largest of those
-/// numbers, which red and green make. Copies of pixels, and those from the colour cache, bring none that
-/// was not there before.
+/// Reads an image of the data's own, such as that of the numbers of groups. Returns the largest of
+/// those numbers, which red and green make. Copies of pixels, and those from the colour cache,
+/// bring none that was not there before.
 fn largest_number(bits: &mut Bits, width: u32, height: u32) -> Option<u32> {
     let colors = color_cache(bits)?;
     let codes = Group::read(bits, colors)?.codes;
@@ -102,7 +107,10 @@ fn number(bits: &mut Bits, symbol: u32) -> Option<u64> {
 fn color_cache(bits: &mut Bits) -> Option<usize> {
     match bits.read(1)? {
         0 => Some(0),
-        _ => bits.read(4).filter(|bits| (1..=11).contains(bits)).map(|bits| 1 << bits),
+        _ => bits
+            .read(4)
+            .filter(|bits| (1..=11).contains(bits))
+            .map(|bits| 1 << bits),
     }
 }
 
@@ -139,7 +147,13 @@ impl Group {
             bytes += code.bytes();
             Some(code)
         };
-        let codes = [read(280 + colors)?, read(256)?, read(256)?, read(256)?, read(40)?];
+        let codes = [
+            read(280 + colors)?,
+            read(256)?,
+            read(256)?,
+            read(256)?,
+            read(40)?,
+        ];
         Some(Group { codes, bytes })
     }
 }
@@ -164,9 +178,17 @@ impl Code {
             }
             let mut counts = [0; LONGEST + 1];
             counts[1] = found.len() as u16;
-            return found.iter().all(|symbol| usize::from(*symbol) < symbols).then_some(Code { symbols: found, counts });
+            return found
+                .iter()
+                .all(|symbol| usize::from(*symbol) < symbols)
+                .then_some(Code {
+                    symbols: found,
+                    counts,
+                });
         }
-        const ORDER: [usize; 19] = [17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+        const ORDER: [usize; 19] = [
+            17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
+        ];
         let mut lengths = [0; 19];
         for at in ORDER.iter().take(4 + bits.read(4)? as usize) {
             lengths[*at] = bits.read(3)? as u8;
@@ -202,10 +224,17 @@ impl Code {
     /// The code with these lengths, 0 for a symbol without one.
     fn of(lengths: &[u8]) -> Option<Code> {
         let mut counts = [0; LONGEST + 1];
-        let mut symbols: Vec<u16> = (0..lengths.len()).filter(|at| lengths[*at] > 0).map(|at| at as u16).collect();
-        symbols.iter().for_each(|at| counts[usize::from(lengths[usize::from(*at)])] += 1);
+        let mut symbols: Vec<u16> = (0..lengths.len())
+            .filter(|at| lengths[*at] > 0)
+            .map(|at| at as u16)
+            .collect();
+        symbols
+            .iter()
+            .for_each(|at| counts[usize::from(lengths[usize::from(*at)])] += 1);
         symbols.sort_by_key(|at| lengths[usize::from(*at)]);
-        let used: u32 = (1..=LONGEST).map(|length| u32::from(counts[length]) << (LONGEST - length)).sum();
+        let used: u32 = (1..=LONGEST)
+            .map(|length| u32::from(counts[length]) << (LONGEST - length))
+            .sum();
         // Every code is some symbol's; where there is one alone, its code has no bits.
         (symbols.len() == 1 || used == 1 << LONGEST).then_some(Code { symbols, counts })
     }
@@ -218,7 +247,10 @@ impl Code {
         for count in self.counts[1..].iter().map(|count| u32::from(*count)) {
             code |= bits.read(1)?;
             if code < first + count {
-                return self.symbols.get((index + code - first) as usize).map(|symbol| u32::from(*symbol));
+                return self
+                    .symbols
+                    .get((index + code - first) as usize)
+                    .map(|symbol| u32::from(*symbol));
             }
             index += count;
             first = (first + count) << 1;
@@ -227,12 +259,19 @@ impl Code {
         None
     }
 
-    /// What the decoder's tables of this code take: one of four bytes for all codes of up to ten bits, and
-    /// nodes of 16 bytes for longer ones, in a list that may be twice as long as it must.
+    /// What the decoder's tables of this code take: one of four bytes for all codes of up to ten
+    /// bits, and nodes of 16 bytes for longer ones, in a list that may be twice as long as it must.
     fn bytes(&self) -> u64 {
         const TABLE_BITS: usize = 10;
-        let longest = self.counts.iter().rposition(|count| *count > 0).unwrap_or(0);
-        let long: u64 = self.counts[TABLE_BITS + 1..].iter().map(|count| u64::from(*count)).sum();
+        let longest = self
+            .counts
+            .iter()
+            .rposition(|count| *count > 0)
+            .unwrap_or(0);
+        let long: u64 = self.counts[TABLE_BITS + 1..]
+            .iter()
+            .map(|count| u64::from(*count))
+            .sum();
         match self.symbols.len() {
             1 => 0,
             _ => (4 << longest.min(TABLE_BITS)) + 16 * 4 * long + 64,
@@ -249,7 +288,10 @@ mod tests {
         // Lengths 1, 2, 3, 3: the codes 0, 10, 110, 111.
         let code = Code::of(&[3, 1, 0, 2, 3]).unwrap();
         // 0, 10, 110, 111, 0, from the lowest bit on.
-        let mut bits = Bits { data: &[0b1101_1010, 0b01], at: 0 };
+        let mut bits = Bits {
+            data: &[0b1101_1010, 0b01],
+            at: 0,
+        };
         let symbols: Vec<_> = (0..5).map(|_| code.symbol(&mut bits).unwrap()).collect();
         assert_eq!(symbols, [1, 3, 0, 4, 1]);
         assert_eq!(code.bytes(), (4 << 3) + 64);
@@ -261,11 +303,18 @@ mod tests {
     /// libwebp's own files are understood to the end of their codes.
     #[test]
     fn real_files_are_understood() {
-        for file in [&include_bytes!("../../tests/image/rgb.webp")[..], include_bytes!("../../tests/image/rgba.webp")] {
+        for file in [
+            &include_bytes!("../../tests/image/rgb.webp")[..],
+            include_bytes!("../../tests/image/rgba.webp"),
+        ] {
             let at = file.windows(4).position(|name| name == b"VP8L").unwrap();
             let bytes = table_bytes(&file[at + 8..], None, u64::MAX).unwrap();
             assert!((Group::BYTES + 1..1 << 20).contains(&bytes), "{bytes}");
-            assert_eq!(table_bytes(&file[at + 8..at + 20], None, u64::MAX), None, "cut off");
+            assert_eq!(
+                table_bytes(&file[at + 8..at + 20], None, u64::MAX),
+                None,
+                "cut off"
+            );
         }
     }
 }

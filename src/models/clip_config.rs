@@ -58,9 +58,15 @@ impl VisionConfig {
     /// # Errors
     /// [`Error::UnsupportedModel`] with the field at fault.
     pub fn read(path: &Path, config: &Value, is_clip: bool) -> Result<ClipConfig> {
-        let part = config.get("vision_config").cloned().unwrap_or_else(|| serde_json::json!({}));
-        let config: VisionConfig = serde_json::from_value(part).map_err(|error| Error::corrupt(path, format!("vision_config: {error}")))?;
-        config.checked(is_clip).map_err(|what| Error::unsupported(path, what))
+        let part = config
+            .get("vision_config")
+            .cloned()
+            .unwrap_or_else(|| serde_json::json!({}));
+        let config: VisionConfig = serde_json::from_value(part)
+            .map_err(|error| Error::corrupt(path, format!("vision_config: {error}")))?;
+        config
+            .checked(is_clip)
+            .map_err(|what| Error::unsupported(path, what))
     }
 
     fn checked(&self, is_clip: bool) -> Result<ClipConfig, String> {
@@ -78,24 +84,47 @@ impl VisionConfig {
             ("image_size", self.image_size),
         ];
         if let Some((name, size)) = sizes.iter().find(|(_, size)| !(1..=MOST).contains(size)) {
-            return Err(format!("vision_config.{name} is {size}; 1 to {MOST} is expected"));
+            return Err(format!(
+                "vision_config.{name} is {size}; 1 to {MOST} is expected"
+            ));
         }
         if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             let (width, heads) = (self.hidden_size, self.num_attention_heads);
-            return Err(format!("vision_config.hidden_size is {width}, which {heads} attention heads do not divide"));
+            return Err(format!(
+                "vision_config.hidden_size is {width}, which {heads} attention heads do not divide"
+            ));
         }
         if self.num_channels != 3 {
-            return Err(format!("vision_config.num_channels is {}; 3 is expected", self.num_channels));
+            return Err(format!(
+                "vision_config.num_channels is {}; 3 is expected",
+                self.num_channels
+            ));
         }
         if self.image_size < patch_size || self.image_size > 4096 {
-            return Err(format!("vision_config.image_size is {}; {patch_size} to 4096 is expected", self.image_size));
+            return Err(format!(
+                "vision_config.image_size is {}; {patch_size} to 4096 is expected",
+                self.image_size
+            ));
         }
-        let name = self.hidden_act.as_deref().unwrap_or(if is_clip { "quick_gelu" } else { "gelu_pytorch_tanh" });
-        let activation = Activation::from_name(name)
-            .ok_or_else(|| format!("vision_config.hidden_act is {name:?}; gelu, gelu_pytorch_tanh or quick_gelu is expected"))?;
-        let norm_eps = self.layer_norm_eps.unwrap_or(if is_clip { 1e-5 } else { 1e-6 });
+        let name = self.hidden_act.as_deref().unwrap_or(if is_clip {
+            "quick_gelu"
+        } else {
+            "gelu_pytorch_tanh"
+        });
+        let activation = Activation::from_name(name).ok_or_else(|| {
+            format!(
+                "vision_config.hidden_act is {name:?}; gelu, gelu_pytorch_tanh \
+                or quick_gelu is expected"
+            )
+        })?;
+        let norm_eps = self
+            .layer_norm_eps
+            .unwrap_or(if is_clip { 1e-5 } else { 1e-6 });
         if !(norm_eps > 0.0 && norm_eps < 1.0) {
-            return Err(format!("vision_config.layer_norm_eps is {norm_eps}; more than 0 and less than 1 is expected"));
+            return Err(format!(
+                "vision_config.layer_norm_eps is {norm_eps}; more than 0 and less than 1 is \
+                 expected"
+            ));
         }
         Ok(ClipConfig {
             hidden_size: self.hidden_size,
@@ -115,7 +144,11 @@ impl VisionConfig {
 /// Bytes that an encoder takes at work, beyond weights and pixels.
 pub fn encoder_memory(config: &ClipConfig, path: &str, sizes: &Sizes) -> Count {
     let [two, three, four, five, ten] = [2, 3, 4, 5, 10].map(Saturating);
-    let (width, inner, heads) = (count(config.hidden_size), count(config.intermediate_size), count(config.heads));
+    let (width, inner, heads) = (
+        count(config.hidden_size),
+        count(config.intermediate_size),
+        count(config.heads),
+    );
     let tokens = count(config.patches()) + count(usize::from(config.is_clip));
     let edge = count(config.image_size);
     let pixels = three * edge * edge;

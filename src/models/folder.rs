@@ -7,10 +7,15 @@ use std::{
 
 use serde_json::Value;
 
-use super::{ARCHITECTURES, Blueprint, Budget, LoadedModel, MediaPlan, MediumSize, MemoryNeeds, ProcessorSettings, is_vision, model_types};
+use super::{
+    ARCHITECTURES, Blueprint, Budget, LoadedModel, MediaPlan, MediumSize, MemoryNeeds,
+    ProcessorSettings, is_vision, model_types,
+};
 use crate::{
     Error, Result,
-    checkpoint::{Checkpoint, LoadContext, Plan, QuantizationConfig, Weights, open_folder, parse_file},
+    checkpoint::{
+        Checkpoint, LoadContext, Plan, QuantizationConfig, Weights, open_folder, parse_file,
+    },
     device::{Arithmetic, Device, require_within},
     file::{self, Folder},
     nn::{Decoder, Matrix},
@@ -59,20 +64,51 @@ impl ModelFolder {
     pub fn open(folder: &Path) -> Result<ModelFolder> {
         let opened = open_folder(folder)?;
         let config_path = folder.join("config.json");
-        let bytes = file::read_json(&config_path, "the model's configuration", file::MAX_JSON_BYTES)?;
+        let bytes = file::read_json(
+            &config_path,
+            "the model's configuration",
+            file::MAX_JSON_BYTES,
+        )?;
         let config: Value = parse_file(&config_path, &bytes)?;
-        let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let architecture = ARCHITECTURES.iter().find(|architecture| architecture.model_types.contains(&model_type.as_str()));
+        let model_type = config
+            .get("model_type")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned();
+        let architecture = ARCHITECTURES
+            .iter()
+            .find(|architecture| architecture.model_types.contains(&model_type.as_str()));
         let architecture = architecture.ok_or_else(|| unknown(&config_path, &config))?;
         let stored = QuantizationConfig::from_config(&config_path, &config)?;
         let checkpoint = Checkpoint::open(folder)?;
         let processor = ProcessorSettings::open(folder)?;
-        let files = Files { folder: opened, config_path, config, processor, checkpoint };
+        let files = Files {
+            folder: opened,
+            config_path,
+            config,
+            processor,
+            checkpoint,
+        };
         let blueprint: Arc<dyn Blueprint> = (architecture.open)(&files)?.into();
-        let (parameters, bytes) = (parameters(&files.checkpoint, &stored), files.checkpoint.total_bytes());
-        let checkpoint = files.checkpoint.clone().rename(|name| blueprint.canonical_name(name))?;
-        check_layers(&checkpoint, blueprint.decoder().layers).map_err(|what| Error::corrupt(&files.config_path, what))?;
-        Ok(ModelFolder { files, blueprint, model_type, stored, checkpoint, parameters, bytes })
+        let (parameters, bytes) = (
+            parameters(&files.checkpoint, &stored),
+            files.checkpoint.total_bytes(),
+        );
+        let checkpoint = files
+            .checkpoint
+            .clone()
+            .rename(|name| blueprint.canonical_name(name))?;
+        check_layers(&checkpoint, blueprint.decoder().layers)
+            .map_err(|what| Error::corrupt(&files.config_path, what))?;
+        Ok(ModelFolder {
+            files,
+            blueprint,
+            model_type,
+            stored,
+            checkpoint,
+            parameters,
+            bytes,
+        })
     }
 
     /// Where the folder is.
@@ -88,7 +124,10 @@ impl ModelFolder {
     /// The size and the plan of the largest picture that fits into so many positions: a square.
     pub fn largest_picture(&self, positions: usize) -> Result<(MediumSize, MediaPlan)> {
         let plan = |edge: usize| {
-            let size = MediumSize { width: edge, height: edge };
+            let size = MediumSize {
+                width: edge,
+                height: edge,
+            };
             Ok((size, self.blueprint.plan(size, Budget::default())?))
         };
         let edge = self.blueprint.limits().image_size;
@@ -112,12 +151,24 @@ impl ModelFolder {
     /// see themselves in both directions, all of them.
     pub fn longest_pass(&self, chunk: usize, positions: usize) -> usize {
         let spans = self.blueprint.spans(positions, &[]);
-        spans.iter().map(|span| span.len()).max().unwrap_or(0).max(chunk)
+        spans
+            .iter()
+            .map(|span| span.len())
+            .max()
+            .unwrap_or(0)
+            .max(chunk)
     }
 
     /// The matrix of a module as the folder has it.
-    pub(super) fn matrix(&self, path: &str, rows: usize, columns: usize, device: &Device) -> Result<Matrix> {
-        let context = LoadContext::new(&self.checkpoint, &|_, _| Ok(())).with_quantization(&self.stored, &|_, _| None);
+    pub(super) fn matrix(
+        &self,
+        path: &str,
+        rows: usize,
+        columns: usize,
+        device: &Device,
+    ) -> Result<Matrix> {
+        let context = LoadContext::new(&self.checkpoint, &|_, _| Ok(()))
+            .with_quantization(&self.stored, &|_, _| None);
         Matrix::load(&context.weights().at(path), rows, columns, device.dtype)
     }
 
@@ -136,7 +187,8 @@ impl ModelFolder {
         progress: &dyn Fn(u64, u64) -> Result<()>,
     ) -> Result<(LoadedModel, blake3::Hash)> {
         let load_vision = |weights: &Weights| self.blueprint.load_vision(weights, device);
-        let (vision, decoder, hash) = self.load_with(device, memory_limit, plan, progress, load_vision)?;
+        let (vision, decoder, hash) =
+            self.load_with(device, memory_limit, plan, progress, load_vision)?;
         Ok((LoadedModel { vision, decoder }, hash))
     }
 
@@ -150,17 +202,34 @@ impl ModelFolder {
         load_vision: impl FnOnce(&Weights) -> Result<V>,
     ) -> Result<(V, Decoder, blake3::Hash)> {
         let what = format!("loading the model in {}", self.path().display());
-        require_within(&what, self.memory(device.arithmetic(), plan).load, memory_limit)?;
-        let context = LoadContext::new(&self.checkpoint, progress).with_quantization(&self.stored, plan).with_hashing(&is_vision);
+        require_within(
+            &what,
+            self.memory(device.arithmetic(), plan).load,
+            memory_limit,
+        )?;
+        let context = LoadContext::new(&self.checkpoint, progress)
+            .with_quantization(&self.stored, plan)
+            .with_hashing(&is_vision);
         let weights = context.weights();
         let vision = load_vision(&weights)?;
-        let decoder = Decoder::load(&weights.at("language_model"), self.blueprint.decoder().clone(), device.dtype)?;
+        let decoder = Decoder::load(
+            &weights.at("language_model"),
+            self.blueprint.decoder().clone(),
+            device.dtype,
+        )?;
         let unused = context.unused();
         if !unused.is_empty() {
-            log::warn!("{} tensors are not used, among them {}: does config.json describe these weights?", unused.len(), unused[0]);
+            log::warn!(
+                "{} tensors are not used, among them {}: does config.json describe these weights?",
+                unused.len(),
+                unused[0]
+            );
         }
         if !self.checkpoint.is_unchanged() {
-            return Err(Error::corrupt(self.checkpoint.path(), "the weights changed while they were loaded; load the model again"));
+            return Err(Error::corrupt(
+                self.checkpoint.path(),
+                "the weights changed while they were loaded; load the model again",
+            ));
         }
         Ok((vision, decoder, context.hash()))
     }
@@ -168,7 +237,13 @@ impl ModelFolder {
 
 fn unknown(config_path: &Path, config: &Value) -> Error {
     let found = config.get("model_type").unwrap_or(&Value::Null);
-    Error::unsupported(config_path, format!("model_type is {found}; this library runs {}", model_types().join(", ")))
+    Error::unsupported(
+        config_path,
+        format!(
+            "model_type is {found}; this library runs {}",
+            model_types().join(", ")
+        ),
+    )
 }
 
 /// The decoder's layers must be there before anything is done for each of them.
@@ -179,19 +254,26 @@ fn check_layers(checkpoint: &Checkpoint, expected: usize) -> Result<(), String> 
     if found >= expected {
         return Ok(());
     }
-    Err(format!("num_hidden_layers is {expected} and the weights have {found} layers; tensors of `{LAYERS}.{found}.` are missing"))
+    Err(format!(
+        "num_hidden_layers is {expected} and the weights have {found} layers; tensors of \
+         `{LAYERS}.{found}.` are missing"
+    ))
 }
 
 /// Numbers in all tensors, those of quantized matrices unpacked.
 fn parameters(checkpoint: &Checkpoint, stored: &QuantizationConfig) -> u64 {
     let count = |name: &str| {
         let tensor = checkpoint.info(name)?;
-        let module = name.strip_suffix(".scales").or_else(|| name.strip_suffix(".biases"));
+        let module = name
+            .strip_suffix(".scales")
+            .or_else(|| name.strip_suffix(".biases"));
         if module.is_some_and(|module| checkpoint.info(&format!("{module}.scales")).is_some()) {
             return None;
         }
         let elements = tensor.shape.iter().product::<usize>() as u64;
-        let module = name.strip_suffix(".weight").filter(|_| tensor.dtype == safetensors::Dtype::U32);
+        let module = name
+            .strip_suffix(".weight")
+            .filter(|_| tensor.dtype == safetensors::Dtype::U32);
         Some(match module.and_then(|module| stored.of(&[module])) {
             Some(quantization) => elements * 32 / quantization.bits as u64,
             None => elements,

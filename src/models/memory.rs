@@ -1,14 +1,19 @@
-//! How much memory a model takes, reckoned from its configuration and the headers of its weights before any of them is read.
+//! How much memory a model takes, reckoned from its configuration and the headers of its weights
+//! before any of them is read.
 //!
-//! On the CPU activations are float32 and matrices keep the dtype they are stored in. A bfloat16 matrix is widened for each product, and MLX
-//! makes all products of a layer ready before the first has run: so a layer in work takes the float32 copies of all its matrices. On a GPU
-//! everything is in the dtype of the activations and nothing is widened. Nor is anything where our own kernels compute: they take weights as
-//! they are stored. Each of their threads has some blocks to work on, under 1 MiB together, which are not reckoned.
+//! On the CPU activations are float32 and matrices keep the dtype they are stored in. A bfloat16
+//! matrix is widened for each product, and MLX makes all products of a layer ready before the first
+//! has run: so a layer in work takes the float32 copies of all its matrices. On a GPU everything is
+//! in the dtype of the activations and nothing is widened. Nor is anything where our own kernels
+//! compute: they take weights as they are stored. Each of their threads has some blocks to work on,
+//! under 1 MiB together, which are not reckoned.
 //!
-//! How many arrays of which size are alive at once is MLX's affair; the numbers here were measured (`tests/memory.rs`, and
-//! `tests/adversary/memory.rs`, which compares them with what the process takes).
+//! How many arrays of which size are alive at once is MLX's affair; the numbers here were measured
+//! (`tests/memory.rs`, and `tests/adversary/memory.rs`, which compares them with what the process
+//! takes).
 //!
-//! A configuration may ask for more than any number of bytes can say: all sums and products saturate, and `u64::MAX` bytes are never there.
+//! A configuration may ask for more than any number of bytes can say: all sums and products
+//! saturate, and `u64::MAX` bytes are never there.
 
 use std::{collections::BTreeMap, num::Saturating};
 
@@ -24,12 +29,14 @@ use crate::{
 /// Bytes, and numbers of things that have bytes.
 pub(super) type Count = Saturating<u64>;
 
-/// Bytes that the parts of a model's work take. Where one is more than can be said it is `u64::MAX`.
+/// Bytes that the parts of a model's work take. Where one is more than can be said it is
+/// `u64::MAX`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MemoryNeeds {
     /// The weights, once loaded.
     pub weights: u64,
-    /// The most during loading: the weights, and what the tensor that is being read takes beyond its place among them.
+    /// The most during loading: the weights, and what the tensor that is being read takes beyond
+    /// its place among them.
     pub load: u64,
     /// Keys and values of one position.
     pub kv_per_token: u64,
@@ -55,27 +62,51 @@ pub struct MemoryNeeds {
 
 impl MemoryNeeds {
     /// Computes the needs of weights under the names that the modules use.
-    pub(super) fn reckon(checkpoint: &Checkpoint, settings: &DecoderSettings, arithmetic: Arithmetic, plan: Plan) -> MemoryNeeds {
+    pub(super) fn reckon(
+        checkpoint: &Checkpoint,
+        settings: &DecoderSettings,
+        arithmetic: Arithmetic,
+        plan: Plan,
+    ) -> MemoryNeeds {
         let Arithmetic { dtype, own_kernels } = arithmetic;
         let item = item_size(dtype);
         let sizes = Sizes::new(checkpoint, arithmetic, plan);
-        let head_name = if settings.tied_head { "language_model.model.embed_tokens." } else { "language_model.lm_head." };
-        let [heads, kv_heads, head_dim] = [settings.heads, settings.kv_heads, settings.head_dim].map(count);
-        let (hidden, layers, inner) = (count(settings.hidden_size), count(settings.layers), count(settings.intermediate_size));
+        let head_name = if settings.tied_head {
+            "language_model.model.embed_tokens."
+        } else {
+            "language_model.lm_head."
+        };
+        let [heads, kv_heads, head_dim] =
+            [settings.heads, settings.kv_heads, settings.head_dim].map(count);
+        let (hidden, layers, inner) = (
+            count(settings.hidden_size),
+            count(settings.layers),
+            count(settings.intermediate_size),
+        );
         let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
         let [three, four, five, ten] = [3, 4, 5, 10].map(Saturating);
-        // On the CPU each layer is done before the next is begun; where they are not, more of each remains. Our kernels take most in the MLP,
-        // for the gate and the up projection, and what comes of them packed for the last product; or in attention, where heads are many.
+        // On the CPU each layer is done before the next is begun; where they are not, more of each
+        // remains. Our kernels take most in the MLP, for the gate and the up projection, and what
+        // comes of them packed for the last product; or in attention, where heads are many.
         let numbers = match dtype {
-            _ if own_kernels => (three * (hidden + keys) + three * inner).max(three * hidden + four * (queries + keys)),
+            _ if own_kernels => (three * (hidden + keys) + three * inner)
+                .max(three * hidden + four * (queries + keys)),
             Dtype::Float32 => five * (hidden.max(queries) + keys) + three * inner,
             _ => ten * (hidden.max(queries) + keys) + three * inner,
         };
         // Our kernels keep no scores of several queries, and the window is no array to them.
         let none = Saturating(0);
-        let (pair, mask, single) = if own_kernels { (none, none, heads * four) } else { (heads * item, three, none) };
+        let (pair, mask, single) = if own_kernels {
+            (none, none, heads * four)
+        } else {
+            (heads * item, three, none)
+        };
         let weights = sizes.weights();
-        let window = settings.windows.iter().map(|window| window.unwrap_or(usize::MAX)).max();
+        let window = settings
+            .windows
+            .iter()
+            .map(|window| window.unwrap_or(usize::MAX))
+            .max();
         MemoryNeeds {
             weights: weights.0,
             load: (weights + sizes.reading()).0,
@@ -92,34 +123,49 @@ impl MemoryNeeds {
         }
     }
 
-    /// Returns the bytes of the keys and values of a conversation of so many positions, as they are allocated.
+    /// Returns the bytes of the keys and values of a conversation of so many positions, as they are
+    /// allocated.
     pub fn cache(&self, positions: usize) -> u64 {
-        let allocated = positions.checked_next_multiple_of(KVCache::STEP as usize).unwrap_or(usize::MAX);
+        let allocated = positions
+            .checked_next_multiple_of(KVCache::STEP as usize)
+            .unwrap_or(usize::MAX);
         (count(allocated) * Saturating(self.kv_per_token)).0
     }
 
-    /// Returns what a step takes beyond weights and cache, of a prompt of so many positions that is read `chunk` at a time.
+    /// Returns what a step takes beyond weights and cache, of a prompt of so many positions that is
+    /// read `chunk` at a time.
     pub fn step(&self, chunk: usize, positions: usize) -> u64 {
         let chunk = chunk.min(positions);
         let seen = |positions: usize| count(positions.min(chunk.saturating_add(self.window)));
         let rows = count(chunk);
-        let pair = if positions > self.window { self.pair + self.mask } else { self.pair };
+        let pair = if positions > self.window {
+            self.pair + self.mask
+        } else {
+            self.pair
+        };
         // The last chunk has the most to attend to.
         let scores = rows * seen(positions) * pair;
-        // One position's scores, and a layer's keys, or values, which are copied where their room grows.
+        // One position's scores, and a layer's keys, or values, which are copied where their room
+        // grows.
         let one = seen(positions) * self.single + count(positions) * self.kv_of_layer;
-        (self.layer + one + rows * (self.position + self.embedding) + scores).max(self.head).0
+        (self.layer + one + rows * (self.position + self.embedding) + scores)
+            .max(self.head)
+            .0
     }
 
     /// Returns what a conversation takes beyond the weights when it has grown to so many positions.
     pub fn conversation(&self, positions: usize, chunk: usize) -> u64 {
-        self.cache(positions).saturating_add(self.step(chunk, positions))
+        self.cache(positions)
+            .saturating_add(self.step(chunk, positions))
     }
 
     /// Returns the most that a model takes where encoding a picture takes `vision`, and whose one
     /// conversation grows to so many positions.
     pub fn total(&self, vision: u64, positions: usize, chunk: usize) -> u64 {
-        self.load.max(self.weights.saturating_add(vision.max(self.conversation(positions, chunk))))
+        self.load.max(
+            self.weights
+                .saturating_add(vision.max(self.conversation(positions, chunk))),
+        )
     }
 }
 
@@ -134,9 +180,18 @@ pub struct Sizes<'a> {
 
 impl<'a> Sizes<'a> {
     /// The sizes of weights under the names that the modules use, quantized as `plan` says.
-    pub(crate) fn new(checkpoint: &'a Checkpoint, arithmetic: Arithmetic, plan: Plan<'a>) -> Sizes<'a> {
+    pub(crate) fn new(
+        checkpoint: &'a Checkpoint,
+        arithmetic: Arithmetic,
+        plan: Plan<'a>,
+    ) -> Sizes<'a> {
         let Arithmetic { dtype, own_kernels } = arithmetic;
-        Sizes { checkpoint, dtype, own_kernels, plan }
+        Sizes {
+            checkpoint,
+            dtype,
+            own_kernels,
+            plan,
+        }
     }
 
     /// Whether the kernels of this library compute.
@@ -154,45 +209,70 @@ impl<'a> Sizes<'a> {
     pub fn vision(&self, blueprint: &dyn Blueprint, size: MediumSize, plan: &MediaPlan) -> u64 {
         let pixels = blueprint.pixel_bytes(plan);
         let making = blueprint.preprocess_memory(size, plan);
-        let on_device = if self.dtype == Dtype::Float32 { 0 } else { pixels };
-        pixels.saturating_add(making.max(blueprint.vision_memory(plan, self).saturating_add(on_device)))
+        let on_device = if self.dtype == Dtype::Float32 {
+            0
+        } else {
+            pixels
+        };
+        pixels.saturating_add(
+            making.max(
+                blueprint
+                    .vision_memory(plan, self)
+                    .saturating_add(on_device),
+            ),
+        )
     }
 
     fn tensors<'s>(&'s self, prefix: &'s str) -> impl Iterator<Item = (&'s str, &'s TensorInfo)> {
-        let names = self.checkpoint.tensor_names().filter(move |name| name.starts_with(prefix));
+        let names = self
+            .checkpoint
+            .tensor_names()
+            .filter(move |name| name.starts_with(prefix));
         names.filter_map(|name| Some((name, self.checkpoint.info(name)?)))
     }
 
-    /// Whether a tensor stays as it is stored: on the CPU what matrices are made of, and quantized ones everywhere.
+    /// Whether a tensor stays as it is stored: on the CPU what matrices are made of, and quantized
+    /// ones everywhere.
     fn stays(&self, tensor: &TensorInfo) -> bool {
-        tensor.dtype == StoredDtype::U32 || self.dtype == Dtype::Float32 && (is_matrix(tensor) || is_scale(tensor))
+        tensor.dtype == StoredDtype::U32
+            || self.dtype == Dtype::Float32 && (is_matrix(tensor) || is_scale(tensor))
     }
 
     /// The scheme that a matrix is quantized in while it is loaded.
     fn planned(&self, name: &str, tensor: &TensorInfo) -> Option<Quantization> {
-        let path = name.strip_suffix(".weight").filter(|_| tensor.shape.len() == 2 && tensor.dtype != StoredDtype::U32)?;
+        let path = name
+            .strip_suffix(".weight")
+            .filter(|_| tensor.shape.len() == 2 && tensor.dtype != StoredDtype::U32)?;
         (self.plan)(path, tensor.shape[1])
     }
 
     /// Bytes of a number of a tensor once it is loaded, not quantized.
     fn item_of(&self, tensor: &TensorInfo) -> Count {
-        if self.stays(tensor) { count(tensor.dtype.bitsize() / 8) } else { item_size(self.dtype) }
+        if self.stays(tensor) {
+            count(tensor.dtype.bitsize() / 8)
+        } else {
+            item_size(self.dtype)
+        }
     }
 
     /// Bytes of a tensor once it is loaded.
     fn held(&self, name: &str, tensor: &TensorInfo) -> Count {
         match self.planned(name, tensor) {
-            Some(quantization) => Saturating(quantization.bytes(elements(tensor).0, self.item_of(tensor).0)),
+            Some(quantization) => {
+                Saturating(quantization.bytes(elements(tensor).0, self.item_of(tensor).0))
+            }
             None => elements(tensor) * self.item_of(tensor),
         }
     }
 
     fn weights(&self) -> Count {
-        self.tensors("").map(|(name, tensor)| self.held(name, tensor)).fold(Saturating(0), |sum, bytes| sum + bytes)
+        self.tensors("")
+            .map(|(name, tensor)| self.held(name, tensor))
+            .fold(Saturating(0), |sum, bytes| sum + bytes)
     }
 
-    /// What reading the largest tensor takes beyond its place: its bytes as they are in the file and, where it does not stay so, the array
-    /// that is made of them first.
+    /// What reading the largest tensor takes beyond its place: its bytes as they are in the file
+    /// and, where it does not stay so, the array that is made of them first.
     fn reading(&self) -> Count {
         let extra = |(name, tensor): (&str, &TensorInfo)| match self.planned(name, tensor) {
             None if self.stays(tensor) => Saturating(tensor.bytes),
@@ -201,24 +281,32 @@ impl<'a> Sizes<'a> {
         self.tensors("").map(extra).max().unwrap_or_default()
     }
 
-    /// Float32 copies of what is stored in another dtype below a path: matrices, or the scales of those that are quantized.
+    /// Float32 copies of what is stored in another dtype below a path: matrices, or the scales of
+    /// those that are quantized.
     pub(super) fn widened(&self, prefix: &str) -> Count {
-        self.tensors(prefix).map(|(name, tensor)| self.wide(name, tensor)).fold(Saturating(0), |sum, bytes| sum + bytes)
+        self.tensors(prefix)
+            .map(|(name, tensor)| self.wide(name, tensor))
+            .fold(Saturating(0), |sum, bytes| sum + bytes)
     }
 
-    /// The same of the decoder layer that has most of it. Layers are those that the weights have: a configuration may state any number.
+    /// The same of the decoder layer that has most of it. Layers are those that the weights have: a
+    /// configuration may state any number.
     fn widest_layer(&self) -> Count {
         const LAYERS: &str = "language_model.model.layers.";
         let mut layers = BTreeMap::<_, Count>::new();
         for (name, tensor) in self.tensors(LAYERS) {
-            *layers.entry(name[LAYERS.len()..].split('.').next()).or_default() += self.wide(name, tensor);
+            *layers
+                .entry(name[LAYERS.len()..].split('.').next())
+                .or_default() += self.wide(name, tensor);
         }
         layers.into_values().max().unwrap_or_default()
     }
 
     /// The float32 copy of a tensor, where one is made.
     fn wide(&self, name: &str, tensor: &TensorInfo) -> Count {
-        let widens = (is_matrix(tensor) || is_scale(tensor)) && tensor.dtype != StoredDtype::U32 && self.item_of(tensor).0 < 4;
+        let widens = (is_matrix(tensor) || is_scale(tensor))
+            && tensor.dtype != StoredDtype::U32
+            && self.item_of(tensor).0 < 4;
         if self.own_kernels || self.dtype != Dtype::Float32 || !widens {
             return Saturating(0);
         }
@@ -231,7 +319,13 @@ impl<'a> Sizes<'a> {
 
     /// One side of a tensor.
     pub(super) fn size(&self, name: &str, axis: usize) -> Count {
-        count(self.checkpoint.info(name).and_then(|tensor| tensor.shape.get(axis)).copied().unwrap_or(0))
+        count(
+            self.checkpoint
+                .info(name)
+                .and_then(|tensor| tensor.shape.get(axis))
+                .copied()
+                .unwrap_or(0),
+        )
     }
 }
 
@@ -240,7 +334,11 @@ pub(super) fn count(size: usize) -> Count {
 }
 
 fn elements(tensor: &TensorInfo) -> Count {
-    tensor.shape.iter().map(|size| count(*size)).fold(Saturating(1), |product, size| product * size)
+    tensor
+        .shape
+        .iter()
+        .map(|size| count(*size))
+        .fold(Saturating(1), |product, size| product * size)
 }
 
 /// The weight of a linear layer, a convolution or an embedding.
@@ -254,7 +352,11 @@ fn is_scale(tensor: &TensorInfo) -> bool {
 }
 
 fn item_size(dtype: Dtype) -> Count {
-    if dtype == Dtype::Float32 { Saturating(4) } else { Saturating(2) }
+    if dtype == Dtype::Float32 {
+        Saturating(4)
+    } else {
+        Saturating(2)
+    }
 }
 
 #[cfg(test)]
@@ -267,14 +369,27 @@ mod tests {
     use tempfile::TempDir;
 
     const ARITHMETICS: [Arithmetic; 3] = [
-        Arithmetic { dtype: Dtype::Float32, own_kernels: true },
-        Arithmetic { dtype: Dtype::Float32, own_kernels: false },
-        Arithmetic { dtype: Dtype::Bfloat16, own_kernels: false },
+        Arithmetic {
+            dtype: Dtype::Float32,
+            own_kernels: true,
+        },
+        Arithmetic {
+            dtype: Dtype::Float32,
+            own_kernels: false,
+        },
+        Arithmetic {
+            dtype: Dtype::Bfloat16,
+            own_kernels: false,
+        },
     ];
 
     /// Settings whose sizes are all that, but for those of each layer.
     fn settings(size: usize, window: Option<usize>) -> DecoderSettings {
-        let rope = Rope { theta: 1e4, scaling: 1.0, kind: RopeKind::Sequential };
+        let rope = Rope {
+            theta: 1e4,
+            scaling: 1.0,
+            kind: RopeKind::Sequential,
+        };
         DecoderSettings {
             vocab_size: size,
             hidden_size: size,
@@ -303,12 +418,27 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let entry = |i: usize| {
             let name = format!("language_model.model.layers.{i}.mlp.up_proj.weight");
-            (name, json!({"dtype": "BF16", "shape": [1, 1], "data_offsets": [2 * i, 2 * i + 2]}))
+            (
+                name,
+                json!({"dtype": "BF16", "shape": [1, 1], "data_offsets": [2 * i, 2 * i + 2]}),
+            )
         };
-        let header = serde_json::Value::from((0..layers).map(entry).collect::<serde_json::Map<_, _>>()).to_string();
-        let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &vec![0; 2 * layers]].concat();
+        let header =
+            serde_json::Value::from((0..layers).map(entry).collect::<serde_json::Map<_, _>>())
+                .to_string();
+        let file = [
+            &(header.len() as u64).to_le_bytes(),
+            header.as_bytes(),
+            &vec![0; 2 * layers],
+        ]
+        .concat();
         fs::write(folder.path().join("model.safetensors"), file).unwrap();
-        MemoryNeeds::reckon(&Checkpoint::open(folder.path()).unwrap(), settings, arithmetic, &|_, _| None)
+        MemoryNeeds::reckon(
+            &Checkpoint::open(folder.path()).unwrap(),
+            settings,
+            arithmetic,
+            &|_, _| None,
+        )
     }
 
     /// Every size that a configuration can state at its largest, and beyond.
@@ -319,10 +449,25 @@ mod tests {
                 let needs = needs(3, &settings(size, None), arithmetic);
                 assert_eq!(needs.kv_per_token, u64::MAX, "{arithmetic:?}");
                 for positions in [1, 256, 1 << 24, usize::MAX] {
-                    assert_eq!(needs.cache(positions), u64::MAX, "{arithmetic:?}, {positions}");
-                    assert_eq!(needs.conversation(positions, 1), u64::MAX, "{arithmetic:?}, {positions}");
-                    assert_eq!(needs.total(0, positions, usize::MAX), u64::MAX, "{arithmetic:?}, {positions}");
-                    assert!(needs.step(positions, positions) >= 1 << 24, "{arithmetic:?}, {positions}");
+                    assert_eq!(
+                        needs.cache(positions),
+                        u64::MAX,
+                        "{arithmetic:?}, {positions}"
+                    );
+                    assert_eq!(
+                        needs.conversation(positions, 1),
+                        u64::MAX,
+                        "{arithmetic:?}, {positions}"
+                    );
+                    assert_eq!(
+                        needs.total(0, positions, usize::MAX),
+                        u64::MAX,
+                        "{arithmetic:?}, {positions}"
+                    );
+                    assert!(
+                        needs.step(positions, positions) >= 1 << 24,
+                        "{arithmetic:?}, {positions}"
+                    );
                 }
             }
         }
@@ -332,7 +477,8 @@ mod tests {
         }
     }
 
-    /// The layers are counted in the checkpoint, each tensor once, whatever the configuration states.
+    /// The layers are counted in the checkpoint, each tensor once, whatever the configuration
+    /// states.
     #[test]
     fn many_layers_take_no_time() {
         let clock = std::time::Instant::now();
@@ -345,8 +491,12 @@ mod tests {
     #[test]
     fn a_window_bounds_the_scores() {
         for arithmetic in ARITHMETICS {
-            let [near, far] = [Some(64), None].map(|window| needs(1, &settings(64, window), arithmetic));
-            assert!(near.step(512, 40_000) < far.step(512, 40_000), "{arithmetic:?}");
+            let [near, far] =
+                [Some(64), None].map(|window| needs(1, &settings(64, window), arithmetic));
+            assert!(
+                near.step(512, 40_000) < far.step(512, 40_000),
+                "{arithmetic:?}"
+            );
             assert_eq!(near.step(512, 64), far.step(512, 64), "{arithmetic:?}");
         }
     }

@@ -38,12 +38,20 @@ use crate::{
 };
 
 /// What this library runs.
-pub static ARCHITECTURES: &[Architecture] =
-    &[prismatic::ARCHITECTURE, paligemma::ARCHITECTURE, qwen2_vl::ARCHITECTURE, llava::ARCHITECTURE];
+pub static ARCHITECTURES: &[Architecture] = &[
+    prismatic::ARCHITECTURE,
+    paligemma::ARCHITECTURE,
+    qwen2_vl::ARCHITECTURE,
+    llava::ARCHITECTURE,
+];
 
 /// Returns what `model_type` says of each kind of model that this library runs.
 pub fn model_types() -> Vec<&'static str> {
-    ARCHITECTURES.iter().flat_map(|architecture| architecture.model_types).copied().collect()
+    ARCHITECTURES
+        .iter()
+        .flat_map(|architecture| architecture.model_types)
+        .copied()
+        .collect()
 }
 
 /// A kind of model.
@@ -80,7 +88,9 @@ pub trait Blueprint: Send + Sync + fmt::Debug {
 
     /// Returns the bytes of what [`Blueprint::preprocess`] makes.
     fn pixel_bytes(&self, plan: &MediaPlan) -> u64 {
-        (plan.pixels[0] as u64).saturating_mul(plan.pixels[1] as u64).saturating_mul(12)
+        (plan.pixels[0] as u64)
+            .saturating_mul(plan.pixels[1] as u64)
+            .saturating_mul(12)
     }
 
     /// Returns the bytes that [`Blueprint::preprocess`] takes beyond its result.
@@ -114,7 +124,12 @@ pub trait Blueprint: Send + Sync + fmt::Debug {
 pub trait Vision: Send {
     /// Encodes the pixels of a picture; `progress` is told the part that is done, 0 to 1, after
     /// every block, and ends the work with its error.
-    fn encode(&self, pixels: &Pixels, plan: &MediaPlan, progress: &dyn Fn(f32) -> Result<()>) -> Result<Features>;
+    fn encode(
+        &self,
+        pixels: &Pixels,
+        plan: &MediaPlan,
+        progress: &dyn Fn(f32) -> Result<()>,
+    ) -> Result<Features>;
 
     /// The matrices that can be quantized, by the paths of their modules.
     fn matrices(&mut self) -> Vec<(String, &mut Matrix)>;
@@ -191,7 +206,12 @@ pub struct MediaKey([u8; 32]);
 impl MediaKey {
     /// The key of a picture that is processed so.
     pub fn new(picture: PictureHash, plan: &MediaPlan) -> MediaKey {
-        let MediaPlan { grids, pixels, runs, .. } = plan;
+        let MediaPlan {
+            grids,
+            pixels,
+            runs,
+            ..
+        } = plan;
         let text = format!("{picture:?} {grids:?} {pixels:?} {runs:?}");
         MediaKey(*blake3::hash(text.as_bytes()).as_bytes())
     }

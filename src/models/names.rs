@@ -5,15 +5,26 @@
 /// `model.language_model.` (transformers since 4.52) or `model.` (the hub's Qwen-VL), and the head
 /// beside them or above.
 pub fn decoder_name(stored: &str) -> Option<String> {
-    let is_inside = |rest: &&str| ["embed_tokens.", "layers.", "norm."].iter().any(|part| rest.starts_with(part));
+    let is_inside = |rest: &&str| {
+        ["embed_tokens.", "layers.", "norm."]
+            .iter()
+            .any(|part| rest.starts_with(part))
+    };
     if stored.starts_with("lm_head.") {
         return Some(format!("language_model.{stored}"));
     }
     if stored.starts_with("language_model.lm_head.") {
         return Some(stored.into());
     }
-    let prefixes = ["language_model.model.", "model.language_model.", "language_model.", "model."];
-    let inside = prefixes.iter().find_map(|prefix| stored.strip_prefix(prefix).filter(is_inside))?;
+    let prefixes = [
+        "language_model.model.",
+        "model.language_model.",
+        "language_model.",
+        "model.",
+    ];
+    let inside = prefixes
+        .iter()
+        .find_map(|prefix| stored.strip_prefix(prefix).filter(is_inside))?;
     Some(format!("language_model.model.{inside}"))
 }
 
@@ -34,10 +45,16 @@ mod tests {
             "model.language_model.layers.3.mlp.up_proj.weight",
             "model.layers.3.mlp.up_proj.weight",
         ] {
-            assert_eq!(decoder_name(stored).as_deref(), Some("language_model.model.layers.3.mlp.up_proj.weight"));
+            assert_eq!(
+                decoder_name(stored).as_deref(),
+                Some("language_model.model.layers.3.mlp.up_proj.weight")
+            );
         }
         for stored in ["lm_head.weight", "language_model.lm_head.weight"] {
-            assert_eq!(decoder_name(stored).as_deref(), Some("language_model.lm_head.weight"));
+            assert_eq!(
+                decoder_name(stored).as_deref(),
+                Some("language_model.lm_head.weight")
+            );
         }
         assert_eq!(decoder_name("model.vision_tower.layers.0.weight"), None);
         assert_eq!(decoder_name("visual.blocks.0.norm1.weight"), None);

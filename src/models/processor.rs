@@ -29,7 +29,10 @@ impl ProcessorSettings {
         let path = folder.join("preprocessor_config.json");
         let what = "the settings of the image processor";
         match file::read_json(&path, what, file::MAX_JSON_BYTES) {
-            Ok(bytes) => Ok(ProcessorSettings { values: parse_file(&path, &bytes)?, path }),
+            Ok(bytes) => Ok(ProcessorSettings {
+                values: parse_file(&path, &bytes)?,
+                path,
+            }),
             Err(missing @ Error::NotFound { .. }) => {
                 let other = folder.join("processor_config.json");
                 let bytes = match file::read_json(&other, what, file::MAX_JSON_BYTES) {
@@ -39,12 +42,21 @@ impl ProcessorSettings {
                 let mut all: Map<String, Value> = parse_file(&other, &bytes)?;
                 let values = match all.remove("image_processor") {
                     Some(Value::Object(values)) => values,
-                    Some(_) => return Err(Error::corrupt(&other, "field `image_processor`: an object is expected")),
-                    // A processor_config.json without image settings does not replace the other file.
+                    Some(_) => {
+                        return Err(Error::corrupt(
+                            &other,
+                            "field `image_processor`: an object is expected",
+                        ));
+                    }
+                    // A processor_config.json without image settings does not replace the other
+                    // file.
                     None if !all.contains_key("image_processor_type") => return Err(missing),
                     None => all,
                 };
-                Ok(ProcessorSettings { path: other, values })
+                Ok(ProcessorSettings {
+                    path: other,
+                    values,
+                })
             }
             Err(error) => Err(error),
         }
@@ -57,7 +69,10 @@ impl ProcessorSettings {
 
     /// The name of that file.
     pub fn file_name(&self) -> &str {
-        self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+        self.path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default()
     }
 
     /// All of them.
@@ -71,14 +86,28 @@ impl ProcessorSettings {
     /// # Errors
     /// [`Error::UnsupportedModel`] with both names.
     pub fn expect(&self, model_type: &str, expected: &[&str]) -> Result<()> {
-        let field = |name: &str| self.values.get(name).and_then(Value::as_str).map(|kind| (name.to_owned(), kind));
+        let field = |name: &str| {
+            self.values
+                .get(name)
+                .and_then(Value::as_str)
+                .map(|kind| (name.to_owned(), kind))
+        };
         // `processor_class` names the processor of text and pictures around it.
-        let Some((name, kind)) = field("image_processor_type").or_else(|| field("processor_class")) else { return Ok(()) };
-        let bare = kind.strip_suffix("Fast").or_else(|| kind.strip_suffix("Pil")).unwrap_or(kind);
+        let Some((name, kind)) = field("image_processor_type").or_else(|| field("processor_class"))
+        else {
+            return Ok(());
+        };
+        let bare = kind
+            .strip_suffix("Fast")
+            .or_else(|| kind.strip_suffix("Pil"))
+            .unwrap_or(kind);
         if expected.contains(&bare) {
             return Ok(());
         }
-        let what = format!("field `{name}` is {kind:?}; a model of the type {model_type:?} needs {}", expected.join(" or "));
+        let what = format!(
+            "field `{name}` is {kind:?}; a model of the type {model_type:?} needs {}",
+            expected.join(" or ")
+        );
         Err(Error::unsupported(&self.path, what))
     }
 
@@ -86,7 +115,10 @@ impl ProcessorSettings {
     pub fn number(&self, name: &str, default: f64) -> Result<f64> {
         match self.values.get(name) {
             None | Some(Value::Null) => Ok(default),
-            Some(value) => value.as_f64().filter(|number| number.is_finite()).ok_or_else(|| self.wrong(name, value, "a number")),
+            Some(value) => value
+                .as_f64()
+                .filter(|number| number.is_finite())
+                .ok_or_else(|| self.wrong(name, value, "a number")),
         }
     }
 
@@ -102,7 +134,9 @@ impl ProcessorSettings {
     pub fn count_in(&self, object: &str, name: &str) -> Result<Option<usize>> {
         match self.values.get(object).and_then(|value| value.get(name)) {
             None | Some(Value::Null) => Ok(None),
-            Some(value) => self.check_count(&format!("{object}.{name}"), value).map(Some),
+            Some(value) => self
+                .check_count(&format!("{object}.{name}"), value)
+                .map(Some),
         }
     }
 
@@ -110,24 +144,38 @@ impl ProcessorSettings {
     pub fn switch(&self, name: &str, default: bool) -> Result<bool> {
         match self.values.get(name) {
             None | Some(Value::Null) => Ok(default),
-            Some(value) => value.as_bool().ok_or_else(|| self.wrong(name, value, "true or false")),
+            Some(value) => value
+                .as_bool()
+                .ok_or_else(|| self.wrong(name, value, "true or false")),
         }
     }
 
     /// Three numbers, one a channel, or `default` where they are missing or null.
     pub fn channels(&self, name: &str, default: [f64; 3]) -> Result<[f64; 3]> {
-        let Some(value) = self.values.get(name).filter(|value| !value.is_null()) else { return Ok(default) };
-        let numbers = value.as_array().map(|numbers| numbers.iter().filter_map(Value::as_f64).collect::<Vec<_>>());
+        let Some(value) = self.values.get(name).filter(|value| !value.is_null()) else {
+            return Ok(default);
+        };
+        let numbers = value
+            .as_array()
+            .map(|numbers| numbers.iter().filter_map(Value::as_f64).collect::<Vec<_>>());
         let numbers = numbers.and_then(|numbers| <[f64; 3]>::try_from(numbers).ok());
-        numbers.filter(|numbers| numbers.iter().all(|x| x.is_finite())).ok_or_else(|| self.wrong(name, value, "three numbers"))
+        numbers
+            .filter(|numbers| numbers.iter().all(|x| x.is_finite()))
+            .ok_or_else(|| self.wrong(name, value, "three numbers"))
     }
 
     /// Mean and standard deviation of the channels, and the factor before them.
     pub fn normalization(&self, mean: [f64; 3], std: [f64; 3]) -> Result<Normalization> {
         let factor = self.number("rescale_factor", 1.0 / 255.0)?;
-        let (mean, std) = (self.channels("image_mean", mean)?, self.channels("image_std", std)?);
+        let (mean, std) = (
+            self.channels("image_mean", mean)?,
+            self.channels("image_std", std)?,
+        );
         if std.iter().any(|std| *std <= 0.0) {
-            return Err(Error::corrupt(&self.path, format!("field `image_std` is {std:?}; three numbers above 0 are expected")));
+            return Err(Error::corrupt(
+                &self.path,
+                format!("field `image_std` is {std:?}; three numbers above 0 are expected"),
+            ));
         }
         Ok(Normalization { factor, mean, std })
     }
@@ -136,7 +184,13 @@ impl ProcessorSettings {
     pub fn require(&self, name: &str, expected: bool) -> Result<()> {
         match self.switch(name, expected)? == expected {
             true => Ok(()),
-            false => Err(Error::unsupported(&self.path, format!("field `{name}` is {}; only {expected} is supported", !expected))),
+            false => Err(Error::unsupported(
+                &self.path,
+                format!(
+                    "field `{name}` is {}; only {expected} is supported",
+                    !expected
+                ),
+            )),
         }
     }
 
@@ -146,17 +200,28 @@ impl ProcessorSettings {
             None | Some(Value::Null) => Ok(default),
             Some(value) => {
                 let filter = value.as_u64().and_then(Filter::from_pillow);
-                filter.ok_or_else(|| self.wrong("resample", value, "0 (nearest), 1 (Lanczos), 2 (bilinear) or 3 (bicubic)"))
+                filter.ok_or_else(|| {
+                    self.wrong(
+                        "resample",
+                        value,
+                        "0 (nearest), 1 (Lanczos), 2 (bilinear) or 3 (bicubic)",
+                    )
+                })
             }
         }
     }
 
     fn check_count(&self, name: &str, value: &Value) -> Result<usize> {
         let count = value.as_u64().filter(|count| (1..=1 << 31).contains(count));
-        count.map(|count| count as usize).ok_or_else(|| self.wrong(name, value, "a whole number from 1 to 2147483648"))
+        count
+            .map(|count| count as usize)
+            .ok_or_else(|| self.wrong(name, value, "a whole number from 1 to 2147483648"))
     }
 
     fn wrong(&self, name: &str, value: &Value, expected: &str) -> Error {
-        Error::corrupt(&self.path, format!("field `{name}` is {value}; {expected} is expected"))
+        Error::corrupt(
+            &self.path,
+            format!("field `{name}` is {value}; {expected} is expected"),
+        )
     }
 }

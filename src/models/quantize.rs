@@ -12,8 +12,9 @@ use crate::{
     nn::{Decoder, Matrix, QuantizedMatrix},
 };
 
-/// What is quantized. The default is what MLX's community does: the language model with its embedding and output head, in 4 bits and groups
-/// of 64; vision encoders and projector stay as they are.
+/// What is quantized. The default is what MLX's community does: the language model with its
+/// embedding and output head, in 4 bits and groups of 64; vision encoders and projector stay as
+/// they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QuantizeOptions {
     /// The scheme of all that is not named in `modules`.
@@ -22,16 +23,24 @@ pub struct QuantizeOptions {
     pub embedding: bool,
     /// Also the output head.
     pub head: bool,
-    /// Also the vision encoders and the projector, where the group size divides their widths. SigLIP's MLP is 4304 wide, which none divides.
+    /// Also the vision encoders and the projector, where the group size divides their widths.
+    /// SigLIP's MLP is 4304 wide, which none divides.
     pub vision: bool,
-    /// Exceptions: a module's path, or the beginning of several up to a dot, and its scheme, or `None` where it stays as it is. Of several that
-    /// fit the longest counts. Paths are those of the checkpoint, such as `language_model.model.layers.0`.
+    /// Exceptions: a module's path, or the beginning of several up to a dot, and its scheme, or
+    /// `None` where it stays as it is. Of several that fit the longest counts. Paths are those of
+    /// the checkpoint, such as `language_model.model.layers.0`.
     pub modules: Vec<(String, Option<Quantization>)>,
 }
 
 impl Default for QuantizeOptions {
     fn default() -> Self {
-        QuantizeOptions { quantization: Quantization::affine(64, 4), embedding: true, head: true, vision: false, modules: Vec::new() }
+        QuantizeOptions {
+            quantization: Quantization::affine(64, 4),
+            embedding: true,
+            head: true,
+            vision: false,
+            modules: Vec::new(),
+        }
     }
 }
 
@@ -39,13 +48,23 @@ impl QuantizeOptions {
     /// Fails where a scheme is none.
     pub fn check(&self) -> Result<()> {
         let named = self.modules.iter().filter_map(|(_, scheme)| *scheme);
-        named.chain([self.quantization]).try_for_each(Quantization::check).map_err(Error::InvalidArgument)
+        named
+            .chain([self.quantization])
+            .try_for_each(Quantization::check)
+            .map_err(Error::InvalidArgument)
     }
 
     /// The scheme of a module with rows of so many numbers.
     pub fn scheme(&self, path: &str, columns: usize) -> Option<Quantization> {
-        let fits = |name: &str| path.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-        let named = self.modules.iter().filter(|(name, _)| fits(name)).max_by_key(|(name, _)| name.len());
+        let fits = |name: &str| {
+            path.strip_prefix(name)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        let named = self
+            .modules
+            .iter()
+            .filter(|(name, _)| fits(name))
+            .max_by_key(|(name, _)| name.len());
         let scheme = match named {
             Some((_, scheme)) => *scheme,
             None => self.is_meant(path).then_some(self.quantization),
@@ -107,15 +126,24 @@ impl LoadedModel {
         progress: &dyn Fn(f32) -> Result<()>,
     ) -> Result<(), QuantizeFailure> {
         let undone = QuantizeFailure::Undone;
-        let mut planned: Vec<_> = self.matrices().into_iter().filter(|(path, matrix)| wants(path, matrix, options)).collect();
+        let mut planned: Vec<_> = self
+            .matrices()
+            .into_iter()
+            .filter(|(path, matrix)| wants(path, matrix, options))
+            .collect();
         if planned.is_empty() {
-            return Err(undone(Error::InvalidState("there is nothing left to quantize with these options".into())));
+            return Err(undone(Error::InvalidState(
+                "there is nothing left to quantize with these options".into(),
+            )));
         }
         // What is replaced can be read again where the files are as they were; else it has to stay.
         let keep = !folder.checkpoint.is_unchanged();
         if keep {
             let needed = planned.iter().map(|(_, matrix)| matrix.bytes()).sum();
-            let what = format!("{} has changed since it was loaded; keeping the old matrices while quantizing", folder.path().display());
+            let what = format!(
+                "{} has changed since it was loaded; keeping the old matrices while quantizing",
+                folder.path().display()
+            );
             require(&what, needed).map_err(undone)?;
         }
         let mut kept = Vec::new();
@@ -151,7 +179,10 @@ impl LoadedModel {
 pub(crate) fn most_common(schemes: impl Iterator<Item = Quantization>) -> Option<Quantization> {
     let mut counts = BTreeMap::new();
     schemes.for_each(|scheme| *counts.entry(scheme).or_insert(0) += 1);
-    counts.into_iter().max_by_key(|(_, count)| *count).map(|(scheme, _)| scheme)
+    counts
+        .into_iter()
+        .max_by_key(|(_, count)| *count)
+        .map(|(scheme, _)| scheme)
 }
 
 fn wants(path: &str, matrix: &Matrix, options: &QuantizeOptions) -> bool {
@@ -159,8 +190,13 @@ fn wants(path: &str, matrix: &Matrix, options: &QuantizeOptions) -> bool {
 }
 
 /// Quantizes a matrix where the options say so.
-pub(crate) fn quantize_matrix(path: &str, matrix: &mut Matrix, options: &QuantizeOptions) -> Result<()> {
-    if let (Some(scheme), Matrix::Dense(dense)) = (options.scheme(path, matrix.columns()), &*matrix) {
+pub(crate) fn quantize_matrix(
+    path: &str,
+    matrix: &mut Matrix,
+    options: &QuantizeOptions,
+) -> Result<()> {
+    if let (Some(scheme), Matrix::Dense(dense)) = (options.scheme(path, matrix.columns()), &*matrix)
+    {
         *matrix = Matrix::Quantized(QuantizedMatrix::quantize(dense, scheme)?);
     }
     Ok(())
@@ -178,12 +214,19 @@ mod tests {
             ("language_model.model.layers.1.mlp".to_owned(), None),
             ("projector.fc1".to_owned(), Some(eight)),
         ];
-        let options = QuantizeOptions { modules, ..QuantizeOptions::default() };
+        let options = QuantizeOptions {
+            modules,
+            ..QuantizeOptions::default()
+        };
         let four = Some(options.quantization);
         for (path, columns, scheme) in [
             ("language_model.model.layers.0.mlp.up_proj", 128, four),
             ("language_model.model.layers.10.mlp.up_proj", 128, four),
-            ("language_model.model.layers.1.self_attn.q_proj", 128, Some(eight)),
+            (
+                "language_model.model.layers.1.self_attn.q_proj",
+                128,
+                Some(eight),
+            ),
             ("language_model.model.layers.1.mlp.up_proj", 128, None),
             ("language_model.lm_head", 128, four),
             ("language_model.lm_head", 96, None),
@@ -193,10 +236,21 @@ mod tests {
         ] {
             assert_eq!(options.scheme(path, columns), scheme, "{path}");
         }
-        let bare = QuantizeOptions { embedding: false, head: false, vision: true, ..QuantizeOptions::default() };
+        let bare = QuantizeOptions {
+            embedding: false,
+            head: false,
+            vision: true,
+            ..QuantizeOptions::default()
+        };
         assert_eq!(bare.scheme("language_model.model.embed_tokens", 128), None);
         assert_eq!(bare.scheme("language_model.lm_head", 128), None);
-        assert_eq!(bare.scheme("vision_backbone.fused_featurizer.blocks.0.mlp.fc2", 4304), None);
-        assert_eq!(bare.scheme("vision_backbone.fused_featurizer.blocks.0.mlp.fc1", 1152), four);
+        assert_eq!(
+            bare.scheme("vision_backbone.fused_featurizer.blocks.0.mlp.fc2", 4304),
+            None
+        );
+        assert_eq!(
+            bare.scheme("vision_backbone.fused_featurizer.blocks.0.mlp.fc1", 1152),
+            four
+        );
     }
 }

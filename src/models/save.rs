@@ -13,7 +13,12 @@ use crate::{
 impl ModelFolder {
     /// Writes the weights and the configuration of a model that was loaded from here to a new
     /// folder. Matrices that have been quantized since are written so, all else is copied.
-    pub fn save(&self, model: &mut LoadedModel, folder: &Folder, progress: &dyn Fn(u64, u64) -> Result<()>) -> Result<()> {
+    pub fn save(
+        &self,
+        model: &mut LoadedModel,
+        folder: &Folder,
+        progress: &dyn Fn(u64, u64) -> Result<()>,
+    ) -> Result<()> {
         let matrices = model.matrices();
         let quantized: BTreeMap<&str, &QuantizedMatrix> = matrices
             .iter()
@@ -25,23 +30,44 @@ impl ModelFolder {
         let (mut tensors, mut schemes) = (Vec::new(), BTreeMap::new());
         let stored = &self.files.checkpoint;
         for name in stored.tensor_names() {
-            let Some(info) = stored.info(name) else { continue };
+            let Some(info) = stored.info(name) else {
+                continue;
+            };
             // What is never run keeps its name.
-            let canonical = self.blueprint.canonical_name(name).unwrap_or_else(|| name.to_owned());
-            let paths = name.strip_suffix(".weight").zip(canonical.strip_suffix(".weight"));
+            let canonical = self
+                .blueprint
+                .canonical_name(name)
+                .unwrap_or_else(|| name.to_owned());
+            let paths = name
+                .strip_suffix(".weight")
+                .zip(canonical.strip_suffix(".weight"));
             match paths.map(|(module, path)| (module, path, quantized.get(path))) {
-                // Quantized in the folder already, be it in a block that is never run: copied with its scheme.
+                // Quantized in the folder already, be it in a block that is never run: copied with
+                // its scheme.
                 Some((module, path, _)) if info.dtype == safetensors::Dtype::U32 => {
-                    schemes.extend(self.stored.of(&[module, path]).map(|scheme| ((module.to_owned(), path.to_owned()), scheme)));
-                    tensors.push(SavedTensor { name: name.to_owned(), content: Content::Stored(info) });
+                    schemes.extend(
+                        self.stored
+                            .of(&[module, path])
+                            .map(|scheme| ((module.to_owned(), path.to_owned()), scheme)),
+                    );
+                    tensors.push(SavedTensor {
+                        name: name.to_owned(),
+                        content: Content::Stored(info),
+                    });
                 }
                 Some((module, path, Some(matrix))) => {
                     schemes.insert((module.to_owned(), path.to_owned()), matrix.quantization);
                     for (part, array) in matrix.parts() {
-                        tensors.push(SavedTensor { name: format!("{module}.{part}"), content: Content::Array(array.clone()) });
+                        tensors.push(SavedTensor {
+                            name: format!("{module}.{part}"),
+                            content: Content::Array(array.clone()),
+                        });
                     }
                 }
-                _ => tensors.push(SavedTensor { name: name.to_owned(), content: Content::Stored(info) }),
+                _ => tensors.push(SavedTensor {
+                    name: name.to_owned(),
+                    content: Content::Stored(info),
+                }),
             }
         }
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
@@ -52,7 +78,13 @@ impl ModelFolder {
                 config.insert(field.into(), quantization.to_json());
             }
         }
-        write_model(folder, &tensors, &config, self.files.checkpoint.format(), progress)
+        write_model(
+            folder,
+            &tensors,
+            &config,
+            self.files.checkpoint.format(),
+            progress,
+        )
     }
 }
 
@@ -61,7 +93,14 @@ impl ModelFolder {
 fn config_of(schemes: &BTreeMap<(String, String), Quantization>) -> Option<QuantizationConfig> {
     let default = most_common(schemes.values().copied())?;
     let exceptions = schemes.iter().filter(|(_, scheme)| **scheme != default);
-    let named =
-        |((module, path), scheme): (&(String, String), &Quantization)| [(module.clone(), Some(*scheme)), (path.clone(), Some(*scheme))];
-    Some(QuantizationConfig { default: Some(default), modules: exceptions.flat_map(named).collect() })
+    let named = |((module, path), scheme): (&(String, String), &Quantization)| {
+        [
+            (module.clone(), Some(*scheme)),
+            (path.clone(), Some(*scheme)),
+        ]
+    };
+    Some(QuantizationConfig {
+        default: Some(default),
+        modules: exceptions.flat_map(named).collect(),
+    })
 }

@@ -40,9 +40,15 @@ impl Squared {
         check_steps(settings)?;
         settings.require("do_center_crop", true)?;
         check_square(settings, "crop_size", edge)?;
-        let shortest = settings.count_in("size", "shortest_edge")?.or(settings.count("size").ok().flatten()).unwrap_or(224);
+        let shortest = settings
+            .count_in("size", "shortest_edge")?
+            .or(settings.count("size").ok().flatten())
+            .unwrap_or(224);
         if shortest < edge || shortest > 4 * 4096 {
-            let what = format!("field `size.shortest_edge` is {shortest}; {edge}, the edge that is cut out, to 16384 is expected");
+            let what = format!(
+                "field `size.shortest_edge` is {shortest}; {edge}, the edge that is cut out, to \
+                 16384 is expected"
+            );
             return Err(Error::unsupported(settings.path(), what));
         }
         Ok(Squared {
@@ -55,7 +61,12 @@ impl Squared {
 
     /// The plan of any picture.
     pub fn plan(&self, features: usize, marker: &str) -> MediaPlan {
-        MediaPlan { grids: Vec::new(), pixels: [self.edge; 2], markup: marker.into(), runs: vec![features] }
+        MediaPlan {
+            grids: Vec::new(),
+            pixels: [self.edge; 2],
+            markup: marker.into(),
+            runs: vec![features],
+        }
     }
 
     /// Makes `[3, edge, edge]` of a picture.
@@ -65,17 +76,28 @@ impl Squared {
             None => resize(picture, self.edge, self.edge, self.filter)?,
             Some(shortest) => {
                 let [width, height] = with_shortest([width, height], shortest);
-                center_crop(&resize(picture, width, height, self.filter)?, self.edge, self.edge)?
+                center_crop(
+                    &resize(picture, width, height, self.filter)?,
+                    self.edge,
+                    self.edge,
+                )?
             }
         };
         let data = planes(&square, &self.normalization)?;
-        Ok(Pixels { data, channels: 3, height: self.edge, width: self.edge })
+        Ok(Pixels {
+            data,
+            channels: 3,
+            height: self.edge,
+            width: self.edge,
+        })
     }
 
     /// Bytes that [`Squared::process`] takes beyond its result.
     pub fn memory(&self, size: MediumSize) -> u64 {
         let side = size.width.max(size.height);
-        let [width, height] = self.shortest.map_or([self.edge; 2], |shortest| with_shortest([size.width, size.height], shortest));
+        let [width, height] = self.shortest.map_or([self.edge; 2], |shortest| {
+            with_shortest([size.width, size.height], shortest)
+        });
         resize_memory(width.max(height), side)
     }
 }
@@ -89,16 +111,28 @@ fn with_shortest([width, height]: [usize; 2], shortest: usize) -> [usize; 2] {
 }
 
 fn check_steps(settings: &ProcessorSettings) -> Result<()> {
-    ["do_resize", "do_rescale", "do_normalize"].into_iter().try_for_each(|step| settings.require(step, true))
+    ["do_resize", "do_rescale", "do_normalize"]
+        .into_iter()
+        .try_for_each(|step| settings.require(step, true))
 }
 
 fn check_square(settings: &ProcessorSettings, field: &str, edge: usize) -> Result<()> {
-    let sides = [settings.count_in(field, "height")?, settings.count_in(field, "width")?];
-    let sides = if sides == [None; 2] { [settings.count(field).ok().flatten(); 2] } else { sides };
+    let sides = [
+        settings.count_in(field, "height")?,
+        settings.count_in(field, "width")?,
+    ];
+    let sides = if sides == [None; 2] {
+        [settings.count(field).ok().flatten(); 2]
+    } else {
+        sides
+    };
     match sides.iter().flatten().find(|side| **side != edge) {
         Some(side) => Err(Error::corrupt(
             settings.path(),
-            format!("field `{field}` makes pictures of {side} pixels; vision_config.image_size in config.json is {edge}"),
+            format!(
+                "field `{field}` makes pictures of {side} pixels; vision_config.image_size in \
+                 config.json is {edge}"
+            ),
         )),
         None => Ok(()),
     }

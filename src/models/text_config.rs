@@ -100,7 +100,12 @@ impl TokenIds {
 /// # Errors
 /// [`Error::UnsupportedModel`] for what is no token id.
 pub fn token_id(path: &Path, config: &Value, names: &[&str], default: u32) -> Result<u32> {
-    let Some((name, value)) = names.iter().find_map(|name| Some((name, config.get(name)?))) else { return Ok(default) };
+    let Some((name, value)) = names
+        .iter()
+        .find_map(|name| Some((name, config.get(name)?)))
+    else {
+        return Ok(default);
+    };
     let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
     id.ok_or_else(|| Error::unsupported(path, format!("{name} is {value}; a token id is expected")))
 }
@@ -115,8 +120,13 @@ impl TextConfig {
     /// # Errors
     /// [`Error::CorruptModel`] for a field of another kind.
     pub fn new(path: &Path, config: &Value, defaults: TextConfig) -> Result<TextConfig> {
-        let part = config.get("text_config").filter(|value| !value.is_null()).unwrap_or(config);
-        let parse = |value: &Value| TextConfig::deserialize(value).map_err(|error| Error::corrupt(path, error.to_string()));
+        let part = config
+            .get("text_config")
+            .filter(|value| !value.is_null())
+            .unwrap_or(config);
+        let parse = |value: &Value| {
+            TextConfig::deserialize(value).map_err(|error| Error::corrupt(path, error.to_string()))
+        };
         let mut text = parse(part)?.or(defaults);
         if text.eos_token_id.is_none() {
             text.eos_token_id = parse(config)?.eos_token_id;
@@ -142,17 +152,25 @@ impl TextConfig {
             rope_scaling: self.rope_scaling.or(other.rope_scaling),
             rope_parameters: self.rope_parameters.or(other.rope_parameters),
             sliding_window: self.sliding_window.or(other.sliding_window),
-            max_position_embeddings: self.max_position_embeddings.or(other.max_position_embeddings),
+            max_position_embeddings: self
+                .max_position_embeddings
+                .or(other.max_position_embeddings),
             eos_token_id: self.eos_token_id.or(other.eos_token_id),
             query_pre_attn_scalar: self.query_pre_attn_scalar.or(other.query_pre_attn_scalar),
             attn_logit_softcapping: self.attn_logit_softcapping.or(other.attn_logit_softcapping),
-            final_logit_softcapping: self.final_logit_softcapping.or(other.final_logit_softcapping),
+            final_logit_softcapping: self
+                .final_logit_softcapping
+                .or(other.final_logit_softcapping),
         }
     }
 
     /// Base of the rotary positions.
     pub fn rope_theta(&self) -> f32 {
-        self.rope_parameters.as_ref().and_then(|rope| rope.rope_theta).or(self.rope_theta).unwrap_or(10_000.0)
+        self.rope_parameters
+            .as_ref()
+            .and_then(|rope| rope.rope_theta)
+            .or(self.rope_theta)
+            .unwrap_or(10_000.0)
     }
 
     /// How frequencies are divided among frame, row and column, where they are.
@@ -160,12 +178,18 @@ impl TextConfig {
     /// transformers 4.57 saves the type `mrope` as `default`, so the sections tell.
     pub fn rope_sections(&self) -> Option<&[usize]> {
         let configs = [&self.rope_parameters, &self.rope_scaling];
-        configs.into_iter().flatten().find_map(|rope| rope.mrope_section.as_deref())
+        configs
+            .into_iter()
+            .flatten()
+            .find_map(|rope| rope.mrope_section.as_deref())
     }
 
     /// Tokens that end an answer.
     pub fn end_tokens(&self) -> Vec<u32> {
-        self.eos_token_id.as_ref().map(TokenIds::to_vec).unwrap_or_default()
+        self.eos_token_id
+            .as_ref()
+            .map(TokenIds::to_vec)
+            .unwrap_or_default()
     }
 
     /// The settings of a plain decoder of the Llama family with these sizes, checked.
@@ -173,36 +197,58 @@ impl TextConfig {
     /// # Errors
     /// [`Error::UnsupportedModel`] with the field at fault.
     pub fn decoder(&self, path: &Path, tied_head: bool) -> Result<DecoderSettings> {
-        self.settings(tied_head).map_err(|what| Error::unsupported(path, what))
+        self.settings(tied_head)
+            .map_err(|what| Error::unsupported(path, what))
     }
 
     fn settings(&self, tied_head: bool) -> Result<DecoderSettings, String> {
         let size = |name: &str, value: Option<usize>| match value {
             Some(value) if (1..=MOST).contains(&value) => Ok(value),
-            Some(value) => Err(format!("text_config.{name} is {value}; 1 to {MOST} is expected")),
+            Some(value) => Err(format!(
+                "text_config.{name} is {value}; 1 to {MOST} is expected"
+            )),
             None => Err(format!("text_config.{name} is missing")),
         };
-        let (hidden_size, layers) = (size("hidden_size", self.hidden_size)?, size("num_hidden_layers", self.num_hidden_layers)?);
+        let (hidden_size, layers) = (
+            size("hidden_size", self.hidden_size)?,
+            size("num_hidden_layers", self.num_hidden_layers)?,
+        );
         let heads = size("num_attention_heads", self.num_attention_heads)?;
-        let kv_heads = size("num_key_value_heads", self.num_key_value_heads.or(Some(heads)))?;
+        let kv_heads = size(
+            "num_key_value_heads",
+            self.num_key_value_heads.or(Some(heads)),
+        )?;
         let head_dim = size("head_dim", self.head_dim.or(Some(hidden_size / heads)))?;
         let norm_eps = self.rms_norm_eps.unwrap_or(1e-6);
         let (theta, window) = (self.rope_theta(), self.sliding_window);
         size("max_position_embeddings", self.max_position_embeddings)?;
         size("sliding_window", window.or(Some(1)))?;
         if !heads.is_multiple_of(kv_heads) {
-            return Err(format!("text_config.num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({kv_heads})"));
+            return Err(format!(
+                "text_config.num_attention_heads ({heads}) is not a multiple of \
+                 num_key_value_heads ({kv_heads})"
+            ));
         }
         if !head_dim.is_multiple_of(2) {
-            return Err(format!("text_config.head_dim is {head_dim}; rotary positions need an even one"));
+            return Err(format!(
+                "text_config.head_dim is {head_dim}; rotary positions need an even one"
+            ));
         }
         if !(norm_eps > 0.0 && norm_eps < 1.0) {
-            return Err(format!("text_config.rms_norm_eps is {norm_eps}; more than 0 and less than 1 is expected"));
+            return Err(format!(
+                "text_config.rms_norm_eps is {norm_eps}; more than 0 and less than 1 is expected"
+            ));
         }
         if !(theta > 1.0 && theta.is_finite()) {
-            return Err(format!("text_config.rope_theta is {theta}; more than 1 is expected"));
+            return Err(format!(
+                "text_config.rope_theta is {theta}; more than 1 is expected"
+            ));
         }
-        let rope = Rope { theta, scaling: self.rope_factor()?, kind: self.rope_kind(head_dim)? };
+        let rope = Rope {
+            theta,
+            scaling: self.rope_factor()?,
+            kind: self.rope_kind(head_dim)?,
+        };
         Ok(DecoderSettings {
             vocab_size: size("vocab_size", self.vocab_size)?,
             hidden_size,
@@ -228,28 +274,47 @@ impl TextConfig {
 
     /// By what rotary positions are divided.
     fn rope_factor(&self) -> Result<f32, String> {
-        for rope in [&self.rope_parameters, &self.rope_scaling].into_iter().flatten() {
+        for rope in [&self.rope_parameters, &self.rope_scaling]
+            .into_iter()
+            .flatten()
+        {
             match rope.rope_type.as_deref().or(rope.r#type.as_deref()) {
                 None | Some("default" | "mrope") => {}
                 Some("linear") => {
                     let factor = rope.factor.unwrap_or(1.0);
                     return match factor.is_finite() && factor >= 1.0 {
                         true => Ok(factor),
-                        false => Err(format!("the factor of text_config's rotary positions is {factor}; 1 or more is expected")),
+                        false => Err(format!(
+                            "the factor of text_config's rotary positions is {factor}; 1 or more \
+                             is expected"
+                        )),
                     };
                 }
-                Some(other) => return Err(format!("text_config scales its rotary positions by {other:?}, which is not supported")),
+                Some(other) => {
+                    return Err(format!(
+                        "text_config scales its rotary positions by {other:?}, which is not \
+                         supported"
+                    ));
+                }
             }
         }
         Ok(1.0)
     }
 
     fn rope_kind(&self, head_dim: usize) -> Result<RopeKind, String> {
-        let Some(sections) = self.rope_sections() else { return Ok(RopeKind::Sequential) };
+        let Some(sections) = self.rope_sections() else {
+            return Ok(RopeKind::Sequential);
+        };
         let three = <[usize; 3]>::try_from(sections).ok();
-        let fits = |three: &[usize; 3]| three.iter().try_fold(0usize, |sum, x| sum.checked_add(*x)) == Some(head_dim / 2);
+        let fits = |three: &[usize; 3]| {
+            three.iter().try_fold(0usize, |sum, x| sum.checked_add(*x)) == Some(head_dim / 2)
+        };
         three.filter(fits).map(RopeKind::Sections).ok_or_else(|| {
-            format!("mrope_section is {sections:?}; three numbers are expected whose sum is {}, half of a head's width", head_dim / 2)
+            format!(
+                "mrope_section is {sections:?}; three numbers are expected whose sum is {}, \
+                half of a head's width",
+                head_dim / 2
+            )
         })
     }
 }

@@ -70,7 +70,8 @@ impl ClipEncoder {
         let norm = |name: &str| LayerNorm::load(&weights.at(name), width, config.norm_eps, dtype);
         let class = match config.is_clip {
             true => {
-                let class = load_vector(&embeddings, "class_embedding", &[width], dtype)?.reshape(&[1, 1, width as i32])?;
+                let class = load_vector(&embeddings, "class_embedding", &[width], dtype)?
+                    .reshape(&[1, 1, width as i32])?;
                 class.eval()?;
                 Some(class)
             }
@@ -84,19 +85,34 @@ impl ClipEncoder {
                 let numbers: Vec<u32> = (0..tokens as u32).collect();
                 Matrix::load(&table, tokens, width, dtype)?.rows(&ops::ids(&numbers), dtype)?
             }
-            false => load_vector(&table, "weight", &[tokens, width], dtype)?.reshape(&[1, tokens as i32, width as i32])?,
+            false => load_vector(&table, "weight", &[tokens, width], dtype)?.reshape(&[
+                1,
+                tokens as i32,
+                width as i32,
+            ])?,
         };
         positions.eval()?;
         let layers = weights.at("encoder.layers");
         let patches = embeddings.at("patch_embedding");
         let is_mlx = patches.is_mlx_convolution("weight", 3)?;
         Ok(ClipEncoder {
-            patch_embedding: Linear::load_patches(&patches, width, &[3, patch, patch], is_mlx, dtype)?,
+            patch_embedding: Linear::load_patches(
+                &patches,
+                width,
+                &[3, patch, patch],
+                is_mlx,
+                dtype,
+            )?,
             positions,
             class,
             pre_norm: config.is_clip.then(|| norm("pre_layrnorm")).transpose()?,
-            blocks: (0..config.layers).map(|i| Block::load(&layers.at(i), &config, dtype)).collect::<Result<_>>()?,
-            post_norm: config.post_norm.then(|| norm("post_layernorm")).transpose()?,
+            blocks: (0..config.layers)
+                .map(|i| Block::load(&layers.at(i), &config, dtype))
+                .collect::<Result<_>>()?,
+            post_norm: config
+                .post_norm
+                .then(|| norm("post_layernorm"))
+                .transpose()?,
             config,
             dtype,
         })
@@ -140,7 +156,9 @@ impl ClipEncoder {
                 ("mlp.fc1", &mut block.fc1),
                 ("mlp.fc2", &mut block.fc2),
             ];
-            all.extend(linears.map(|(name, linear)| (format!("{path}.{name}"), &mut linear.weight)));
+            all.extend(
+                linears.map(|(name, linear)| (format!("{path}.{name}"), &mut linear.weight)),
+            );
         }
     }
 
@@ -148,13 +166,18 @@ impl ClipEncoder {
     fn patches(&self, planes: &[f32]) -> Result<Tensor> {
         let (edge, patch) = (self.config.image_size as i32, self.config.patch_size as i32);
         if planes.len() != 3 * self.config.image_size.pow(2) {
-            let what = format!("{} values of pixels: this encoder takes 3 x {edge} x {edge}", planes.len());
+            let what = format!(
+                "{} values of pixels: this encoder takes 3 x {edge} x {edge}",
+                planes.len()
+            );
             return Err(Error::InvalidArgument(what));
         }
         let grid = edge / patch;
         let pixels = ops::floats(planes, &[3, edge, edge]).as_dtype(self.dtype)?;
         let used = slice(&slice(&pixels, 1, 0..grid * patch)?, 2, 0..grid * patch)?;
-        let patches = used.reshape(&[3, grid, patch, grid, patch])?.transpose_axes(&[1, 3, 0, 2, 4])?;
+        let patches = used
+            .reshape(&[3, grid, patch, grid, patch])?
+            .transpose_axes(&[1, 3, 0, 2, 4])?;
         Ok(patches.reshape(&[1, grid * grid, 3 * patch * patch])?)
     }
 }
@@ -177,7 +200,8 @@ impl Block {
     fn load(weights: &Weights, config: &ClipConfig, dtype: Dtype) -> Result<Block> {
         let (width, inner) = (config.hidden_size, config.intermediate_size);
         let norm = |name: &str| LayerNorm::load(&weights.at(name), width, config.norm_eps, dtype);
-        let projection = |name: &str| Linear::load(&weights.at("self_attn").at(name), width, width, dtype);
+        let projection =
+            |name: &str| Linear::load(&weights.at("self_attn").at(name), width, width, dtype);
         Ok(Block {
             norm1: norm("layer_norm1")?,
             queries: projection("q_proj")?,
@@ -196,11 +220,18 @@ impl Block {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let normalized = self.norm1.forward(x)?;
         let heads = |linear: &Linear| split_heads(&linear.forward(&normalized)?, self.head);
-        let (queries, keys, values) = (heads(&self.queries)?, heads(&self.keys)?, heads(&self.values)?);
+        let (queries, keys, values) = (
+            heads(&self.queries)?,
+            heads(&self.keys)?,
+            heads(&self.values)?,
+        );
         let factor = (self.head as f32).sqrt().recip();
         let mixed = ops::attention([&queries, &keys, &values], factor, None, Sees::All)?;
         let x = x.add(self.output.forward(&mixed)?)?;
-        let inner = ops::activate(&self.fc1.forward(&self.norm2.forward(&x)?)?, self.activation)?;
+        let inner = ops::activate(
+            &self.fc1.forward(&self.norm2.forward(&x)?)?,
+            self.activation,
+        )?;
         Ok(x.add(self.fc2.forward(&inner)?)?)
     }
 }

@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use super::{Activation, Embedding, GatedMlp, KVCache, KeyValueCache, Linear, Matrix, RmsNorm, Rope, rotary::Angles};
+use super::{
+    Activation, Embedding, GatedMlp, KVCache, KeyValueCache, Linear, Matrix, RmsNorm, Rope,
+    rotary::Angles,
+};
 use crate::{
     Error, Result,
     checkpoint::Weights,
@@ -83,7 +86,12 @@ impl Row {
 
     /// The `i`th row of a conversation, which sees itself and those before.
     pub fn causal(id: u32, position: [i32; 3], i: usize) -> Row {
-        Row { id, position, from: i as u32, reach: i as u32 + 1 }
+        Row {
+            id,
+            position,
+            from: i as u32,
+            reach: i as u32 + 1,
+        }
     }
 }
 
@@ -158,12 +166,26 @@ impl Decoder {
         let embedding = Embedding::load(&model.at("embed_tokens"), vocabulary, hidden, dtype)?;
         let head = match settings.tied_head {
             true => None,
-            false => Some(Linear::load(&weights.at("lm_head"), vocabulary, hidden, dtype)?),
+            false => Some(Linear::load(
+                &weights.at("lm_head"),
+                vocabulary,
+                hidden,
+                dtype,
+            )?),
         };
         let layers = model.at("layers");
-        let blocks = (0..settings.layers).map(|i| Block::load(&layers.at(i), &settings, dtype)).collect::<Result<_>>()?;
+        let blocks = (0..settings.layers)
+            .map(|i| Block::load(&layers.at(i), &settings, dtype))
+            .collect::<Result<_>>()?;
         let norm = load_norm(&model, "norm", &settings, dtype)?;
-        Ok(Decoder { settings, embedding, blocks, norm, head, dtype })
+        Ok(Decoder {
+            settings,
+            embedding,
+            blocks,
+            norm,
+            head,
+            dtype,
+        })
     }
 
     /// Its sizes and kinds.
@@ -178,7 +200,10 @@ impl Decoder {
 
     /// The matrices, by the paths of their modules.
     pub(crate) fn matrices<'a>(&'a mut self, path: &str, all: &mut Vec<(String, &'a mut Matrix)>) {
-        all.push((format!("{path}.model.embed_tokens"), &mut self.embedding.weight));
+        all.push((
+            format!("{path}.model.embed_tokens"),
+            &mut self.embedding.weight,
+        ));
         for (i, block) in self.blocks.iter_mut().enumerate() {
             let path = format!("{path}.model.layers.{i}");
             let linears = [
@@ -190,9 +215,15 @@ impl Decoder {
                 ("mlp.up_proj", &mut block.mlp.up),
                 ("mlp.down_proj", &mut block.mlp.down),
             ];
-            all.extend(linears.map(|(name, linear)| (format!("{path}.{name}"), &mut linear.weight)));
+            all.extend(
+                linears.map(|(name, linear)| (format!("{path}.{name}"), &mut linear.weight)),
+            );
         }
-        all.extend(self.head.as_mut().map(|head| (format!("{path}.lm_head"), &mut head.weight)));
+        all.extend(
+            self.head
+                .as_mut()
+                .map(|head| (format!("{path}.lm_head"), &mut head.weight)),
+        );
     }
 
     /// Embeddings of token ids `[batch, tokens]`, `[batch, tokens, hidden]`. Ids must be below the
@@ -210,26 +241,43 @@ impl Decoder {
     ///
     /// `poll(i)` is asked for the `i`th segment before every layer and before the head. Where it
     /// fails, or anything else does, that segment alone ends with the error, and its cache is as it
-    /// was before. After [`Error::Backend`] a cache is of no use: MLX takes what it evaluated beside
-    /// a failure for computed.
-    pub fn forward<C: KeyValueCache>(&self, batch: &mut [Segment<C>], poll: &dyn Fn(usize) -> Result<()>) -> Vec<Result<Option<Tensor>>> {
-        let starts: Vec<i32> = batch.iter().map(|segment| segment.cache.first().map_or(0, |cache| cache.offset())).collect();
-        let mut states: Vec<Result<State>> = batch.iter().map(|segment| self.begin(segment)).collect();
+    /// was before. After [`Error::Backend`] a cache is of no use: MLX takes what it evaluated
+    /// beside a failure for computed.
+    pub fn forward<C: KeyValueCache>(
+        &self,
+        batch: &mut [Segment<C>],
+        poll: &dyn Fn(usize) -> Result<()>,
+    ) -> Vec<Result<Option<Tensor>>> {
+        let starts: Vec<i32> = batch
+            .iter()
+            .map(|segment| segment.cache.first().map_or(0, |cache| cache.offset()))
+            .collect();
+        let mut states: Vec<Result<State>> =
+            batch.iter().map(|segment| self.begin(segment)).collect();
         for (layer, block) in self.blocks.iter().enumerate() {
             for (i, (state, segment)) in states.iter_mut().zip(batch.iter_mut()).enumerate() {
                 if let Ok(work) = state
-                    && let Err(error) = poll(i).and_then(|()| work.pass(block, layer, &self.settings, &mut segment.cache[layer]))
+                    && let Err(error) = poll(i).and_then(|()| {
+                        work.pass(block, layer, &self.settings, &mut segment.cache[layer])
+                    })
                 {
                     *state = Err(error);
                 }
             }
         }
         let ends = states.into_iter().zip(batch.iter()).enumerate();
-        let results: Vec<_> = ends.map(|(i, (state, segment))| state.and_then(|work| self.end(work, segment.want, || poll(i)))).collect();
+        let results: Vec<_> = ends
+            .map(|(i, (state, segment))| {
+                state.and_then(|work| self.end(work, segment.want, || poll(i)))
+            })
+            .collect();
         for ((result, segment), start) in results.iter().zip(batch).zip(starts) {
             if result.is_err() {
                 // What is reported is the error that came first.
-                segment.cache.iter_mut().for_each(|cache| drop(cache.truncate(start)));
+                segment
+                    .cache
+                    .iter_mut()
+                    .for_each(|cache| drop(cache.truncate(start)));
             }
         }
         results
@@ -238,7 +286,11 @@ impl Decoder {
     /// Checks a segment, and makes its embeddings and what all layers need of its rows.
     fn begin<C: KeyValueCache>(&self, segment: &Segment<C>) -> Result<State> {
         if segment.cache.len() != self.blocks.len() {
-            let what = format!("a cache of {} layers for a decoder of {}", segment.cache.len(), self.blocks.len());
+            let what = format!(
+                "a cache of {} layers for a decoder of {}",
+                segment.cache.len(),
+                self.blocks.len()
+            );
             return Err(Error::InvalidArgument(what));
         }
         let start = segment.cache.first().map_or(0, |cache| cache.offset()) as usize;
@@ -248,12 +300,24 @@ impl Decoder {
             Input::Embeddings(embeddings) => embeddings.clone(),
         };
         let end = start + rows.len();
-        if rows.is_empty() || x.dim(1) as usize != rows.len() || rows.iter().enumerate().any(|(i, row)| !sees_itself(row, start + i, end)) {
-            return Err(Error::InvalidArgument(format!("{} rows after {start}, which do not see themselves or see beyond", rows.len())));
+        if rows.is_empty()
+            || x.dim(1) as usize != rows.len()
+            || rows
+                .iter()
+                .enumerate()
+                .any(|(i, row)| !sees_itself(row, start + i, end))
+        {
+            return Err(Error::InvalidArgument(format!(
+                "{} rows after {start}, which do not see themselves or see beyond",
+                rows.len()
+            )));
         }
-        let is_causal = rows.iter().enumerate().all(|(i, row)| row.from as usize == start + i && row.reach as usize == start + i + 1);
-        // Without this an operation of a GPU would be queued for all layers, and `poll` could not end it. A single token takes no longer
-        // than a layer of a long prompt.
+        let is_causal = rows
+            .iter()
+            .enumerate()
+            .all(|(i, row)| row.from as usize == start + i && row.reach as usize == start + i + 1);
+        // Without this an operation of a GPU would be queued for all layers, and `poll` could not
+        // end it. A single token takes no longer than a layer of a long prompt.
         let by_layers = self.dtype == Dtype::Float32 || rows.len() > 1;
         let mut angles: Vec<(Rope, Angles)> = Vec::new();
         for rope in &self.settings.ropes {
@@ -261,12 +325,29 @@ impl Decoder {
                 angles.push((*rope, rope.angles(rows, self.settings.head_dim)));
             }
         }
-        let spans = if is_causal { Vec::new() } else { rows.iter().map(|row| row.from as usize..row.reach as usize).collect() };
-        Ok(State { x, start, rows: rows.len(), spans, angles, by_layers })
+        let spans = if is_causal {
+            Vec::new()
+        } else {
+            rows.iter()
+                .map(|row| row.from as usize..row.reach as usize)
+                .collect()
+        };
+        Ok(State {
+            x,
+            start,
+            rows: rows.len(),
+            spans,
+            angles,
+            by_layers,
+        })
     }
 
     /// Embeddings of rows, `[1, rows, hidden]`: of tokens, and features where they stand.
-    fn embed_rows(&self, rows: &[Row], features: &[(Range<usize>, &Features, usize)]) -> Result<Tensor> {
+    fn embed_rows(
+        &self,
+        rows: &[Row],
+        features: &[(Range<usize>, &Features, usize)],
+    ) -> Result<Tensor> {
         let mut parts = Vec::new();
         let mut done = 0;
         for (range, features, first) in features {
@@ -287,13 +368,22 @@ impl Decoder {
     fn embed_tokens(&self, rows: &[Row]) -> Result<Option<Tensor>> {
         let vocabulary = self.settings.vocab_size;
         if let Some(Row { id, .. }) = rows.iter().find(|row| row.id as usize >= vocabulary) {
-            return Err(Error::InvalidArgument(format!("token id {id} is outside the model's vocabulary of {vocabulary}")));
+            return Err(Error::InvalidArgument(format!(
+                "token id {id} is outside the model's vocabulary of {vocabulary}"
+            )));
         }
         let ids: Vec<u32> = rows.iter().map(|row| row.id).collect();
-        (!ids.is_empty()).then(|| self.embed(&ops::ids(&ids))).transpose()
+        (!ids.is_empty())
+            .then(|| self.embed(&ops::ids(&ids)))
+            .transpose()
     }
 
-    fn end(&self, state: State, want: Want, poll: impl Fn() -> Result<()>) -> Result<Option<Tensor>> {
+    fn end(
+        &self,
+        state: State,
+        want: Want,
+        poll: impl Fn() -> Result<()>,
+    ) -> Result<Option<Tensor>> {
         let State { x, rows, .. } = state;
         let x = match want {
             Want::None => {
@@ -337,7 +427,13 @@ struct State {
 }
 
 impl State {
-    fn pass<C: KeyValueCache>(&mut self, block: &Block, layer: usize, settings: &DecoderSettings, cache: &mut C) -> Result<()> {
+    fn pass<C: KeyValueCache>(
+        &mut self,
+        block: &Block,
+        layer: usize,
+        settings: &DecoderSettings,
+        cache: &mut C,
+    ) -> Result<()> {
         let window = settings.windows[layer % settings.windows.len()];
         let rope = settings.ropes[layer % settings.ropes.len()];
         let ranges = self.ranges(window);
@@ -348,7 +444,11 @@ impl State {
             _ => Sees::Past,
         };
         let none = Angles::From(self.start);
-        let angles = self.angles.iter().find(|(known, _)| *known == rope).map_or(&none, |(_, angles)| angles);
+        let angles = self
+            .angles
+            .iter()
+            .find(|(known, _)| *known == rope)
+            .map_or(&none, |(_, angles)| angles);
         let x = block.forward(&self.x, &rope, angles, sees, cache)?;
         self.x = inject_into("decoder", x)?;
         if self.by_layers {
@@ -365,7 +465,12 @@ impl State {
     }
 }
 
-fn load_norm(weights: &Weights, name: &str, settings: &DecoderSettings, dtype: Dtype) -> Result<RmsNorm> {
+fn load_norm(
+    weights: &Weights,
+    name: &str,
+    settings: &DecoderSettings,
+    dtype: Dtype,
+) -> Result<RmsNorm> {
     let (weights, width, eps) = (weights.at(name), settings.hidden_size, settings.norm_eps);
     match settings.norm_adds_one {
         true => RmsNorm::load_plus_one(&weights, width, eps, dtype),
@@ -384,8 +489,8 @@ struct Block {
 }
 
 impl Block {
-    /// With norms behind, `post_attention_layernorm` is the one behind attention, as Gemma 2 has it;
-    /// elsewhere it is the one before the MLP.
+    /// With norms behind, `post_attention_layernorm` is the one behind attention, as Gemma 2 has
+    /// it; elsewhere it is the one before the MLP.
     fn load(weights: &Weights, settings: &DecoderSettings, dtype: Dtype) -> Result<Block> {
         let norm = |name: &str| load_norm(weights, name, settings, dtype);
         let behind = |name: &str| settings.post_norms.then(|| norm(name)).transpose();
@@ -394,16 +499,35 @@ impl Block {
             before_attention: norm("input_layernorm")?,
             attention: Attention::load(&weights.at("self_attn"), settings, dtype)?,
             after_attention: behind("post_attention_layernorm")?,
-            before_mlp: norm(if settings.post_norms { "pre_feedforward_layernorm" } else { "post_attention_layernorm" })?,
+            before_mlp: norm(if settings.post_norms {
+                "pre_feedforward_layernorm"
+            } else {
+                "post_attention_layernorm"
+            })?,
             mlp: GatedMlp::load(&weights.at("mlp"), hidden, inner, settings.gate, dtype)?,
             after_mlp: behind("post_feedforward_layernorm")?,
         })
     }
 
     /// `[batch, rows, hidden]` to the same shape.
-    fn forward<C: KeyValueCache>(&self, x: &Tensor, rope: &Rope, angles: &Angles, sees: Sees, cache: &mut C) -> Result<Tensor> {
-        let normalized = |norm: &Option<RmsNorm>, x: Tensor| norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x));
-        let attended = self.attention.forward(&self.before_attention.forward(x)?, rope, angles, sees, cache)?;
+    fn forward<C: KeyValueCache>(
+        &self,
+        x: &Tensor,
+        rope: &Rope,
+        angles: &Angles,
+        sees: Sees,
+        cache: &mut C,
+    ) -> Result<Tensor> {
+        let normalized = |norm: &Option<RmsNorm>, x: Tensor| {
+            norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x))
+        };
+        let attended = self.attention.forward(
+            &self.before_attention.forward(x)?,
+            rope,
+            angles,
+            sees,
+            cache,
+        )?;
         let x = x.add(normalized(&self.after_attention, attended)?)?;
         let fed = self.feed_forward(&self.before_mlp.forward(&x)?)?;
         Ok(x.add(normalized(&self.after_mlp, fed)?)?)
@@ -417,7 +541,9 @@ impl Block {
         }
         let mut parts = Vec::new();
         for from in (0..rows).step_by(MLP_ROWS) {
-            let part = self.mlp.forward(&slice(x, 1, from..rows.min(from + MLP_ROWS as i32))?)?;
+            let part = self
+                .mlp
+                .forward(&slice(x, 1, from..rows.min(from + MLP_ROWS as i32))?)?;
             part.eval()?;
             parts.push(part);
         }
@@ -460,11 +586,26 @@ impl Attention {
     }
 
     /// `[batch, rows, hidden]` to the same shape.
-    fn forward<C: KeyValueCache>(&self, x: &Tensor, rope: &Rope, angles: &Angles, sees: Sees, cache: &mut C) -> Result<Tensor> {
+    fn forward<C: KeyValueCache>(
+        &self,
+        x: &Tensor,
+        rope: &Rope,
+        angles: &Angles,
+        sees: Sees,
+        cache: &mut C,
+    ) -> Result<Tensor> {
         let rotate = |x: Tensor| rope.rotate(&x, self.width, angles);
-        let (queries, keys) = (rotate(self.queries.forward(x)?)?, rotate(self.keys.forward(x)?)?);
+        let (queries, keys) = (
+            rotate(self.queries.forward(x)?)?,
+            rotate(self.keys.forward(x)?)?,
+        );
         let values = split_heads(&self.values.forward(x)?, self.width as i32)?;
         let (keys, values) = cache.update_and_fetch(keys, values)?;
-        self.output.forward(&ops::attention([&queries, &keys, &values], self.factor, self.softcap, sees)?)
+        self.output.forward(&ops::attention(
+            [&queries, &keys, &values],
+            self.factor,
+            self.softcap,
+            sees,
+        )?)
     }
 }

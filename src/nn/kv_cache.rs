@@ -13,7 +13,8 @@ pub trait KeyValueCache {
     /// Positions held so far.
     fn offset(&self) -> i32;
 
-    /// Appends `[batch, kv heads, tokens, head width]` and returns everything held, in the order of positions.
+    /// Appends `[batch, kv heads, tokens, head width]` and returns everything held, in the order of
+    /// positions.
     fn update_and_fetch(&mut self, keys: Tensor, values: Tensor) -> Result<(Tensor, Tensor)>;
 
     /// Forgets the positions from `offset` on. Does nothing where fewer are held.
@@ -56,14 +57,27 @@ impl KVCache {
         }
         let capacity = (needed + Self::STEP - 1) / Self::STEP * Self::STEP;
         let grow = |old: Option<&Tensor>, like: &Tensor| -> Result<Tensor> {
-            let room = zeros(&[like.dim(0), like.dim(1), capacity - self.offset, like.dim(3)], like.dtype())?;
+            let room = zeros(
+                &[
+                    like.dim(0),
+                    like.dim(1),
+                    capacity - self.offset,
+                    like.dim(3),
+                ],
+                like.dtype(),
+            )?;
             match old {
-                Some(old) if self.offset > 0 => concat(&[&slice(old, 2, 0..self.offset)?, &room], 2),
+                Some(old) if self.offset > 0 => {
+                    concat(&[&slice(old, 2, 0..self.offset)?, &room], 2)
+                }
                 _ => Ok(room),
             }
         };
         let old = self.held.take();
-        self.held = Some((grow(old.as_ref().map(|(k, _)| k), keys)?, grow(old.as_ref().map(|(_, v)| v), values)?));
+        self.held = Some((
+            grow(old.as_ref().map(|(k, _)| k), keys)?,
+            grow(old.as_ref().map(|(_, v)| v), values)?,
+        ));
         Ok(())
     }
 }
@@ -120,7 +134,11 @@ impl KeyValueCache for ConcatKeyValueCache {
 
     fn truncate(&mut self, offset: i32) -> Result<()> {
         let offset = offset.max(0);
-        if let Some((keys, values)) = self.held.take().filter(|(keys, _)| offset > 0 && keys.dim(2) > 0) {
+        if let Some((keys, values)) = self
+            .held
+            .take()
+            .filter(|(keys, _)| offset > 0 && keys.dim(2) > 0)
+        {
             let end = offset.min(keys.dim(2));
             self.held = Some((slice(&keys, 2, 0..end)?, slice(&values, 2, 0..end)?));
         }
@@ -133,7 +151,9 @@ mod tests {
     use super::*;
 
     fn block(from: i32, tokens: i32) -> Tensor {
-        let values: Vec<f32> = (from..from + tokens).flat_map(|i| [i as f32, -i as f32]).collect();
+        let values: Vec<f32> = (from..from + tokens)
+            .flat_map(|i| [i as f32, -i as f32])
+            .collect();
         Tensor::from_slice(&values, &[1, 1, tokens, 2])
     }
 
@@ -143,10 +163,20 @@ mod tests {
         let (mut stepped, mut joined) = (KVCache::new(), ConcatKeyValueCache::new());
         let mut at = 0;
         for tokens in [1, 200, 60, 1, 300] {
-            let (k, v) = stepped.update_and_fetch(block(at, tokens), block(at + 1000, tokens)).unwrap();
-            let (k2, v2) = joined.update_and_fetch(block(at, tokens), block(at + 1000, tokens)).unwrap();
-            assert_eq!(k.to_vec_cast::<f32>().unwrap(), k2.to_vec_cast::<f32>().unwrap());
-            assert_eq!(v.to_vec_cast::<f32>().unwrap(), v2.to_vec_cast::<f32>().unwrap());
+            let (k, v) = stepped
+                .update_and_fetch(block(at, tokens), block(at + 1000, tokens))
+                .unwrap();
+            let (k2, v2) = joined
+                .update_and_fetch(block(at, tokens), block(at + 1000, tokens))
+                .unwrap();
+            assert_eq!(
+                k.to_vec_cast::<f32>().unwrap(),
+                k2.to_vec_cast::<f32>().unwrap()
+            );
+            assert_eq!(
+                v.to_vec_cast::<f32>().unwrap(),
+                v2.to_vec_cast::<f32>().unwrap()
+            );
             at += tokens;
             assert_eq!((stepped.offset(), joined.offset()), (at, at));
         }
@@ -159,7 +189,9 @@ mod tests {
     }
 
     fn check_truncation(cache: &mut impl KeyValueCache) {
-        cache.update_and_fetch(block(0, 300), block(0, 300)).unwrap();
+        cache
+            .update_and_fetch(block(0, 300), block(0, 300))
+            .unwrap();
         cache.truncate(400).unwrap();
         assert_eq!(cache.offset(), 300);
         cache.truncate(10).unwrap();
@@ -177,8 +209,13 @@ mod tests {
         let mut cache = KVCache::new();
         cache.update_and_fetch(block(0, 4), block(0, 4)).unwrap();
         let mut fork = cache.clone();
-        cache.update_and_fetch(block(100, 1), block(100, 1)).unwrap();
+        cache
+            .update_and_fetch(block(100, 1), block(100, 1))
+            .unwrap();
         let (keys, _) = fork.update_and_fetch(block(7, 1), block(7, 1)).unwrap();
-        assert_eq!(keys.to_vec_cast::<f32>().unwrap()[6..], [3.0, -3.0, 7.0, -7.0]);
+        assert_eq!(
+            keys.to_vec_cast::<f32>().unwrap()[6..],
+            [3.0, -3.0, 7.0, -7.0]
+        );
     }
 }

@@ -12,8 +12,9 @@ use crate::{
 
 /// `y = x · weightᵀ + bias`.
 ///
-/// On the CPU a dense weight keeps the dtype it was stored in and is widened for each product: all of a 7B model in float32 would take twice
-/// its memory. On a GPU it is held in the dtype of the activations.
+/// On the CPU a dense weight keeps the dtype it was stored in and is widened for each product: all
+/// of a 7B model in float32 would take twice its memory. On a GPU it is held in the dtype of the
+/// activations.
 #[derive(Debug, Clone)]
 pub struct Linear {
     /// `[out, in]`
@@ -28,31 +29,51 @@ impl Linear {
         Linear { weight, bias }
     }
 
-    /// Reads `weight` `[output, input]`, and `bias` `[output]` where the checkpoint has one. `dtype` is that of the activations.
+    /// Reads `weight` `[output, input]`, and `bias` `[output]` where the checkpoint has one.
+    /// `dtype` is that of the activations.
     pub fn load(weights: &Weights, output: usize, input: usize, dtype: Dtype) -> Result<Linear> {
         let weight = Matrix::load(weights, output, input, dtype)?;
-        let bias = weights.has("bias").then(|| load_vector(weights, "bias", &[output], dtype)).transpose()?;
+        let bias = weights
+            .has("bias")
+            .then(|| load_vector(weights, "bias", &[output], dtype))
+            .transpose()?;
         Ok(Linear { weight, bias })
     }
 
     /// Reads the convolution of a patch embedding, `weight` `[width, ..channels and sides]`: with a
     /// stride as wide as its kernel it is a linear layer over flattened patches, which here lie
-    /// channel by channel, `kernel` being the channels and then the sides. MLX stores channels last.
-    /// Never quantized.
-    pub fn load_patches(weights: &Weights, width: usize, kernel: &[usize], is_mlx: bool, dtype: Dtype) -> Result<Linear> {
+    /// channel by channel, `kernel` being the channels and then the sides. MLX stores channels
+    /// last. Never quantized.
+    pub fn load_patches(
+        weights: &Weights,
+        width: usize,
+        kernel: &[usize],
+        is_mlx: bool,
+        dtype: Dtype,
+    ) -> Result<Linear> {
         let size: usize = kernel.iter().product();
         let weight = match is_mlx {
             false => Matrix::load_dense(weights, &[&[width], kernel].concat(), dtype)?,
             true => {
-                let stored = Matrix::load_dense(weights, &[&[width], &kernel[1..], &kernel[..1]].concat(), dtype)?;
+                let stored = Matrix::load_dense(
+                    weights,
+                    &[&[width], &kernel[1..], &kernel[..1]].concat(),
+                    dtype,
+                )?;
                 let last = kernel.len() as i32;
                 stored.transpose_axes(&[&[0, last], &(1..last).collect::<Vec<_>>()[..]].concat())?
             }
         };
         let weight = weight.reshape(&[width as i32, size as i32])?;
         weight.eval()?;
-        let bias = weights.has("bias").then(|| load_vector(weights, "bias", &[width], dtype)).transpose()?;
-        Ok(Linear { weight: Matrix::Dense(weight), bias })
+        let bias = weights
+            .has("bias")
+            .then(|| load_vector(weights, "bias", &[width], dtype))
+            .transpose()?;
+        Ok(Linear {
+            weight: Matrix::Dense(weight),
+            bias,
+        })
     }
 
     /// Whether it adds a bias.
@@ -79,11 +100,22 @@ pub struct GatedMlp {
 impl GatedMlp {
     /// An MLP of three layers.
     pub fn new([gate, up, down]: [Linear; 3], activation: Activation) -> GatedMlp {
-        GatedMlp { gate, up, down, activation }
+        GatedMlp {
+            gate,
+            up,
+            down,
+            activation,
+        }
     }
 
     /// Reads `gate_proj`, `up_proj` and `down_proj`.
-    pub fn load(weights: &Weights, width: usize, inner: usize, activation: Activation, dtype: Dtype) -> Result<GatedMlp> {
+    pub fn load(
+        weights: &Weights,
+        width: usize,
+        inner: usize,
+        activation: Activation,
+        dtype: Dtype,
+    ) -> Result<GatedMlp> {
         Ok(GatedMlp {
             gate: Linear::load(&weights.at("gate_proj"), inner, width, dtype)?,
             up: Linear::load(&weights.at("up_proj"), inner, width, dtype)?,
@@ -94,7 +126,8 @@ impl GatedMlp {
 
     /// `[.., width]` to the same shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let parts = [&self.gate, &self.up, &self.down].map(|linear| (linear.weight.arrays(), linear.bias.as_ref()));
+        let parts = [&self.gate, &self.up, &self.down]
+            .map(|linear| (linear.weight.arrays(), linear.bias.as_ref()));
         ops::gated_mlp(x, self.activation, parts)
     }
 }
@@ -110,10 +143,14 @@ pub struct Embedding {
 impl Embedding {
     /// Reads `weight` `[rows, width]`. `dtype` is that of the activations.
     pub fn load(weights: &Weights, rows: usize, width: usize, dtype: Dtype) -> Result<Embedding> {
-        Ok(Embedding { weight: Matrix::load(weights, rows, width, dtype)?, dtype })
+        Ok(Embedding {
+            weight: Matrix::load(weights, rows, width, dtype)?,
+            dtype,
+        })
     }
 
-    /// Token ids `[batch, tokens]` to `[batch, tokens, width]`. Ids must be below the number of rows: MLX does not check them.
+    /// Token ids `[batch, tokens]` to `[batch, tokens, width]`. Ids must be below the number of
+    /// rows: MLX does not check them.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         self.weight.rows(ids, self.dtype)
     }

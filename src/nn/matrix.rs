@@ -29,8 +29,9 @@ pub struct QuantizedMatrix {
 }
 
 impl Matrix {
-    /// Reads `weight`, `[rows, columns]`; with `scales` and `biases` beside it where it is quantized. `dtype` is that of the activations: on a
-    /// GPU everything is cast to it, on the CPU it stays as it is stored.
+    /// Reads `weight`, `[rows, columns]`; with `scales` and `biases` beside it where it is
+    /// quantized. `dtype` is that of the activations: on a GPU everything is cast to it, on the CPU
+    /// it stays as it is stored.
     ///
     /// Where the loading quantizes, the matrix is read, quantized, and let go of.
     pub fn load(weights: &Weights, rows: usize, columns: usize, dtype: Dtype) -> Result<Matrix> {
@@ -39,7 +40,10 @@ impl Matrix {
         }
         let dense = Matrix::load_dense(weights, &[rows, columns], dtype)?;
         match weights.quantization_to_apply(columns) {
-            Some(quantization) => Ok(Matrix::Quantized(QuantizedMatrix::quantize(&dense, quantization)?)),
+            Some(quantization) => Ok(Matrix::Quantized(QuantizedMatrix::quantize(
+                &dense,
+                quantization,
+            )?)),
             None => Ok(Matrix::Dense(dense)),
         }
     }
@@ -65,7 +69,8 @@ impl Matrix {
         }
     }
 
-    /// The rows with these numbers, `[.., columns]`, in `dtype`. Numbers must be below that of rows: MLX does not check them.
+    /// The rows with these numbers, `[.., columns]`, in `dtype`. Numbers must be below that of
+    /// rows: MLX does not check them.
     pub fn rows(&self, numbers: &Tensor, dtype: Dtype) -> Result<Tensor> {
         ops::rows(self.arrays(), numbers, dtype)
     }
@@ -82,7 +87,9 @@ impl Matrix {
     pub fn bytes(&self) -> u64 {
         match self {
             Matrix::Dense(weight) => weight.nbytes() as u64,
-            Matrix::Quantized(matrix) => matrix.parts().map(|(_, array)| array.nbytes() as u64).sum(),
+            Matrix::Quantized(matrix) => {
+                matrix.parts().map(|(_, array)| array.nbytes() as u64).sum()
+            }
         }
     }
 
@@ -90,7 +97,9 @@ impl Matrix {
     pub fn columns(&self) -> usize {
         match self {
             Matrix::Dense(weight) => weight.dim(-1) as usize,
-            Matrix::Quantized(matrix) => matrix.scales.dim(-1) as usize * matrix.quantization.group_size,
+            Matrix::Quantized(matrix) => {
+                matrix.scales.dim(-1) as usize * matrix.quantization.group_size
+            }
         }
     }
 }
@@ -98,20 +107,40 @@ impl Matrix {
 impl QuantizedMatrix {
     /// Quantizes `[rows, columns]`; the group size divides the columns.
     pub fn quantize(dense: &Tensor, quantization: Quantization) -> Result<QuantizedMatrix> {
-        let Quantization { group_size, bits, mode } = quantization;
+        let Quantization {
+            group_size,
+            bits,
+            mode,
+        } = quantization;
         let (weight, scales, biases) = ops::quantize(dense, group_size, bits, mode.name())?;
-        Ok(QuantizedMatrix { quantization, weight, scales, biases })
+        Ok(QuantizedMatrix {
+            quantization,
+            weight,
+            scales,
+            biases,
+        })
     }
 
     /// Its arrays, and what their tensors are called.
     pub fn parts(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
         let biases = self.biases.as_ref().map(|biases| ("biases", biases));
-        [("weight", &self.weight), ("scales", &self.scales)].into_iter().chain(biases)
+        [("weight", &self.weight), ("scales", &self.scales)]
+            .into_iter()
+            .chain(biases)
     }
 
-    fn load(weights: &Weights, rows: usize, columns: usize, dtype: Dtype) -> Result<QuantizedMatrix> {
+    fn load(
+        weights: &Weights,
+        rows: usize,
+        columns: usize,
+        dtype: Dtype,
+    ) -> Result<QuantizedMatrix> {
         let quantization = weights.stored_quantization(columns)?;
-        let Quantization { group_size, bits, mode } = quantization;
+        let Quantization {
+            group_size,
+            bits,
+            mode,
+        } = quantization;
         let groups = columns / group_size;
         let weight = weights.load_packed("weight", &[rows, columns * bits / 32])?;
         let load = |name: &str| match dtype {
@@ -122,18 +151,40 @@ impl QuantizedMatrix {
             Mode::Affine => (load("scales")?, Some(load("biases")?)),
             _ => (weights.load_byte_scales("scales", &[rows, groups])?, None),
         };
-        Ok(QuantizedMatrix { quantization, weight, scales, biases })
+        Ok(QuantizedMatrix {
+            quantization,
+            weight,
+            scales,
+            biases,
+        })
     }
 
     fn packed(&self) -> PackedMatrix<'_> {
-        let Quantization { group_size, bits, mode } = self.quantization;
+        let Quantization {
+            group_size,
+            bits,
+            mode,
+        } = self.quantization;
         let (weight, scales, biases) = (&self.weight, &self.scales, self.biases.as_ref());
-        PackedMatrix { weight, scales, biases, group_size, bits, mode: mode.name() }
+        PackedMatrix {
+            weight,
+            scales,
+            biases,
+            group_size,
+            bits,
+            mode: mode.name(),
+        }
     }
 }
 
-/// A small tensor, such as a bias or the weight of a norm: cast to the dtype of the activations once and for all.
-pub(crate) fn load_vector(weights: &Weights, name: &str, shape: &[usize], dtype: Dtype) -> Result<Tensor> {
+/// A small tensor, such as a bias or the weight of a norm: cast to the dtype of the activations
+/// once and for all.
+pub(crate) fn load_vector(
+    weights: &Weights,
+    name: &str,
+    shape: &[usize],
+    dtype: Dtype,
+) -> Result<Tensor> {
     let array = inject_into("load", weights.load(name, shape)?.as_dtype(dtype)?)?;
     array.eval()?;
     Ok(array)

@@ -23,12 +23,20 @@ impl RmsNorm {
 
     /// Reads `weight` `[width]`.
     pub fn load(weights: &Weights, width: usize, eps: f32, dtype: Dtype) -> Result<RmsNorm> {
-        Ok(RmsNorm::new(load_vector(weights, "weight", &[width], dtype)?, eps))
+        Ok(RmsNorm::new(
+            load_vector(weights, "weight", &[width], dtype)?,
+            eps,
+        ))
     }
 
     /// Reads `weight` `[width]`, to which 1 is added in float32, as Gemma's norms have it
     /// (<https://github.com/huggingface/transformers/blob/v4.46.0/src/transformers/models/gemma/modeling_gemma.py>).
-    pub fn load_plus_one(weights: &Weights, width: usize, eps: f32, dtype: Dtype) -> Result<RmsNorm> {
+    pub fn load_plus_one(
+        weights: &Weights,
+        width: usize,
+        eps: f32,
+        dtype: Dtype,
+    ) -> Result<RmsNorm> {
         let weight = load_vector(weights, "weight", &[width], Dtype::Float32)?;
         let weight = weight.add(ops::floats(&[1.0], &[1]))?.as_dtype(dtype)?;
         weight.eval()?;
@@ -55,7 +63,11 @@ impl LayerNorm {
     /// Reads `weight` and `bias`, `[width]` each.
     pub fn load(weights: &Weights, width: usize, eps: f32, dtype: Dtype) -> Result<LayerNorm> {
         let vector = |name| load_vector(weights, name, &[width], dtype);
-        Ok(LayerNorm { weight: vector("weight")?, bias: vector("bias")?, eps })
+        Ok(LayerNorm {
+            weight: vector("weight")?,
+            bias: vector("bias")?,
+            eps,
+        })
     }
 
     /// `[.., width]` to the same shape.

@@ -65,33 +65,55 @@ impl QwenVitEncoder {
     /// # Errors
     /// [`Error::CorruptModel`] with the tensor that is missing or has another shape.
     pub fn load(weights: &Weights, config: QwenVitConfig, dtype: Dtype) -> Result<QwenVitEncoder> {
-        let kernel = [3, config.temporal_patch, config.patch_size, config.patch_size];
+        let kernel = [
+            3,
+            config.temporal_patch,
+            config.patch_size,
+            config.patch_size,
+        ];
         let (blocks, patches) = (weights.at("blocks"), weights.at("patch_embed.proj"));
         let is_mlx = patches.is_mlx_convolution("weight", 3)?;
         Ok(QwenVitEncoder {
             patch_embedding: Linear::load_patches(&patches, config.width, &kernel, is_mlx, dtype)?,
-            blocks: (0..config.depth).map(|i| Block::load(&blocks.at(i), &config, dtype)).collect::<Result<_>>()?,
+            blocks: (0..config.depth)
+                .map(|i| Block::load(&blocks.at(i), &config, dtype))
+                .collect::<Result<_>>()?,
             merger: Merger::load(&weights.at("merger"), &config, dtype)?,
             config,
             dtype,
         })
     }
 
-    /// Patches of some grids, each frames by rows by columns, in the order of the merged squares, to
-    /// features `[squares, output]`. `progress` is told the part that is done, 0 to 1, after every
-    /// block; an error from it ends the work.
-    pub fn forward(&self, patches: &[f32], grids: &[[u32; 3]], progress: &dyn Fn(f32) -> Result<()>) -> Result<Tensor> {
+    /// Patches of some grids, each frames by rows by columns, in the order of the merged squares,
+    /// to features `[squares, output]`. `progress` is told the part that is done, 0 to 1, after
+    /// every block; an error from it ends the work.
+    pub fn forward(
+        &self,
+        patches: &[f32],
+        grids: &[[u32; 3]],
+        progress: &dyn Fn(f32) -> Result<()>,
+    ) -> Result<Tensor> {
         let numbers = self.config.patch_numbers();
-        let count: usize = grids.iter().map(|grid| grid.iter().map(|size| *size as usize).product::<usize>()).sum();
+        let count: usize = grids
+            .iter()
+            .map(|grid| grid.iter().map(|size| *size as usize).product::<usize>())
+            .sum();
         if count == 0 || patches.len() != count * numbers {
-            let what = format!("{} values for grids of {count} patches of {numbers}", patches.len());
+            let what = format!(
+                "{} values for grids of {count} patches of {numbers}",
+                patches.len()
+            );
             return Err(Error::InvalidArgument(what));
         }
-        let pixels = ops::floats(patches, &[1, count as i32, numbers as i32]).as_dtype(self.dtype)?;
+        let pixels =
+            ops::floats(patches, &[1, count as i32, numbers as i32]).as_dtype(self.dtype)?;
         let mut x = self.patch_embedding.forward(&pixels)?;
         let table = self.table(grids);
         // Frames of a picture or clip do not see each other.
-        let frames: Vec<i32> = grids.iter().flat_map(|[t, h, w]| (0..*t).map(move |_| (h * w) as i32)).collect();
+        let frames: Vec<i32> = grids
+            .iter()
+            .flat_map(|[t, h, w]| (0..*t).map(move |_| (h * w) as i32))
+            .collect();
         for (i, block) in self.blocks.iter().enumerate() {
             x = inject_into("encoder", block.forward(&x, &table, &frames)?)?;
             if self.dtype == Dtype::Float32 {
@@ -105,9 +127,17 @@ impl QwenVitEncoder {
     /// The matrices, by the paths of their modules.
     pub(crate) fn matrices<'a>(&'a mut self, path: &str, all: &mut Vec<(String, &'a mut Matrix)>) {
         for (i, block) in self.blocks.iter_mut().enumerate() {
-            let linears =
-                [("attn.qkv", &mut block.qkv), ("attn.proj", &mut block.proj), ("mlp.fc1", &mut block.fc1), ("mlp.fc2", &mut block.fc2)];
-            all.extend(linears.map(|(name, linear)| (format!("{path}.blocks.{i}.{name}"), &mut linear.weight)));
+            let linears = [
+                ("attn.qkv", &mut block.qkv),
+                ("attn.proj", &mut block.proj),
+                ("mlp.fc1", &mut block.fc1),
+                ("mlp.fc2", &mut block.fc2),
+            ];
+            all.extend(
+                linears.map(|(name, linear)| {
+                    (format!("{path}.blocks.{i}.{name}"), &mut linear.weight)
+                }),
+            );
         }
         let Merger { fc1, fc2, .. } = &mut self.merger;
         all.push((format!("{path}.merger.mlp.0"), &mut fc1.weight));
@@ -119,19 +149,32 @@ impl QwenVitEncoder {
         let quarter = self.config.width / self.config.heads / 4;
         let frequency = |i: usize| 1.0 / THETA.powf(i as f32 / quarter as f32);
         let frequencies: Vec<f32> = (0..quarter).map(frequency).collect();
-        let positions = grids.iter().flat_map(|grid| patch_positions(*grid, self.config.merge as u32));
+        let positions = grids
+            .iter()
+            .flat_map(|grid| patch_positions(*grid, self.config.merge as u32));
         let mut angles = Vec::new();
         for (row, column) in positions {
-            angles.extend([row, column].into_iter().flat_map(|at| frequencies.iter().map(move |f| at as f32 * f)));
+            angles.extend(
+                [row, column]
+                    .into_iter()
+                    .flat_map(|at| frequencies.iter().map(move |f| at as f32 * f)),
+            );
         }
         RotaryTable::new(angles.into_iter())
     }
 }
 
 /// Row and column of each patch of a grid, square by merged square.
-fn patch_positions([frames, rows, columns]: [u32; 3], merge: u32) -> impl Iterator<Item = (u32, u32)> {
-    let squares = (0..frames).flat_map(move |_| (0..rows / merge).flat_map(move |y| (0..columns / merge).map(move |x| (y, x))));
-    squares.flat_map(move |(y, x)| (0..merge).flat_map(move |dy| (0..merge).map(move |dx| (y * merge + dy, x * merge + dx))))
+fn patch_positions(
+    [frames, rows, columns]: [u32; 3],
+    merge: u32,
+) -> impl Iterator<Item = (u32, u32)> {
+    let squares = (0..frames).flat_map(move |_| {
+        (0..rows / merge).flat_map(move |y| (0..columns / merge).map(move |x| (y, x)))
+    });
+    squares.flat_map(move |(y, x)| {
+        (0..merge).flat_map(move |dy| (0..merge).map(move |dx| (y * merge + dy, x * merge + dx)))
+    })
 }
 
 #[derive(Debug, Clone)]
@@ -178,9 +221,16 @@ impl Block {
             mixed.push(ops::attention(heads, factor, None, Sees::All)?);
             from += frame;
         }
-        let mixed = if mixed.len() == 1 { mixed.remove(0) } else { concat(&mixed.iter().collect::<Vec<_>>(), 1)? };
+        let mixed = if mixed.len() == 1 {
+            mixed.remove(0)
+        } else {
+            concat(&mixed.iter().collect::<Vec<_>>(), 1)?
+        };
         let x = x.add(self.proj.forward(&mixed)?)?;
-        let inner = ops::activate(&self.fc1.forward(&self.norm2.forward(&x)?)?, self.activation)?;
+        let inner = ops::activate(
+            &self.fc1.forward(&self.norm2.forward(&x)?)?,
+            self.activation,
+        )?;
         Ok(x.add(self.fc2.forward(&inner)?)?)
     }
 }
@@ -221,6 +271,18 @@ mod tests {
     #[test]
     fn patches_come_square_by_square() {
         let positions: Vec<_> = patch_positions([1, 2, 4], 2).collect();
-        assert_eq!(positions, [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3), (1, 2), (1, 3)]);
+        assert_eq!(
+            positions,
+            [
+                (0, 0),
+                (0, 1),
+                (1, 0),
+                (1, 1),
+                (0, 2),
+                (0, 3),
+                (1, 2),
+                (1, 3)
+            ]
+        );
     }
 }

@@ -58,16 +58,24 @@ impl Rope {
     fn table(&self, rows: &[Row], width: usize) -> RotaryTable {
         let half = width / 2;
         // As transformers computes them: frequencies and angles in float32.
-        let frequencies: Vec<f32> = (0..half).map(|i| 1.0 / self.theta.powf((2 * i) as f32 / width as f32) / self.scaling).collect();
+        let frequencies: Vec<f32> = (0..half)
+            .map(|i| 1.0 / self.theta.powf((2 * i) as f32 / width as f32) / self.scaling)
+            .collect();
         let axes: Vec<usize> = (0..half).map(|i| self.kind.axis(i)).collect();
         let angle = |row: &Row, i: usize| row.position[axes[i]] as f32 * frequencies[i];
-        RotaryTable::new(rows.iter().flat_map(|row| (0..half).map(move |i| (row, i))).map(|(row, i)| angle(row, i)))
+        RotaryTable::new(
+            rows.iter()
+                .flat_map(|row| (0..half).map(move |i| (row, i)))
+                .map(|(row, i)| angle(row, i)),
+        )
     }
 
     /// Splits `[batch, tokens, heads · width]` into heads and rotates them.
     pub(super) fn rotate(&self, x: &Tensor, width: usize, angles: &Angles) -> Result<Tensor> {
         match angles {
-            Angles::From(offset) => rotate_heads(x, width as i32, self.theta, self.scaling, *offset),
+            Angles::From(offset) => {
+                rotate_heads(x, width as i32, self.theta, self.scaling, *offset)
+            }
             Angles::Table(table) => rotate_heads_by(x, width as i32, table),
         }
     }
@@ -78,7 +86,9 @@ impl RopeKind {
     fn axis(self, i: usize) -> usize {
         match self {
             RopeKind::Sequential => 0,
-            RopeKind::Sections([first, second, _]) => usize::from(i >= first) + usize::from(i >= first + second),
+            RopeKind::Sections([first, second, _]) => {
+                usize::from(i >= first) + usize::from(i >= first + second)
+            }
         }
     }
 }
@@ -96,15 +106,32 @@ mod tests {
         let rows: Vec<Row> = (5..8).map(|i| Row::causal(0, [i; 3], i as usize)).collect();
         for kernels in [CpuKernels::Own, CpuKernels::Mlx] {
             let device = Device::new(Backend::Cpu).unwrap().with_cpu_kernels(kernels);
-            for (scaling, kind) in [(1.0, RopeKind::Sequential), (4.0, RopeKind::Sections([1, 2, 1]))] {
-                let rope = Rope { theta: 100.0, scaling, kind };
+            for (scaling, kind) in [
+                (1.0, RopeKind::Sequential),
+                (4.0, RopeKind::Sections([1, 2, 1])),
+            ] {
+                let rope = Rope {
+                    theta: 100.0,
+                    scaling,
+                    kind,
+                };
                 device.run(|| {
                     let x = floats(&numbers, &[1, 3, 16]);
                     assert!(matches!(rope.angles(&rows, 8), Angles::From(5)));
-                    let fast = rope.rotate(&x, 8, &Angles::From(5)).unwrap().to_vec_cast::<f32>().unwrap();
-                    let table = rope.rotate(&x, 8, &Angles::Table(rope.table(&rows, 8))).unwrap();
+                    let fast = rope
+                        .rotate(&x, 8, &Angles::From(5))
+                        .unwrap()
+                        .to_vec_cast::<f32>()
+                        .unwrap();
+                    let table = rope
+                        .rotate(&x, 8, &Angles::Table(rope.table(&rows, 8)))
+                        .unwrap();
                     let table = table.to_vec_cast::<f32>().unwrap();
-                    let difference = fast.iter().zip(&table).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                    let difference = fast
+                        .iter()
+                        .zip(&table)
+                        .map(|(a, b)| (a - b).abs())
+                        .fold(0.0, f32::max);
                     assert!(difference < 1e-5, "{kernels:?}, {scaling}: {difference}");
                 });
             }
@@ -113,9 +140,19 @@ mod tests {
 
     #[test]
     fn sections_take_their_axes_in_turn() {
-        let axes: Vec<usize> = (0..6).map(|i| RopeKind::Sections([1, 2, 3]).axis(i)).collect();
+        let axes: Vec<usize> = (0..6)
+            .map(|i| RopeKind::Sections([1, 2, 3]).axis(i))
+            .collect();
         assert_eq!(axes, [0, 1, 1, 2, 2, 2]);
         let apart = [Row::causal(0, [3, 4, 3], 0)];
-        assert!(matches!(Rope { theta: 10.0, scaling: 1.0, kind: RopeKind::Sections([1, 1, 1]) }.angles(&apart, 6), Angles::Table(_)));
+        assert!(matches!(
+            Rope {
+                theta: 10.0,
+                scaling: 1.0,
+                kind: RopeKind::Sections([1, 1, 1])
+            }
+            .angles(&apart, 6),
+            Angles::Table(_)
+        ));
     }
 }

@@ -1,5 +1,7 @@
-//! The vision transformer of timm (<https://github.com/huggingface/pytorch-image-models/blob/v0.9.10/timm/models/vision_transformer.py>), as far
-//! as features are taken from it: DINOv2 with class and register tokens and LayerScale, SigLIP without.
+//! The vision transformer of timm
+//! (<https://github.com/huggingface/pytorch-image-models/blob/v0.9.10/timm/models/vision_transformer.py>),
+//! as far as features are taken from it: DINOv2 with class and register tokens and LayerScale,
+//! SigLIP without.
 
 use super::{LayerNorm, Linear, Matrix, load_vector};
 use crate::{
@@ -39,7 +41,8 @@ pub struct ViTConfig {
 }
 
 impl ViTConfig {
-    /// DINOv2 ViT-L/14 with four registers: timm's `vit_large_patch14_reg4_dinov2.lvd142m` at 224 pixels.
+    /// DINOv2 ViT-L/14 with four registers: timm's `vit_large_patch14_reg4_dinov2.lvd142m` at 224
+    /// pixels.
     pub fn dinov2_large() -> ViTConfig {
         ViTConfig {
             embed_dim: 1024,
@@ -79,7 +82,8 @@ impl ViTConfig {
     }
 }
 
-/// A vision encoder up to the output of its last but one block, where Prismatic models take their features (no final norm).
+/// A vision encoder up to the output of its last but one block, where Prismatic models take their
+/// features (no final norm).
 #[derive(Debug, Clone)]
 pub struct ViTEncoder {
     /// The encoder's size.
@@ -96,23 +100,50 @@ pub struct ViTEncoder {
 /// Reads the encoder below `weights`. `dtype` is that of the activations.
 pub fn load_vit_encoder(weights: &Weights, config: ViTConfig, dtype: Dtype) -> Result<ViTEncoder> {
     let width = config.embed_dim;
-    let pos_embed = load_vector(weights, "pos_embed", &[1, config.num_positions, width], dtype)?;
+    let pos_embed = load_vector(
+        weights,
+        "pos_embed",
+        &[1, config.num_positions, width],
+        dtype,
+    )?;
     let mut prefix = Vec::new();
     if config.has_cls_token {
         prefix.push(load_vector(weights, "cls_token", &[1, 1, width], dtype)?);
     }
     if config.num_registers > 0 {
-        prefix.push(load_vector(weights, "reg_token", &[1, config.num_registers, width], dtype)?);
+        prefix.push(load_vector(
+            weights,
+            "reg_token",
+            &[1, config.num_registers, width],
+            dtype,
+        )?);
     }
-    let prefix = if prefix.is_empty() { None } else { Some(concat(&prefix.iter().collect::<Vec<_>>(), 1)?) };
+    let prefix = if prefix.is_empty() {
+        None
+    } else {
+        Some(concat(&prefix.iter().collect::<Vec<_>>(), 1)?)
+    };
     if let Some(prefix) = &prefix {
         prefix.eval()?; // else only the thread that loads could compute with it
     }
-    let patch_embed =
-        Linear::load_patches(&weights.at("patch_embed.proj"), width, &[3, config.patch_size, config.patch_size], false, dtype)?;
-    let blocks =
-        (0..config.depth.saturating_sub(1)).map(|i| Block::load(&weights.at("blocks").at(i), &config, dtype)).collect::<Result<_>>()?;
-    Ok(ViTEncoder { config, patch_embed, pos_embed, prefix, blocks, dtype })
+    let patch_embed = Linear::load_patches(
+        &weights.at("patch_embed.proj"),
+        width,
+        &[3, config.patch_size, config.patch_size],
+        false,
+        dtype,
+    )?;
+    let blocks = (0..config.depth.saturating_sub(1))
+        .map(|i| Block::load(&weights.at("blocks").at(i), &config, dtype))
+        .collect::<Result<_>>()?;
+    Ok(ViTEncoder {
+        config,
+        patch_embed,
+        pos_embed,
+        prefix,
+        blocks,
+        dtype,
+    })
 }
 
 impl ViTEncoder {
@@ -121,9 +152,14 @@ impl ViTEncoder {
         self.forward_by_blocks(pixels, &mut || Ok(()))
     }
 
-    /// [`ViTEncoder::forward`] that calls `each` after every block; an error from it ends the work. On a GPU the blocks are computed
-    /// together when the features are evaluated, which takes about as long as a layer of the decoder takes for a chunk of a prompt.
-    pub fn forward_by_blocks(&self, pixels: &Tensor, each: &mut dyn FnMut() -> Result<()>) -> Result<Tensor> {
+    /// [`ViTEncoder::forward`] that calls `each` after every block; an error from it ends the work.
+    /// On a GPU the blocks are computed together when the features are evaluated, which takes about
+    /// as long as a layer of the decoder takes for a chunk of a prompt.
+    pub fn forward_by_blocks(
+        &self,
+        pixels: &Tensor,
+        each: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Tensor> {
         let patches = self.patch_embed.forward(&self.patches(pixels)?)?;
         let mut x = self.embed(patches)?;
         for block in &self.blocks {
@@ -147,7 +183,9 @@ impl ViTEncoder {
                 ("mlp.fc1", &mut block.mlp.fc1),
                 ("mlp.fc2", &mut block.mlp.fc2),
             ];
-            all.extend(linears.map(|(name, linear)| (format!("{path}.{name}"), &mut linear.weight)));
+            all.extend(
+                linears.map(|(name, linear)| (format!("{path}.{name}"), &mut linear.weight)),
+            );
         }
     }
 
@@ -156,27 +194,36 @@ impl ViTEncoder {
         self.blocks.len()
     }
 
-    /// Cuts a picture into rows of `3 · patch²` values, channel by channel as the convolution's weight has them:
-    /// `[batch, patches, 3 · patch²]`.
+    /// Cuts a picture into rows of `3 · patch²` values, channel by channel as the convolution's
+    /// weight has them: `[batch, patches, 3 · patch²]`.
     fn patches(&self, pixels: &Tensor) -> Result<Tensor> {
         let (patch, edge) = (self.config.patch_size as i32, self.config.image_size as i32);
         let &[batch, height, width, 3] = pixels.shape() else {
-            return Err(Error::InvalidArgument(format!("pixels of shape {:?}: expected [batch, {edge}, {edge}, 3]", pixels.shape())));
+            return Err(Error::InvalidArgument(format!(
+                "pixels of shape {:?}: expected [batch, {edge}, {edge}, 3]",
+                pixels.shape()
+            )));
         };
         if (height, width) != (edge, edge) {
-            return Err(Error::InvalidArgument(format!("a picture of {width} by {height} pixels: this encoder takes {edge} by {edge}")));
+            return Err(Error::InvalidArgument(format!(
+                "a picture of {width} by {height} pixels: this encoder takes {edge} by {edge}"
+            )));
         }
         let grid = edge / patch;
         let pixels = pixels.as_dtype(self.dtype)?;
         let used = slice(&slice(&pixels, 1, 0..grid * patch)?, 2, 0..grid * patch)?;
-        let patches = used.reshape(&[batch, grid, patch, grid, patch, 3])?.transpose_axes(&[0, 1, 3, 5, 2, 4])?;
+        let patches = used
+            .reshape(&[batch, grid, patch, grid, patch, 3])?
+            .transpose_axes(&[0, 1, 3, 5, 2, 4])?;
         Ok(patches.reshape(&[batch, grid * grid, 3 * patch * patch])?)
     }
 
-    /// Adds positions and puts class and register tokens before the patches. Positions that do not cover the class token are added before it
-    /// comes (timm's `no_embed_class`).
+    /// Adds positions and puts class and register tokens before the patches. Positions that do not
+    /// cover the class token are added before it comes (timm's `no_embed_class`).
     fn embed(&self, patches: Tensor) -> Result<Tensor> {
-        let Some(prefix) = &self.prefix else { return Ok(patches.add(&self.pos_embed)?) };
+        let Some(prefix) = &self.prefix else {
+            return Ok(patches.add(&self.pos_embed)?);
+        };
         let prefix = broadcast(prefix, &[patches.dim(0), prefix.dim(1), prefix.dim(2)])?;
         if self.config.num_positions == self.config.num_patches() {
             concat(&[&prefix, &patches.add(&self.pos_embed)?], 1)
@@ -202,8 +249,12 @@ impl Block {
 
     fn load(weights: &Weights, config: &ViTConfig, dtype: Dtype) -> Result<Block> {
         let width = config.embed_dim;
-        let layer_scale =
-            |name: &str| config.has_layer_scale.then(|| load_vector(&weights.at(name), "scale_factor", &[width], dtype)).transpose();
+        let layer_scale = |name: &str| {
+            config
+                .has_layer_scale
+                .then(|| load_vector(&weights.at(name), "scale_factor", &[width], dtype))
+                .transpose()
+        };
         Ok(Block {
             norm1: LayerNorm::load(&weights.at("norm1"), width, Self::EPS, dtype)?,
             attn: Attention::load(&weights.at("attn"), config, dtype)?,
@@ -216,8 +267,14 @@ impl Block {
 
     /// `[batch, tokens, width]` to the same shape.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let x = x.add(scale(self.attn.forward(&self.norm1.forward(x)?)?, &self.ls1)?)?;
-        Ok(x.add(scale(self.mlp.forward(&self.norm2.forward(&x)?)?, &self.ls2)?)?)
+        let x = x.add(scale(
+            self.attn.forward(&self.norm1.forward(x)?)?,
+            &self.ls1,
+        )?)?;
+        Ok(x.add(scale(
+            self.mlp.forward(&self.norm2.forward(&x)?)?,
+            &self.ls2,
+        )?)?)
     }
 }
 
@@ -248,11 +305,19 @@ impl Attention {
     /// Every token sees every other. `[batch, tokens, width]` to the same shape.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, tokens, width) = (x.dim(0), x.dim(1), x.dim(2));
-        let qkv = self.qkv.forward(x)?.reshape(&[batch, tokens, 3, self.heads, width / self.heads])?;
+        let qkv =
+            self.qkv
+                .forward(x)?
+                .reshape(&[batch, tokens, 3, self.heads, width / self.heads])?;
         let qkv = qkv.transpose_axes(&[2, 0, 3, 1, 4])?;
         let part = |i: i32| -> Result<Tensor> { Ok(slice(&qkv, 0, i..i + 1)?.squeeze_axes(&[0])?) };
         let factor = ((width / self.heads) as f32).sqrt().recip();
-        self.proj.forward(&ops::attention([&part(0)?, &part(1)?, &part(2)?], factor, None, Sees::All)?)
+        self.proj.forward(&ops::attention(
+            [&part(0)?, &part(1)?, &part(2)?],
+            factor,
+            None,
+            Sees::All,
+        )?)
     }
 }
 
@@ -266,14 +331,25 @@ struct Mlp {
 impl Mlp {
     fn load(weights: &Weights, config: &ViTConfig, dtype: Dtype) -> Result<Mlp> {
         Ok(Mlp {
-            fc1: Linear::load(&weights.at("fc1"), config.intermediate_dim, config.embed_dim, dtype)?,
-            fc2: Linear::load(&weights.at("fc2"), config.embed_dim, config.intermediate_dim, dtype)?,
+            fc1: Linear::load(
+                &weights.at("fc1"),
+                config.intermediate_dim,
+                config.embed_dim,
+                dtype,
+            )?,
+            fc2: Linear::load(
+                &weights.at("fc2"),
+                config.embed_dim,
+                config.intermediate_dim,
+                dtype,
+            )?,
             activation: config.activation,
         })
     }
 
     /// `[batch, tokens, width]` to the same shape.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.fc2.forward(&ops::activate(&self.fc1.forward(x)?, self.activation)?)
+        self.fc2
+            .forward(&ops::activate(&self.fc1.forward(x)?, self.activation)?)
     }
 }

@@ -48,7 +48,11 @@ pub struct Calls {
 impl Calls {
     /// No call yet.
     pub const fn new() -> Calls {
-        Calls { running: AtomicUsize::new(0), over: AtomicBool::new(false), since: OnceLock::new() }
+        Calls {
+            running: AtomicUsize::new(0),
+            over: AtomicBool::new(false),
+            since: OnceLock::new(),
+        }
     }
 
     /// Calls a function of the program, unless calls are over: then returns `None`.
@@ -76,10 +80,16 @@ impl Calls {
         self.over.load(Ordering::SeqCst)
     }
 
-    /// Waits for the calls that other threads are in, where calls are over. One that does not return for long is not waited for.
+    /// Waits for the calls that other threads are in, where calls are over. One that does not
+    /// return for long is not waited for.
     pub fn wait(&self) {
         let others = || self.running.load(Ordering::SeqCst) > usize::from(is_inside());
-        while others() && self.since.get().is_some_and(|since| since.elapsed() < PATIENCE) {
+        while others()
+            && self
+                .since
+                .get()
+                .is_some_and(|since| since.elapsed() < PATIENCE)
+        {
             thread::sleep(Duration::from_millis(1));
         }
     }

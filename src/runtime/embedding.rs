@@ -28,14 +28,32 @@ struct Disposed(Mutex<Option<Features>>);
 
 impl Drop for Disposed {
     fn drop(&mut self) {
-        engine::dispose(self.0.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner()).take());
+        engine::dispose(
+            self.0
+                .get_mut()
+                .unwrap_or_else(|poisoned| poisoned.into_inner())
+                .take(),
+        );
     }
 }
 
 impl Embedding {
-    pub(super) fn new(model: u64, picture: PictureHash, key: MediaKey, plan: MediaPlan, features: Features) -> Embedding {
+    pub(super) fn new(
+        model: u64,
+        picture: PictureHash,
+        key: MediaKey,
+        plan: MediaPlan,
+        features: Features,
+    ) -> Embedding {
         let width = features.rows.dim(-1) as usize;
-        Embedding { model, picture, key, plan, width, features: Arc::new(Disposed(Mutex::new(Some(features)))) }
+        Embedding {
+            model,
+            picture,
+            key,
+            plan,
+            width,
+            features: Arc::new(Disposed(Mutex::new(Some(features)))),
+        }
     }
 
     /// Positions it takes in a prompt.

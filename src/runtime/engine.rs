@@ -25,7 +25,10 @@ use crate::{
 pub static CALLS: Calls = Calls::new();
 
 /// Runs `job` on the engine thread, in turn, and waits for its result: see [`Queue::run`].
-pub fn run<R: Send + 'static>(op: Op, job: impl FnOnce(&Reporter<R>) -> Result<R> + Send + 'static) -> Result<R> {
+pub fn run<R: Send + 'static>(
+    op: Op,
+    job: impl FnOnce(&Reporter<R>) -> Result<R> + Send + 'static,
+) -> Result<R> {
     engine()?.run(op, |reporter| {
         inject("engine")?;
         job(reporter)
@@ -38,12 +41,17 @@ pub fn check(control: &Control) -> Result<()> {
     engine()?.check(control)
 }
 
-/// As [`run`], for a job that changes something: a cancellation that comes when it is done comes too late.
-pub fn run_to_its_end<R: Send + 'static>(op: Op, job: impl FnOnce(&Reporter<R>) -> Result<R> + Send + 'static) -> Result<R> {
+/// As [`run`], for a job that changes something: a cancellation that comes when it is done comes
+/// too late.
+pub fn run_to_its_end<R: Send + 'static>(
+    op: Op,
+    job: impl FnOnce(&Reporter<R>) -> Result<R> + Send + 'static,
+) -> Result<R> {
     engine()?.run_to_its_end(op, job)
 }
 
-/// Runs `job` on the engine thread, in turn, also while the library is suspended: for what only looks at arrays or drops them.
+/// Runs `job` on the engine thread, in turn, also while the library is suspended: for what only
+/// looks at arrays or drops them.
 pub fn turn<R: Send + 'static>(job: impl FnOnce() -> Result<R> + Send + 'static) -> Result<R> {
     engine()?.turn(job)
 }
@@ -68,11 +76,13 @@ pub fn dispose(thing: impl Send + 'static) {
 
 /// Lets no operation compute from now on; waits at most `drain` for what is under way.
 ///
-/// An app that goes to the background must not submit work to the GPU: iOS refuses it, and answers would fail. Operations fail with
-/// [`Error::Suspended`]; what is under way ends so at its next tensor, block or layer; a stream pauses. Conversations stay as they are.
+/// An app that goes to the background must not submit work to the GPU: iOS refuses it, and answers
+/// would fail. Operations fail with [`Error::Suspended`]; what is under way ends so at its next
+/// tensor, block or layer; a stream pauses. Conversations stay as they are.
 ///
 /// # Errors
-/// [`Error::Timeout`] where something is still under way then. The library is suspended all the same.
+/// [`Error::Timeout`] where something is still under way then. The library is suspended all the
+/// same.
 pub fn suspend(drain: Duration) -> Result<()> {
     log::info!("suspended");
     engine()?.suspend(drain)
@@ -93,12 +103,18 @@ pub fn wait_for_resume(enough: impl Fn() -> bool) {
     }
 }
 
-/// Calls `f` with operations going to a backend's device. On the engine thread only: devices belong to their thread.
+/// Calls `f` with operations going to a backend's device. On the engine thread only: devices belong
+/// to their thread.
 pub fn on_device<T>(backend: Backend, f: impl FnOnce(&Device) -> Result<T>) -> Result<T> {
     thread_local! {
         static DEVICES: RefCell<Vec<(Backend, Device)>> = const { RefCell::new(Vec::new()) };
     }
-    let known = DEVICES.with_borrow(|devices| devices.iter().find(|(key, _)| *key == backend).map(|(_, device)| device.clone()));
+    let known = DEVICES.with_borrow(|devices| {
+        devices
+            .iter()
+            .find(|(key, _)| *key == backend)
+            .map(|(_, device)| device.clone())
+    });
     let device = match known {
         Some(device) => device,
         None => {
@@ -146,19 +162,26 @@ fn start() -> Result<Arc<Queue>> {
     let works = queue.clone();
     let work = move || {
         ENGINE_THREAD.set(true);
-        // MLX's own objects first: what is registered last at exit runs first, and must find them alive.
+        // MLX's own objects first: what is registered last at exit runs first, and must find them
+        // alive.
         let _ = Device::new(Backend::Auto);
         at_exit(stop);
         works.work();
     };
-    let thread = thread::Builder::new().name("moxin-engine".into()).spawn(work);
-    thread.map_err(|why| Error::InvalidState(format!("the engine's thread could not be started ({why}); try again")))?;
+    let thread = thread::Builder::new()
+        .name("moxin-engine".into())
+        .spawn(work);
+    thread.map_err(|why| {
+        Error::InvalidState(format!(
+            "the engine's thread could not be started ({why}); try again"
+        ))
+    })?;
     log::debug!("the engine thread has started");
     Ok(queue)
 }
 
-/// Ends what the library does, when the process ends: lets no function of the program be called any more, and has the engine let go of
-/// MLX's objects before they are destroyed. May be called twice.
+/// Ends what the library does, when the process ends: lets no function of the program be called any
+/// more, and has the engine let go of MLX's objects before they are destroyed. May be called twice.
 pub fn stop(status: Option<i32>) {
     if process::is_forked() {
         return stop_in_child(status);
@@ -173,8 +196,8 @@ pub fn stop(status: Option<i32>) {
     CALLS.wait();
 }
 
-/// Ends a forked child at once where the engine was at work when it was forked: MLX was in the middle of changing what its destructors,
-/// which run next, give back. Else does nothing.
+/// Ends a forked child at once where the engine was at work when it was forked: MLX was in the
+/// middle of changing what its destructors, which run next, give back. Else does nothing.
 fn stop_in_child(status: Option<i32>) {
     if let Some(status) = status
         && ENGINE.get().is_some_and(|engine| engine.is_working())
@@ -217,8 +240,14 @@ mod tests {
     fn a_cancelled_operation_never_begins() {
         let cancel = Cancel::new();
         cancel.trigger();
-        let op = Op { cancel: Some(cancel), ..Op::default() };
-        assert!(matches!(run::<()>(op, |_| unreachable!()), Err(Error::Cancelled)));
+        let op = Op {
+            cancel: Some(cancel),
+            ..Op::default()
+        };
+        assert!(matches!(
+            run::<()>(op, |_| unreachable!()),
+            Err(Error::Cancelled)
+        ));
     }
 
     #[test]
@@ -230,7 +259,10 @@ mod tests {
             seen.push(fraction);
             fraction < 0.5
         };
-        let op = Op { progress: Some(&mut progress), ..Op::default() };
+        let op = Op {
+            progress: Some(&mut progress),
+            ..Op::default()
+        };
         let result: Result<()> = run(op, |reporter| {
             loop {
                 reporter.report(Stage::Load, 0.5)?;
@@ -243,7 +275,10 @@ mod tests {
 
     #[test]
     fn a_time_limit_ends_an_operation() {
-        let op = Op { timeout: Some(Duration::from_millis(5)), ..Op::default() };
+        let op = Op {
+            timeout: Some(Duration::from_millis(5)),
+            ..Op::default()
+        };
         let result: Result<()> = run(op, |reporter| {
             loop {
                 reporter.report(Stage::Load, 0.0)?;
@@ -267,12 +302,24 @@ mod tests {
         let (let_go, wait) = std::sync::mpsc::channel::<()>();
         queue.post(move || wait.recv().unwrap_or_default());
         let timeout = Some(Duration::from_millis(5));
-        let result: Result<()> = queue.run(Op { timeout, ..Op::default() }, |_| unreachable!());
+        let result: Result<()> = queue.run(
+            Op {
+                timeout,
+                ..Op::default()
+            },
+            |_| unreachable!(),
+        );
         assert!(matches!(result, Err(Error::Timeout)));
         let cancel = Cancel::new();
         let triggers = cancel.clone();
         thread::spawn(move || triggers.trigger());
-        let result: Result<()> = queue.run(Op { cancel: Some(cancel), ..Op::default() }, |_| unreachable!());
+        let result: Result<()> = queue.run(
+            Op {
+                cancel: Some(cancel),
+                ..Op::default()
+            },
+            |_| unreachable!(),
+        );
         assert!(matches!(result, Err(Error::Cancelled)));
         drop(let_go);
         assert_eq!(queue.run(Op::default(), |_| Ok(7)).unwrap(), 7);
@@ -297,15 +344,24 @@ mod tests {
         has_started.recv().unwrap();
         queue.suspend(Duration::from_secs(60)).unwrap();
         assert!(matches!(busy.join().unwrap(), Err(Error::Suspended)));
-        assert!(matches!(queue.run::<()>(Op::default(), |_| unreachable!()), Err(Error::Suspended)));
+        assert!(matches!(
+            queue.run::<()>(Op::default(), |_| unreachable!()),
+            Err(Error::Suspended)
+        ));
         assert_eq!(queue.turn(|| Ok(7)).unwrap(), 7);
 
         // What does not end in time is said, and new work is refused all the same.
         queue.resume();
         let (let_go, wait) = std::sync::mpsc::channel::<()>();
         queue.post(move || wait.recv().unwrap_or_default());
-        assert!(matches!(queue.suspend(Duration::from_millis(5)), Err(Error::Timeout)));
-        assert!(matches!(queue.run::<()>(Op::default(), |_| unreachable!()), Err(Error::Suspended)));
+        assert!(matches!(
+            queue.suspend(Duration::from_millis(5)),
+            Err(Error::Timeout)
+        ));
+        assert!(matches!(
+            queue.run::<()>(Op::default(), |_| unreachable!()),
+            Err(Error::Suspended)
+        ));
         drop(let_go);
         queue.resume();
         assert_eq!(queue.run(Op::default(), |_| Ok(7)).unwrap(), 7);

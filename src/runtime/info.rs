@@ -66,7 +66,8 @@ pub struct MemoryEstimate {
     pub vision_peak: u64,
     /// What a step of a conversation takes beyond weights, keys and values, for the time.
     pub step_peak: u64,
-    /// The most in all: loading the model, encoding a picture, and one conversation that fills its context.
+    /// The most in all: loading the model, encoding a picture, and one conversation that fills its
+    /// context.
     pub total: u64,
     /// What could be taken now.
     pub available: u64,
@@ -76,7 +77,10 @@ pub struct MemoryEstimate {
 pub fn describe(folder: &ModelFolder, device: &Device) -> Result<ModelInfo> {
     let (blueprint, settings) = (&folder.blueprint, folder.blueprint.decoder());
     let limits = blueprint.limits();
-    let any = MediumSize { width: limits.image_size.max(1), height: limits.image_size.max(1) };
+    let any = MediumSize {
+        width: limits.image_size.max(1),
+        height: limits.image_size.max(1),
+    };
     let image_tokens = match limits.image_size {
         0 => 0,
         _ => blueprint.plan(any, Budget::default())?.features(),
@@ -110,13 +114,21 @@ impl ModelInfo {
         vision_hash: blake3::Hash,
         schemes: &BTreeMap<String, Quantization>,
     ) -> ModelInfo {
-        ModelInfo { fingerprint: fingerprint(folder, vision_hash, schemes), quantization: most_common(schemes.values().copied()), ..self }
+        ModelInfo {
+            fingerprint: fingerprint(folder, vision_hash, schemes),
+            quantization: most_common(schemes.values().copied()),
+            ..self
+        }
     }
 }
 
 /// What makes the embeddings of a model unlike another's: how pictures come to be pixels, all
 /// weights but the language model's, and how those are quantized.
-fn fingerprint(folder: &ModelFolder, vision_hash: blake3::Hash, schemes: &BTreeMap<String, Quantization>) -> u64 {
+fn fingerprint(
+    folder: &ModelFolder,
+    vision_hash: blake3::Hash,
+    schemes: &BTreeMap<String, Quantization>,
+) -> u64 {
     let schemes: Vec<_> = schemes.iter().filter(|(path, _)| is_vision(path)).collect();
     let mut config = folder.files.config.clone();
     // Said of all matrices, the language model's too, and here of those that count.
@@ -124,7 +136,10 @@ fn fingerprint(folder: &ModelFolder, vision_hash: blake3::Hash, schemes: &BTreeM
         config.as_object_mut().map(|config| config.remove(field));
     }
     let settings = format!("{config} {:?} {schemes:?}", folder.files.processor.values());
-    let hash = blake3::Hasher::new().update(vision_hash.as_bytes()).update(settings.as_bytes()).finalize();
+    let hash = blake3::Hasher::new()
+        .update(vision_hash.as_bytes())
+        .update(settings.as_bytes())
+        .finalize();
     let [a, b, c, d, e, f, g, h, ..] = *hash.as_bytes();
     u64::from_be_bytes([a, b, c, d, e, f, g, h])
 }

@@ -24,15 +24,18 @@ pub const TOKENIZER: &str = "tokenizer.json";
 pub struct LoadOptions {
     /// Where it computes.
     pub backend: Backend,
-    /// The dtype of activations: float16, bfloat16 or float32. `None`: the backend's, which is [`Device::dtype`].
+    /// The dtype of activations: float16, bfloat16 or float32. `None`: the backend's, which is
+    /// [`Device::dtype`].
     pub dtype: Option<Dtype>,
     /// Bytes that loading it may take. `None`: what is available.
     pub memory_limit: Option<u64>,
-    /// Matrices are quantized as they are read: the dense ones are never all in memory. `None`: they stay as they are stored.
+    /// Matrices are quantized as they are read: the dense ones are never all in memory. `None`:
+    /// they stay as they are stored.
     pub quantize: Option<QuantizeOptions>,
     /// Whose code computes on the CPU.
     pub cpu_kernels: CpuKernels,
-    /// Bytes for the features of pictures seen before. They take 4 MiB a picture in the largest case, Moxin-7B in float32.
+    /// Bytes for the features of pictures seen before. They take 4 MiB a picture in the largest
+    /// case, Moxin-7B in float32.
     pub image_cache: u64,
     /// The chat template, in Jinja, that takes the place of the folder's. `None`: the folder's.
     pub chat_template: Option<String>,
@@ -69,14 +72,19 @@ impl LoadOptions {
     fn template(&self, path: &Path, folder: &ModelFolder) -> Result<Option<Template>> {
         let source = self.chat_template.as_deref();
         if source.is_some() && matches!(folder.blueprint.format(), PromptFormat::Plain { .. }) {
-            let what = format!("{} models have no chat template, so that another cannot take its place", folder.model_type);
+            let what = format!(
+                "{} models have no chat template, so that another cannot take its place",
+                folder.model_type
+            );
             return Err(Error::InvalidArgument(what));
         }
         Template::from_folder(path, source)
     }
 
     pub(super) fn check(&self) -> Result<()> {
-        self.quantize.as_ref().map_or(Ok(()), QuantizeOptions::check)
+        self.quantize
+            .as_ref()
+            .map_or(Ok(()), QuantizeOptions::check)
     }
 }
 
@@ -93,7 +101,9 @@ pub fn before_the_engine<T>(op: &mut Op, work: impl FnOnce(&Control) -> Result<T
     let (clock, control) = (Instant::now(), Control::new(op.cancel.clone(), op.timeout));
     control.check()?;
     let done = work(&control)?;
-    op.timeout = op.timeout.map(|limit| limit.saturating_sub(clock.elapsed()));
+    op.timeout = op
+        .timeout
+        .map(|limit| limit.saturating_sub(clock.elapsed()));
     Ok(done)
 }
 
@@ -111,7 +121,10 @@ pub fn settled<T>(path: &Path, control: &Control, read: impl Fn(&Path) -> Result
         }
         folder = now;
     }
-    Err(Error::corrupt(folder.path(), "is replaced again and again while it is read"))
+    Err(Error::corrupt(
+        folder.path(),
+        "is replaced again and again while it is read",
+    ))
 }
 
 /// What is read of a folder before the weights are.
@@ -143,46 +156,98 @@ impl Parts {
             let tokenizer_path = path.join(TOKENIZER);
             let tokenizer = Tokenizer::from_file(&tokenizer_path)?;
             let vocabulary = folder.blueprint.decoder().vocab_size;
-            check_tokenizer(&tokenizer, vocabulary).map_err(|what| Error::corrupt(&tokenizer_path, what))?;
+            check_tokenizer(&tokenizer, vocabulary)
+                .map_err(|what| Error::corrupt(&tokenizer_path, what))?;
             control.check()?;
-            let eos = match generation_config(path)?.and_then(|generation| generation.eos_token_id) {
+            let eos = match generation_config(path)?.and_then(|generation| generation.eos_token_id)
+            {
                 Some(ids) => ids.to_vec(),
                 None => folder.blueprint.limits().end_tokens,
             };
-            let writer = PromptWriter::new(folder.blueprint.clone(), &tokenizer, options.template(path, &folder)?, &eos)?;
-            Ok(Parts { folder, tokenizer, writer, eos, clock })
+            let writer = PromptWriter::new(
+                folder.blueprint.clone(),
+                &tokenizer,
+                options.template(path, &folder)?,
+                &eos,
+            )?;
+            Ok(Parts {
+                folder,
+                tokenizer,
+                writer,
+                eos,
+                clock,
+            })
         })
     }
 
     /// Loads the weights. On the engine thread.
-    pub fn load(self, options: &LoadOptions, device: &Device, progress: &dyn Fn(u64, u64) -> Result<()>) -> Result<Loaded> {
-        let Parts { folder, tokenizer, writer, eos, clock } = self;
+    pub fn load(
+        self,
+        options: &LoadOptions,
+        device: &Device,
+        progress: &dyn Fn(u64, u64) -> Result<()>,
+    ) -> Result<Loaded> {
+        let Parts {
+            folder,
+            tokenizer,
+            writer,
+            eos,
+            clock,
+        } = self;
         let plan = |path: &str, columns| options.scheme(path, columns);
-        let (mut weights, vision_hash) = device.run(|| folder.load(device, options.memory_limit, &plan, progress))?;
+        let (mut weights, vision_hash) =
+            device.run(|| folder.load(device, options.memory_limit, &plan, progress))?;
         // The buffers that tensors were read into fit nothing that follows.
         clear_cache()?;
         let schemes = weights.schemes();
         let info = info::describe(&folder, device)?.with_schemes(&folder, vision_hash, &schemes);
-        log::info!("{} on {} in {:?}: {} bytes", folder.path().display(), device.backend.name(), clock.elapsed(), info.weight_bytes);
+        log::info!(
+            "{} on {} in {:?}: {} bytes",
+            folder.path().display(),
+            device.backend.name(),
+            clock.elapsed(),
+            info.weight_bytes
+        );
         let memory = folder.memory(device.arithmetic(), &|path, _| schemes.get(path).copied());
         let images = RefCell::new(ImageCache::new(options.image_cache));
         let (arithmetic, folder) = (device.arithmetic(), Arc::new(folder));
-        let chat = ChatModel { weights, folder, tokenizer, writer, eos, memory, arithmetic, schemes, images };
-        Ok(Loaded { chat, vision_hash, info })
+        let chat = ChatModel {
+            weights,
+            folder,
+            tokenizer,
+            writer,
+            eos,
+            memory,
+            arithmetic,
+            schemes,
+            images,
+        };
+        Ok(Loaded {
+            chat,
+            vision_hash,
+            info,
+        })
     }
 }
 
 /// What the tokenizer puts around every text must be in the model's vocabulary.
 fn check_tokenizer(tokenizer: &Tokenizer, vocabulary: usize) -> Result<(), String> {
-    let around = tokenizer.encode("", true).map_err(|error| error.to_string())?;
+    let around = tokenizer
+        .encode("", true)
+        .map_err(|error| error.to_string())?;
     match around.iter().find(|id| **id as usize >= vocabulary) {
-        Some(id) => Err(format!("token {id} is put around every text; vocab_size in config.json is {vocabulary}")),
+        Some(id) => Err(format!(
+            "token {id} is put around every text; vocab_size in config.json is {vocabulary}"
+        )),
         None => Ok(()),
     }
 }
 
 fn generation_config(folder: &Path) -> Result<Option<GenerationConfig>> {
-    match read_json(&folder.join("generation_config.json"), "the model's generation defaults") {
+    match read_json(
+        &folder.join("generation_config.json"),
+        "the model's generation defaults",
+    ) {
         Ok(generation) => Ok(Some(generation)),
         Err(Error::NotFound { .. }) => Ok(None),
         Err(error) => Err(error),

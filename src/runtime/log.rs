@@ -1,5 +1,5 @@
-//! What the library has to say while it works, for a program that is not written in Rust. One that is uses a logger of its own, for the
-//! [`log`] crate.
+//! What the library has to say while it works, for a program that is not written in Rust. One that
+//! is uses a logger of its own, for the [`log`] crate.
 
 use std::{
     cell::Cell,
@@ -18,29 +18,36 @@ use super::{
 };
 use crate::{Error, Result, device::at_exit, error::guarded, process};
 
-/// Where messages go: level, target (such as `moxin_vlm::runtime`), text. Called on a thread of its own, one message after the other; dropped
-/// there too, after its last.
+/// Where messages go: level, target (such as `moxin_vlm::runtime`), text. Called on a thread of its
+/// own, one message after the other; dropped there too, after its last.
 pub type LogSink = Box<dyn FnMut(log::Level, &str, &str) + Send>;
 
 /// Passes messages to the thread that calls the sink: who logs never waits for the program.
 struct Forward;
 
 /// What waits for that thread.
-static OUTBOX: Outbox<LogSink> = Outbox::new(Room { records: 1024, bytes: 1 << 20 });
+static OUTBOX: Outbox<LogSink> = Outbox::new(Room {
+    records: 1024,
+    bytes: 1 << 20,
+});
 
 thread_local! {
-    /// Whether this is the log's thread. What is logged there, by a sink that calls the library, would feed the sink for ever.
+    /// Whether this is the log's thread. What is logged there, by a sink that calls the library,
+    /// would feed the sink for ever.
     static LOG_THREAD: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Has messages up to a level go to `sink` from now on, or nowhere. What was logged before goes to the earlier sink, which is then dropped.
+/// Has messages up to a level go to `sink` from now on, or nowhere. What was logged before goes to
+/// the earlier sink, which is then dropped.
 ///
-/// What is logged while the sink runs, on its thread, is dropped. So is what comes faster than the sink takes it: at most 1,024 messages, or
-/// 1 MiB of them, wait. Then one message says how many were dropped.
+/// What is logged while the sink runs, on its thread, is dropped. So is what comes faster than the
+/// sink takes it: at most 1,024 messages, or 1 MiB of them, wait. Then one message says how many
+/// were dropped.
 ///
 /// # Errors
-/// [`Error::InvalidState`] where the program has installed another logger for the `log` crate, in a forked child, and where the log's thread
-/// cannot be started. The earlier sink stays then, and `sink` is dropped before this returns.
+/// [`Error::InvalidState`] where the program has installed another logger for the `log` crate, in a
+/// forked child, and where the log's thread cannot be started. The earlier sink stays then, and
+/// `sink` is dropped before this returns.
 pub fn set_log(sink: Option<LogSink>, level: LevelFilter) -> Result<()> {
     if let Err(error) = prepare() {
         callback::enter(|| drop(sink));
@@ -59,12 +66,20 @@ fn prepare() -> Result<()> {
         return Err(Error::Cancelled);
     }
     if !*INSTALLED {
-        return Err(Error::InvalidState("the program has installed a logger of its own, which gets the messages".into()));
+        return Err(Error::InvalidState(
+            "the program has installed a logger of its own, which gets the messages".into(),
+        ));
     }
     let mut started = lock(&STARTED);
     if !*started {
-        let thread = thread::Builder::new().name("moxin-log".into()).spawn(deliver);
-        thread.map_err(|why| Error::InvalidState(format!("the log's thread could not be started ({why}); try again")))?;
+        let thread = thread::Builder::new()
+            .name("moxin-log".into())
+            .spawn(deliver);
+        thread.map_err(|why| {
+            Error::InvalidState(format!(
+                "the log's thread could not be started ({why}); try again"
+            ))
+        })?;
         at_exit(engine::stop);
         *started = true;
     }
@@ -97,7 +112,11 @@ fn deliver() {
 fn tell(sink: &mut Option<LogSink>, message: Option<Message<LogSink>>) {
     match message {
         Some(Message::Sink(new)) => *sink = new,
-        Some(Message::Record(Record { level, target, text })) => {
+        Some(Message::Record(Record {
+            level,
+            target,
+            text,
+        })) => {
             if let Some(sink) = sink {
                 sink(level, &target, &text);
             }
@@ -114,7 +133,11 @@ impl Log for Forward {
     fn log(&self, record: &log::Record) {
         // In a forked child the lock may be held by a thread that is not there.
         if self.enabled(record.metadata()) && !process::is_forked() {
-            OUTBOX.add(Record { level: record.level(), target: record.target().into(), text: record.args().to_string() });
+            OUTBOX.add(Record {
+                level: record.level(),
+                target: record.target().into(),
+                text: record.args().to_string(),
+            });
         }
     }
 

@@ -1,7 +1,9 @@
-//! What a program holds: [`Model`], [`Session`], [`Embedding`]. They may be used from any thread, in any number.
+//! What a program holds: [`Model`], [`Session`], [`Embedding`]. They may be used from any thread,
+//! in any number.
 //!
-//! All MLX work happens on one thread that the library owns. Operations queue for it and each takes one turn: a session's is one chunk of a
-//! prompt or one token, so that sessions advance side by side.
+//! All MLX work happens on one thread that the library owns. Operations queue for it and each takes
+//! one turn: a session's is one chunk of a prompt or one token, so that sessions advance side by
+//! side.
 
 pub(crate) mod callback;
 mod embedding;
@@ -23,11 +25,13 @@ mod tokenize;
 pub(crate) use crate::{
     checkpoint::{Mode, Quantization},
     device::{
-        Backend, CpuKernels, Dtype, available_memory, inject, memory_limit, memory_stats, mlx_version, set_cpu_threads, set_memory_limits,
-        set_metallib_path,
+        Backend, CpuKernels, Dtype, available_memory, inject, memory_limit, memory_stats,
+        mlx_version, set_cpu_threads, set_memory_limits, set_metallib_path,
     },
     error::guarded,
-    generate::{Event, FinishReason, GenerationOptions, MAX_STOP_STRINGS, SamplingParams, image_cache_bytes},
+    generate::{
+        Event, FinishReason, GenerationOptions, MAX_STOP_STRINGS, SamplingParams, image_cache_bytes,
+    },
     image::{DecodeOptions, Picture, PixelFormat},
     models::{Budget, QuantizeOptions, model_types},
     process,
@@ -43,7 +47,10 @@ pub use model::{Model, trim_memory};
 pub use op::{Cancel, Op, Stage};
 pub use session::{Session, StreamOptions};
 
-/// Locks what is only read or replaced as a whole, or mended by who changes it: a panic while it was held has left it sound.
+/// Locks what is only read or replaced as a whole, or mended by who changes it: a panic while it
+/// was held has left it sound.
 fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }

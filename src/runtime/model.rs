@@ -18,11 +18,15 @@ use crate::{
     device::{Backend, CpuKernels, available_memory, clear_cache},
     generate::{ChatImage, ChatModel, GenerationOptions, ImageContent},
     image::Picture,
-    models::{Budget, MediaKey, MediaPlan, MediumSize, ModelFolder, QuantizeFailure, QuantizeOptions, Sizes},
+    models::{
+        Budget, MediaKey, MediaPlan, MediumSize, ModelFolder, QuantizeFailure, QuantizeOptions,
+        Sizes,
+    },
     process,
 };
 
-/// A model in memory. Clones share it; the weights go when the last clone, session included, is dropped, or with [`Model::unload`].
+/// A model in memory. Clones share it; the weights go when the last clone, session included, is
+/// dropped, or with [`Model::unload`].
 #[derive(Clone)]
 pub struct Model(Arc<Inner>);
 
@@ -40,15 +44,35 @@ struct Inner {
 }
 
 impl Inner {
-    fn new(Loaded { chat, vision_hash, info }: Loaded, backend: Backend, cpu_kernels: CpuKernels) -> Inner {
+    fn new(
+        Loaded {
+            chat,
+            vision_hash,
+            info,
+        }: Loaded,
+        backend: Backend,
+        cpu_kernels: CpuKernels,
+    ) -> Inner {
         let (folder, info) = (chat.folder.clone(), Mutex::new(info));
-        Inner { info, backend, cpu_kernels, folder, vision_hash, loaded: Mutex::new(Some(chat)), tokenizing: Arc::default() }
+        Inner {
+            info,
+            backend,
+            cpu_kernels,
+            folder,
+            vision_hash,
+            loaded: Mutex::new(Some(chat)),
+            tokenizing: Arc::default(),
+        }
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let loaded = self.loaded.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        let loaded = self
+            .loaded
+            .get_mut()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .take();
         engine::dispose(loaded);
     }
 }
@@ -57,21 +81,31 @@ impl Drop for Inner {
 static MODELS: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
 
 impl Model {
-    /// Loads a Hugging Face folder: `config.json`, the weights, `tokenizer.json`, `preprocessor_config.json` and, where there is one,
-    /// `generation_config.json`.
+    /// Loads a Hugging Face folder: `config.json`, the weights, `tokenizer.json`,
+    /// `preprocessor_config.json` and, where there is one, `generation_config.json`.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::CorruptModel`] and [`Error::UnsupportedModel`] name the file and the field or tensor;
-    /// [`Error::OutOfMemory`] where the weights take more than is allowed, before any is read.
+    /// [`Error::NotFound`], [`Error::CorruptModel`] and [`Error::UnsupportedModel`] name the file
+    /// and the field or tensor; [`Error::OutOfMemory`] where the weights take more than is allowed,
+    /// before any is read.
     pub fn load(folder: impl AsRef<Path>, options: LoadOptions, mut op: Op) -> Result<Model> {
         options.check()?;
         // All but the weights here: a slow disk, or a file that is none, must not stop the engine.
-        let parts = before_the_engine(&mut op, |control| Parts::read(folder.as_ref(), &options, control))?;
+        let parts = before_the_engine(&mut op, |control| {
+            Parts::read(folder.as_ref(), &options, control)
+        })?;
         let model = engine::run(op, move |reporter| {
             engine::on_device(options.backend, |device| {
                 let device = options.device(device)?;
                 let loaded = parts.load(&options, &device, &|done, total| {
-                    reporter.report(Stage::Load, if total == 0 { 1.0 } else { (done as f64 / total as f64) as f32 })
+                    reporter.report(
+                        Stage::Load,
+                        if total == 0 {
+                            1.0
+                        } else {
+                            (done as f64 / total as f64) as f32
+                        },
+                    )
                 })?;
                 Ok(Inner::new(loaded, device.backend, options.cpu_kernels))
             })
@@ -83,24 +117,40 @@ impl Model {
         Ok(Model(model))
     }
 
-    /// What the model in a folder is, without loading it: reads `config.json` and the headers of the weights.
+    /// What the model in a folder is, without loading it: reads `config.json` and the headers of
+    /// the weights.
     pub fn inspect(folder: impl AsRef<Path>) -> Result<ModelInfo> {
         let folder = settled(folder.as_ref(), &Control::default(), ModelFolder::open)?;
-        engine::turn(move || engine::on_device(Backend::Auto, |device| info::describe(&folder, device)))
+        engine::turn(move || {
+            engine::on_device(Backend::Auto, |device| info::describe(&folder, device))
+        })
     }
 
-    /// What the model in a folder will take, without loading it, loaded with `options` and talked to with `generation`.
-    pub fn estimate(folder: impl AsRef<Path>, options: &LoadOptions, generation: &GenerationOptions) -> Result<MemoryEstimate> {
+    /// What the model in a folder will take, without loading it, loaded with `options` and talked
+    /// to with `generation`.
+    pub fn estimate(
+        folder: impl AsRef<Path>,
+        options: &LoadOptions,
+        generation: &GenerationOptions,
+    ) -> Result<MemoryEstimate> {
         generation.validate()?;
         options.check()?;
         let folder = settled(folder.as_ref(), &Control::default(), ModelFolder::open)?;
         let for_device = options.clone();
-        let arithmetic = engine::turn(move || engine::on_device(for_device.backend, |device| Ok(for_device.device(device)?.arithmetic())))?;
+        let arithmetic = engine::turn(move || {
+            engine::on_device(for_device.backend, |device| {
+                Ok(for_device.device(device)?.arithmetic())
+            })
+        })?;
         let scheme = |path: &str, columns| options.scheme(path, columns);
         let needs = folder.memory(arithmetic, &scheme);
         let positions = generation.context(&folder.blueprint.limits());
         let (size, plan) = folder.largest_picture(positions)?;
-        let vision = Sizes::new(&folder.checkpoint, arithmetic, &scheme).vision(folder.blueprint.as_ref(), size, &plan);
+        let vision = Sizes::new(&folder.checkpoint, arithmetic, &scheme).vision(
+            folder.blueprint.as_ref(),
+            size,
+            &plan,
+        );
         let chunk = folder.longest_pass(generation.prefill_chunk, positions);
         Ok(MemoryEstimate {
             weights: needs.weights,
@@ -119,7 +169,12 @@ impl Model {
     /// # Errors
     /// [`Error::InvalidArgument`] for a size or a budget that the model cannot take.
     pub fn image_tokens(&self, width: usize, height: usize, budget: Budget) -> Result<usize> {
-        Ok(self.0.folder.blueprint.plan(MediumSize { width, height }, budget)?.features())
+        Ok(self
+            .0
+            .folder
+            .blueprint
+            .plan(MediumSize { width, height }, budget)?
+            .features())
     }
 
     /// What the model is.
@@ -127,7 +182,8 @@ impl Model {
         lock(&self.0.info).clone()
     }
 
-    /// A field of config.json by its path, such as `text_config.num_hidden_layers` or `image_sizes.0`: texts as they are, all else as JSON.
+    /// A field of config.json by its path, such as `text_config.num_hidden_layers` or
+    /// `image_sizes.0`: texts as they are, all else as JSON.
     pub fn metadata(&self, path: &str) -> Option<String> {
         let pointer = format!("/{}", path.replace('.', "/"));
         match self.0.folder.files.config.pointer(&pointer)? {
@@ -136,33 +192,48 @@ impl Model {
         }
     }
 
-    /// Runs the vision encoders on a picture, unless its features are in the cache. The embedding can stand for the picture in any session of
-    /// this model, also when it was loaded anew.
+    /// Runs the vision encoders on a picture, unless its features are in the cache. The embedding
+    /// can stand for the picture in any session of this model, also when it was loaded anew.
     pub fn encode_image(&self, picture: &Picture, op: Op) -> Result<Embedding> {
         self.encode_image_within(picture, Budget::default(), op)
     }
 
-    /// Does what [`Model::encode_image`] does, with a budget of pixels where the model takes pictures
-    /// of any size.
+    /// Does what [`Model::encode_image`] does, with a budget of pixels where the model takes
+    /// pictures of any size.
     ///
     /// # Errors
     /// Also [`Error::InvalidArgument`] for a picture or a budget that the model cannot take.
-    pub fn encode_image_within(&self, picture: &Picture, budget: Budget, op: Op) -> Result<Embedding> {
+    pub fn encode_image_within(
+        &self,
+        picture: &Picture,
+        budget: Budget,
+        op: Op,
+    ) -> Result<Embedding> {
         let (plan, key) = self.plan(picture, budget)?;
         let (model, picture) = (self.clone(), picture.clone());
         let fingerprint = self.info().fingerprint;
         engine::run(op, move |reporter| {
             reporter.report(Stage::Encode, 0.0)?;
             let progress = |part| reporter.report(Stage::Encode, 0.99 * part);
-            let (features, _) = model.with(|loaded| loaded.encode(&picture, &plan, key, &progress))?;
+            let (features, _) =
+                model.with(|loaded| loaded.encode(&picture, &plan, key, &progress))?;
             reporter.report(Stage::Encode, 1.0)?;
-            Ok(Embedding::new(fingerprint, picture.hash(), key, plan, features))
+            Ok(Embedding::new(
+                fingerprint,
+                picture.hash(),
+                key,
+                plan,
+                features,
+            ))
         })
     }
 
     /// What becomes of a picture.
     fn plan(&self, picture: &Picture, budget: Budget) -> Result<(MediaPlan, MediaKey)> {
-        let size = MediumSize { width: picture.width() as usize, height: picture.height() as usize };
+        let size = MediumSize {
+            width: picture.width() as usize,
+            height: picture.height() as usize,
+        };
         let plan = self.0.folder.blueprint.plan(size, budget)?;
         let key = MediaKey::new(picture.hash(), &plan);
         Ok((plan, key))
@@ -171,24 +242,32 @@ impl Model {
     /// A picture as conversations hold it.
     pub(super) fn chat_image(&self, picture: Picture, budget: Budget) -> Result<ChatImage> {
         let (plan, key) = self.plan(&picture, budget)?;
-        Ok(ChatImage { plan, key, content: ImageContent::Picture(picture) })
+        Ok(ChatImage {
+            plan,
+            key,
+            content: ImageContent::Picture(picture),
+        })
     }
 
     /// Begins a conversation.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] names the option; [`Error::OutOfMemory`] where a conversation that fills its context does not fit.
+    /// [`Error::InvalidArgument`] names the option; [`Error::OutOfMemory`] where a conversation
+    /// that fills its context does not fit.
     pub fn session(&self, options: GenerationOptions) -> Result<Session> {
         Session::new(self.clone(), options)
     }
 
-    /// Quantizes the matrices that `options` name and that are not yet quantized, one after the other: it never takes more than the model and
-    /// a matrix. Conversations go on; what they have computed stays.
+    /// Quantizes the matrices that `options` name and that are not yet quantized, one after the
+    /// other: it never takes more than the model and a matrix. Conversations go on; what they have
+    /// computed stays.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a scheme that MLX does not have; [`Error::InvalidState`] where nothing is left to quantize;
-    /// [`Error::Cancelled`], unless it comes too late, and others. An error leaves the model as it was: what was replaced is read again from the folder it came from. Where
-    /// a file there has changed since, the old matrices are kept until all are done, and [`Error::OutOfMemory`] says so where they do not fit.
+    /// [`Error::InvalidArgument`] for a scheme that MLX does not have; [`Error::InvalidState`]
+    /// where nothing is left to quantize; [`Error::Cancelled`], unless it comes too late, and
+    /// others. An error leaves the model as it was: what was replaced is read again from the folder
+    /// it came from. Where a file there has changed since, the old matrices are kept until all are
+    /// done, and [`Error::OutOfMemory`] says so where they do not fit.
     pub fn quantize(&self, options: QuantizeOptions, op: Op) -> Result<()> {
         options.check()?;
         let model = self.clone();
@@ -199,7 +278,9 @@ impl Model {
             let progress = |part| reporter.report(Stage::Quantize, part);
             let outcome = engine::on_device(inner.backend, |device| {
                 let device = device.clone().with_dtype(chat.arithmetic.dtype)?;
-                Ok(chat.weights.quantize(&inner.folder, &options, &device, &progress))
+                Ok(chat
+                    .weights
+                    .quantize(&inner.folder, &options, &device, &progress))
             })?;
             let outcome = match outcome {
                 Ok(()) => Ok(()),
@@ -210,13 +291,17 @@ impl Model {
                 }
             };
             chat.schemes = chat.weights.schemes();
-            chat.memory = inner.folder.memory(chat.arithmetic, &|path, _| chat.schemes.get(path).copied());
+            chat.memory = inner
+                .folder
+                .memory(chat.arithmetic, &|path, _| chat.schemes.get(path).copied());
             // Pictures encoded before are as they were only where their encoders are.
             if options.vision || !options.modules.is_empty() {
                 chat.images.borrow_mut().clear();
             }
             let mut info = lock(&inner.info);
-            *info = info.clone().with_schemes(&inner.folder, inner.vision_hash, &chat.schemes);
+            *info = info
+                .clone()
+                .with_schemes(&inner.folder, inner.vision_hash, &chat.schemes);
             // What was done stays done, where free buffers cannot be given back too.
             let _ = clear_cache();
             outcome
@@ -259,14 +344,21 @@ impl Model {
             let mut loaded = lock(&inner.loaded);
             let chat = loaded.as_mut().ok_or_else(unloaded)?;
             inner.folder.save(&mut chat.weights, &part, &|done, total| {
-                reporter.report(Stage::Save, if total == 0 { 1.0 } else { (done as f64 / total as f64) as f32 })
+                reporter.report(
+                    Stage::Save,
+                    if total == 0 {
+                        1.0
+                    } else {
+                        (done as f64 / total as f64) as f32
+                    },
+                )
             })
         })?;
         folder.publish()
     }
 
-    /// Gives the weights back, though clones and sessions of the model remain. What would compute with them fails then with
-    /// [`Error::InvalidState`].
+    /// Gives the weights back, though clones and sessions of the model remain. What would compute
+    /// with them fails then with [`Error::InvalidState`].
     pub fn unload(&self) -> Result<()> {
         let model = self.clone();
         engine::turn(move || {
@@ -279,10 +371,16 @@ impl Model {
     pub(super) fn chat_embedding(&self, embedding: &Embedding) -> Result<ChatImage> {
         let info = self.info();
         if embedding.model != info.fingerprint {
-            return Err(Error::InvalidArgument("the embedding was made by another model; encode the image with this one".into()));
+            return Err(Error::InvalidArgument(
+                "the embedding was made by another model; encode the image with this one".into(),
+            ));
         }
         let content = ImageContent::Features(embedding.features()?);
-        Ok(ChatImage { plan: embedding.plan.clone(), key: embedding.key, content })
+        Ok(ChatImage {
+            plan: embedding.plan.clone(),
+            key: embedding.key,
+            content,
+        })
     }
 
     /// Where prompts of this model are made tokens of.
@@ -290,16 +388,22 @@ impl Model {
         &self.0.tokenizing
     }
 
-    /// Calls `f` with the weights, its operations going to the model's device. On the engine thread only.
+    /// Calls `f` with the weights, its operations going to the model's device. On the engine thread
+    /// only.
     pub(super) fn with<T>(&self, f: impl FnOnce(&ChatModel) -> Result<T>) -> Result<T> {
         let loaded = lock(&self.0.loaded);
         let loaded = loaded.as_ref().ok_or_else(unloaded)?;
-        engine::on_device(self.0.backend, |device| device.clone().with_cpu_kernels(self.0.cpu_kernels).run(|| f(loaded)))
+        engine::on_device(self.0.backend, |device| {
+            device
+                .clone()
+                .with_cpu_kernels(self.0.cpu_kernels)
+                .run(|| f(loaded))
+        })
     }
 }
 
-/// Gives back what is kept for reuse, without waiting: features of pictures seen before, and MLX's free buffers. For when the system says that
-/// memory is short.
+/// Gives back what is kept for reuse, without waiting: features of pictures seen before, and MLX's
+/// free buffers. For when the system says that memory is short.
 pub fn trim_memory() {
     if process::is_forked() {
         return;

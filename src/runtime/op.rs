@@ -22,21 +22,27 @@ impl Cancel {
         Cancel::default()
     }
 
-    /// Asks every operation that was given this, or a clone of it, to end with [`Error::Cancelled`]. Nothing but an atomic store: a signal
-    /// handler may do it.
+    /// Asks every operation that was given this, or a clone of it, to end with
+    /// [`Error::Cancelled`]. Nothing but an atomic store: a signal handler may do it.
     pub fn trigger(&self) {
         self.flag.store(true, Ordering::Relaxed);
     }
 
     /// Whether it was triggered.
     pub fn is_triggered(&self) -> bool {
-        let other = self.other.as_ref().is_some_and(|other| other.load(Ordering::Relaxed));
+        let other = self
+            .other
+            .as_ref()
+            .is_some_and(|other| other.load(Ordering::Relaxed));
         other || self.flag.load(Ordering::Relaxed)
     }
 
     /// Returns one that is triggered where `self` is or `other`.
     pub(super) fn or(&self, other: Option<&Cancel>) -> Cancel {
-        Cancel { flag: self.flag.clone(), other: other.map(|other| other.flag.clone()) }
+        Cancel {
+            flag: self.flag.clone(),
+            other: other.map(|other| other.flag.clone()),
+        }
     }
 
     /// Makes it as if it had not been triggered.
@@ -63,7 +69,8 @@ pub enum Stage {
 /// Options of one long operation. The default has none of them.
 #[derive(Default)]
 pub struct Op<'a> {
-    /// Told the stage and the part of it that is done, 0 to 1, on the calling thread. Returning false cancels.
+    /// Told the stage and the part of it that is done, 0 to 1, on the calling thread. Returning
+    /// false cancels.
     pub progress: Option<&'a mut dyn FnMut(Stage, f32) -> bool>,
     /// Cancels the operation.
     pub cancel: Option<Cancel>,
@@ -85,13 +92,23 @@ impl Control {
     pub fn new(cancel: Option<Cancel>, timeout: Option<Duration>) -> Control {
         // A limit too long to be reckoned is no limit.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        Control { refused: Cancel::new(), cancel, deadline }
+        Control {
+            refused: Cancel::new(),
+            cancel,
+            deadline,
+        }
     }
 
     /// Returns the options of an operation that ends when this one does.
     pub fn op(&self) -> Op<'static> {
-        let timeout = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        Op { progress: None, cancel: self.cancel.clone(), timeout }
+        let timeout = self
+            .deadline
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        Op {
+            progress: None,
+            cancel: self.cancel.clone(),
+            timeout,
+        }
     }
 
     /// Fails where the caller wants the operation to end.

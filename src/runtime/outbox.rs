@@ -1,4 +1,5 @@
-//! Messages that wait for the log's thread, a bounded number of them. Knows nothing of what is done with them.
+//! Messages that wait for the log's thread, a bounded number of them. Knows nothing of what is done
+//! with them.
 
 use std::{collections::VecDeque, mem};
 
@@ -46,15 +47,31 @@ struct Line<S> {
 impl<S> Outbox<S> {
     /// One that wants no records yet. Those that come while `most` or more wait are dropped.
     pub const fn new(most: Room) -> Outbox<S> {
-        let waiting = Room { records: 0, bytes: 0 };
-        let line = Line { messages: VecDeque::new(), level: LevelFilter::Off, waiting, dropped: 0 };
-        Outbox { most, line: Mutex::new(line), came: Condvar::new() }
+        let waiting = Room {
+            records: 0,
+            bytes: 0,
+        };
+        let line = Line {
+            messages: VecDeque::new(),
+            level: LevelFilter::Off,
+            waiting,
+            dropped: 0,
+        };
+        Outbox {
+            most,
+            line: Mutex::new(line),
+            came: Condvar::new(),
+        }
     }
 
-    /// Has records up to `level` go to `sink` from now on; those that wait go to the earlier one. Calls `also` with the level, in the same
-    /// step.
+    /// Has records up to `level` go to `sink` from now on; those that wait go to the earlier one.
+    /// Calls `also` with the level, in the same step.
     pub fn set(&self, sink: Option<S>, level: LevelFilter, also: impl FnOnce(LevelFilter)) {
-        let level = if sink.is_some() { level } else { LevelFilter::Off };
+        let level = if sink.is_some() {
+            level
+        } else {
+            LevelFilter::Off
+        };
         let mut line = self.line();
         if let Some(notice) = line.notice() {
             line.push(notice);
@@ -72,8 +89,12 @@ impl<S> Outbox<S> {
         if record.level > line.level {
             return;
         }
-        // Once something was dropped, all is until there is nothing left: so one notice tells of many.
-        if line.dropped > 0 || line.waiting.records >= self.most.records || line.waiting.bytes >= self.most.bytes {
+        // Once something was dropped, all is until there is nothing left: so one notice tells of
+        // many.
+        if line.dropped > 0
+            || line.waiting.records >= self.most.records
+            || line.waiting.bytes >= self.most.bytes
+        {
             line.dropped += 1;
             return;
         }
@@ -96,13 +117,18 @@ impl<S> Outbox<S> {
             if let Some(notice) = line.notice() {
                 return Message::Record(notice);
             }
-            line = self.came.wait(line).unwrap_or_else(|poisoned| poisoned.into_inner());
+            line = self
+                .came
+                .wait(line)
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
         }
     }
 
     fn line(&self) -> MutexGuard<'_, Line<S>> {
         // Nothing panics while it is held.
-        self.line.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.line
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -117,8 +143,14 @@ impl<S> Line<S> {
     fn notice(&mut self) -> Option<Record> {
         let dropped = mem::take(&mut self.dropped);
         let level = self.level.to_level()?.min(Level::Warn);
-        let text = format!("{dropped} messages were dropped: they came faster than the log's function took them");
-        (dropped > 0).then(|| Record { level, target: "moxin_vlm::runtime::log".into(), text })
+        let text = format!(
+            "{dropped} messages were dropped: they came faster than the log's function took them"
+        );
+        (dropped > 0).then(|| Record {
+            level,
+            target: "moxin_vlm::runtime::log".into(),
+            text,
+        })
     }
 }
 

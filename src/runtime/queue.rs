@@ -67,7 +67,15 @@ impl Queue {
     pub fn new(calls: &'static Calls) -> Arc<Queue> {
         let (line, changed) = (Mutex::default(), Condvar::default());
         let [working, suspended, ending, ended] = [(); 4].map(|()| AtomicBool::new(false));
-        Arc::new(Queue { calls, line, changed, working, suspended, ending, ended })
+        Arc::new(Queue {
+            calls,
+            line,
+            changed,
+            working,
+            suspended,
+            ending,
+            ended,
+        })
     }
 
     /// Does jobs, for ever, on the thread that calls.
@@ -94,7 +102,10 @@ impl Queue {
                 self.working.store(true, Ordering::SeqCst);
                 return job;
             }
-            line = self.changed.wait(line).unwrap_or_else(|poisoned| poisoned.into_inner());
+            line = self
+                .changed
+                .wait(line)
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
         }
     }
 
@@ -103,7 +114,8 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Has `job` done in its turn, without waiting; not where the process ends. A panic in it is lost.
+    /// Has `job` done in its turn, without waiting; not where the process ends. A panic in it is
+    /// lost.
     pub fn post(self: &Arc<Self>, job: impl FnOnce() + Send + 'static) {
         let queue = self.clone();
         self.push(move || match queue.is_ending() {
@@ -115,14 +127,20 @@ impl Queue {
         });
     }
 
-    /// Has `job` done in its turn and waits for its result. Progress is reported on the calling thread. A panic in the job becomes
-    /// [`Error::Panic`]. An operation that was cancelled before this returns is cancelled, also where its job was done by then; one whose
-    /// turn has not come when it is cancelled or out of time returns without it.
-    pub fn run<R: Send + 'static>(self: &Arc<Self>, op: Op, job: impl FnOnce(&Reporter<R>) -> Result<R> + Send + 'static) -> Result<R> {
+    /// Has `job` done in its turn and waits for its result. Progress is reported on the calling
+    /// thread. A panic in the job becomes [`Error::Panic`]. An operation that was cancelled before
+    /// this returns is cancelled, also where its job was done by then; one whose turn has not come
+    /// when it is cancelled or out of time returns without it.
+    pub fn run<R: Send + 'static>(
+        self: &Arc<Self>,
+        op: Op,
+        job: impl FnOnce(&Reporter<R>) -> Result<R> + Send + 'static,
+    ) -> Result<R> {
         self.run_job(op, job, false)
     }
 
-    /// As [`Queue::run`], for a job that changes something: a cancellation that comes when it is done comes too late.
+    /// As [`Queue::run`], for a job that changes something: a cancellation that comes when it is
+    /// done comes too late.
     pub fn run_to_its_end<R: Send + 'static>(
         self: &Arc<Self>,
         op: Op,
@@ -147,7 +165,14 @@ impl Queue {
         }
         let (sender, messages) = mpsc::channel();
         let begun = Arc::new(AtomicBool::new(false));
-        let (reporter, begins) = (Reporter { queue: self.clone(), control: control.clone(), sender }, begun.clone());
+        let (reporter, begins) = (
+            Reporter {
+                queue: self.clone(),
+                control: control.clone(),
+                sender,
+            },
+            begun.clone(),
+        );
         self.push(move || {
             if begins.swap(true, Ordering::AcqRel) {
                 return reporter.queue.discard(job);
@@ -169,10 +194,13 @@ impl Queue {
                 }
                 Ok(Message::Done(result)) => return result,
                 Ok(Message::Progress(stage, fraction)) => {
-                    if op.progress.as_mut().is_some_and(|progress| self.calls.enter(|| progress(stage, fraction)) == Some(false)) {
+                    if op.progress.as_mut().is_some_and(|progress| {
+                        self.calls.enter(|| progress(stage, fraction)) == Some(false)
+                    }) {
                         control.refused.trigger();
                     }
-                    // Progress may have forked. In the child nobody answers, and the channel may be in the middle of a message.
+                    // Progress may have forked. In the child nobody answers, and the channel may be
+                    // in the middle of a message.
                     if let Err(error) = process::check() {
                         mem::forget(messages);
                         return Err(error);
@@ -186,14 +214,20 @@ impl Queue {
                     }
                 }
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
-                    return Err(Error::Panic("the engine thread ended before its work was done".into()));
+                    return Err(Error::Panic(
+                        "the engine thread ended before its work was done".into(),
+                    ));
                 }
             }
         }
     }
 
-    /// Has `job` done in its turn and waits for it, also while the queue is suspended: for what computes nothing.
-    pub fn turn<R: Send + 'static>(self: &Arc<Self>, job: impl FnOnce() -> Result<R> + Send + 'static) -> Result<R> {
+    /// Has `job` done in its turn and waits for it, also while the queue is suspended: for what
+    /// computes nothing.
+    pub fn turn<R: Send + 'static>(
+        self: &Arc<Self>,
+        job: impl FnOnce() -> Result<R> + Send + 'static,
+    ) -> Result<R> {
         let (sender, result) = mpsc::channel();
         let queue = self.clone();
         self.push(move || {
@@ -206,7 +240,11 @@ impl Queue {
             };
             let _ = sender.send(done);
         });
-        result.recv().unwrap_or_else(|_| Err(Error::Panic("the engine thread ended before its work was done".into())))
+        result.recv().unwrap_or_else(|_| {
+            Err(Error::Panic(
+                "the engine thread ended before its work was done".into(),
+            ))
+        })
     }
 
     /// Drops something on the thread that works, without waiting.
@@ -214,8 +252,9 @@ impl Queue {
         self.post(move || drop(thing));
     }
 
-    /// Drops something that may hold MLX arrays, on the thread that works; not once [`end`](Self::end) is over: then MLX's objects may be
-    /// gone, and the system takes the memory back.
+    /// Drops something that may hold MLX arrays, on the thread that works; not once
+    /// [`end`](Self::end) is over: then MLX's objects may be gone, and the system takes the memory
+    /// back.
     fn discard(&self, thing: impl Send) {
         if self.ended.load(Ordering::SeqCst) {
             mem::forget(thing);
@@ -228,10 +267,15 @@ impl Queue {
             return Err(Error::Cancelled);
         }
         control.check()?;
-        if self.suspended.load(Ordering::SeqCst) { Err(Error::Suspended) } else { Ok(()) }
+        if self.suspended.load(Ordering::SeqCst) {
+            Err(Error::Suspended)
+        } else {
+            Ok(())
+        }
     }
 
-    /// Refuses operations from now on, and waits at most `drain` for what is under way, which ends at the next occasion.
+    /// Refuses operations from now on, and waits at most `drain` for what is under way, which ends
+    /// at the next occasion.
     pub fn suspend(&self, drain: Duration) -> Result<()> {
         self.suspended.store(true, Ordering::SeqCst);
         let deadline = Instant::now() + drain.min(Duration::from_secs(u32::MAX.into()));
@@ -241,7 +285,11 @@ impl Queue {
             if left.is_zero() {
                 return Err(Error::Timeout);
             }
-            line = self.changed.wait_timeout(line, left).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+            line = self
+                .changed
+                .wait_timeout(line, left)
+                .unwrap_or_else(|poisoned| poisoned.into_inner())
+                .0;
         }
         Ok(())
     }
@@ -253,16 +301,21 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Waits until the queue is resumed, or the process ends, or `enough` says so, which is asked now and then.
+    /// Waits until the queue is resumed, or the process ends, or `enough` says so, which is asked
+    /// now and then.
     pub fn wait_for_resume(&self, enough: impl Fn() -> bool) {
         let mut line = self.line();
         while self.suspended.load(Ordering::SeqCst) && !self.is_ending() && !enough() {
-            line = self.changed.wait_timeout(line, GLANCE).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+            line = self
+                .changed
+                .wait_timeout(line, GLANCE)
+                .unwrap_or_else(|poisoned| poisoned.into_inner())
+                .0;
         }
     }
 
-    /// The process is about to end: waits for the running job, which is asked to end; those behind it are cancelled. Whoever waits for one
-    /// gets an answer.
+    /// The process is about to end: waits for the running job, which is asked to end; those behind
+    /// it are cancelled. Whoever waits for one gets an answer.
     pub fn end(self: &Arc<Self>) {
         self.ending.store(true, Ordering::SeqCst);
         let (sender, ended) = mpsc::channel();
@@ -286,6 +339,8 @@ impl Queue {
 
     fn line(&self) -> MutexGuard<'_, VecDeque<Job>> {
         // Nothing panics while it is held.
-        self.line.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.line
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }

@@ -23,10 +23,11 @@ use crate::{
     text::{Message, Role},
 };
 
-/// A conversation with a model. Clones are the same conversation; it lives as long as any of them, and keeps its model alive.
+/// A conversation with a model. Clones are the same conversation; it lives as long as any of them,
+/// and keeps its model alive.
 ///
-/// One operation at a time: a second one, from another thread or beside a stream, fails with [`Error::Busy`]. [`Session::cancel`] and
-/// [`Session::stats`] are not among them.
+/// One operation at a time: a second one, from another thread or beside a stream, fails with
+/// [`Error::Busy`]. [`Session::cancel`] and [`Session::stats`] are not among them.
 #[derive(Clone)]
 pub struct Session {
     model: Model,
@@ -62,13 +63,23 @@ pub struct StreamOptions {
 impl Session {
     pub(super) fn new(model: Model, options: GenerationOptions) -> Result<Session> {
         let for_chat = model.clone();
-        let chat = engine::turn(move || for_chat.with(|loaded| Ok(Conversation(Some(Chat::new(loaded, options)?)))))?;
+        let chat = engine::turn(move || {
+            for_chat.with(|loaded| Ok(Conversation(Some(Chat::new(loaded, options)?))))
+        })?;
         Ok(Session::with(model, chat, Stats::default()))
     }
 
     fn with(model: Model, chat: Conversation, stats: Stats) -> Session {
         let (slot, stats) = (Slot::new(chat), Mutex::new(stats));
-        Session { model, shared: Arc::new(Shared { slot, cancel: Cancel::new(), stats, streams: Arc::default() }) }
+        Session {
+            model,
+            shared: Arc::new(Shared {
+                slot,
+                cancel: Cancel::new(),
+                stats,
+                streams: Arc::default(),
+            }),
+        }
     }
 
     /// The model it talks to.
@@ -76,8 +87,8 @@ impl Session {
         &self.model
     }
 
-    /// Adds a text. The user's is answered by the next steps; an assistant's is taken as an answer already given. Texts of one role that
-    /// follow each other become one message, a line each.
+    /// Adds a text. The user's is answered by the next steps; an assistant's is taken as an answer
+    /// already given. Texts of one role that follow each other become one message, a line each.
     ///
     /// It is text: where a control token such as `</s>` is spelt in it, the model reads the
     /// characters, not the token. See [`Session::add_prompt`] for the other way.
@@ -88,7 +99,9 @@ impl Session {
     /// context, which is known from its length in bytes.
     pub fn add_text(&self, role: Role, text: &str) -> Result<()> {
         // Before it is copied.
-        lock_chat(self.shared.slot.claim()?.slot(), |chat| chat.check_room(text.len()))?;
+        lock_chat(self.shared.slot.claim()?.slot(), |chat| {
+            chat.check_room(text.len())
+        })?;
         let text = text.to_owned();
         self.change(move |chat| chat.add_text(role, &text))
     }
@@ -112,8 +125,9 @@ impl Session {
         self.add_text(Role::Prompt, text)
     }
 
-    /// Sets the picture that the conversation is about. It is encoded by the next step. Where the first answer is cancelled or fails, it is
-    /// taken back with the question; added again it is not encoded again.
+    /// Sets the picture that the conversation is about. It is encoded by the next step. Where the
+    /// first answer is cancelled or fails, it is taken back with the question; added again it is
+    /// not encoded again.
     ///
     /// # Errors
     /// [`Error::InvalidState`] for a second picture, and after the first answer.
@@ -121,8 +135,8 @@ impl Session {
         self.add_image_within(picture, Budget::default())
     }
 
-    /// Does what [`Session::add_image`] does, with a budget of pixels where the model takes pictures
-    /// of any size.
+    /// Does what [`Session::add_image`] does, with a budget of pixels where the model takes
+    /// pictures of any size.
     ///
     /// # Errors
     /// Also [`Error::InvalidArgument`] for a picture or a budget that the model cannot take.
@@ -140,9 +154,11 @@ impl Session {
     /// Does one chunk of prefill, or generates one token, or ends the answer. See [`Event`].
     ///
     /// # Errors
-    /// An error takes the turn back: its texts, and a picture added with them. The session can go on with another. [`Error::Suspended`] does
-    /// not: the next step goes on where this one did not, and until then the session is generating. [`Session::cancel`] is heard before
-    /// every layer; the event is then [`Event::Finished`] with [`FinishReason::Cancelled`], and the turn is taken back.
+    /// An error takes the turn back: its texts, and a picture added with them. The session can go
+    /// on with another. [`Error::Suspended`] does not: the next step goes on where this one did
+    /// not, and until then the session is generating. [`Session::cancel`] is heard before every
+    /// layer; the event is then [`Event::Finished`] with [`FinishReason::Cancelled`], and the turn
+    /// is taken back.
     ///
     /// | a step or a stream ends with | what is kept |
     /// |---|---|
@@ -152,24 +168,47 @@ impl Session {
     /// | [`Error::Backend`], [`Error::Panic`] | the turn is taken back, and all is read anew: nothing computed is trusted |
     pub fn step(&self) -> Result<Event> {
         let claim = self.shared.slot.claim()?;
-        self.step_of(&claim, Op { cancel: Some(self.shared.cancel.clone()), ..Op::default() })
+        self.step_of(
+            &claim,
+            Op {
+                cancel: Some(self.shared.cancel.clone()),
+                ..Op::default()
+            },
+        )
     }
 
-    /// Does a step that `op` may end too. A step that was done is not cancelled any more: its event is the answer's.
+    /// Does a step that `op` may end too. A step that was done is not cancelled any more: its event
+    /// is the answer's.
     fn step_of(&self, claim: &Claim<Conversation>, op: Op) -> Result<Event> {
         let (session, slot) = (self.clone(), claim.slot().clone());
         let control = Control::new(op.cancel.clone(), op.timeout);
         let step = move || {
             engine::run_to_its_end(op, move |reporter| {
                 inject("engine")?;
-                let (progress, poll) = (|part| reporter.report(Stage::Encode, part), || reporter.check());
-                session.at(&slot, |chat, loaded| chat.step(loaded, Watch { progress: &progress, poll: &poll }))
+                let (progress, poll) = (
+                    |part| reporter.report(Stage::Encode, part),
+                    || reporter.check(),
+                );
+                session.at(&slot, |chat, loaded| {
+                    chat.step(
+                        loaded,
+                        Watch {
+                            progress: &progress,
+                            poll: &poll,
+                        },
+                    )
+                })
             })
         };
         match self.tokenize(claim, &control).and_then(|()| step()) {
             Err(Error::Cancelled) => match self.withdraw(claim)? {
-                true => Ok(Event::Finished { reason: FinishReason::Cancelled, text: String::new() }),
-                false => Err(Error::InvalidState("there is nothing to answer: add the user's text first".into())),
+                true => Ok(Event::Finished {
+                    reason: FinishReason::Cancelled,
+                    text: String::new(),
+                }),
+                false => Err(Error::InvalidState(
+                    "there is nothing to answer: add the user's text first".into(),
+                )),
             },
             event => event,
         }
@@ -180,8 +219,14 @@ impl Session {
     /// error takes the turn back.
     fn tokenize(&self, claim: &Claim<Conversation>, control: &Control) -> Result<()> {
         let since = Instant::now();
-        let write = |(writer, request)| tokenize::write(self.model.tokenizing(), writer, request, &|| engine::check(control));
-        match lock_chat(claim.slot(), |chat| chat.unwritten()).and_then(|unwritten| unwritten.map(write).transpose()) {
+        let write = |(writer, request)| {
+            tokenize::write(self.model.tokenizing(), writer, request, &|| {
+                engine::check(control)
+            })
+        };
+        match lock_chat(claim.slot(), |chat| chat.unwritten())
+            .and_then(|unwritten| unwritten.map(write).transpose())
+        {
             Ok(Some(prompt)) => lock_chat(claim.slot(), |chat| {
                 chat.set_prompt(prompt, since);
                 Ok(())
@@ -208,12 +253,14 @@ impl Session {
         })
     }
 
-    /// Reads the prompt, so that the first token comes at once: encodes the picture and fills the KV cache, in chunks between which other
-    /// sessions have their turns. Before the first question it reads the picture alone.
+    /// Reads the prompt, so that the first token comes at once: encodes the picture and fills the
+    /// KV cache, in chunks between which other sessions have their turns. Before the first question
+    /// it reads the picture alone.
     ///
     /// # Errors
-    /// [`Error::Cancelled`], also by [`Session::cancel`], [`Error::Timeout`], [`Error::Suspended`], and what [`Session::step`] fails with.
-    /// None leaves the session generating. [`Error::InvalidState`] where there is nothing to read. What is kept is in this table; a
+    /// [`Error::Cancelled`], also by [`Session::cancel`], [`Error::Timeout`], [`Error::Suspended`],
+    /// and what [`Session::step`] fails with. None leaves the session generating.
+    /// [`Error::InvalidState`] where there is nothing to read. What is kept is in this table; a
     /// picture that is kept before any question may be replaced by adding one.
     ///
     /// | ends with | a picture, before any question | a question |
@@ -231,23 +278,42 @@ impl Session {
         let control = Control::new(Some(self.shared.cancel.or(op.cancel.as_ref())), op.timeout);
         loop {
             let (session, slot) = (self.clone(), claim.slot().clone());
-            let progress = op.progress.as_mut().map(|progress| &mut **progress as &mut dyn FnMut(Stage, f32) -> bool);
+            let progress = op
+                .progress
+                .as_mut()
+                .map(|progress| &mut **progress as &mut dyn FnMut(Stage, f32) -> bool);
             let read = self.tokenize(&claim, &control).and_then(|()| {
-                engine::run(Op { progress, ..control.op() }, move |reporter| {
-                    let (progress, poll) = (|part| reporter.report(Stage::Encode, part), || reporter.check());
-                    let (event, reading) = session.at(&slot, |chat, loaded| {
-                        let event = chat.read_step(loaded, Watch { progress: &progress, poll: &poll })?;
-                        Ok((event, chat.is_reading()))
-                    })?;
-                    if let Event::Prefill { done, total } = event {
-                        match reporter.report(Stage::Prefill, done as f32 / total.max(1) as f32) {
-                            // Nothing is left to be done later.
-                            Err(Error::Suspended) if !reading => {}
-                            goes_on => goes_on?,
+                engine::run(
+                    Op {
+                        progress,
+                        ..control.op()
+                    },
+                    move |reporter| {
+                        let (progress, poll) = (
+                            |part| reporter.report(Stage::Encode, part),
+                            || reporter.check(),
+                        );
+                        let (event, reading) = session.at(&slot, |chat, loaded| {
+                            let event = chat.read_step(
+                                loaded,
+                                Watch {
+                                    progress: &progress,
+                                    poll: &poll,
+                                },
+                            )?;
+                            Ok((event, chat.is_reading()))
+                        })?;
+                        if let Event::Prefill { done, total } = event {
+                            match reporter.report(Stage::Prefill, done as f32 / total.max(1) as f32)
+                            {
+                                // Nothing is left to be done later.
+                                Err(Error::Suspended) if !reading => {}
+                                goes_on => goes_on?,
+                            }
                         }
-                    }
-                    Ok(reading)
-                })
+                        Ok(reading)
+                    },
+                )
             });
             match read {
                 Ok(true) => {}
@@ -268,15 +334,17 @@ impl Session {
         }
     }
 
-    /// Generates the answer on a thread of the library's own, which calls `on_event` with each event. The last one is [`Event::Finished`] or
-    /// an error; it comes exactly once, and then `on_event` is dropped. Where `on_event` returns false the answer is cancelled, and its end
+    /// Generates the answer on a thread of the library's own, which calls `on_event` with each
+    /// event. The last one is [`Event::Finished`] or an error; it comes exactly once, and then
+    /// `on_event` is dropped. Where `on_event` returns false the answer is cancelled, and its end
     /// is told too.
     ///
-    /// While the library is suspended the stream pauses. When `on_event` is told the end the session is free again: the next question may be
-    /// asked from there.
+    /// While the library is suspended the stream pauses. When `on_event` is told the end the
+    /// session is free again: the next question may be asked from there.
     ///
     /// # Errors
-    /// [`Error::Busy`]; [`Error::InvalidState`] where there is nothing to answer. `on_event` is not called then.
+    /// [`Error::Busy`]; [`Error::InvalidState`] where there is nothing to answer. `on_event` is not
+    /// called then.
     ///
     /// # Example
     /// ```
@@ -301,12 +369,21 @@ impl Session {
     /// assert_eq!(answer, "Three.");
     /// # Ok(()) }
     /// ```
-    pub fn start(&self, options: StreamOptions, on_event: impl FnMut(Result<Event>) -> bool + Send + 'static) -> Result<()> {
+    pub fn start(
+        &self,
+        options: StreamOptions,
+        on_event: impl FnMut(Result<Event>) -> bool + Send + 'static,
+    ) -> Result<()> {
         let claim = self.shared.slot.claim()?;
         if !lock_chat(claim.slot(), |chat| Ok(chat.can_step()))? {
-            return Err(Error::InvalidState("there is nothing to answer: add the user's text first".into()));
+            return Err(Error::InvalidState(
+                "there is nothing to answer: add the user's text first".into(),
+            ));
         }
-        let control = Control::new(Some(self.shared.cancel.or(options.cancel.as_ref())), options.timeout);
+        let control = Control::new(
+            Some(self.shared.cancel.or(options.cancel.as_ref())),
+            options.timeout,
+        );
         let (session, refused, shared) = (self.clone(), self.shared.clone(), self.shared.clone());
         let held = Arc::new(Mutex::new(Some(claim)));
         let release = {
@@ -322,10 +399,17 @@ impl Session {
                 None => Next::Last(Err(Error::InvalidState("the stream has ended".into()))),
             }
         };
-        shared.streams.spawn(&CALLS, next, on_event, move || refused.cancel.trigger(), release)
+        shared.streams.spawn(
+            &CALLS,
+            next,
+            on_event,
+            move || refused.cancel.trigger(),
+            release,
+        )
     }
 
-    /// A stream's next event: waits while the library is suspended, and ends the answer where its options say so.
+    /// A stream's next event: waits while the library is suspended, and ends the answer where its
+    /// options say so.
     fn next(&self, claim: &Claim<Conversation>, control: &Control) -> Result<Event> {
         loop {
             match self.step_of(claim, control.op()) {
@@ -339,25 +423,29 @@ impl Session {
         }
     }
 
-    /// Ends the answer that is being generated, or the question that waits for one, from any thread, within a layer: its step is
-    /// [`Event::Finished`] with [`FinishReason::Cancelled`]. A [`Session::prefill`] that is under way fails with [`Error::Cancelled`].
-    /// Where there is none of these it does nothing: whatever is added afterwards is not touched. Nothing but an atomic store: a signal
-    /// handler may do it.
+    /// Ends the answer that is being generated, or the question that waits for one, from any
+    /// thread, within a layer: its step is [`Event::Finished`] with [`FinishReason::Cancelled`]. A
+    /// [`Session::prefill`] that is under way fails with [`Error::Cancelled`]. Where there is none
+    /// of these it does nothing: whatever is added afterwards is not touched. Nothing but an atomic
+    /// store: a signal handler may do it.
     pub fn cancel(&self) {
         self.shared.cancel.trigger();
     }
 
-    /// Cancels the answer that is being generated and waits until its stream, where there is one, has told its end and dropped its callback.
-    /// Inside a callback it does not wait, nor when the process ends: callbacks are not called any more then.
+    /// Cancels the answer that is being generated and waits until its stream, where there is one,
+    /// has told its end and dropped its callback. Inside a callback it does not wait, nor when the
+    /// process ends: callbacks are not called any more then.
     pub fn close(&self) {
         self.cancel();
         self.shared.streams.wait(&CALLS);
     }
 
-    /// A session of its own whose conversation has been the same until now, computed keys and values included.
+    /// A session of its own whose conversation has been the same until now, computed keys and
+    /// values included.
     ///
     /// # Errors
-    /// [`Error::InvalidState`] while an answer is being generated; [`Error::OutOfMemory`] where there is no room for a copy.
+    /// [`Error::InvalidState`] while an answer is being generated; [`Error::OutOfMemory`] where
+    /// there is no room for a copy.
     pub fn fork(&self) -> Result<Session> {
         let claim = self.shared.slot.claim()?;
         let (session, slot) = (self.clone(), claim.slot().clone());
@@ -374,18 +462,20 @@ impl Session {
     /// Has answers from the next on generated with other options. What was computed stays.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] naming the option; [`Error::InvalidState`] while an answer is being generated; [`Error::OutOfMemory`] where
-    /// there is no room for the new context.
+    /// [`Error::InvalidArgument`] naming the option; [`Error::InvalidState`] while an answer is
+    /// being generated; [`Error::OutOfMemory`] where there is no room for the new context.
     pub fn set_options(&self, options: GenerationOptions) -> Result<()> {
         let claim = self.shared.slot.claim()?;
         let (session, slot) = (self.clone(), claim.slot().clone());
         engine::turn(move || session.at(&slot, |chat, loaded| chat.set_options(loaded, options)))
     }
 
-    /// Forgets all but the first `messages` of the conversation; the picture stays. [`Stats::messages`] tells how many there are.
+    /// Forgets all but the first `messages` of the conversation; the picture stays.
+    /// [`Stats::messages`] tells how many there are.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where there are fewer; [`Error::InvalidState`] while an answer is being generated.
+    /// [`Error::InvalidArgument`] where there are fewer; [`Error::InvalidState`] while an answer is
+    /// being generated.
     pub fn rewind(&self, messages: usize) -> Result<()> {
         self.change(move |chat| chat.rewind(messages))
     }
@@ -404,7 +494,8 @@ impl Session {
         lock_chat(claim.slot(), |chat| Ok(chat.messages().to_vec()))
     }
 
-    /// Counts and times of the latest turn, as of its latest step; also while an answer is being generated.
+    /// Counts and times of the latest turn, as of its latest step; also while an answer is being
+    /// generated.
     pub fn stats(&self) -> Stats {
         *lock(&self.shared.stats)
     }
@@ -415,7 +506,8 @@ impl Session {
         lock_chat(claim.slot(), |chat| Ok(chat.is_generating()))
     }
 
-    /// Changes the conversation, in the engine's turn, for it may drop arrays. What was cancelled before is not what comes now.
+    /// Changes the conversation, in the engine's turn, for it may drop arrays. What was cancelled
+    /// before is not what comes now.
     fn change(&self, f: impl FnOnce(&mut Chat) -> Result<()> + Send + 'static) -> Result<()> {
         let claim = self.shared.slot.claim()?;
         let (shared, slot) = (self.shared.clone(), claim.slot().clone());
@@ -429,7 +521,8 @@ impl Session {
         })
     }
 
-    /// Takes the turn back that is under way or waits, and with it a cancellation; returns whether there was one.
+    /// Takes the turn back that is under way or waits, and with it a cancellation; returns whether
+    /// there was one.
     fn withdraw(&self, claim: &Claim<Conversation>) -> Result<bool> {
         let shared = self.shared.clone();
         self.mend(claim, move |chat| {
@@ -439,7 +532,11 @@ impl Session {
     }
 
     /// Changes the chat without the model, in the engine's turn, for it may drop arrays.
-    fn mend<T: Send + 'static>(&self, claim: &Claim<Conversation>, f: impl FnOnce(&mut Chat) -> T + Send + 'static) -> Result<T> {
+    fn mend<T: Send + 'static>(
+        &self,
+        claim: &Claim<Conversation>,
+        f: impl FnOnce(&mut Chat) -> T + Send + 'static,
+    ) -> Result<T> {
         let (shared, slot) = (self.shared.clone(), claim.slot().clone());
         engine::turn(move || {
             lock_chat(&slot, |chat| {
@@ -451,7 +548,11 @@ impl Session {
     }
 
     /// Calls `f` with the conversation and the model's weights. On the engine thread only.
-    fn at<T>(&self, slot: &Slot<Conversation>, f: impl FnOnce(&mut Chat, &ChatModel) -> Result<T>) -> Result<T> {
+    fn at<T>(
+        &self,
+        slot: &Slot<Conversation>,
+        f: impl FnOnce(&mut Chat, &ChatModel) -> Result<T>,
+    ) -> Result<T> {
         self.model.with(|loaded| {
             let (result, stats) = lock_chat(slot, |chat| {
                 let result = f(chat, loaded);
@@ -466,6 +567,9 @@ impl Session {
 /// Calls `f` with the chat.
 fn lock_chat<T>(slot: &Slot<Conversation>, f: impl FnOnce(&mut Chat) -> Result<T>) -> Result<T> {
     let mut conversation = slot.lock();
-    let chat = conversation.0.as_mut().ok_or_else(|| Error::InvalidState("the session was freed".into()))?;
+    let chat = conversation
+        .0
+        .as_mut()
+        .ok_or_else(|| Error::InvalidState("the session was freed".into()))?;
     f(chat)
 }

@@ -18,10 +18,14 @@ pub struct Claim<T>(Arc<Slot<T>>);
 impl<T> Slot<T> {
     /// A slot that nobody uses.
     pub fn new(value: T) -> Arc<Slot<T>> {
-        Arc::new(Slot { busy: AtomicBool::new(false), value: Mutex::new(value) })
+        Arc::new(Slot {
+            busy: AtomicBool::new(false),
+            value: Mutex::new(value),
+        })
     }
 
-    /// The right to use the value, where nobody else has it. Fails in a forked child: who has it may not be there.
+    /// The right to use the value, where nobody else has it. Fails in a forked child: who has it
+    /// may not be there.
     pub fn claim(self: &Arc<Self>) -> Result<Claim<T>> {
         process::check()?;
         match self.busy.swap(true, Ordering::AcqRel) {
@@ -33,7 +37,9 @@ impl<T> Slot<T> {
     /// The value, for the thread that works for whoever has the claim.
     pub fn lock(&self) -> MutexGuard<'_, T> {
         // Who uses the value mends it after a panic.
-        self.value.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.value
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 

@@ -31,9 +31,10 @@ pub enum Next<E> {
 }
 
 impl Streams {
-    /// Calls `on_event` with every event that `next` brings, on a new thread, to the last; then drops it. `refuse` is called where it
-    /// returns false, and `release` before the last event, so that the session is free again when the program hears of the end. Where
-    /// `calls` are over the stream ends, and `on_event` is neither called nor dropped: what it would use may be gone.
+    /// Calls `on_event` with every event that `next` brings, on a new thread, to the last; then
+    /// drops it. `refuse` is called where it returns false, and `release` before the last event, so
+    /// that the session is free again when the program hears of the end. Where `calls` are over the
+    /// stream ends, and `on_event` is neither called nor dropped: what it would use may be gone.
     pub fn spawn<E>(
         self: &Arc<Self>,
         calls: &'static Calls,
@@ -46,7 +47,9 @@ impl Streams {
         let streams = Leave(self.clone());
         let body = move || {
             let streams = streams;
-            let mut tell = |event: E| calls.enter(|| catch_unwind(AssertUnwindSafe(|| on_event(event))).unwrap_or(false));
+            let mut tell = |event: E| {
+                calls.enter(|| catch_unwind(AssertUnwindSafe(|| on_event(event))).unwrap_or(false))
+            };
             let last = loop {
                 match next() {
                     Next::Event(event) => match tell(event) {
@@ -57,7 +60,8 @@ impl Streams {
                     Next::Last(event) => break Some(event),
                 }
             };
-            // What `next` holds of the session goes first: who hears of the end may want to do something with it.
+            // What `next` holds of the session goes first: who hears of the end may want to do
+            // something with it.
             drop(next);
             release();
             last.and_then(tell);
@@ -66,19 +70,30 @@ impl Streams {
             mem::forget(on_event);
             drop(streams);
         };
-        let thread = thread::Builder::new().name("moxin-stream".into()).spawn(body);
-        thread.map(drop).map_err(|error| Error::InvalidState(format!("the stream's thread could not be started ({error}); try again")))
+        let thread = thread::Builder::new()
+            .name("moxin-stream".into())
+            .spawn(body);
+        thread.map(drop).map_err(|error| {
+            Error::InvalidState(format!(
+                "the stream's thread could not be started ({error}); try again"
+            ))
+        })
     }
 
-    /// Waits until all have ended, their callbacks dropped, or until `calls` are over and none is running. Inside a callback it does not wait: what waits for
-    /// itself waits for ever. Nor in a forked child, where they do not run.
+    /// Waits until all have ended, their callbacks dropped, or until `calls` are over and none is
+    /// running. Inside a callback it does not wait: what waits for itself waits for ever. Nor in a
+    /// forked child, where they do not run.
     pub fn wait(&self, calls: &Calls) {
         if callback::is_inside() || process::is_forked() {
             return;
         }
         let mut running = self.running();
         while *running > 0 && !calls.are_over() {
-            running = self.ended.wait_timeout(running, GLANCE).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+            running = self
+                .ended
+                .wait_timeout(running, GLANCE)
+                .unwrap_or_else(|poisoned| poisoned.into_inner())
+                .0;
         }
         let has_ended = *running == 0;
         drop(running);
@@ -89,7 +104,9 @@ impl Streams {
 
     fn running(&self) -> MutexGuard<'_, usize> {
         // Nothing panics while it is held.
-        self.running.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.running
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 

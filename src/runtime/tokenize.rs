@@ -31,9 +31,17 @@ pub struct Places {
 
 /// Writes a prompt. `go_on` is asked now and then, and ends the wait with its error. What was
 /// begun goes on to its end then, unheard; [`PromptWriter`] bounds the length of a prompt.
-pub fn write(places: &Arc<Places>, writer: PromptWriter, request: PromptRequest, go_on: &dyn Fn() -> Result<()>) -> Result<Prompt> {
+pub fn write(
+    places: &Arc<Places>,
+    writer: PromptWriter,
+    request: PromptRequest,
+    go_on: &dyn Fn() -> Result<()>,
+) -> Result<Prompt> {
     go_on()?;
-    require(&format!("tokenizing a prompt of {} bytes", request.bytes()), writer.memory(&request))?;
+    require(
+        &format!("tokenizing a prompt of {} bytes", request.bytes()),
+        writer.memory(&request),
+    )?;
     let place = Place::wait(places, go_on)?;
     let (sender, result) = mpsc::channel();
     let request = Arc::new(request);
@@ -44,17 +52,26 @@ pub fn write(places: &Arc<Places>, writer: PromptWriter, request: PromptRequest,
         // Where nobody waits any more, nobody misses it.
         let _ = sender.send(prompt);
     };
-    match thread::Builder::new().name("moxin-tokenizer".into()).spawn(work) {
+    match thread::Builder::new()
+        .name("moxin-tokenizer".into())
+        .spawn(work)
+    {
         Ok(_) => {}
         Err(_) if request.bytes() <= SHORT => return guarded(|| writer.write(&request)),
-        Err(error) => return Err(Error::InvalidState(format!("the tokenizer's thread could not be started: {error}"))),
+        Err(error) => {
+            return Err(Error::InvalidState(format!(
+                "the tokenizer's thread could not be started: {error}"
+            )));
+        }
     }
     loop {
         match result.recv_timeout(GLANCE) {
             Ok(prompt) => return prompt,
             Err(mpsc::RecvTimeoutError::Timeout) => go_on()?,
             Err(mpsc::RecvTimeoutError::Disconnected) => {
-                return Err(Error::Panic("the tokenizer's thread ended before its work was done".into()));
+                return Err(Error::Panic(
+                    "the tokenizer's thread ended before its work was done".into(),
+                ));
             }
         }
     }
@@ -67,7 +84,11 @@ impl Place {
     fn wait(places: &Arc<Places>, go_on: &dyn Fn() -> Result<()>) -> Result<Place> {
         let mut taken = lock(&places.taken);
         while *taken >= MOST {
-            taken = places.freed.wait_timeout(taken, GLANCE).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+            taken = places
+                .freed
+                .wait_timeout(taken, GLANCE)
+                .unwrap_or_else(|poisoned| poisoned.into_inner())
+                .0;
             go_on()?;
         }
         *taken += 1;

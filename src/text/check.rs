@@ -84,7 +84,8 @@ struct Model {
 /// [`Error::UnsupportedModel`] naming the field for what no real tokenizer asks for,
 /// [`Error::CorruptModel`] for what is no tokenizer.
 pub fn check(path: &Path, bytes: &[u8]) -> Result<Findings> {
-    let parts: Parts = serde_json::from_slice(bytes).map_err(|e| Error::corrupt(path, format!("not a usable tokenizer: {e}")))?;
+    let parts: Parts = serde_json::from_slice(bytes)
+        .map_err(|e| Error::corrupt(path, format!("not a usable tokenizer: {e}")))?;
     let explain = |wrong| match wrong {
         Wrong::Unsupported(what) => Error::unsupported(path, what),
         Wrong::Corrupt(what) => Error::corrupt(path, what),
@@ -102,22 +103,36 @@ type Checked<T> = std::result::Result<T, Wrong>;
 
 impl Parts {
     fn check(self) -> Checked<Findings> {
-        let normalizer = Chain::new("normalizers", normalizer_growth).growth(&self.normalizer, "normalizer")?;
-        let pre_tokenizer = Chain::new("pretokenizers", pre_tokenizer_growth).growth(&self.pre_tokenizer, "pre_tokenizer")?;
+        let normalizer =
+            Chain::new("normalizers", normalizer_growth).growth(&self.normalizer, "normalizer")?;
+        let pre_tokenizer = Chain::new("pretokenizers", pre_tokenizer_growth)
+            .growth(&self.pre_tokenizer, "pre_tokenizer")?;
         Chain::new("decoders", decoder_growth).growth(&self.decoder, "decoder")?;
         let frame = frame_tokens(&self.post_processor, "post_processor")?;
         at_most("post_processor", "tokens around a text", frame, MAX_FRAME)?;
         self.check_added(normalizer)?;
         self.model.check()?;
-        Ok(Findings { growth: normalizer * pre_tokenizer, unk_token: self.model.unk_token, unk_id: self.model.unk_id })
+        Ok(Findings {
+            growth: normalizer * pre_tokenizer,
+            unk_token: self.model.unk_token,
+            unk_id: self.model.unk_id,
+        })
     }
 
     fn check_added(&self, growth: usize) -> Checked<()> {
         at_most("added_tokens", "tokens", self.added_tokens.len(), MAX_ADDED)?;
         for (i, token) in self.added_tokens.iter().enumerate() {
-            at_most(&format!("added_tokens[{i}].content"), "bytes", token.content.len(), MAX_TOKEN)?;
+            at_most(
+                &format!("added_tokens[{i}].content"),
+                "bytes",
+                token.content.len(),
+                MAX_TOKEN,
+            )?;
         }
-        let bytes = self.added_tokens.iter().map(|token| token.content.len() * if token.normalized { growth } else { 1 });
+        let bytes = self
+            .added_tokens
+            .iter()
+            .map(|token| token.content.len() * if token.normalized { growth } else { 1 });
         at_most("added_tokens", "bytes in all", bytes.sum(), MAX_ADDED_BYTES)
     }
 }
@@ -125,15 +140,28 @@ impl Parts {
 impl Model {
     fn check(&self) -> Checked<()> {
         if self.dropout.is_some_and(|dropout| dropout != 0.0) {
-            return Err(Wrong::Unsupported("model.dropout makes the tokens of a text random; null is expected".into()));
+            return Err(Wrong::Unsupported(
+                "model.dropout makes the tokens of a text random; null is expected".into(),
+            ));
         }
-        for (name, affix) in
-            [("continuing_subword_prefix", &self.continuing_subword_prefix), ("end_of_word_suffix", &self.end_of_word_suffix)]
-        {
-            at_most(&format!("model.{name}"), "bytes", affix.as_ref().map_or(0, String::len), MAX_GROWTH)?;
+        for (name, affix) in [
+            ("continuing_subword_prefix", &self.continuing_subword_prefix),
+            ("end_of_word_suffix", &self.end_of_word_suffix),
+        ] {
+            at_most(
+                &format!("model.{name}"),
+                "bytes",
+                affix.as_ref().map_or(0, String::len),
+                MAX_GROWTH,
+            )?;
         }
         let word = self.max_input_chars_per_word.unwrap_or(0);
-        at_most("model.max_input_chars_per_word", "characters", word.try_into().unwrap_or(usize::MAX), MAX_TOKEN)
+        at_most(
+            "model.max_input_chars_per_word",
+            "characters",
+            word.try_into().unwrap_or(usize::MAX),
+            MAX_TOKEN,
+        )
     }
 }
 
@@ -148,7 +176,11 @@ struct Chain {
 
 impl Chain {
     fn new(list: &'static str, step: fn(&str, &Value, &str) -> Checked<usize>) -> Chain {
-        Chain { list, step, steps: 0 }
+        Chain {
+            list,
+            step,
+            steps: 0,
+        }
     }
 
     /// The most bytes that a field's steps together make of one.
@@ -179,7 +211,9 @@ impl Chain {
 fn within_growth(field: &str, growth: usize) -> Checked<usize> {
     match growth {
         1..=MAX_GROWTH => Ok(growth),
-        _ => Err(Wrong::Unsupported(format!("{field} can make a text {growth} times as long; at most {MAX_GROWTH} times is expected"))),
+        _ => Err(Wrong::Unsupported(format!(
+            "{field} can make a text {growth} times as long; at most {MAX_GROWTH} times is expected"
+        ))),
     }
 }
 
@@ -212,8 +246,8 @@ fn pre_tokenizer_growth(kind: &str, step: &Value, field: &str) -> Checked<usize>
             pattern(step, field)?;
             1
         }
-        "BertPreTokenizer" | "CharDelimiterSplit" | "Delimiter" | "Digits" | "FixedLength" | "Punctuation" | "UnicodeScripts"
-        | "Whitespace" | "WhitespaceSplit" => 1,
+        "BertPreTokenizer" | "CharDelimiterSplit" | "Delimiter" | "Digits" | "FixedLength"
+        | "Punctuation" | "UnicodeScripts" | "Whitespace" | "WhitespaceSplit" => 1,
         _ => return Err(unknown_type(kind, field)),
     })
 }
@@ -222,7 +256,9 @@ fn decoder_growth(kind: &str, step: &Value, field: &str) -> Checked<usize> {
     Ok(match kind {
         "Replace" => match pattern(step, field)? {
             Pattern::Regex(_) => {
-                return Err(Wrong::Unsupported(format!("{field}.pattern is a regular expression; in a decoder a string is expected")));
+                return Err(Wrong::Unsupported(format!(
+                    "{field}.pattern is a regular expression; in a decoder a string is expected"
+                )));
             }
             Pattern::String(_) => replace_growth(step, field)?,
         },
@@ -245,8 +281,15 @@ fn replace_growth(step: &Value, field: &str) -> Checked<usize> {
         Pattern::Regex(pattern) => match Parser::new().parse(pattern) {
             Ok(hir) => hir.properties().minimum_len().unwrap_or(1),
             Err(error) => {
-                let why = error.to_string().lines().last().unwrap_or_default().to_owned();
-                return Err(Wrong::Unsupported(format!("{field}.pattern is not a plain regular expression: {why}")));
+                let why = error
+                    .to_string()
+                    .lines()
+                    .last()
+                    .unwrap_or_default()
+                    .to_owned();
+                return Err(Wrong::Unsupported(format!(
+                    "{field}.pattern is not a plain regular expression: {why}"
+                )));
             }
         },
     };
@@ -265,20 +308,38 @@ fn pattern<'a>(step: &'a Value, field: &str) -> Checked<Pattern<'a>> {
     let pattern = match (&step["pattern"]["String"], &step["pattern"]["Regex"]) {
         (Value::String(string), Value::Null) => Pattern::String(string),
         (Value::Null, Value::String(regex)) => Pattern::Regex(regex),
-        _ => return Err(Wrong::Corrupt(format!("{field}.pattern is neither a String nor a Regex"))),
+        _ => {
+            return Err(Wrong::Corrupt(format!(
+                "{field}.pattern is neither a String nor a Regex"
+            )));
+        }
     };
     let (Pattern::String(text) | Pattern::Regex(text)) = pattern;
-    at_most(&format!("{field}.pattern"), "bytes", text.len(), MAX_PATTERN)?;
+    at_most(
+        &format!("{field}.pattern"),
+        "bytes",
+        text.len(),
+        MAX_PATTERN,
+    )?;
     Ok(pattern)
 }
 
 /// The longest replacement in one of SentencePiece's tables: its size, a trie of that size, then
 /// the replacements, each ended by a NUL.
 fn longest_replacement(table: &str, field: &str) -> Checked<usize> {
-    let bytes = base64::decode(table).map_err(|e| Wrong::Corrupt(format!("{field}.precompiled_charsmap: {e}")))?;
-    let replacements = bytes.split_first_chunk::<4>().and_then(|(size, rest)| rest.get(u32::from_le_bytes(*size) as usize..));
-    let replacements = replacements.ok_or_else(|| Wrong::Corrupt(format!("{field}.precompiled_charsmap is cut short")))?;
-    Ok(replacements.split(|byte| *byte == 0).map(<[u8]>::len).max().unwrap_or(0).max(1))
+    let bytes = base64::decode(table)
+        .map_err(|e| Wrong::Corrupt(format!("{field}.precompiled_charsmap: {e}")))?;
+    let replacements = bytes
+        .split_first_chunk::<4>()
+        .and_then(|(size, rest)| rest.get(u32::from_le_bytes(*size) as usize..));
+    let replacements = replacements
+        .ok_or_else(|| Wrong::Corrupt(format!("{field}.precompiled_charsmap is cut short")))?;
+    Ok(replacements
+        .split(|byte| *byte == 0)
+        .map(<[u8]>::len)
+        .max()
+        .unwrap_or(0)
+        .max(1))
 }
 
 /// The number of tokens that a post-processor puts around a text.
@@ -293,7 +354,10 @@ fn frame_tokens(value: &Value, field: &str) -> Checked<usize> {
         "Sequence" => {
             let steps = list(value, "processors", field)?;
             at_most(field, "steps", steps.len(), MAX_STEPS)?;
-            let mut counts = steps.iter().enumerate().map(|(i, step)| frame_tokens(step, &format!("{field}.processors[{i}]")));
+            let mut counts = steps
+                .iter()
+                .enumerate()
+                .map(|(i, step)| frame_tokens(step, &format!("{field}.processors[{i}]")));
             counts.try_fold(0, |sum: usize, count| Ok(sum.saturating_add(count?)))
         }
         kind => Err(unknown_type(kind, field)),
@@ -302,7 +366,12 @@ fn frame_tokens(value: &Value, field: &str) -> Checked<usize> {
 
 fn template_tokens(value: &Value, field: &str) -> Checked<usize> {
     let pieces = list(value, "single", field)?;
-    at_most(&format!("{field}.single"), "pieces", pieces.len(), MAX_FRAME)?;
+    at_most(
+        &format!("{field}.single"),
+        "pieces",
+        pieces.len(),
+        MAX_FRAME,
+    )?;
     let (mut tokens, mut texts) = (0, 0);
     for (i, piece) in pieces.iter().enumerate() {
         let field = format!("{field}.single[{i}]");
@@ -312,29 +381,46 @@ fn template_tokens(value: &Value, field: &str) -> Checked<usize> {
                 let id = text(token, "id", &field)?;
                 match value["special_tokens"][id]["ids"].as_array() {
                     Some(ids) => tokens += ids.len(),
-                    None => return Err(Wrong::Corrupt(format!("{field} is {id:?}, which special_tokens does not have"))),
+                    None => {
+                        return Err(Wrong::Corrupt(format!(
+                            "{field} is {id:?}, which special_tokens does not have"
+                        )));
+                    }
                 }
             }
-            _ => return Err(Wrong::Corrupt(format!("{field} is neither the text, \"A\", nor a special token"))),
+            _ => {
+                return Err(Wrong::Corrupt(format!(
+                    "{field} is neither the text, \"A\", nor a special token"
+                )));
+            }
         }
     }
     match texts {
         1 => Ok(tokens),
-        _ => Err(Wrong::Corrupt(format!("{field}.single has the text {texts} times; once is expected"))),
+        _ => Err(Wrong::Corrupt(format!(
+            "{field}.single has the text {texts} times; once is expected"
+        ))),
     }
 }
 
 fn text<'a>(value: &'a Value, name: &str, field: &str) -> Checked<&'a str> {
-    value[name].as_str().ok_or_else(|| Wrong::Corrupt(format!("{field}.{name} is not a text")))
+    value[name]
+        .as_str()
+        .ok_or_else(|| Wrong::Corrupt(format!("{field}.{name} is not a text")))
 }
 
 fn list<'a>(value: &'a Value, name: &str, field: &str) -> Checked<&'a [Value]> {
-    value[name].as_array().map(Vec::as_slice).ok_or_else(|| Wrong::Corrupt(format!("{field}.{name} is not a list")))
+    value[name]
+        .as_array()
+        .map(Vec::as_slice)
+        .ok_or_else(|| Wrong::Corrupt(format!("{field}.{name} is not a list")))
 }
 
 fn at_most(field: &str, what: &str, found: usize, limit: usize) -> Checked<()> {
     if found > limit {
-        return Err(Wrong::Unsupported(format!("{field} has {found} {what}; at most {limit} are expected")));
+        return Err(Wrong::Unsupported(format!(
+            "{field} has {found} {what}; at most {limit} are expected"
+        )));
     }
     Ok(())
 }

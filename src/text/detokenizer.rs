@@ -1,11 +1,14 @@
-//! Text as it is generated: each token's share of the text the moment it is settled, in work linear in the number of tokens.
+//! Text as it is generated: each token's share of the text the moment it is settled, in work linear
+//! in the number of tokens.
 //!
-//! Decoding all tokens anew for each one would be quadratic. Instead the bytes of one token are worked out from the way its tokenizer
-//! decodes. Two ways cover the language models of today:
-//! - **byte fallback** (Llama, Mistral, Gemma): `▁` is a space, and what the vocabulary lacks is spelt in tokens of one byte (`<0xF0>`).
+//! Decoding all tokens anew for each one would be quadratic. Instead the bytes of one token are
+//! worked out from the way its tokenizer decodes. Two ways cover the language models of today:
+//! - **byte fallback** (Llama, Mistral, Gemma): `▁` is a space, and what the vocabulary lacks is
+//!   spelt in tokens of one byte (`<0xF0>`).
 //! - **byte level** (GPT-2, Qwen): each character of a token stands for one byte.
 //!
-//! For any other decoder a short window of the latest tokens is decoded twice, with and without the new one.
+//! For any other decoder a short window of the latest tokens is decoded twice, with and without the
+//! new one.
 
 use std::mem;
 
@@ -14,11 +17,13 @@ use tokenizers::DecoderWrapper;
 use super::Tokenizer;
 use crate::Result;
 
-/// Decodes tokens one at a time. Joined, the pieces are exactly what [`Tokenizer::decode`] gives for all the tokens, but for a decoder
-/// of neither kind above that changes earlier text afterwards.
+/// Decodes tokens one at a time. Joined, the pieces are exactly what [`Tokenizer::decode`] gives
+/// for all the tokens, but for a decoder of neither kind above that changes earlier text
+/// afterwards.
 ///
-/// No piece ends inside a code point. A run of byte tokens is held until a token of another kind ends it, for `tokenizers` judges a run
-/// as a whole: one wrong byte turns every byte of its run into U+FFFD.
+/// No piece ends inside a code point. A run of byte tokens is held until a token of another kind
+/// ends it, for `tokenizers` judges a run as a whole: one wrong byte turns every byte of its run
+/// into U+FFFD.
 #[derive(Debug)]
 pub struct StreamDecoder {
     tokenizer: Tokenizer,
@@ -38,7 +43,11 @@ enum Style {
 impl StreamDecoder {
     /// A decoder at the beginning of a text.
     pub fn new(tokenizer: &Tokenizer) -> Self {
-        Self { tokenizer: tokenizer.clone(), style: Style::of(tokenizer.decoder()), trimming: false }
+        Self {
+            tokenizer: tokenizer.clone(),
+            style: Style::of(tokenizer.decoder()),
+            trimming: false,
+        }
     }
 
     /// A decoder in the middle of a text, behind a token that is no special one: the space in front
@@ -48,23 +57,32 @@ impl StreamDecoder {
         match &mut decoder.style {
             Style::ByteFallback(style) => style.strip.1 = 0,
             Style::ByteLevel(_) => {}
-            Style::Window(window) => *window = Window { ids: vec![id], settled: 1 },
+            Style::Window(window) => {
+                *window = Window {
+                    ids: vec![id],
+                    settled: 1,
+                }
+            }
         }
         decoder
     }
 
-    /// Drops the white space that the text begins with: an answer's first token usually carries the space after the prompt.
+    /// Drops the white space that the text begins with: an answer's first token usually carries the
+    /// space after the prompt.
     pub fn trim_start(mut self) -> Self {
         self.trimming = true;
         self
     }
 
-    /// Takes the next token; gives the text that it settles, which is empty while bytes wait for others.
+    /// Takes the next token; gives the text that it settles, which is empty while bytes wait for
+    /// others.
     ///
     /// # Errors
     /// [`crate::Error::CorruptModel`] where the tokenizer's decoder fails on the token.
     pub fn push(&mut self, id: u32) -> Result<String> {
-        let Some(token) = self.tokenizer.spoken(id) else { return Ok(String::new()) };
+        let Some(token) = self.tokenizer.spoken(id) else {
+            return Ok(String::new());
+        };
         let text = match &mut self.style {
             Style::ByteFallback(style) => style.push(token, &self.tokenizer)?,
             Style::ByteLevel(pending) => {
@@ -76,7 +94,8 @@ impl StreamDecoder {
         Ok(self.trimmed(text))
     }
 
-    /// Gives what was held back, at the end of the text. Bytes that never became a code point are U+FFFD.
+    /// Gives what was held back, at the end of the text. Bytes that never became a code point are
+    /// U+FFFD.
     ///
     /// # Errors
     /// As for [`push`](Self::push).
@@ -108,7 +127,9 @@ impl Style {
         };
         match steps {
             [DecoderWrapper::ByteLevel(_)] => Style::ByteLevel(Vec::new()),
-            _ => ByteFallback::of(steps).map(Style::ByteFallback).unwrap_or_else(|| Style::Window(Window::default())),
+            _ => ByteFallback::of(steps)
+                .map(Style::ByteFallback)
+                .unwrap_or_else(|| Style::Window(Window::default())),
         }
     }
 }
@@ -128,7 +149,12 @@ impl ByteFallback {
     /// `None` where the steps are other ones.
     fn of(steps: &[DecoderWrapper]) -> Option<Self> {
         use DecoderWrapper::{ByteFallback as Bytes, Fuse, Replace, Strip};
-        let (replacements, rest) = steps.split_at(steps.iter().take_while(|step| matches!(step, Replace(_))).count());
+        let (replacements, rest) = steps.split_at(
+            steps
+                .iter()
+                .take_while(|step| matches!(step, Replace(_)))
+                .count(),
+        );
         let (byte_tokens, rest) = match rest {
             [Bytes(_), rest @ ..] => (true, rest),
             rest => (false, rest),
@@ -138,7 +164,12 @@ impl ByteFallback {
             [Fuse(_), Strip(strip)] if strip.stop == 0 => (strip.content, strip.start),
             _ => return None,
         };
-        Some(Self { replacements: replacements.to_vec(), byte_tokens, run: Vec::new(), strip })
+        Some(Self {
+            replacements: replacements.to_vec(),
+            byte_tokens,
+            run: Vec::new(),
+            strip,
+        })
     }
 
     fn push(&mut self, mut token: String, tokenizer: &Tokenizer) -> Result<String> {
@@ -154,7 +185,8 @@ impl ByteFallback {
     }
 
     fn end_run(&mut self) -> String {
-        let text = String::from_utf8(mem::take(&mut self.run)).unwrap_or_else(|e| "\u{FFFD}".repeat(e.as_bytes().len()));
+        let text = String::from_utf8(mem::take(&mut self.run))
+            .unwrap_or_else(|e| "\u{FFFD}".repeat(e.as_bytes().len()));
         self.stripped(text)
     }
 
@@ -183,7 +215,8 @@ fn byte_level_bytes(token: &str) -> Vec<u8> {
     bytes.unwrap_or_else(|| token.as_bytes().to_vec())
 }
 
-/// GPT-2's alphabet: the printable bytes of Latin-1 are themselves, and the other 68 are, in order, the characters from U+0100 on.
+/// GPT-2's alphabet: the printable bytes of Latin-1 are themselves, and the other 68 are, in order,
+/// the characters from U+0100 on.
 fn byte_level_byte(c: char) -> Option<u8> {
     match u32::from(c) {
         code @ (0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF) => u8::try_from(code).ok(),
@@ -194,7 +227,8 @@ fn byte_level_byte(c: char) -> Option<u8> {
     }
 }
 
-/// Takes from `pending` all but the beginning of a code point at its end. Bytes that can never become one are U+FFFD.
+/// Takes from `pending` all but the beginning of a code point at its end. Bytes that can never
+/// become one are U+FFFD.
 fn settled_text(pending: &mut Vec<u8>) -> String {
     let mut settled = pending.len();
     if let Some(last) = pending.utf8_chunks().last()
@@ -207,7 +241,8 @@ fn settled_text(pending: &mut Vec<u8>) -> String {
     String::from_utf8_lossy(&mem::replace(pending, rest)).into_owned()
 }
 
-/// The latest tokens: those whose text is out already, which are only the context for decoding, and those whose text is not.
+/// The latest tokens: those whose text is out already, which are only the context for decoding, and
+/// those whose text is not.
 #[derive(Debug, Default)]
 struct Window {
     ids: Vec<u32>,
@@ -234,7 +269,12 @@ impl Window {
     fn text_after_settled(&self, tokenizer: &Tokenizer) -> Result<String> {
         let before = tokenizer.decode(&self.ids[..self.settled])?;
         let all = tokenizer.decode(&self.ids)?;
-        let common: usize = before.chars().zip(all.chars()).take_while(|(a, b)| a == b).map(|(c, _)| c.len_utf8()).sum();
+        let common: usize = before
+            .chars()
+            .zip(all.chars())
+            .take_while(|(a, b)| a == b)
+            .map(|(c, _)| c.len_utf8())
+            .sum();
         Ok(all[common..].into())
     }
 }
@@ -258,12 +298,19 @@ mod tests {
         for name in ["llama", "byte_level", "metaspace"] {
             let path = format!("{}/tests/text/{name}.json", env!("CARGO_MANIFEST_DIR"));
             let tokenizer = Tokenizer::from_file(path).unwrap();
-            let ids = tokenizer.encode(&"In: What is it? \u{FFFD} 👍🎉 ".repeat(300), false).unwrap();
+            let ids = tokenizer
+                .encode(&"In: What is it? \u{FFFD} 👍🎉 ".repeat(300), false)
+                .unwrap();
             let mut decoder = StreamDecoder::new(&tokenizer);
             let mut text = String::new();
             for &id in &ids {
                 text += &decoder.push(id).unwrap();
-                assert!(held(&decoder) <= 2 * Window::LIMIT, "{name}: {} held after {} bytes of text", held(&decoder), text.len());
+                assert!(
+                    held(&decoder) <= 2 * Window::LIMIT,
+                    "{name}: {} held after {} bytes of text",
+                    held(&decoder),
+                    text.len()
+                );
             }
             text += &decoder.finish().unwrap();
             assert_eq!(text, tokenizer.decode(&ids).unwrap(), "{name}");

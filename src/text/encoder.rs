@@ -43,27 +43,49 @@ impl PromptEncoder {
     /// # Errors
     /// [`Error::CorruptModel`] where the tokenizer's control tokens cannot be searched for.
     pub fn new(tokenizer: &Tokenizer, named: &[u32]) -> Result<Self> {
-        let is_control = |id: u32, content: &str, special: bool| special || looks_like_control(content) || named.contains(&id);
-        let added = || tokenizer.added_tokens().filter(|(id, token)| is_control(*id, &token.content, token.special));
-        let mut control: Vec<(u32, String)> = added().map(|(id, token)| (id, token.content.clone())).collect();
-        let elsewhere = named.iter().filter(|id| control.iter().all(|(known, _)| known != *id));
-        let elsewhere: Vec<_> = elsewhere.filter_map(|id| Some((*id, tokenizer.token_text(*id)?))).collect();
+        let is_control = |id: u32, content: &str, special: bool| {
+            special || looks_like_control(content) || named.contains(&id)
+        };
+        let added = || {
+            tokenizer
+                .added_tokens()
+                .filter(|(id, token)| is_control(*id, &token.content, token.special))
+        };
+        let mut control: Vec<(u32, String)> = added()
+            .map(|(id, token)| (id, token.content.clone()))
+            .collect();
+        let elsewhere = named
+            .iter()
+            .filter(|id| control.iter().all(|(known, _)| known != *id));
+        let elsewhere: Vec<_> = elsewhere
+            .filter_map(|id| Some((*id, tokenizer.token_text(*id)?)))
+            .collect();
         control.extend(elsewhere);
         control.retain(|(_, spelling)| !spelling.is_empty());
         let (ids, spellings): (Vec<u32>, Vec<String>) = control.into_iter().unzip();
         let finder = |kind| {
             let built = AhoCorasick::builder().match_kind(kind).build(&spellings);
-            built.map_err(|error| tokenizer.at_fault(format!("its control tokens cannot be searched for: {error}")))
+            built.map_err(|error| {
+                tokenizer.at_fault(format!(
+                    "its control tokens cannot be searched for: {error}"
+                ))
+            })
         };
         let shared = Shared {
             content: tokenizer.added_without(added().map(|(_, token)| token.clone()))?,
             every: finder(MatchKind::Standard)?,
             longest: finder(MatchKind::LeftmostLongest)?,
-            forbidden: ids.iter().copied().filter(|id| Some(*id) != tokenizer.unknown()).collect(),
+            forbidden: ids
+                .iter()
+                .copied()
+                .filter(|id| Some(*id) != tokenizer.unknown())
+                .collect(),
             ids,
             tokenizer: tokenizer.clone(),
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
     }
 
     /// Checks, from its length alone, that a prompt may fit into a context of so many positions.
@@ -73,7 +95,10 @@ impl PromptEncoder {
     pub fn check_room(&self, bytes: usize, positions: usize) -> Result<()> {
         // One position at least is for the answer.
         match self.shared.tokenizer.fewest_tokens(bytes) {
-            fewest if fewest >= positions => Err(Error::ContextFull { needed: fewest.saturating_add(1), limit: positions }),
+            fewest if fewest >= positions => Err(Error::ContextFull {
+                needed: fewest.saturating_add(1),
+                limit: positions,
+            }),
             _ => Ok(()),
         }
     }
@@ -90,35 +115,53 @@ impl PromptEncoder {
     /// [`Error::InvalidArgument`] for texts that use all of Unicode's private characters.
     pub fn mask(&self, messages: &[Message]) -> Result<(Vec<Message>, Mask)> {
         let mut mask = Mask::new(messages);
-        let masked = messages.iter().map(|message| self.masked(message, &mut mask)).collect::<Result<_>>()?;
+        let masked = messages
+            .iter()
+            .map(|message| self.masked(message, &mut mask))
+            .collect::<Result<_>>()?;
         Ok((masked, mask))
     }
 
     fn masked(&self, message: &Message, mask: &mut Mask) -> Result<Message> {
         let mut parts = Vec::new();
-        for run in message.parts.chunk_by(|a, b| matches!((a, b), (Part::Text(_), Part::Text(_)))) {
+        for run in message
+            .parts
+            .chunk_by(|a, b| matches!((a, b), (Part::Text(_), Part::Text(_))))
+        {
             let texts: Vec<&str> = run.iter().filter_map(Part::text).collect();
             if texts.is_empty() {
                 parts.extend_from_slice(run);
                 continue;
             }
             let joined = texts.concat();
-            let starts: BTreeSet<usize> = self.shared.every.find_overlapping_iter(&joined).map(|found| found.start()).collect();
+            let starts: BTreeSet<usize> = self
+                .shared
+                .every
+                .find_overlapping_iter(&joined)
+                .map(|found| found.start())
+                .collect();
             let mut at = 0;
             for text in texts {
                 let mut masked = String::with_capacity(text.len());
                 for (i, c) in text.char_indices() {
-                    masked.push(if starts.contains(&(at + i)) { mask.hide(c)? } else { c });
+                    masked.push(if starts.contains(&(at + i)) {
+                        mask.hide(c)?
+                    } else {
+                        c
+                    });
                 }
                 at += text.len();
                 parts.push(Part::Text(masked));
             }
         }
-        Ok(Message { role: message.role, parts })
+        Ok(Message {
+            role: message.role,
+            parts,
+        })
     }
 
-    /// Makes a prompt of what a template wrote of masked messages: the control tokens that are spelt
-    /// in it are the template's, and what is masked is text again.
+    /// Makes a prompt of what a template wrote of masked messages: the control tokens that are
+    /// spelt in it are the template's, and what is masked is text again.
     pub fn unmask(&self, rendering: &str, mask: &Mask) -> Prompt {
         let mut prompt = Prompt::default();
         let mut done = 0;
@@ -138,7 +181,13 @@ impl PromptEncoder {
     /// As for [`Tokenizer::encode`]; [`Error::CorruptModel`] where the tokenizer makes a control
     /// token of what is none.
     pub fn encode(&self, prompt: &Prompt, framed: bool) -> Result<Vec<u32>> {
-        let frame = |ids| if framed { self.shared.tokenizer.frame(ids) } else { Ok(ids) };
+        let frame = |ids| {
+            if framed {
+                self.shared.tokenizer.frame(ids)
+            } else {
+                Ok(ids)
+            }
+        };
         let controls = self.controls(prompt);
         let expected = self.forbidden(frame(controls.iter().map(|(_, id)| *id).collect())?);
         let mut ids = Vec::new();
@@ -152,7 +201,10 @@ impl PromptEncoder {
             found = Some(self.forbidden(ids.iter().copied()));
         }
         if found.as_ref() != Some(&expected) {
-            return Err(self.shared.tokenizer.at_fault("the tokenizer makes a control token of plain text".into()));
+            return Err(self
+                .shared
+                .tokenizer
+                .at_fault("the tokenizer makes a control token of plain text".into()));
         }
         let begins_with_control = controls.first().is_some_and(|(range, _)| range.start == 0);
         if framed && begins_with_control && ids.len() > 1 && ids[0] == ids[1] {
@@ -163,15 +215,27 @@ impl PromptEncoder {
 
     /// Whether a prompt begins with a control token.
     pub fn begins_with_control(&self, prompt: &Prompt) -> bool {
-        self.controls(prompt).first().is_some_and(|(range, _)| range.start == 0)
+        self.controls(prompt)
+            .first()
+            .is_some_and(|(range, _)| range.start == 0)
     }
 
     /// The control tokens that the prompt's markup spells, and where.
     fn controls(&self, prompt: &Prompt) -> Vec<(Range<usize>, u32)> {
         let within = |markup: &Range<usize>| {
             let start = markup.start;
-            let matches = self.shared.longest.find_iter(&prompt.text()[markup.clone()]);
-            matches.map(move |found| (start + found.start()..start + found.end(), self.shared.ids[found.pattern()])).collect::<Vec<_>>()
+            let matches = self
+                .shared
+                .longest
+                .find_iter(&prompt.text()[markup.clone()]);
+            matches
+                .map(move |found| {
+                    (
+                        start + found.start()..start + found.end(),
+                        self.shared.ids[found.pattern()],
+                    )
+                })
+                .collect::<Vec<_>>()
         };
         prompt.markup().iter().flat_map(within).collect()
     }
@@ -179,11 +243,16 @@ impl PromptEncoder {
     /// Whether a control token is spelt where it is not meant, if only in part.
     fn is_spelt_in_text(&self, prompt: &Prompt) -> bool {
         let mut markup = prompt.markup().iter().peekable();
-        self.shared.every.find_overlapping_iter(prompt.text()).any(|found| {
-            // Matches come in the order of their ends.
-            while markup.next_if(|range| range.end < found.end()).is_some() {}
-            markup.peek().is_none_or(|range| found.start() < range.start)
-        })
+        self.shared
+            .every
+            .find_overlapping_iter(prompt.text())
+            .any(|found| {
+                // Matches come in the order of their ends.
+                while markup.next_if(|range| range.end < found.end()).is_some() {}
+                markup
+                    .peek()
+                    .is_none_or(|range| found.start() < range.start)
+            })
     }
 
     /// The tokens of the prompt's control tokens and of the texts between them, each by itself, as
@@ -193,7 +262,10 @@ impl PromptEncoder {
         let mut done = 0;
         let text = |range: Range<usize>| match range.is_empty() {
             true => Ok(Vec::new()),
-            false => self.shared.tokenizer.encode_with(&self.shared.content, &prompt.text()[range]),
+            false => self
+                .shared
+                .tokenizer
+                .encode_with(&self.shared.content, &prompt.text()[range]),
         };
         for (range, id) in controls {
             ids.extend(text(done..range.start)?);
@@ -205,7 +277,9 @@ impl PromptEncoder {
     }
 
     fn forbidden(&self, ids: impl IntoIterator<Item = u32>) -> Vec<u32> {
-        ids.into_iter().filter(|id| self.shared.forbidden.contains(id)).collect()
+        ids.into_iter()
+            .filter(|id| self.shared.forbidden.contains(id))
+            .collect()
     }
 }
 
@@ -220,8 +294,17 @@ pub struct Mask {
 
 impl Mask {
     fn new(messages: &[Message]) -> Mask {
-        let used: HashSet<char> = messages.iter().flat_map(Message::texts).flat_map(str::chars).collect();
-        Mask { free: ('\u{E000}'..='\u{F8FF}').filter(|c| !used.contains(c)).collect(), hidden: BTreeMap::new() }
+        let used: HashSet<char> = messages
+            .iter()
+            .flat_map(Message::texts)
+            .flat_map(str::chars)
+            .collect();
+        Mask {
+            free: ('\u{E000}'..='\u{F8FF}')
+                .filter(|c| !used.contains(c))
+                .collect(),
+            hidden: BTreeMap::new(),
+        }
     }
 
     /// The character that stands for this one.
@@ -229,29 +312,48 @@ impl Mask {
         if let Some((private, _)) = self.hidden.iter().find(|(_, hidden)| **hidden == c) {
             return Ok(*private);
         }
-        let none = || Error::InvalidArgument("the messages use all of Unicode's private characters; leave one of them out".into());
+        let none = || {
+            Error::InvalidArgument(
+                "the messages use all of Unicode's private characters; leave one of them out"
+                    .into(),
+            )
+        };
         let private = self.free.pop().ok_or_else(none)?;
         self.hidden.insert(private, c);
         Ok(private)
     }
 
     fn restore(&self, text: &str) -> String {
-        text.chars().map(|c| self.hidden.get(&c).copied().unwrap_or(c)).collect()
+        text.chars()
+            .map(|c| self.hidden.get(&c).copied().unwrap_or(c))
+            .collect()
     }
 }
 
 impl fmt::Debug for PromptEncoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PromptEncoder").field("tokenizer", &self.shared.tokenizer).finish_non_exhaustive()
+        f.debug_struct("PromptEncoder")
+            .field("tokenizer", &self.shared.tokenizer)
+            .finish_non_exhaustive()
     }
 }
 
 /// Whether a token is written as control tokens are. Some tokenizers do not mark theirs as special.
 fn looks_like_control(spelling: &str) -> bool {
-    let between = |begin, end| spelling.strip_prefix(begin).and_then(|rest| rest.strip_suffix(end));
-    let is_name =
-        |name: &str| name.starts_with(|c: char| c == '/' || c.is_ascii_uppercase()) && !name.contains(|c: char| c.is_ascii_lowercase());
-    matches!(spelling, "<s>" | "</s>" | "<bos>" | "<eos>" | "<pad>" | "<PAD>" | "<unk>" | "<mask>")
-        || between("<|", "|>").or_else(|| between("<｜", "｜>")).is_some()
+    let between = |begin, end| {
+        spelling
+            .strip_prefix(begin)
+            .and_then(|rest| rest.strip_suffix(end))
+    };
+    let is_name = |name: &str| {
+        name.starts_with(|c: char| c == '/' || c.is_ascii_uppercase())
+            && !name.contains(|c: char| c.is_ascii_lowercase())
+    };
+    matches!(
+        spelling,
+        "<s>" | "</s>" | "<bos>" | "<eos>" | "<pad>" | "<PAD>" | "<unk>" | "<mask>"
+    ) || between("<|", "|>")
+        .or_else(|| between("<｜", "｜>"))
+        .is_some()
         || between("[", "]").is_some_and(is_name)
 }

@@ -60,7 +60,10 @@ impl Part {
 
 impl Message {
     fn of(role: Role, text: impl Into<String>) -> Message {
-        Message { role, parts: vec![Part::Text(text.into())] }
+        Message {
+            role,
+            parts: vec![Part::Text(text.into())],
+        }
     }
 
     /// Instructions above the conversation.

@@ -41,13 +41,19 @@ impl Prompt {
     /// The prompt from a byte on, which is the beginning or the end of markup, or within none.
     pub fn after(&self, start: usize) -> Prompt {
         let markup = self.markup.iter().filter(|range| range.end > start);
-        let markup = markup.map(|range| range.start.max(start) - start..range.end - start).collect();
-        Prompt { text: self.text[start..].to_owned(), markup }
+        let markup = markup
+            .map(|range| range.start.max(start) - start..range.end - start)
+            .collect();
+        Prompt {
+            text: self.text[start..].to_owned(),
+            markup,
+        }
     }
 
     /// Removes characters from the end, which are no markup.
     pub fn trim_end(&mut self, is_space: impl Fn(char) -> bool) {
-        self.text.truncate(self.text.trim_end_matches(is_space).len());
+        self.text
+            .truncate(self.text.trim_end_matches(is_space).len());
     }
 
     /// Puts the `n`th text in place of the `n`th marker in the markup.
@@ -74,7 +80,8 @@ impl Prompt {
         match count == texts.len() {
             true => Ok(replaced),
             false => Err(Error::InvalidState(format!(
-                "the prompt has {count} markers {marker} for {} images; each image needs one, which the model's chat template puts, or raw prompt text",
+                "the prompt has {count} markers {marker} for {} images; each image needs one, \
+                 which the model's chat template puts, or raw prompt text",
                 texts.len()
             ))),
         }

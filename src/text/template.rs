@@ -2,8 +2,8 @@
 //!
 //! A template is untrusted: its length, its steps, its depth and what it writes are limited. It is
 //! rendered as transformers renders it
-//! (<https://huggingface.co/docs/transformers/chat_templating_writing>): blocks are trimmed, Python's
-//! methods of strings work, `raise_exception` ends it with its message.
+//! (<https://huggingface.co/docs/transformers/chat_templating_writing>): blocks are trimmed,
+//! Python's methods of strings work, `raise_exception` ends it with its message.
 
 use std::{collections::BTreeMap, fmt, path::Path, sync::Arc};
 
@@ -47,7 +47,15 @@ pub enum ContentStyle {
 
 /// The tokens of `tokenizer_config.json` that templates may write.
 /// (<https://huggingface.co/docs/transformers/main_classes/tokenizer>)
-const TOKENS: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+const TOKENS: [&str; 7] = [
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+];
 
 /// A chat template. Cloning is cheap.
 #[derive(Clone)]
@@ -60,21 +68,32 @@ pub struct Template {
 }
 
 impl Template {
-    /// Reads the template of a folder: `chat_template.jinja`, else that in `chat_template.json`, else
-    /// that in `tokenizer_config.json`; `None` where it has none. A `source` takes the place of all.
+    /// Reads the template of a folder: `chat_template.jinja`, else that in `chat_template.json`,
+    /// else that in `tokenizer_config.json`; `None` where it has none. A `source` takes the place
+    /// of all.
     ///
     /// # Errors
     /// [`Error::CorruptModel`] names the file and what is wrong with the template;
     /// [`Error::InvalidArgument`] says what is wrong with `source`.
     pub fn from_folder(folder: &Path, source: Option<&str>) -> Result<Option<Template>> {
         let config = read_json(&folder.join(CONFIG))?.unwrap_or_default();
-        let tokens: BTreeMap<_, _> = TOKENS.into_iter().filter_map(|name| Some((name, token(&config[name])?))).collect();
+        let tokens: BTreeMap<_, _> = TOKENS
+            .into_iter()
+            .filter_map(|name| Some((name, token(&config[name])?)))
+            .collect();
         let of = |path: &Path, source: &str| {
-            let template = Template::parse(source).map_err(|error| Error::corrupt(path, error.to_string()))?;
-            Ok(Some(Template { tokens: tokens.clone(), ..template }))
+            let template =
+                Template::parse(source).map_err(|error| Error::corrupt(path, error.to_string()))?;
+            Ok(Some(Template {
+                tokens: tokens.clone(),
+                ..template
+            }))
         };
         if let Some(source) = source {
-            return Ok(Some(Template { tokens, ..Template::parse(source)? }));
+            return Ok(Some(Template {
+                tokens,
+                ..Template::parse(source)?
+            }));
         }
         let path = folder.join("chat_template.jinja");
         if let Some(source) = read(&path)? {
@@ -96,23 +115,40 @@ impl Template {
     /// [`Error::InvalidArgument`] with the line at fault.
     pub fn parse(source: &str) -> Result<Template> {
         if source.len() as u64 > MAX_TEMPLATE_BYTES {
-            let what = format!("a chat template of {} bytes; at most {MAX_TEMPLATE_BYTES} are supported", source.len());
+            let what = format!(
+                "a chat template of {} bytes; at most {MAX_TEMPLATE_BYTES} are supported",
+                source.len()
+            );
             return Err(Error::InvalidArgument(what));
         }
         let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|error| Error::InvalidArgument(format!("the chat template: {error}")))?);
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build();
+        environment.set_syntax(
+            syntax
+                .map_err(|error| Error::InvalidArgument(format!("the chat template: {error}")))?,
+        );
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(DEPTH);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| -> Result<Value, JinjaError> {
-            Err(JinjaError::new(ErrorKind::InvalidOperation, message).with_source(Raised))
-        });
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function(
+            "raise_exception",
+            |message: String| -> Result<Value, JinjaError> {
+                Err(JinjaError::new(ErrorKind::InvalidOperation, message).with_source(Raised))
+            },
+        );
         environment.add_filter("tojson", to_json);
         let source = without_generation(source);
         let added = environment.add_template_owned(NAME, source);
         added.map_err(|error| Error::InvalidArgument(format!("the chat template: {error}")))?;
-        Ok(Template { environment: Arc::new(environment), tokens: BTreeMap::new(), now: ZonedDateTime::now() })
+        Ok(Template {
+            environment: Arc::new(environment),
+            tokens: BTreeMap::new(),
+            now: ZonedDateTime::now(),
+        })
     }
 
     /// The same template at another time: what `strftime_now` writes stays that of `now`.
@@ -125,11 +161,22 @@ impl Template {
     /// # Errors
     /// [`Error::InvalidState`] with the template's own message, where it refuses this conversation;
     /// [`Error::UnsupportedModel`] where it fails, or does not come to an end.
-    pub fn render(&self, messages: &[Message], style: ContentStyle, answers: bool) -> Result<String> {
+    pub fn render(
+        &self,
+        messages: &[Message],
+        style: ContentStyle,
+        answers: bool,
+    ) -> Result<String> {
         let bytes: usize = messages.iter().map(Message::bytes).sum();
-        let messages: Vec<_> = messages.iter().map(|message| to_template(message, style)).collect();
+        let messages: Vec<_> = messages
+            .iter()
+            .map(|message| to_template(message, style))
+            .collect();
         let limit = bytes.saturating_mul(4).saturating_add(MAX_EXTRA_BYTES);
-        let template = self.environment.get_template(NAME).map_err(|error| failed(&error))?;
+        let template = self
+            .environment
+            .get_template(NAME)
+            .map_err(|error| failed(&error))?;
         let context = context! {
             messages => Value::from(Serde(&messages)),
             add_generation_prompt => answers,
@@ -139,23 +186,32 @@ impl Template {
             strftime_now => self.clock(),
             ..Value::from(Serde(&self.tokens))
         };
-        let mut output = Limited { text: Vec::new(), limit };
-        template.render_captured_to(context, &mut output).map_err(|error| failed(&error))?;
-        String::from_utf8(output.text).map_err(|_| Error::InvalidState("the chat template writes no UTF-8".into()))
+        let mut output = Limited {
+            text: Vec::new(),
+            limit,
+        };
+        template
+            .render_captured_to(context, &mut output)
+            .map_err(|error| failed(&error))?;
+        String::from_utf8(output.text)
+            .map_err(|_| Error::InvalidState("the chat template writes no UTF-8".into()))
     }
 
     /// `strftime_now`, which writes the time as Python's `strftime` does.
     fn clock(&self) -> Value {
         let now = self.now.clone();
         Value::from_function(move |format: String| {
-            strtime::format(format, &now).map_err(|error| JinjaError::new(ErrorKind::InvalidOperation, error.to_string()))
+            strtime::format(format, &now)
+                .map_err(|error| JinjaError::new(ErrorKind::InvalidOperation, error.to_string()))
         })
     }
 }
 
 impl fmt::Debug for Template {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Template").field("tokens", &self.tokens).finish_non_exhaustive()
+        f.debug_struct("Template")
+            .field("tokens", &self.tokens)
+            .finish_non_exhaustive()
     }
 }
 
@@ -174,7 +230,10 @@ impl std::error::Error for Raised {}
 fn failed(error: &JinjaError) -> Error {
     let raised = std::error::Error::source(error).is_some_and(|source| source.is::<Raised>());
     match raised {
-        true => Error::InvalidState(format!("the model's chat template: {}", error.detail().unwrap_or("it refuses this conversation"))),
+        true => Error::InvalidState(format!(
+            "the model's chat template: {}",
+            error.detail().unwrap_or("it refuses this conversation")
+        )),
         false => Error::InvalidState(format!("the model's chat template fails: {error}")),
     }
 }
@@ -188,7 +247,10 @@ struct Limited {
 impl std::io::Write for Limited {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         if self.text.len() + bytes.len() > self.limit {
-            return Err(std::io::Error::other(format!("it writes more than {} bytes", self.limit)));
+            return Err(std::io::Error::other(format!(
+                "it writes more than {} bytes",
+                self.limit
+            )));
         }
         self.text.extend_from_slice(bytes);
         Ok(bytes.len())
@@ -215,41 +277,73 @@ fn to_template(message: &Message, style: ContentStyle) -> Said {
         ContentStyle::Text => json!(message.text("")),
         ContentStyle::Parts => message.parts.iter().map(part).collect(),
     };
-    Said { role: message.role.name(), content }
+    Said {
+        role: message.role.name(),
+        content,
+    }
 }
 
 /// Python's `json.dumps`, as transformers calls it: with spaces behind commas and colons, and
 /// characters as they are.
 fn to_json(value: Value, options: Kwargs) -> Result<String, JinjaError> {
-    let wrong = |error: serde_json::Error| JinjaError::new(ErrorKind::BadSerialization, error.to_string());
+    let wrong =
+        |error: serde_json::Error| JinjaError::new(ErrorKind::BadSerialization, error.to_string());
     let indent: Option<usize> = options.get("indent")?;
     let mut text = Vec::new();
     match indent {
         Some(indent) => {
             let spaces = vec![b' '; indent.min(16)];
             let formatter = serde_json::ser::PrettyFormatter::with_indent(&spaces);
-            serde::Serialize::serialize(&value, &mut serde_json::Serializer::with_formatter(&mut text, formatter)).map_err(wrong)?;
+            serde::Serialize::serialize(
+                &value,
+                &mut serde_json::Serializer::with_formatter(&mut text, formatter),
+            )
+            .map_err(wrong)?;
         }
         None => {
-            serde::Serialize::serialize(&value, &mut serde_json::Serializer::with_formatter(&mut text, Spaced)).map_err(wrong)?;
+            serde::Serialize::serialize(
+                &value,
+                &mut serde_json::Serializer::with_formatter(&mut text, Spaced),
+            )
+            .map_err(wrong)?;
         }
     }
-    String::from_utf8(text).map_err(|error| JinjaError::new(ErrorKind::BadSerialization, error.to_string()))
+    String::from_utf8(text)
+        .map_err(|error| JinjaError::new(ErrorKind::BadSerialization, error.to_string()))
 }
 
 /// JSON with spaces behind commas and colons.
 struct Spaced;
 
 impl serde_json::ser::Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first {
+            Ok(())
+        } else {
+            writer.write_all(b", ")
+        }
     }
 
-    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first {
+            Ok(())
+        } else {
+            writer.write_all(b", ")
+        }
     }
 
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
+    fn begin_object_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+    ) -> std::io::Result<()> {
         writer.write_all(b": ")
     }
 }
@@ -261,7 +355,9 @@ fn without_generation(source: &str) -> String {
     let mut kept = String::with_capacity(source.len());
     while let Some(start) = rest.find("{%") {
         // Behind the opening: `{%}` is none that is closed.
-        let Some(length) = rest[start + 2..].find("%}") else { break };
+        let Some(length) = rest[start + 2..].find("%}") else {
+            break;
+        };
         let end = start + 2 + length + 2;
         let tag = &rest[start + 2..end - 2];
         let word = tag.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
@@ -269,7 +365,11 @@ fn without_generation(source: &str) -> String {
             // What white space goes with a tag goes with the one in its place.
             kept.push_str(&rest[..start]);
             let (open, close) = (tag.starts_with('-'), tag.ends_with('-'));
-            kept.push_str(if open { "{%- if true %}" } else { "{% if true %}" });
+            kept.push_str(if open {
+                "{%- if true %}"
+            } else {
+                "{% if true %}"
+            });
             kept.push_str(if close { "{% endif -%}" } else { "{% endif %}" });
         } else {
             kept.push_str(&rest[..end]);
@@ -281,7 +381,9 @@ fn without_generation(source: &str) -> String {
 
 fn read(path: &Path) -> Result<Option<String>> {
     match file::read_json(path, "the model's chat template", MAX_TEMPLATE_BYTES) {
-        Ok(bytes) => String::from_utf8(bytes).map(Some).map_err(|_| Error::corrupt(path, "is not UTF-8")),
+        Ok(bytes) => String::from_utf8(bytes)
+            .map(Some)
+            .map_err(|_| Error::corrupt(path, "is not UTF-8")),
         Err(Error::NotFound { .. }) => Ok(None),
         Err(error) => Err(error),
     }
@@ -297,12 +399,16 @@ fn read_json(path: &Path) -> Result<Option<serde_json::Value>> {
 
 /// A token as `tokenizer_config.json` has it: a text, or an object with its `content`.
 fn token(value: &serde_json::Value) -> Option<String> {
-    value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned)
+    value
+        .as_str()
+        .or_else(|| value["content"].as_str())
+        .map(str::to_owned)
 }
 
 /// A template that stands alone, or the one called `default` of several.
 fn named(value: &serde_json::Value) -> Option<&str> {
-    let default = |list: &'_ Vec<serde_json::Value>| list.iter().position(|entry| entry["name"] == "default");
+    let default =
+        |list: &'_ Vec<serde_json::Value>| list.iter().position(|entry| entry["name"] == "default");
     match value {
         serde_json::Value::String(source) => Some(source),
         serde_json::Value::Array(list) => list.get(default(list)?)?["template"].as_str(),
@@ -322,7 +428,11 @@ mod tests {
             ("{% if true %}x{% endif %}", "x"),
         ] {
             let template = Template::parse(source).unwrap();
-            assert_eq!(template.render(&[], ContentStyle::Text, false).unwrap(), expected, "{source}");
+            assert_eq!(
+                template.render(&[], ContentStyle::Text, false).unwrap(),
+                expected,
+                "{source}"
+            );
         }
         assert!(Template::parse("{% if true %}{%}x{% endif %}").is_err());
     }
@@ -330,8 +440,16 @@ mod tests {
     /// What Python's `json.dumps(x, ensure_ascii=False)` writes, with and without `indent=2`.
     #[test]
     fn json_is_that_of_python() {
-        let template = Template::parse("{{ messages[0] | tojson }}\n{{ messages[0].role | tojson(indent=2) }}").unwrap();
-        let rendered = template.render(&[Message::user("größer \"x\"")], ContentStyle::Text, false).unwrap();
-        assert_eq!(rendered, "{\"role\": \"user\", \"content\": \"größer \\\"x\\\"\"}\n\"user\"");
+        let template = Template::parse(
+            "{{ messages[0] | tojson }}\n{{ messages[0].role | tojson(indent=2) }}",
+        )
+        .unwrap();
+        let rendered = template
+            .render(&[Message::user("größer \"x\"")], ContentStyle::Text, false)
+            .unwrap();
+        assert_eq!(
+            rendered,
+            "{\"role\": \"user\", \"content\": \"größer \\\"x\\\"\"}\n\"user\""
+        );
     }
 }

@@ -5,7 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokenizers::{AddedToken, AddedVocabulary, DecoderWrapper, Encoding, Model, NormalizerWrapper, OffsetType, PreTokenizer, Token};
+use tokenizers::{
+    AddedToken, AddedVocabulary, DecoderWrapper, Encoding, Model, NormalizerWrapper, OffsetType,
+    PreTokenizer, Token,
+};
 
 use super::check::{MAX_TOKEN, check};
 use crate::{Error, Result, file};
@@ -25,7 +28,8 @@ const MAX_SHRINKING: usize = 4;
 /// tokenizer, which takes most.
 const BYTES_A_BYTE: u64 = 160;
 
-/// Turns text into token ids and back. Cloning is cheap: the clones share one vocabulary. Any number of threads may use it at once.
+/// Turns text into token ids and back. Cloning is cheap: the clones share one vocabulary. Any
+/// number of threads may use it at once.
 #[derive(Clone)]
 pub struct Tokenizer {
     shared: Arc<Shared>,
@@ -45,8 +49,8 @@ struct Shared {
 impl Tokenizer {
     /// Reads a `tokenizer.json`.
     ///
-    /// The truncation and padding that such a file may carry are ignored, as transformers ignores them unless a caller asks: a prompt is
-    /// never cut short silently.
+    /// The truncation and padding that such a file may carry are ignored, as transformers ignores
+    /// them unless a caller asks: a prompt is never cut short silently.
     ///
     /// # Errors
     /// [`Error::NotFound`] or [`Error::Io`] where the file cannot be read, [`Error::CorruptModel`]
@@ -65,11 +69,26 @@ impl Tokenizer {
         let vocabulary = tokenizer.get_vocab(true);
         let longest = vocabulary.keys().map(String::len).max().unwrap_or(0);
         if longest > MAX_TOKEN {
-            return Err(Error::unsupported(path, format!("model.vocab has a token of {longest} bytes; at most {MAX_TOKEN} are expected")));
+            return Err(Error::unsupported(
+                path,
+                format!(
+                    "model.vocab has a token of {longest} bytes; at most {MAX_TOKEN} are expected"
+                ),
+            ));
         }
-        let unknown = findings.unk_id.or_else(|| vocabulary.get(&findings.unk_token?).copied());
+        let unknown = findings
+            .unk_id
+            .or_else(|| vocabulary.get(&findings.unk_token?).copied());
         let (path, growth, longest) = (path.into(), findings.growth, longest.max(1));
-        Ok(Self { shared: Arc::new(Shared { path, tokenizer, growth, longest, unknown }) })
+        Ok(Self {
+            shared: Arc::new(Shared {
+                path,
+                tokenizer,
+                growth,
+                longest,
+                unknown,
+            }),
+        })
     }
 
     /// The fewest tokens that a text of this many bytes can have.
@@ -96,9 +115,11 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// The token ids of `text`. With `add_special`, also what the tokenizer puts around a text, such as `<s>` in front.
+    /// The token ids of `text`. With `add_special`, also what the tokenizer puts around a text,
+    /// such as `<s>` in front.
     ///
-    /// A special token that is spelt out in the text, such as `</s>`, becomes that token, as in transformers.
+    /// A special token that is spelt out in the text, such as `</s>`, becomes that token, as in
+    /// transformers.
     ///
     /// # Errors
     /// [`Error::CorruptModel`] where the tokenizer contradicts itself on this text, such as an
@@ -106,7 +127,9 @@ impl Tokenizer {
     /// that it could become one of more than 64 MiB.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         self.check_length(text)?;
-        let encoding = contained(&self.shared.path, "cannot encode text", || self.shared.tokenizer.encode_fast(text, add_special))?;
+        let encoding = contained(&self.shared.path, "cannot encode text", || {
+            self.shared.tokenizer.encode_fast(text, add_special)
+        })?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -120,33 +143,55 @@ impl Tokenizer {
             if let Some(step) = tokenizer.get_pre_tokenizer() {
                 step.pre_tokenize(&mut parts)?;
             }
-            tokenizer.get_model().tokenize_in_pretokenized(&mut parts, None)?;
-            Ok(parts.into_encoding(None, 0, OffsetType::None)?.get_ids().to_vec())
+            tokenizer
+                .get_model()
+                .tokenize_in_pretokenized(&mut parts, None)?;
+            Ok(parts
+                .into_encoding(None, 0, OffsetType::None)?
+                .get_ids()
+                .to_vec())
         })
     }
 
     /// Puts around tokens what the tokenizer puts around a text, such as `<s>` in front.
     pub(super) fn frame(&self, ids: Vec<u32>) -> Result<Vec<u32>> {
-        let tokens = ids.into_iter().map(|id| Token::new(id, String::new(), (0, 0))).collect();
+        let tokens = ids
+            .into_iter()
+            .map(|id| Token::new(id, String::new(), (0, 0)))
+            .collect();
         let framed = contained(&self.shared.path, "cannot encode text", || {
-            self.shared.tokenizer.post_process(Encoding::from_tokens(tokens, 0), None, true)
+            self.shared
+                .tokenizer
+                .post_process(Encoding::from_tokens(tokens, 0), None, true)
         })?;
         Ok(framed.get_ids().to_vec())
     }
 
     /// The tokens beside the model's own vocabulary, by id.
     pub(super) fn added_tokens(&self) -> impl Iterator<Item = (u32, &AddedToken)> {
-        self.shared.tokenizer.get_added_vocabulary().get_added_tokens_decoder().iter().map(|(id, token)| (*id, token))
+        self.shared
+            .tokenizer
+            .get_added_vocabulary()
+            .get_added_tokens_decoder()
+            .iter()
+            .map(|(id, token)| (*id, token))
     }
 
     /// The added vocabulary, in which `tokens` are not found.
-    pub(super) fn added_without(&self, tokens: impl Iterator<Item = AddedToken>) -> Result<AddedVocabulary> {
+    pub(super) fn added_without(
+        &self,
+        tokens: impl Iterator<Item = AddedToken>,
+    ) -> Result<AddedVocabulary> {
         let tokenizer = &self.shared.tokenizer;
         let mut added = tokenizer.get_added_vocabulary().clone();
         added.set_encode_special_tokens(true);
         contained(&self.shared.path, "not a usable tokenizer", || {
             let tokens = tokens.map(|token| token.special(true));
-            added.add_tokens::<NormalizerWrapper>(tokens, tokenizer.get_model(), tokenizer.get_normalizer())
+            added.add_tokens::<NormalizerWrapper>(
+                tokens,
+                tokenizer.get_model(),
+                tokenizer.get_normalizer(),
+            )
         })?;
         Ok(added)
     }
@@ -170,7 +215,9 @@ impl Tokenizer {
         if ids.iter().all(|&id| self.spoken(id).is_none()) {
             return Ok(String::new());
         }
-        contained(&self.shared.path, "cannot decode tokens", || self.shared.tokenizer.decode(ids, true))
+        contained(&self.shared.path, "cannot decode tokens", || {
+            self.shared.tokenizer.decode(ids, true)
+        })
     }
 
     /// The id of a token by its exact spelling in the vocabulary, such as `</s>` or `▁the`.
@@ -178,24 +225,37 @@ impl Tokenizer {
         self.shared.tokenizer.token_to_id(token)
     }
 
-    /// The spelling of a token in the vocabulary, such as `</s>`, `▁the` or `<0xF0>`; not the text it stands for.
+    /// The spelling of a token in the vocabulary, such as `</s>`, `▁the` or `<0xF0>`; not the text
+    /// it stands for.
     pub fn token_text(&self, id: u32) -> Option<String> {
         self.shared.tokenizer.id_to_token(id)
     }
 
-    /// Number of tokens, the added ones included. The model may have more rows than that (padding rows).
+    /// Number of tokens, the added ones included. The model may have more rows than that (padding
+    /// rows).
     pub fn vocab_size(&self) -> usize {
         self.shared.tokenizer.get_vocab_size(true)
     }
 
     /// Whether the token is a special one, which [`decode`](Self::decode) leaves out.
     pub fn is_special(&self, id: u32) -> bool {
-        self.token_text(id).is_some_and(|token| self.shared.tokenizer.get_added_vocabulary().is_special_token(&token))
+        self.token_text(id).is_some_and(|token| {
+            self.shared
+                .tokenizer
+                .get_added_vocabulary()
+                .is_special_token(&token)
+        })
     }
 
     /// The spelling of a token that takes part in decoding: one that is known and not special.
     pub(super) fn spoken(&self, id: u32) -> Option<String> {
-        self.token_text(id).filter(|token| !self.shared.tokenizer.get_added_vocabulary().is_special_token(token))
+        self.token_text(id).filter(|token| {
+            !self
+                .shared
+                .tokenizer
+                .get_added_vocabulary()
+                .is_special_token(token)
+        })
     }
 
     /// How token spellings become text.
@@ -206,24 +266,42 @@ impl Tokenizer {
     /// Runs one decoder step over a single token.
     pub(super) fn decode_step(&self, step: &DecoderWrapper, token: String) -> Result<String> {
         use tokenizers::Decoder;
-        contained(&self.shared.path, "cannot decode tokens", || Ok(step.decode_chain(vec![token])?.concat()))
+        contained(&self.shared.path, "cannot decode tokens", || {
+            Ok(step.decode_chain(vec![token])?.concat())
+        })
     }
 }
 
 impl fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tokenizer").field("path", &self.shared.path).field("vocab_size", &self.vocab_size()).finish()
+        f.debug_struct("Tokenizer")
+            .field("path", &self.shared.path)
+            .field("vocab_size", &self.vocab_size())
+            .finish()
     }
 }
 
-/// Runs a call into `tokenizers`, which panics on some malformed files (a `Strip` decoder that cuts more than a token holds, for one):
-/// that too is a fault of the file.
-fn contained<T>(path: &Path, what: &str, call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+/// Runs a call into `tokenizers`, which panics on some malformed files (a `Strip` decoder that cuts
+/// more than a token holds, for one): that too is a fault of the file.
+fn contained<T>(
+    path: &Path,
+    what: &str,
+    call: impl FnOnce() -> tokenizers::Result<T>,
+) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => result.map_err(|e| Error::corrupt(path, format!("{what}: {e}"))),
         Err(panic) => {
-            let reason = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-            Err(Error::corrupt(path, format!("{what}: {}", reason.unwrap_or("the tokenizers library panicked"))))
+            let reason = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied());
+            Err(Error::corrupt(
+                path,
+                format!(
+                    "{what}: {}",
+                    reason.unwrap_or("the tokenizers library panicked")
+                ),
+            ))
         }
     }
 }

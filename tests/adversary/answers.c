@@ -1,5 +1,6 @@
 /*
- * Ends an answer and the reading of a prompt at every place and in every way, and looks what is left. Run by answers.rs.
+ * Ends an answer and the reading of a prompt at every place and in every way, and looks what is
+ * left. Run by answers.rs.
  *
  *   answers MODEL PICTURE places    at every place
  *   answers MODEL PICTURE heard     in the middle of slow layers, from another thread
@@ -14,16 +15,18 @@ static const struct {
     const char *kind;
     moxin_status status;
 } ENDS[] = {
-    {"suspend", MOXIN_STATUS_SUSPENDED},  {"cancel", MOXIN_STATUS_CANCELLED},   {"timeout", MOXIN_STATUS_TIMEOUT},
-    {"memory", MOXIN_STATUS_OUT_OF_MEMORY}, {"mlx", MOXIN_STATUS_BACKEND},      {"eval", MOXIN_STATUS_BACKEND},
-    {"panic", MOXIN_STATUS_PANIC},
+    { "suspend", MOXIN_STATUS_SUSPENDED }, { "cancel", MOXIN_STATUS_CANCELLED },
+    { "timeout", MOXIN_STATUS_TIMEOUT },   { "memory", MOXIN_STATUS_OUT_OF_MEMORY },
+    { "mlx", MOXIN_STATUS_BACKEND },       { "eval", MOXIN_STATUS_BACKEND },
+    { "panic", MOXIN_STATUS_PANIC },
 };
 
-/* In the picture's encoding, its projection, the first chunk of the prompt and a later one. The model has four layers. */
-static const char *const READING[] = {"encoder:5", "projector:2", "decoder:2", "decoder:7"};
+/* In the picture's encoding, its projection, the first chunk of the prompt and a later one. The
+ * model has four layers. */
+static const char *const READING[] = { "encoder:5", "projector:2", "decoder:2", "decoder:7" };
 
 /* Before the first token and in a later one, with the prompt in one chunk. */
-static const char *const ANSWERING[] = {"head:1", "decoder:6"};
+static const char *const ANSWERING[] = { "head:1", "decoder:6" };
 
 enum { ENDS_COUNT = sizeof ENDS / sizeof ENDS[0] };
 #define COUNT_OF(list) (sizeof(list) / sizeof((list)[0]))
@@ -31,8 +34,7 @@ enum { ENDS_COUNT = sizeof ENDS / sizeof ENDS[0] };
 static struct answer expected;
 static char case_name[64];
 
-static void begin_case(const char *path, const char *kind, const char *place)
-{
+static void begin_case(const char *path, const char *kind, const char *place) {
     snprintf(case_name, sizeof case_name, "%s@%s", kind, place);
     if (getenv("ANSWERS_VERBOSE") != NULL) {
         fprintf(stderr, "%s %s\n", path, case_name);
@@ -40,39 +42,35 @@ static void begin_case(const char *path, const char *kind, const char *place)
     setenv("MOXIN_TEST_FAULT", case_name, 1);
 }
 
-static void end_case(void)
-{
-    unsetenv("MOXIN_TEST_FAULT");
-}
+static void end_case(void) { unsetenv("MOXIN_TEST_FAULT"); }
 
-static void expect_case(moxin_status wanted, moxin_status found, moxin_error **error, int line)
-{
+static void expect_case(moxin_status wanted, moxin_status found, moxin_error **error, int line) {
     if (found != wanted) {
-        fprintf(stderr, "answers.c:%d: %s: %s (%s), not %s\n", line, case_name, moxin_status_name((uint32_t)found),
-                moxin_error_message(*error).data, moxin_status_name((uint32_t)wanted));
+        fprintf(stderr, "answers.c:%d: %s: %s (%s), not %s\n", line, case_name,
+                moxin_status_name((uint32_t)found), moxin_error_message(*error).data,
+                moxin_status_name((uint32_t)wanted));
         failures++;
     }
     moxin_error_free(*error);
     *error = NULL;
 }
 
-static void check_answer(const struct answer *answer, int line)
-{
+static void check_answer(const struct answer *answer, int line) {
     if (!same_answer(answer, &expected)) {
-        fprintf(stderr, "answers.c:%d: %s: \"%s\", not \"%s\"\n", line, case_name, answer->text, expected.text);
+        fprintf(stderr, "answers.c:%d: %s: \"%s\", not \"%s\"\n", line, case_name, answer->text,
+                expected.text);
         failures++;
     }
 }
 
 /* Whether a place is passed only for a picture that was not seen before. */
-static int is_in_encoding(const char *place)
-{
+static int is_in_encoding(const char *place) {
     return strncmp(place, "encoder", 7) == 0 || strncmp(place, "projector", 9) == 0;
 }
 
 /* A session with the picture, not yet encoded where the place is in its encoding. */
-static moxin_session *look(const moxin_model *model, const moxin_image *image, uint32_t chunk, const char *place)
-{
+static moxin_session *look(const moxin_model *model, const moxin_image *image, uint32_t chunk,
+                           const char *place) {
     moxin_error *error = NULL;
     moxin_session *session = NULL;
     moxin_session_params params;
@@ -87,26 +85,25 @@ static moxin_session *look(const moxin_model *model, const moxin_image *image, u
     return session;
 }
 
-static void put(moxin_session *session, const char *question)
-{
+static void put(moxin_session *session, const char *question) {
     moxin_error *error = NULL;
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, question, MOXIN_STRLEN, &error));
 }
 
 /* A turn that was taken back took the picture with it: a new one is accepted. */
-static void check_taken_back(moxin_session *session, const moxin_image *image, int line)
-{
+static void check_taken_back(moxin_session *session, const moxin_image *image, int line) {
     moxin_error *error = NULL;
     CHECK(stats_of(session).message_count == 0);
-    expect_case(MOXIN_STATUS_OK, moxin_session_add_image(session, image, NULL, &error), &error, line);
+    expect_case(MOXIN_STATUS_OK, moxin_session_add_image(session, image, NULL, &error), &error,
+                line);
     struct answer answer = ask(session, QUESTION);
     check_answer(&answer, line);
 }
 
 /* ---------------------------------------------------------------- prefill */
 
-static void check_picture_alone(const moxin_model *model, const moxin_image *image, int end, const char *place, int again)
-{
+static void check_picture_alone(const moxin_model *model, const moxin_image *image, int end,
+                                const char *place, int again) {
     moxin_error *error = NULL;
     moxin_session *session = look(model, image, 40, place);
     begin_case("a picture", ENDS[end].kind, place);
@@ -114,15 +111,17 @@ static void check_picture_alone(const moxin_model *model, const moxin_image *ima
     end_case();
     expect_case(ENDS[end].status, status, &error, __LINE__);
     if (again) {
-        expect_case(MOXIN_STATUS_OK, moxin_session_prefill(session, NULL, &error), &error, __LINE__);
+        expect_case(MOXIN_STATUS_OK, moxin_session_prefill(session, NULL, &error), &error,
+                    __LINE__);
     }
-    struct answer answer = ask(session, QUESTION); /* a session that were generating would refuse the text */
+    struct answer answer =
+        ask(session, QUESTION); /* a session that were generating would refuse the text */
     check_answer(&answer, __LINE__);
     moxin_session_free(session);
 }
 
-static void check_question(const moxin_model *model, const moxin_image *image, int end, const char *place, int again)
-{
+static void check_question(const moxin_model *model, const moxin_image *image, int end,
+                           const char *place, int again) {
     moxin_error *error = NULL;
     moxin_session *session = look(model, image, 40, place);
     put(session, QUESTION);
@@ -133,7 +132,8 @@ static void check_question(const moxin_model *model, const moxin_image *image, i
     if (ENDS[end].status == MOXIN_STATUS_SUSPENDED) {
         CHECK(stats_of(session).message_count == 1);
         if (again) {
-            expect_case(MOXIN_STATUS_OK, moxin_session_prefill(session, NULL, &error), &error, __LINE__);
+            expect_case(MOXIN_STATUS_OK, moxin_session_prefill(session, NULL, &error), &error,
+                        __LINE__);
         }
         struct answer answer = finish_answer(session);
         check_answer(&answer, __LINE__);
@@ -145,11 +145,12 @@ static void check_question(const moxin_model *model, const moxin_image *image, i
 
 /* ---------------------------------------------------------------- steps and streams */
 
-static void check_steps(const moxin_model *model, const moxin_image *image, int end, const char *place, uint32_t chunk)
-{
+static void check_steps(const moxin_model *model, const moxin_image *image, int end,
+                        const char *place, uint32_t chunk) {
     moxin_error *error = NULL;
     moxin_event event = empty_event();
-    moxin_session *session = look(model, image, chunk, place), *untouched = look(model, image, chunk, place);
+    moxin_session *session = look(model, image, chunk, place),
+                  *untouched = look(model, image, chunk, place);
     struct answer answer;
     moxin_status status = MOXIN_STATUS_OK;
     put(untouched, QUESTION);
@@ -201,13 +202,13 @@ struct stream {
     int ended;
 };
 
-static bool on_event(void *user_data, const moxin_event *event)
-{
+static bool on_event(void *user_data, const moxin_event *event) {
     struct stream *stream = user_data;
     if (event->kind == MOXIN_EVENT_KIND_TEXT && stream->answer.count < MAX_TOKENS) {
         stream->answer.tokens[stream->answer.count++] = event->token_id;
     }
-    strncat(stream->answer.text, event->text.data, sizeof stream->answer.text - strlen(stream->answer.text) - 1);
+    strncat(stream->answer.text, event->text.data,
+            sizeof stream->answer.text - strlen(stream->answer.text) - 1);
     if (event->kind == MOXIN_EVENT_KIND_FINISHED) {
         stream->answer.finish = event->finish;
         stream->error = moxin_error_status(event->error);
@@ -215,8 +216,7 @@ static bool on_event(void *user_data, const moxin_event *event)
     return true;
 }
 
-static void on_destroy(void *user_data)
-{
+static void on_destroy(void *user_data) {
     struct stream *stream = user_data;
     pthread_mutex_lock(&stream->lock);
     stream->ended = 1;
@@ -224,15 +224,13 @@ static void on_destroy(void *user_data)
     pthread_mutex_unlock(&stream->lock);
 }
 
-static void init_stream(struct stream *stream)
-{
+static void init_stream(struct stream *stream) {
     memset(stream, 0, sizeof *stream);
     pthread_mutex_init(&stream->lock, NULL);
     pthread_cond_init(&stream->changed, NULL);
 }
 
-static void wait_for_end(struct stream *stream)
-{
+static void wait_for_end(struct stream *stream) {
     pthread_mutex_lock(&stream->lock);
     while (!stream->ended) {
         pthread_cond_wait(&stream->changed, &stream->lock);
@@ -240,8 +238,8 @@ static void wait_for_end(struct stream *stream)
     pthread_mutex_unlock(&stream->lock);
 }
 
-static void check_stream(const moxin_model *model, const moxin_image *image, int end, const char *place, uint32_t chunk)
-{
+static void check_stream(const moxin_model *model, const moxin_image *image, int end,
+                         const char *place, uint32_t chunk) {
     moxin_error *error = NULL;
     moxin_session *session = look(model, image, chunk, place);
     struct stream stream;
@@ -252,7 +250,8 @@ static void check_stream(const moxin_model *model, const moxin_image *image, int
     wait_for_end(&stream);
     end_case();
     switch (ENDS[end].status) {
-    case MOXIN_STATUS_SUSPENDED: /* it goes on by itself: nothing is suspended for longer than a moment */
+    case MOXIN_STATUS_SUSPENDED: /* it goes on by itself: nothing is suspended for longer than a
+                                    moment */
         check_answer(&stream.answer, __LINE__);
         break;
     case MOXIN_STATUS_CANCELLED:
@@ -267,10 +266,10 @@ static void check_stream(const moxin_model *model, const moxin_image *image, int
     moxin_session_free(session);
 }
 
-/* ---------------------------------------------------------------- moxin_session_cancel in prefill */
+/* ---------------------------------------------------------------- moxin_session_cancel in prefill
+ */
 
-static bool cancel_session(void *session, moxin_stage stage, float fraction)
-{
+static bool cancel_session(void *session, moxin_stage stage, float fraction) {
     (void)stage;
     (void)fraction;
     moxin_session_cancel(session);
@@ -278,12 +277,11 @@ static bool cancel_session(void *session, moxin_stage stage, float fraction)
 }
 
 /* It is heard while the prompt is read, at once, and not only when the first token comes. */
-static void check_cancel(const moxin_model *model, const moxin_image *image)
-{
+static void check_cancel(const moxin_model *model, const moxin_image *image) {
     for (int asked = 0; asked < 2; asked++) {
         moxin_error *error = NULL;
         moxin_session *session = look(model, image, 256, "encoder");
-        moxin_op op = {0};
+        moxin_op op = { 0 };
         snprintf(case_name, sizeof case_name, "moxin_session_cancel, asked: %d", asked);
         op.struct_size = sizeof op;
         op.progress = cancel_session;
@@ -291,7 +289,8 @@ static void check_cancel(const moxin_model *model, const moxin_image *image)
         if (asked) {
             put(session, QUESTION);
         }
-        expect_case(MOXIN_STATUS_CANCELLED, moxin_session_prefill(session, &op, &error), &error, __LINE__);
+        expect_case(MOXIN_STATUS_CANCELLED, moxin_session_prefill(session, &op, &error), &error,
+                    __LINE__);
         if (asked) {
             check_taken_back(session, image, __LINE__);
         } else {
@@ -314,15 +313,13 @@ struct later {
     long acted;
 };
 
-static long now_ms(void)
-{
+static long now_ms(void) {
     struct timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);
     return time.tv_sec * 1000 + time.tv_nsec / 1000000;
 }
 
-static void *act_later(void *data)
-{
+static void *act_later(void *data) {
     struct later *later = data;
     sleep_ms(LAYER_MS / 4);
     later->acted = now_ms();
@@ -338,15 +335,17 @@ static void *act_later(void *data)
 enum work { PREFILL, STEP, DECODE, ENCODE, STREAM };
 enum heard { BY_SESSION, BY_OP, BY_TIME, BY_SUSPEND };
 
-/* Each layer is slow. What ends the work comes in the first, and the work ends with that: the others are not computed. */
-static void check_heard(const moxin_model *model, const moxin_image *image, enum work work, enum heard heard)
-{
-    static const moxin_status ends[] = {MOXIN_STATUS_CANCELLED, MOXIN_STATUS_CANCELLED, MOXIN_STATUS_TIMEOUT, MOXIN_STATUS_SUSPENDED};
+/* Each layer is slow. What ends the work comes in the first, and the work ends with that: the
+ * others are not computed. */
+static void check_heard(const moxin_model *model, const moxin_image *image, enum work work,
+                        enum heard heard) {
+    static const moxin_status ends[] = { MOXIN_STATUS_CANCELLED, MOXIN_STATUS_CANCELLED,
+                                         MOXIN_STATUS_TIMEOUT, MOXIN_STATUS_SUSPENDED };
     moxin_error *error = NULL;
     moxin_event event = empty_event();
     moxin_embedding *embedding = NULL;
     moxin_session *session = look(model, image, 256, work == ENCODE ? "encoder" : "decoder");
-    moxin_op op = {0};
+    moxin_op op = { 0 };
     struct later later;
     struct stream stream;
     moxin_status status = MOXIN_STATUS_OK;
@@ -369,12 +368,17 @@ static void check_heard(const moxin_model *model, const moxin_image *image, enum
     begin_case("heard", "slow", work == ENCODE ? "encoder" : "decoder");
     pthread_create(&later.thread, NULL, act_later, &later);
     switch (work) {
-    case PREFILL: status = moxin_session_prefill(session, &op, &error); break;
-    case ENCODE: status = moxin_model_encode_image(model, image, NULL, &op, &embedding, &error); break;
+    case PREFILL:
+        status = moxin_session_prefill(session, &op, &error);
+        break;
+    case ENCODE:
+        status = moxin_model_encode_image(model, image, NULL, &op, &embedding, &error);
+        break;
     case STREAM:
         NEED(moxin_session_start(session, &op, on_event, &stream, on_destroy, &error));
         wait_for_end(&stream);
-        status = stream.answer.finish == MOXIN_FINISH_REASON_CANCELLED ? MOXIN_STATUS_CANCELLED : stream.error;
+        status = stream.answer.finish == MOXIN_FINISH_REASON_CANCELLED ? MOXIN_STATUS_CANCELLED
+                                                                       : stream.error;
         break;
     default:
         status = moxin_session_step(session, &event, &error);
@@ -387,7 +391,8 @@ static void check_heard(const moxin_model *model, const moxin_image *image, enum
     const long took = ended - later.acted;
     end_case();
     moxin_resume();
-    snprintf(case_name, sizeof case_name, "work %d, ended by %d, after %ld ms", (int)work, (int)heard, took);
+    snprintf(case_name, sizeof case_name, "work %d, ended by %d, after %ld ms", (int)work,
+             (int)heard, took);
     expect_case(ends[heard], status, &error, __LINE__);
     if (took >= (LAYERS - 1) * LAYER_MS) { /* three and a half were left */
         fprintf(stderr, "answers.c:%d: heard too late: %s\n", __LINE__, case_name);
@@ -398,8 +403,7 @@ static void check_heard(const moxin_model *model, const moxin_image *image, enum
     moxin_session_free(session);
 }
 
-static void check_all_heard(const moxin_model *model, const moxin_image *image)
-{
+static void check_all_heard(const moxin_model *model, const moxin_image *image) {
     for (int heard = BY_SESSION; heard <= BY_SUSPEND; heard++) {
         check_heard(model, image, PREFILL, (enum heard)heard);
         if (heard == BY_SESSION || heard == BY_SUSPEND) {
@@ -415,8 +419,7 @@ static void check_all_heard(const moxin_model *model, const moxin_image *image)
     }
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     if (argc != 4) {
         return 2;
     }
@@ -430,7 +433,8 @@ int main(int argc, char **argv)
         check_all_heard(model, image);
     }
     for (int end = 0; strcmp(argv[3], "places") == 0 && end < ENDS_COUNT; end++) {
-        const int is_timeout = ENDS[end].status == MOXIN_STATUS_TIMEOUT; /* a step has no time limit */
+        const int is_timeout =
+            ENDS[end].status == MOXIN_STATUS_TIMEOUT; /* a step has no time limit */
         for (size_t i = 0; i < COUNT_OF(READING); i++) {
             check_picture_alone(model, image, end, READING[i], 0);
             check_question(model, image, end, READING[i], 0);

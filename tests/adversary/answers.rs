@@ -1,11 +1,13 @@
-//! Answers that end early: nothing that was asked for is lost, and nothing is computed that nobody wants.
+//! Answers that end early: nothing that was asked for is lost, and nothing is computed that nobody
+//! wants.
 
 use std::{cell::Cell, ffi::OsStr, thread, time::Duration};
 
 use mlx_rs::Array;
 use moxin_vlm::{
-    Cancel, ConcatKeyValueCache, Error, Event, FinishReason, GenerationOptions, KVCache, KeyValueCache, LoadOptions, Model, MoxinVLM, Op,
-    Picture, PixelFormat, Role, Session, Stage, load_model, nn::Want, resume, suspend, trim_memory,
+    Cancel, ConcatKeyValueCache, Error, Event, FinishReason, GenerationOptions, KVCache,
+    KeyValueCache, LoadOptions, Model, MoxinVLM, Op, Picture, PixelFormat, Role, Session, Stage,
+    load_model, nn::Want, resume, suspend, trim_memory,
 };
 
 use crate::{
@@ -30,7 +32,12 @@ fn other_picture() -> Picture {
 /// A session with the picture, which is not yet encoded.
 fn looking(model: &Model, prefill_chunk: usize) -> Session {
     trim_memory();
-    let session = model.session(GenerationOptions { prefill_chunk, ..Default::default() }).unwrap();
+    let session = model
+        .session(GenerationOptions {
+            prefill_chunk,
+            ..Default::default()
+        })
+        .unwrap();
     session.add_image(picture()).unwrap();
     session
 }
@@ -59,8 +66,8 @@ fn ask(session: &Session, question: &str) -> (Vec<u32>, String) {
     answer(session)
 }
 
-/// A report that comes while the prompt is read: four blocks of two encoders, three layers of the projector, the end of both and the first
-/// chunk of the prompt go before.
+/// A report that comes while the prompt is read: four blocks of two encoders, three layers of the
+/// projector, the end of both and the first chunk of the prompt go before.
 const IN_THE_PROMPT: usize = 14;
 
 /// How an operation is ended in its middle.
@@ -73,9 +80,16 @@ enum End {
     TimedOut,
 }
 
-const ENDS: [End; 5] = [End::Suspended, End::Refused, End::Cancelled, End::SessionCancelled, End::TimedOut];
+const ENDS: [End; 5] = [
+    End::Suspended,
+    End::Refused,
+    End::Cancelled,
+    End::SessionCancelled,
+    End::TimedOut,
+];
 
-/// Prefill that is ended at its report number `last`; its error, or `None` where it came to its end before.
+/// Prefill that is ended at its report number `last`; its error, or `None` where it came to its end
+/// before.
 fn prefill_until(session: &Session, end: End, last: usize) -> Option<Error> {
     let cancel = Cancel::new();
     let reports = Cell::new(0);
@@ -95,7 +109,11 @@ fn prefill_until(session: &Session, end: End, last: usize) -> Option<Error> {
         }
         true
     };
-    let result = session.prefill(Op { progress: Some(&mut progress), cancel: Some(cancel.clone()), timeout });
+    let result = session.prefill(Op {
+        progress: Some(&mut progress),
+        cancel: Some(cancel.clone()),
+        timeout,
+    });
     resume();
     result.err()
 }
@@ -108,108 +126,149 @@ fn fits(end: End, error: &Error) -> bool {
     }
 }
 
-/// Ends reading ahead for every reason, and reads again or not: in the first report, in the encoding, and in the prompt; or with all of it
-/// in one chunk.
+/// Ends reading ahead for every reason, and reads again or not: in the first report, in the
+/// encoding, and in the prompt; or with all of it in one chunk.
 fn for_each_end(check: impl Fn(usize, usize, End, bool, &str)) {
     for (chunk, last) in [(16, 1), (16, 4), (16, IN_THE_PROMPT), (256, 3)] {
         for end in ENDS {
             for again in [false, true] {
-                check(chunk, last, end, again, &format!("{end:?} at report {last}, chunks of {chunk}, read again: {again}"));
+                check(
+                    chunk,
+                    last,
+                    end,
+                    again,
+                    &format!("{end:?} at report {last}, chunks of {chunk}, read again: {again}"),
+                );
             }
         }
     }
 }
 
-/// The picture is read ahead, and that ends early, at any place and for any reason: it is still the picture of the conversation.
+/// The picture is read ahead, and that ends early, at any place and for any reason: it is still the
+/// picture of the conversation.
 #[test]
 fn a_picture_that_is_read_ahead_is_not_lost() {
-    in_child("answers::a_picture_that_is_read_ahead_is_not_lost", Limits::default(), || {
-        let model = model();
-        let expected = ask(&looking(&model, 256), DESCRIBE);
-        for_each_end(|chunk, last, end, again, what| {
-            let session = looking(&model, chunk);
-            let error = prefill_until(&session, end, last).unwrap_or_else(|| panic!("it was not ended: {what}"));
-            assert!(fits(end, &error), "{what}: {error:?}");
-            assert!(!session.is_generating().unwrap(), "{what}");
-            if again {
-                session.prefill(Op::default()).unwrap();
+    in_child(
+        "answers::a_picture_that_is_read_ahead_is_not_lost",
+        Limits::default(),
+        || {
+            let model = model();
+            let expected = ask(&looking(&model, 256), DESCRIBE);
+            for_each_end(|chunk, last, end, again, what| {
+                let session = looking(&model, chunk);
+                let error = prefill_until(&session, end, last)
+                    .unwrap_or_else(|| panic!("it was not ended: {what}"));
+                assert!(fits(end, &error), "{what}: {error:?}");
                 assert!(!session.is_generating().unwrap(), "{what}");
-            }
-            assert_eq!(ask(&session, DESCRIBE), expected, "{what}");
-            let stats = session.stats();
-            assert_eq!(stats.image_tokens, 64, "{what}");
-            // All that was read is kept, and read only once.
-            assert!(!again || stats.reused_tokens == 65, "{what}: {stats:?}");
-        });
-    });
+                if again {
+                    session.prefill(Op::default()).unwrap();
+                    assert!(!session.is_generating().unwrap(), "{what}");
+                }
+                assert_eq!(ask(&session, DESCRIBE), expected, "{what}");
+                let stats = session.stats();
+                assert_eq!(stats.image_tokens, 64, "{what}");
+                // All that was read is kept, and read only once.
+                assert!(!again || stats.reused_tokens == 65, "{what}: {stats:?}");
+            });
+        },
+    );
 }
 
-/// An app that adds a picture again after reading it ahead has failed is not refused, and may have another one in its place.
+/// An app that adds a picture again after reading it ahead has failed is not refused, and may have
+/// another one in its place.
 #[test]
 fn a_picture_whose_reading_ended_early_may_be_replaced() {
-    in_child("answers::a_picture_whose_reading_ended_early_may_be_replaced", Limits::default(), || {
-        let model = model();
-        let plain = model.session(GenerationOptions::default()).unwrap();
-        plain.add_image(other_picture()).unwrap();
-        let expected = ask(&plain, DESCRIBE);
-        assert!(matches!(plain.add_image(picture()), Err(Error::InvalidState(_))));
-        for end in ENDS {
-            let session = looking(&model, 16);
-            assert!(matches!(session.add_image(other_picture()), Err(Error::InvalidState(_))), "{end:?}");
-            prefill_until(&session, end, IN_THE_PROMPT).unwrap();
-            session.add_image(other_picture()).unwrap();
-            assert!(matches!(session.add_image(picture()), Err(Error::InvalidState(_))), "{end:?}");
-            assert_eq!(ask(&session, DESCRIBE), expected, "{end:?}");
-        }
-    });
+    in_child(
+        "answers::a_picture_whose_reading_ended_early_may_be_replaced",
+        Limits::default(),
+        || {
+            let model = model();
+            let plain = model.session(GenerationOptions::default()).unwrap();
+            plain.add_image(other_picture()).unwrap();
+            let expected = ask(&plain, DESCRIBE);
+            assert!(matches!(
+                plain.add_image(picture()),
+                Err(Error::InvalidState(_))
+            ));
+            for end in ENDS {
+                let session = looking(&model, 16);
+                assert!(
+                    matches!(
+                        session.add_image(other_picture()),
+                        Err(Error::InvalidState(_))
+                    ),
+                    "{end:?}"
+                );
+                prefill_until(&session, end, IN_THE_PROMPT).unwrap();
+                session.add_image(other_picture()).unwrap();
+                assert!(
+                    matches!(session.add_image(picture()), Err(Error::InvalidState(_))),
+                    "{end:?}"
+                );
+                assert_eq!(ask(&session, DESCRIBE), expected, "{end:?}");
+            }
+        },
+    );
 }
 
-/// The same with a question: a suspension keeps it, all else takes it back, and never is half of it left.
+/// The same with a question: a suspension keeps it, all else takes it back, and never is half of it
+/// left.
 #[test]
 fn a_question_that_is_read_ahead_is_kept_or_taken_back() {
-    in_child("answers::a_question_that_is_read_ahead_is_kept_or_taken_back", Limits::default(), || {
-        let model = model();
-        let expected = ask(&looking(&model, 256), DESCRIBE);
-        for_each_end(|chunk, last, end, again, what| {
-            let session = looking(&model, chunk);
-            session.add_text(Role::User, DESCRIBE).unwrap();
-            let error = prefill_until(&session, end, last).unwrap_or_else(|| panic!("it was not ended: {what}"));
-            assert!(fits(end, &error), "{what}: {error:?}");
-            assert!(!session.is_generating().unwrap(), "{what}");
-            if end == End::Suspended {
-                assert_eq!(session.messages().unwrap().len(), 1, "{what}");
-            } else {
-                assert_eq!(session.messages().unwrap(), [], "{what}");
-                session.add_image(picture()).unwrap();
+    in_child(
+        "answers::a_question_that_is_read_ahead_is_kept_or_taken_back",
+        Limits::default(),
+        || {
+            let model = model();
+            let expected = ask(&looking(&model, 256), DESCRIBE);
+            for_each_end(|chunk, last, end, again, what| {
+                let session = looking(&model, chunk);
                 session.add_text(Role::User, DESCRIBE).unwrap();
-            }
-            if again {
-                session.prefill(Op::default()).unwrap();
-            }
-            assert_eq!(answer(&session), expected, "{what}");
-            assert_eq!(session.stats().image_tokens, 64, "{what}");
-        });
-    });
+                let error = prefill_until(&session, end, last)
+                    .unwrap_or_else(|| panic!("it was not ended: {what}"));
+                assert!(fits(end, &error), "{what}: {error:?}");
+                assert!(!session.is_generating().unwrap(), "{what}");
+                if end == End::Suspended {
+                    assert_eq!(session.messages().unwrap().len(), 1, "{what}");
+                } else {
+                    assert_eq!(session.messages().unwrap(), [], "{what}");
+                    session.add_image(picture()).unwrap();
+                    session.add_text(Role::User, DESCRIBE).unwrap();
+                }
+                if again {
+                    session.prefill(Op::default()).unwrap();
+                }
+                assert_eq!(answer(&session), expected, "{what}");
+                assert_eq!(session.stats().image_tokens, 64, "{what}");
+            });
+        },
+    );
 }
 
-/// After a suspended prefill the question may still be changed, and what was read of it is not read again.
+/// After a suspended prefill the question may still be changed, and what was read of it is not read
+/// again.
 #[test]
 fn a_suspended_question_goes_on() {
-    in_child("answers::a_suspended_question_goes_on", Limits::default(), || {
-        let model = model();
-        let whole = looking(&model, 256);
-        whole.add_text(Role::User, DESCRIBE).unwrap();
-        let expected = ask(&whole, "Be brief.");
-        let session = looking(&model, 16);
-        session.add_text(Role::User, DESCRIBE).unwrap();
-        prefill_until(&session, End::Suspended, IN_THE_PROMPT).unwrap();
-        assert_eq!(ask(&session, "Be brief."), expected);
-        assert!(session.stats().reused_tokens >= 16, "{:?}", session.stats());
-        assert_eq!(session.messages().unwrap().len(), 2);
-    });
+    in_child(
+        "answers::a_suspended_question_goes_on",
+        Limits::default(),
+        || {
+            let model = model();
+            let whole = looking(&model, 256);
+            whole.add_text(Role::User, DESCRIBE).unwrap();
+            let expected = ask(&whole, "Be brief.");
+            let session = looking(&model, 16);
+            session.add_text(Role::User, DESCRIBE).unwrap();
+            prefill_until(&session, End::Suspended, IN_THE_PROMPT).unwrap();
+            assert_eq!(ask(&session, "Be brief."), expected);
+            assert!(session.stats().reused_tokens >= 16, "{:?}", session.stats());
+            assert_eq!(session.messages().unwrap().len(), 2);
+        },
+    );
 }
 
-/// A cancellation that came before there was anything to cancel is not for the reading that comes after.
+/// A cancellation that came before there was anything to cancel is not for the reading that comes
+/// after.
 #[test]
 fn reading_ahead_hears_only_what_comes_while_it_reads() {
     let model = model();
@@ -218,11 +277,15 @@ fn reading_ahead_hears_only_what_comes_while_it_reads() {
     session.prefill(Op::default()).unwrap();
     session.add_text(Role::User, DESCRIBE).unwrap();
     session.cancel();
-    assert!(matches!(session.prefill(Op::default()), Err(Error::Cancelled)));
+    assert!(matches!(
+        session.prefill(Op::default()),
+        Err(Error::Cancelled)
+    ));
     assert_eq!(session.messages().unwrap(), []);
 }
 
-/// The decoder asks before each layer and before the head, and ends at once where the answer is no. The cache is as it was.
+/// The decoder asks before each layer and before the head, and ends at once where the answer is no.
+/// The cache is as it was.
 #[test]
 fn a_decoder_that_is_ended_at_any_layer_goes_on() {
     let model = load_model(tiny()).unwrap();
@@ -244,7 +307,11 @@ fn check_every_layer<C: KeyValueCache + Default>(model: &MoxinVLM) {
                 let polls = Cell::new(0);
                 let poll = || {
                     polls.set(polls.get() + 1);
-                    if polls.get() > end { Err(Error::Suspended) } else { Ok(()) }
+                    if polls.get() > end {
+                        Err(Error::Suspended)
+                    } else {
+                        Ok(())
+                    }
                 };
                 let ended = model.forward_embeddings(input, &mut cache, Want::Last, &poll);
                 assert!(matches!(ended, Err(Error::Suspended)), "{ended:?}");
@@ -252,7 +319,10 @@ fn check_every_layer<C: KeyValueCache + Default>(model: &MoxinVLM) {
                 assert!(cache.iter().all(|layer| layer.offset() == held));
                 if end < layers {
                     polls.set(0);
-                    assert!(matches!(model.forward_embeddings(input, &mut cache, Want::None, &poll), Err(Error::Suspended)));
+                    assert!(matches!(
+                        model.forward_embeddings(input, &mut cache, Want::None, &poll),
+                        Err(Error::Suspended)
+                    ));
                     assert!(cache.iter().all(|layer| layer.offset() == held));
                 }
             }
@@ -261,7 +331,12 @@ fn check_every_layer<C: KeyValueCache + Default>(model: &MoxinVLM) {
                 polls.set(polls.get() + 1);
                 Ok(())
             };
-            logits.push(numbers(model.forward_embeddings(input, &mut cache, Want::Last, &poll).unwrap().unwrap()));
+            logits.push(numbers(
+                model
+                    .forward_embeddings(input, &mut cache, Want::Last, &poll)
+                    .unwrap()
+                    .unwrap(),
+            ));
             assert_eq!(polls.get(), layers + 1);
         }
         logits
@@ -280,15 +355,22 @@ fn every_end_on_every_path() {
         return println!("SKIPPED: a release build has no faults");
     }
     let program = Program::build("answers.c");
-    program.run(&[tiny().as_os_str(), demo().as_os_str(), OsStr::new("places")], Limits::default());
+    program.run(
+        &[tiny().as_os_str(), demo().as_os_str(), OsStr::new("places")],
+        Limits::default(),
+    );
 }
 
-/// Whoever cancels, and whatever is computed, hears of it within a layer. Nothing is computed that nobody wants.
+/// Whoever cancels, and whatever is computed, hears of it within a layer. Nothing is computed that
+/// nobody wants.
 #[test]
 fn all_is_heard_within_a_layer() {
     if !cfg!(debug_assertions) {
         return println!("SKIPPED: a release build has no faults");
     }
     let program = Program::build("answers.c");
-    program.run(&[tiny().as_os_str(), demo().as_os_str(), OsStr::new("heard")], Limits::default());
+    program.run(
+        &[tiny().as_os_str(), demo().as_os_str(), OsStr::new("heard")],
+        Limits::default(),
+    );
 }

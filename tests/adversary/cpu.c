@@ -3,8 +3,7 @@
  */
 #include "check.h"
 
-static void on_log(void *user_data, moxin_log_level level, moxin_str target, moxin_str message)
-{
+static void on_log(void *user_data, moxin_log_level level, moxin_str target, moxin_str message) {
     (void)target;
     if (level == MOXIN_LOG_LEVEL_WARN && strstr(message.data, "MOXIN_CPU_THREADS") != NULL) {
         *(int *)user_data = 1;
@@ -13,14 +12,12 @@ static void on_log(void *user_data, moxin_log_level level, moxin_str target, mox
 
 static int destroyed;
 
-static void on_destroy(void *user_data)
-{
+static void on_destroy(void *user_data) {
     (void)user_data;
     destroyed = 1;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     static int warned;
     moxin_error *error = NULL;
     if (argc != 4) {
@@ -28,7 +25,7 @@ int main(int argc, char **argv)
     }
     NEED(moxin_set_log(on_log, MOXIN_LOG_LEVEL_WARN, &warned, on_destroy, &error));
     if (strcmp(argv[1], "function") == 0) {
-        const uint32_t numbers[] = {UINT32_MAX, 100000, 1 << 16};
+        const uint32_t numbers[] = { UINT32_MAX, 100000, 1 << 16 };
         for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
             CHECK(moxin_set_cpu_threads(numbers[i]) == MOXIN_STATUS_INVALID_ARGUMENT);
         }

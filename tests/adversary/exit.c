@@ -1,6 +1,7 @@
 /*
- * Ends while a stream runs, with handlers of its own that free things and call the library: `exit MODE MODEL IMAGE`. Run by process.rs. No
- * callback may be called once a handler runs that was registered before the library's.
+ * Ends while a stream runs, with handlers of its own that free things and call the library: `exit
+ * MODE MODEL IMAGE`. Run by process.rs. No callback may be called once a handler runs that was
+ * registered before the library's.
  */
 #include "check.h"
 
@@ -13,14 +14,10 @@ static moxin_model *model;
 static moxin_session *session;
 static atomic_int events, messages, destroyed, over;
 
-static int is_mode(const char *name)
-{
-    return strcmp(mode, name) == 0;
-}
+static int is_mode(const char *name) { return strcmp(mode, name) == 0; }
 
 /* Callbacks that come too late end the process with a status of their own. */
-static void called(atomic_int *count)
-{
+static void called(atomic_int *count) {
     if (atomic_load(&over)) {
         fprintf(stderr, "a callback was called after the library's exit handler\n");
         _exit(9);
@@ -28,8 +25,7 @@ static void called(atomic_int *count)
     atomic_fetch_add(count, 1);
 }
 
-static bool on_event(void *user_data, const moxin_event *event)
-{
+static bool on_event(void *user_data, const moxin_event *event) {
     (void)user_data;
     (void)event;
     called(&events);
@@ -43,14 +39,12 @@ static bool on_event(void *user_data, const moxin_event *event)
     return true;
 }
 
-static void on_destroy(void *user_data)
-{
+static void on_destroy(void *user_data) {
     (void)user_data;
     called(&destroyed);
 }
 
-static void on_log(void *user_data, moxin_log_level level, moxin_str target, moxin_str message)
-{
+static void on_log(void *user_data, moxin_log_level level, moxin_str target, moxin_str message) {
     (void)user_data;
     (void)level;
     (void)target;
@@ -59,8 +53,7 @@ static void on_log(void *user_data, moxin_log_level level, moxin_str target, mox
     sleep_ms(is_mode("slow-log") ? 100000 : 1);
 }
 
-static bool on_progress(void *user_data, moxin_stage stage, float fraction)
-{
+static bool on_progress(void *user_data, moxin_stage stage, float fraction) {
     (void)user_data;
     (void)stage;
     (void)fraction;
@@ -71,9 +64,9 @@ static bool on_progress(void *user_data, moxin_stage stage, float fraction)
     return true;
 }
 
-/* Whatever is asked of the library while the process ends is answered at once, and computes nothing. */
-static void ask_everything(void)
-{
+/* Whatever is asked of the library while the process ends is answered at once, and computes
+ * nothing. */
+static void ask_everything(void) {
     moxin_model *no_model = NULL;
     moxin_session *no_session = NULL;
     moxin_event event = empty_event();
@@ -93,9 +86,9 @@ static void ask_everything(void)
     moxin_resume();
 }
 
-/* Registered before the first call of the library, so that it runs after the library's own handler. */
-static void last_handler(void)
-{
+/* Registered before the first call of the library, so that it runs after the library's own handler.
+ */
+static void last_handler(void) {
     atomic_store(&over, 1);
     ask_everything();
     moxin_session_free(session);
@@ -107,15 +100,13 @@ static void last_handler(void)
 }
 
 /* Registered after it, so that it runs before: all works as usual. */
-static void first_handler(void)
-{
+static void first_handler(void) {
     moxin_session_free(session);
     CHECK(atomic_load(&destroyed) == 1);
     session = NULL;
 }
 
-static void start_stream(void)
-{
+static void start_stream(void) {
     moxin_error *error = NULL;
     moxin_session_params params;
     moxin_session_params_init(&params, sizeof params);
@@ -125,16 +116,14 @@ static void start_stream(void)
     NEED(moxin_session_start(session, NULL, on_event, NULL, on_destroy, &error));
 }
 
-static void wait_for(atomic_int *count)
-{
+static void wait_for(atomic_int *count) {
     for (int i = 0; i < 10000 && atomic_load(count) == 0; i++) {
         sleep_ms(1);
     }
     CHECK(atomic_load(count) > 0);
 }
 
-static void *load_again(void *unused)
-{
+static void *load_again(void *unused) {
     moxin_op op;
     memset(&op, 0, sizeof op);
     op.struct_size = sizeof op;
@@ -149,20 +138,17 @@ static void *load_again(void *unused)
 
 static pthread_t freer;
 
-static void *free_session(void *unused)
-{
+static void *free_session(void *unused) {
     moxin_session_free(session);
     return unused;
 }
 
-static void join_freer(void)
-{
+static void join_freer(void) {
     pthread_join(freer, NULL);
     session = NULL;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     moxin_error *error = NULL;
     if (argc != 4) {
         return 2;

@@ -1,4 +1,5 @@
-// Returns from main while globals own a session that streams and the model it talks to: `exit MODEL`. Run by process.rs.
+// Returns from main while globals own a session that streams and the model it talks to: `exit
+// MODEL`. Run by process.rs.
 #include <atomic>
 #include <chrono>
 #include <optional>
@@ -8,14 +9,13 @@
 
 namespace {
 
-std::atomic<int> events{0};
+std::atomic<int> events{ 0 };
 std::optional<moxin::Model> model;
 std::optional<moxin::Session> session;
 
 } // namespace
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     if (argc != 2) {
         return 2;
     }

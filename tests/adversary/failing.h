@@ -1,9 +1,11 @@
 /*
- * Failures on purpose: while armed, the n-th allocation of many bytes, file operation or thread start of this process fails, once.
+ * Failures on purpose: while armed, the n-th allocation of many bytes, file operation or thread
+ * start of this process fails, once.
  *
- * The program's own malloc and its kin stand before the C library's for everything that the program links. File operations are caught
- * at the kernel's door, by a seccomp filter that turns each into a signal: so those count too that do not go through the C library.
- * Threads that began before failing_begin are not watched. For Linux with glibc.
+ * The program's own malloc and its kin stand before the C library's for everything that the program
+ * links. File operations are caught at the kernel's door, by a seccomp filter that turns each into
+ * a signal: so those count too that do not go through the C library. Threads that began before
+ * failing_begin are not watched. For Linux with glibc.
  */
 #ifndef FAILING_H
 #define FAILING_H
@@ -25,14 +27,24 @@
 #include <unistd.h>
 
 /*
- * Kinds of their own are memory that MLX takes for itself (on a processor it does not look whether it got any), and the allocations that
- * a program knows to be deadly: see failing_known.
+ * Kinds of their own are memory that MLX takes for itself (on a processor it does not look whether
+ * it got any), and the allocations that a program knows to be deadly: see failing_known.
  */
-enum failing_kind { FAILING_MEMORY, FAILING_MLX, FAILING_KNOWN, FAILING_FILES, FAILING_THREADS, FAILING_KINDS };
+enum failing_kind {
+    FAILING_MEMORY,
+    FAILING_MLX,
+    FAILING_KNOWN,
+    FAILING_FILES,
+    FAILING_THREADS,
+    FAILING_KINDS
+};
 
-static const char *const FAILING_NAMES[] = {"memory", "mlx", "known", "files", "threads", "nothing"};
+static const char *const FAILING_NAMES[] = {
+    "memory", "mlx", "known", "files", "threads", "nothing"
+};
 
-/* The number of an allocation of so many bytes, from 1, among those that the program knows to be deadly; 0 for others. */
+/* The number of an allocation of so many bytes, from 1, among those that the program knows to be
+ * deadly; 0 for others. */
 static long failing_known(size_t bytes);
 
 static struct {
@@ -46,21 +58,21 @@ static struct {
 } failing;
 
 /* Counts one; whether it is to fail. */
-static int failing_now(enum failing_kind kind, long what)
-{
+static int failing_now(enum failing_kind kind, long what) {
     if (!__atomic_load_n(&failing.counting, __ATOMIC_ACQUIRE)) {
         return 0;
     }
-    if (__atomic_add_fetch(&failing.counts[kind], 1, __ATOMIC_ACQ_REL) != failing.at || kind != failing.kind) {
+    if (__atomic_add_fetch(&failing.counts[kind], 1, __ATOMIC_ACQ_REL) != failing.at ||
+        kind != failing.kind) {
         return 0;
     }
     __atomic_store_n(&failing.fired, what, __ATOMIC_RELEASE);
     return 1;
 }
 
-/* Has the n-th of a kind fail that comes between failing_go and failing_pause; none where n is 0. */
-static void failing_arm(enum failing_kind kind, long n)
-{
+/* Has the n-th of a kind fail that comes between failing_go and failing_pause; none where n is 0.
+ */
+static void failing_arm(enum failing_kind kind, long n) {
     memset(failing.counts, 0, sizeof failing.counts);
     failing.kind = kind;
     failing.at = n;
@@ -68,15 +80,9 @@ static void failing_arm(enum failing_kind kind, long n)
     failing.in_folder = 0;
 }
 
-static void failing_go(void)
-{
-    __atomic_store_n(&failing.counting, 1, __ATOMIC_RELEASE);
-}
+static void failing_go(void) { __atomic_store_n(&failing.counting, 1, __ATOMIC_RELEASE); }
 
-static void failing_pause(void)
-{
-    __atomic_store_n(&failing.counting, 0, __ATOMIC_RELEASE);
-}
+static void failing_pause(void) { __atomic_store_n(&failing.counting, 0, __ATOMIC_RELEASE); }
 
 /* ---------------------------------------------------------------- memory */
 
@@ -86,24 +92,24 @@ extern void *__libc_realloc(void *, size_t);
 extern void *__libc_memalign(size_t, size_t);
 
 /* Whether an address lies in MLX's library. */
-static int failing_in_mlx(const void *address)
-{
+static int failing_in_mlx(const void *address) {
     Dl_info info;
     return dladdr(address, &info) && info.dli_fname && strstr(info.dli_fname, "libmlx.so");
 }
 
 /* Whether an allocation that returns to an address is to fail. */
-static int failing_memory(size_t bytes, const void *caller)
-{
+static int failing_memory(size_t bytes, const void *caller) {
     enum failing_kind kind;
     long known;
-    if (failing.threshold == 0 || bytes < failing.threshold || !__atomic_load_n(&failing.counting, __ATOMIC_ACQUIRE)) {
+    if (failing.threshold == 0 || bytes < failing.threshold ||
+        !__atomic_load_n(&failing.counting, __ATOMIC_ACQUIRE)) {
         return 0;
     }
     known = failing_known(bytes);
     kind = known ? FAILING_KNOWN : failing_in_mlx(caller) ? FAILING_MLX : FAILING_MEMORY;
     if (known && failing.counts[FAILING_KNOWN] == 0) {
-        failing.counts[FAILING_KNOWN] = known - 1; /* such an allocation has a number: it does not matter when it comes */
+        failing.counts[FAILING_KNOWN] =
+            known - 1; /* such an allocation has a number: it does not matter when it comes */
     }
     if (!failing_now(kind, (long)bytes)) {
         return 0;
@@ -114,33 +120,25 @@ static int failing_memory(size_t bytes, const void *caller)
 
 #define FAILING_MEMORY_NOW(bytes) failing_memory(bytes, __builtin_return_address(0))
 
-void *malloc(size_t bytes)
-{
-    return FAILING_MEMORY_NOW(bytes) ? NULL : __libc_malloc(bytes);
-}
+void *malloc(size_t bytes) { return FAILING_MEMORY_NOW(bytes) ? NULL : __libc_malloc(bytes); }
 
-void *calloc(size_t count, size_t bytes)
-{
+void *calloc(size_t count, size_t bytes) {
     return FAILING_MEMORY_NOW(count * bytes) ? NULL : __libc_calloc(count, bytes);
 }
 
-void *realloc(void *block, size_t bytes)
-{
+void *realloc(void *block, size_t bytes) {
     return FAILING_MEMORY_NOW(bytes) ? NULL : __libc_realloc(block, bytes);
 }
 
-void *aligned_alloc(size_t alignment, size_t bytes)
-{
+void *aligned_alloc(size_t alignment, size_t bytes) {
     return FAILING_MEMORY_NOW(bytes) ? NULL : __libc_memalign(alignment, bytes);
 }
 
-void *memalign(size_t alignment, size_t bytes)
-{
+void *memalign(size_t alignment, size_t bytes) {
     return FAILING_MEMORY_NOW(bytes) ? NULL : __libc_memalign(alignment, bytes);
 }
 
-int posix_memalign(void **place, size_t alignment, size_t bytes)
-{
+int posix_memalign(void **place, size_t alignment, size_t bytes) {
     void *block = FAILING_MEMORY_NOW(bytes) ? NULL : __libc_memalign(alignment, bytes);
     if (block == NULL) {
         return ENOMEM;
@@ -149,8 +147,7 @@ int posix_memalign(void **place, size_t alignment, size_t bytes)
     return 0;
 }
 
-void *mmap(void *address, size_t bytes, int protection, int flags, int file, off_t offset)
-{
+void *mmap(void *address, size_t bytes, int protection, int flags, int file, off_t offset) {
     if ((flags & MAP_ANONYMOUS) && FAILING_MEMORY_NOW(bytes)) {
         return MAP_FAILED;
     }
@@ -159,8 +156,8 @@ void *mmap(void *address, size_t bytes, int protection, int flags, int file, off
 
 /* ---------------------------------------------------------------- threads */
 
-int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*body)(void *), void *argument)
-{
+int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*body)(void *),
+                   void *argument) {
     static int (*create)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
     if (create == NULL) {
         *(void **)&create = dlsym(RTLD_NEXT, "pthread_create");
@@ -175,7 +172,8 @@ enum { FAILING_PASS = 0x6d6f7869 };
 
 static const int FAILING_CALLS[] = {
 #ifdef __x86_64__
-    SYS_open, SYS_creat, SYS_stat, SYS_lstat, SYS_rename, SYS_mkdir, SYS_unlink, SYS_rmdir, SYS_chmod, SYS_readlink, SYS_getdents,
+    SYS_open,       SYS_creat,     SYS_stat,       SYS_lstat,      SYS_rename,    SYS_mkdir,
+    SYS_unlink,     SYS_rmdir,     SYS_chmod,      SYS_readlink,   SYS_getdents,
 #endif
 #ifdef SYS_renameat
     SYS_renameat,
@@ -183,16 +181,17 @@ static const int FAILING_CALLS[] = {
 #ifdef SYS_newfstatat
     SYS_newfstatat,
 #endif
-    SYS_openat, SYS_openat2, SYS_read, SYS_readv, SYS_pread64, SYS_write, SYS_writev, SYS_pwrite64, SYS_fstat, SYS_statx, SYS_lseek,
-    SYS_renameat2, SYS_fsync, SYS_fdatasync, SYS_mkdirat, SYS_unlinkat, SYS_ftruncate, SYS_fallocate, SYS_fchmod, SYS_fchmodat,
-    SYS_readlinkat, SYS_getdents64, SYS_getcwd, SYS_sendfile, SYS_flock,
+    SYS_openat,     SYS_openat2,   SYS_read,       SYS_readv,      SYS_pread64,   SYS_write,
+    SYS_writev,     SYS_pwrite64,  SYS_fstat,      SYS_statx,      SYS_lseek,     SYS_renameat2,
+    SYS_fsync,      SYS_fdatasync, SYS_mkdirat,    SYS_unlinkat,   SYS_ftruncate, SYS_fallocate,
+    SYS_fchmod,     SYS_fchmodat,  SYS_readlinkat, SYS_getdents64, SYS_getcwd,    SYS_sendfile,
+    SYS_flock,
 };
 
 enum { FAILING_CALL_COUNT = sizeof FAILING_CALLS / sizeof FAILING_CALLS[0] };
 
 /* What a full disk, a process without descriptors, or a bad disk would say. */
-static int failing_errno(long call)
-{
+static int failing_errno(long call) {
     switch (call) {
     case SYS_openat:
         return EMFILE;
@@ -209,8 +208,7 @@ static int failing_errno(long call)
 }
 
 /* Whether a call asks what an open file is: so does who looks into a folder. */
-static int failing_is_fstat(long call)
-{
+static int failing_is_fstat(long call) {
 #ifdef SYS_newfstatat
     if (call == SYS_newfstatat) {
         return 1;
@@ -219,13 +217,12 @@ static int failing_is_fstat(long call)
     return call == SYS_fstat;
 }
 
-static void failing_on_call(int signal_number, siginfo_t *info, void *context)
-{
+static void failing_on_call(int signal_number, siginfo_t *info, void *context) {
     mcontext_t *machine = &((ucontext_t *)context)->uc_mcontext;
     int saved = errno, call = info->si_syscall;
 #ifdef __x86_64__
     greg_t *r = machine->gregs;
-    long a[5] = {r[REG_RDI], r[REG_RSI], r[REG_RDX], r[REG_R10], r[REG_R8]};
+    long a[5] = { r[REG_RDI], r[REG_RSI], r[REG_RDX], r[REG_R10], r[REG_R8] };
 #else
     long a[5];
     memcpy(a, machine->regs, sizeof a);
@@ -234,7 +231,8 @@ static void failing_on_call(int signal_number, siginfo_t *info, void *context)
     long result = 0;
     (void)signal_number;
     if (fails) {
-        failing.in_folder = call == SYS_unlinkat || call == SYS_getdents64 || (call == SYS_openat && a[2] & O_DIRECTORY) || failing_is_fstat(call);
+        failing.in_folder = call == SYS_unlinkat || call == SYS_getdents64 ||
+                            (call == SYS_openat && a[2] & O_DIRECTORY) || failing_is_fstat(call);
     }
     if (!fails) {
         result = syscall(call, a[0], a[1], a[2], a[3], a[4], (long)FAILING_PASS);
@@ -249,23 +247,28 @@ static void failing_on_call(int signal_number, siginfo_t *info, void *context)
 #endif
 }
 
-/* Has file operations of this thread, and of those that it starts, counted. Whether that can be done here. */
-static int failing_watch_files(void)
-{
+/* Has file operations of this thread, and of those that it starts, counted. Whether that can be
+ * done here. */
+static int failing_watch_files(void) {
     struct sock_filter filter[FAILING_CALL_COUNT + 8];
     struct sock_fprog program;
     struct sigaction action;
     unsigned short n = 0, i;
-    /* copy_file_range has six arguments: as a kernel without it would, so that what falls back on others is counted there. */
-    filter[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
-    filter[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_copy_file_range, 0, 1);
+    /* copy_file_range has six arguments: as a kernel without it would, so that what falls back on
+     * others is counted there. */
+    filter[n++] =
+        (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
+    filter[n++] =
+        (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_copy_file_range, 0, 1);
     filter[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS);
     for (i = 0; i < FAILING_CALL_COUNT; i++) {
         unsigned char to_last = (unsigned char)(FAILING_CALL_COUNT - i);
-        filter[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)FAILING_CALLS[i], to_last, 0);
+        filter[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K,
+                                                   (unsigned)FAILING_CALLS[i], to_last, 0);
     }
     filter[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-    filter[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[5]));
+    filter[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
+                                               offsetof(struct seccomp_data, args[5]));
     filter[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, FAILING_PASS, 0, 1);
     filter[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
     filter[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP);

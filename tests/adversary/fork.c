@@ -1,6 +1,7 @@
 /*
- * Forks while the library is at work: `fork MODE MODEL IMAGE`. Run by process.rs. In the child every call is refused, frees and exit handlers
- * do nothing that waits; the parent goes on as if nothing had been.
+ * Forks while the library is at work: `fork MODE MODEL IMAGE`. Run by process.rs. In the child
+ * every call is refused, frees and exit handlers do nothing that waits; the parent goes on as if
+ * nothing had been.
  */
 #include "check.h"
 
@@ -22,38 +23,32 @@ static moxin_error *old_error;
 static atomic_int events, stop, destroyed, answered;
 static int generation; /* 0: the parent, 1: its child, 2: a child of that */
 
-static int is_mode(const char *name)
-{
-    return strcmp(mode, name) == 0;
-}
+static int is_mode(const char *name) { return strcmp(mode, name) == 0; }
 
-static bool on_event(void *user_data, const moxin_event *event)
-{
+static bool on_event(void *user_data, const moxin_event *event) {
     (void)user_data;
     atomic_fetch_add(&events, 1);
     if (event->kind == MOXIN_EVENT_KIND_FINISHED && !atomic_load(&stop)) {
-        CHECK(moxin_session_add_text(streaming, MOXIN_ROLE_USER, "Describe", MOXIN_STRLEN, NULL) == MOXIN_STATUS_OK);
+        CHECK(moxin_session_add_text(streaming, MOXIN_ROLE_USER, "Describe", MOXIN_STRLEN, NULL) ==
+              MOXIN_STATUS_OK);
         CHECK(moxin_session_start(streaming, NULL, on_event, NULL, NULL, NULL) == MOXIN_STATUS_OK);
     }
     return true;
 }
 
-static void on_log(void *user_data, moxin_log_level level, moxin_str target, moxin_str message)
-{
+static void on_log(void *user_data, moxin_log_level level, moxin_str target, moxin_str message) {
     (void)user_data;
     (void)level;
     (void)target;
     (void)message;
 }
 
-static void on_destroy(void *user_data)
-{
+static void on_destroy(void *user_data) {
     (void)user_data;
     atomic_fetch_add(&destroyed, 1);
 }
 
-static void free_everything(void)
-{
+static void free_everything(void) {
     moxin_session_free(streaming);
     moxin_session_free(session);
     moxin_embedding_free(embedding);
@@ -67,8 +62,7 @@ static void free_everything(void)
 }
 
 /* Every function that may fail, in a child. */
-static void call_everything(void)
-{
+static void call_everything(void) {
     const moxin_status refused = MOXIN_STATUS_INVALID_STATE;
     moxin_error *error = NULL;
     moxin_model *no_model = NULL;
@@ -144,14 +138,10 @@ static void call_everything(void)
 /* The status of a child in which all was well: not one that comes by itself. */
 enum { WELL = 7 };
 
-static void end_child(void)
-{
-    exit(failures > 0 ? 1 : WELL);
-}
+static void end_child(void) { exit(failures > 0 ? 1 : WELL); }
 
 /* Whether a child ends by itself, with this status. */
-static int ends_with(int wanted, pid_t child)
-{
+static int ends_with(int wanted, pid_t child) {
     int status = 0;
     for (int ms = 0; ms < CHILD_MS; ms++) {
         if (waitpid(child, &status, WNOHANG) == child) {
@@ -165,8 +155,7 @@ static int ends_with(int wanted, pid_t child)
     return 0;
 }
 
-static void fork_once(int frees)
-{
+static void fork_once(int frees) {
     fflush(NULL);
     pid_t child = fork();
     if (child == 0) {
@@ -185,8 +174,7 @@ static void fork_once(int frees)
     CHECK(child > 0 && ends_with(WELL, child));
 }
 
-static void *work(void *unused)
-{
+static void *work(void *unused) {
     moxin_error *error = NULL;
     while (!atomic_load(&stop)) {
         moxin_model *other = NULL;
@@ -202,8 +190,7 @@ static void *work(void *unused)
 }
 
 /* The library is first used in the child, and then in the parent too. */
-static int fork_first(const char *picture)
-{
+static int fork_first(const char *picture) {
     pid_t child = fork();
     moxin_model *loaded = load(path);
     moxin_session *talk = begin(loaded);
@@ -223,8 +210,7 @@ static int fork_first(const char *picture)
 }
 
 /* Forks in a callback, and the child returns from it: it ends, or goes on with an error. */
-static bool forks_in_progress(void *user_data, moxin_stage stage, float fraction)
-{
+static bool forks_in_progress(void *user_data, moxin_stage stage, float fraction) {
     (void)stage;
     (void)fraction;
     pid_t *child = user_data;
@@ -235,15 +221,14 @@ static bool forks_in_progress(void *user_data, moxin_stage stage, float fraction
     return true;
 }
 
-static bool forks_in_event(void *user_data, const moxin_event *event)
-{
+static bool forks_in_event(void *user_data, const moxin_event *event) {
     forks_in_progress(user_data, MOXIN_STAGE_LOAD, 0);
     CHECK(generation == 0 || event->kind != MOXIN_EVENT_KIND_FINISHED || event->error != NULL);
     return true;
 }
 
-static void forks_in_log(void *user_data, moxin_log_level level, moxin_str target, moxin_str message)
-{
+static void forks_in_log(void *user_data, moxin_log_level level, moxin_str target,
+                         moxin_str message) {
     (void)level;
     (void)target;
     (void)message;
@@ -251,8 +236,7 @@ static void forks_in_log(void *user_data, moxin_log_level level, moxin_str targe
 }
 
 /* As above, on the threads of a stream and of the log. */
-static int fork_in_callbacks(void)
-{
+static int fork_in_callbacks(void) {
     moxin_error *error = NULL;
     static pid_t in_event = -1, in_log = -1;
     NEED(moxin_set_log(forks_in_log, MOXIN_LOG_LEVEL_DEBUG, &in_log, on_destroy, &error));
@@ -271,8 +255,7 @@ static int fork_in_callbacks(void)
     return failures > 0;
 }
 
-static int fork_in_progress(void)
-{
+static int fork_in_progress(void) {
     moxin_error *error = NULL;
     moxin_op op;
     pid_t child = -1;
@@ -292,8 +275,7 @@ static int fork_in_progress(void)
     return failures > 0;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     moxin_error *error = NULL;
     pthread_t worker;
     if (argc != 4) {

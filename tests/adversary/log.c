@@ -11,21 +11,19 @@ enum { THREADS = 3, CALLS = 40000 };
 static atomic_int messages, wrong, sinks, slow;
 static atomic_long dropped;
 
-static void fail_once(void)
-{
+static void fail_once(void) {
     CHECK(moxin_session_step(NULL, NULL, NULL) == MOXIN_STATUS_NULL_ARGUMENT); /* logged at DEBUG */
 }
 
-static void wait_for(atomic_int *count, int least)
-{
+static void wait_for(atomic_int *count, int least) {
     for (int i = 0; i < 5000 && atomic_load(count) < least; i++) {
         sleep_ms(1);
     }
     CHECK(atomic_load(count) >= least);
 }
 
-static void on_log_that_calls(void *user_data, moxin_log_level level, moxin_str target, moxin_str message)
-{
+static void on_log_that_calls(void *user_data, moxin_log_level level, moxin_str target,
+                              moxin_str message) {
     (void)user_data;
     (void)level;
     (void)target;
@@ -35,8 +33,7 @@ static void on_log_that_calls(void *user_data, moxin_log_level level, moxin_str 
 }
 
 /* A function that calls the library at DEBUG does not feed itself. */
-static void feed_itself(void)
-{
+static void feed_itself(void) {
     moxin_error *error = NULL;
     NEED(moxin_set_log(on_log_that_calls, MOXIN_LOG_LEVEL_DEBUG, NULL, NULL, &error));
     fail_once();
@@ -49,8 +46,8 @@ static void feed_itself(void)
     CHECK(atomic_load(&messages) == 2);
 }
 
-static void on_log_slowly(void *user_data, moxin_log_level level, moxin_str target, moxin_str message)
-{
+static void on_log_slowly(void *user_data, moxin_log_level level, moxin_str target,
+                          moxin_str message) {
     (void)user_data;
     (void)target;
     long count = 0;
@@ -65,8 +62,7 @@ static void on_log_slowly(void *user_data, moxin_log_level level, moxin_str targ
     }
 }
 
-static void *fail_often(void *unused)
-{
+static void *fail_often(void *unused) {
     for (int i = 0; i < CALLS; i++) {
         fail_once();
     }
@@ -74,8 +70,7 @@ static void *fail_often(void *unused)
 }
 
 /* What a slow function does not take is dropped, and counted to the last message. */
-static void be_slow(void)
-{
+static void be_slow(void) {
     moxin_error *error = NULL;
     pthread_t threads[THREADS];
     atomic_store(&slow, 1);
@@ -87,7 +82,8 @@ static void be_slow(void)
         pthread_join(threads[i], NULL);
     }
     atomic_store(&slow, 0);
-    for (int i = 0; i < 5000 && atomic_load(&messages) + atomic_load(&dropped) < (long)THREADS * CALLS; i++) {
+    for (int i = 0;
+         i < 5000 && atomic_load(&messages) + atomic_load(&dropped) < (long)THREADS * CALLS; i++) {
         sleep_ms(1);
     }
     CHECK(atomic_load(&messages) + atomic_load(&dropped) == (long)THREADS * CALLS);
@@ -97,8 +93,8 @@ static void be_slow(void)
     wait_for(&messages, before);
 }
 
-static void on_log_with_level(void *user_data, moxin_log_level level, moxin_str target, moxin_str message)
-{
+static void on_log_with_level(void *user_data, moxin_log_level level, moxin_str target,
+                              moxin_str message) {
     (void)target;
     (void)message;
     atomic_fetch_add(&messages, 1);
@@ -107,14 +103,12 @@ static void on_log_with_level(void *user_data, moxin_log_level level, moxin_str 
     }
 }
 
-static void on_destroy(void *user_data)
-{
+static void on_destroy(void *user_data) {
     (void)user_data;
     atomic_fetch_add(&sinks, 1);
 }
 
-static void *set_often(void *user_data)
-{
+static void *set_often(void *user_data) {
     moxin_error *error = NULL;
     const moxin_log_level *level = user_data;
     for (int i = 0; i < 2000; i++) {
@@ -125,10 +119,9 @@ static void *set_often(void *user_data)
 }
 
 /* Function and level are set together: none gets what another one asked for. */
-static void set_together(void)
-{
+static void set_together(void) {
     moxin_error *error = NULL;
-    static moxin_log_level levels[2] = {MOXIN_LOG_LEVEL_ERROR, MOXIN_LOG_LEVEL_DEBUG};
+    static moxin_log_level levels[2] = { MOXIN_LOG_LEVEL_ERROR, MOXIN_LOG_LEVEL_DEBUG };
     pthread_t threads[2];
     for (int i = 0; i < 2; i++) {
         pthread_create(&threads[i], NULL, set_often, &levels[i]);
@@ -144,30 +137,25 @@ static void set_together(void)
 static moxin_session *streaming;
 static atomic_int destroyed;
 
-static bool on_event(void *user_data, const moxin_event *event)
-{
+static bool on_event(void *user_data, const moxin_event *event) {
     (void)user_data;
     (void)event;
     sleep_ms(5);
     return true;
 }
 
-/* Frees the session whose stream is running: where it waited, it would wait for the stream's end. */
-static void free_in_destroy(void *user_data)
-{
+/* Frees the session whose stream is running: where it waited, it would wait for the stream's end.
+ */
+static void free_in_destroy(void *user_data) {
     (void)user_data;
     moxin_session_free(streaming);
     atomic_fetch_add(&destroyed, 1);
 }
 
-static void count_destroyed(void *user_data)
-{
-    atomic_fetch_add((atomic_int *)user_data, 1);
-}
+static void count_destroyed(void *user_data) { atomic_fetch_add((atomic_int *)user_data, 1); }
 
 /* destroy of a call that fails is a callback like any other: a free in it does not wait. */
-static void destroy_frees(const char *path)
-{
+static void destroy_frees(const char *path) {
     moxin_error *error = NULL;
     moxin_model *model = load(path);
     moxin_session_params params;
@@ -182,9 +170,11 @@ static void destroy_frees(const char *path)
         NEED(moxin_session_fork(streaming, &keep, &error));
         NEED(moxin_session_start(streaming, NULL, on_event, &ended, count_destroyed, &error));
         if (i == 0) {
-            EXPECT(MOXIN_STATUS_BUSY, moxin_session_start(streaming, NULL, on_event, NULL, free_in_destroy, &error));
+            EXPECT(MOXIN_STATUS_BUSY,
+                   moxin_session_start(streaming, NULL, on_event, NULL, free_in_destroy, &error));
         } else {
-            EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, moxin_set_log(on_log_slowly, 99, NULL, free_in_destroy, &error));
+            EXPECT(MOXIN_STATUS_INVALID_ARGUMENT,
+                   moxin_set_log(on_log_slowly, 99, NULL, free_in_destroy, &error));
         }
         CHECK(atomic_load(&ended) == 0); /* the free has not waited for the stream */
         CHECK(atomic_load(&destroyed) == i + 1);
@@ -194,8 +184,7 @@ static void destroy_frees(const char *path)
     moxin_model_free(model);
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     if (argc != 4) {
         return 2;
     }

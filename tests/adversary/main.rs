@@ -1,5 +1,5 @@
-//! Attacks on the library, each in a process of its own with limits on time, memory, threads and files. SECURITY.md says what is promised
-//! against whom, and which test here shows it.
+//! Attacks on the library, each in a process of its own with limits on time, memory, threads and
+//! files. SECURITY.md says what is promised against whom, and which test here shows it.
 #![cfg(unix)]
 
 mod answers;
@@ -21,12 +21,24 @@ mod text;
 fn the_promises_name_their_tests() {
     let read = |name: &str| std::fs::read_to_string(programs::in_repository(name)).unwrap();
     let page = read("SECURITY.md");
-    let mut promised: Vec<&str> = page.split('`').skip(1).step_by(2).filter(|code| code.contains("::")).collect();
-    let classes = ["answers", "failures", "folder", "memory", "mlx", "pictures", "process", "saving", "text"];
+    let mut promised: Vec<&str> = page
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|code| code.contains("::"))
+        .collect();
+    let classes = [
+        "answers", "failures", "folder", "memory", "mlx", "pictures", "process", "saving", "text",
+    ];
     let sources = classes.map(|class| (class, read(&format!("tests/adversary/{class}.rs"))));
     let tests = sources.iter().flat_map(|(class, source)| {
         let after = source.split("#[test]").skip(1);
-        after.filter_map(move |rest| Some(format!("{class}::{}", rest.split("fn ").nth(1)?.split('(').next()?)))
+        after.filter_map(move |rest| {
+            Some(format!(
+                "{class}::{}",
+                rest.split("fn ").nth(1)?.split('(').next()?
+            ))
+        })
     });
     let mut tests: Vec<String> = tests.collect();
     promised.sort();

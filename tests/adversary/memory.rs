@@ -1,4 +1,5 @@
-//! Memory: what is promised is kept, whoever states how much there is to take: a model folder, a caller, a container.
+//! Memory: what is promised is kept, whoever states how much there is to take: a model folder, a
+//! caller, a container.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +11,8 @@ use std::{
 
 use mlx_rs::Dtype;
 use moxin_vlm::{
-    Error, GenerationOptions, LoadOptions, Model, Op, Picture, PixelFormat, Quantization, QuantizeOptions, Result, Role,
+    Error, GenerationOptions, LoadOptions, Model, Op, Picture, PixelFormat, Quantization,
+    QuantizeOptions, Result, Role,
     device::{CpuKernels, available_memory, memory_stats, set_memory_limits},
 };
 use serde_json::{Value, json};
@@ -28,7 +30,8 @@ const WEIGHTS: &str = "model.safetensors";
 fn with_config(folder: &TempDir, change: impl FnOnce(&mut Value)) -> PathBuf {
     let path = folder.path().join("model");
     copy_tiny(&path);
-    let mut config: Value = serde_json::from_slice(&fs::read(path.join("config.json")).unwrap()).unwrap();
+    let mut config: Value =
+        serde_json::from_slice(&fs::read(path.join("config.json")).unwrap()).unwrap();
     change(&mut config);
     fs::write(path.join("config.json"), config.to_string()).unwrap();
     path
@@ -41,12 +44,16 @@ fn write_zeros(path: &Path, shapes: &BTreeMap<String, Vec<usize>>) {
     for (name, shape) in shapes {
         let start = end;
         end += 2 * shape.iter().product::<usize>();
-        entries.insert(name.clone(), json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}));
+        entries.insert(
+            name.clone(),
+            json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}),
+        );
     }
     let header = Value::from(entries).to_string();
     let _ = fs::remove_file(path);
     let file = File::create(path).unwrap();
-    file.write_all_at(&(header.len() as u64).to_le_bytes(), 0).unwrap();
+    file.write_all_at(&(header.len() as u64).to_le_bytes(), 0)
+        .unwrap();
     file.write_all_at(header.as_bytes(), 8).unwrap();
     file.set_len(8 + header.len() as u64 + end as u64).unwrap();
 }
@@ -55,7 +62,11 @@ fn write_zeros(path: &Path, shapes: &BTreeMap<String, Vec<usize>>) {
 fn shapes() -> BTreeMap<String, Vec<usize>> {
     let bytes = fs::read(tiny().join(WEIGHTS)).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    tensors.tensors().into_iter().map(|(name, tensor)| (name, tensor.shape().to_vec())).collect()
+    tensors
+        .tensors()
+        .into_iter()
+        .map(|(name, tensor)| (name, tensor.shape().to_vec()))
+        .collect()
 }
 
 fn load(folder: &Path) -> Result<Model> {
@@ -80,51 +91,85 @@ fn figures<T>(result: Result<T>) -> (u64, u64) {
 /// What a configuration states is not looped over, and no product of it wraps around.
 #[test]
 fn stated_sizes_are_not_believed() {
-    in_child("memory::stated_sizes_are_not_believed", Limits::mebibytes(256).seconds(20), || {
-        const MOST: usize = 1 << 24;
-        for fields in [
-            json!({"num_hidden_layers": MOST}),
-            json!({"num_hidden_layers": MOST, "num_attention_heads": MOST, "num_key_value_heads": MOST, "head_dim": MOST}),
-            json!({"hidden_size": MOST, "intermediate_size": MOST, "vocab_size": MOST, "max_position_embeddings": MOST}),
-        ] {
-            let folder = TempDir::new().unwrap();
-            let path = with_config(&folder, |config| {
-                for (name, value) in fields.as_object().unwrap() {
-                    config["text_config"][name] = value.clone();
+    in_child(
+        "memory::stated_sizes_are_not_believed",
+        Limits::mebibytes(256).seconds(20),
+        || {
+            const MOST: usize = 1 << 24;
+            for fields in [
+                json!({"num_hidden_layers": MOST}),
+                json!({"num_hidden_layers": MOST, "num_attention_heads": MOST, "num_key_value_heads": MOST, "head_dim": MOST}),
+                json!({"hidden_size": MOST, "intermediate_size": MOST, "vocab_size": MOST, "max_position_embeddings": MOST}),
+            ] {
+                let folder = TempDir::new().unwrap();
+                let path = with_config(&folder, |config| {
+                    for (name, value) in fields.as_object().unwrap() {
+                        config["text_config"][name] = value.clone();
+                    }
+                });
+                let clock = Instant::now();
+                let generation = GenerationOptions {
+                    max_context: Some(MOST),
+                    ..Default::default()
+                };
+                if let Ok(estimate) = Model::estimate(&path, &LoadOptions::default(), &generation) {
+                    // The small model itself takes 10 MB.
+                    assert!(estimate.total > 10_000_000, "{fields}: {estimate:?}");
                 }
-            });
-            let clock = Instant::now();
-            let generation = GenerationOptions { max_context: Some(MOST), ..Default::default() };
-            if let Ok(estimate) = Model::estimate(&path, &LoadOptions::default(), &generation) {
-                // The small model itself takes 10 MB.
-                assert!(estimate.total > 10_000_000, "{fields}: {estimate:?}");
+                assert!(
+                    matches!(
+                        load(&path).err(),
+                        Some(Error::OutOfMemory { .. } | Error::CorruptModel { .. })
+                    ),
+                    "{fields}"
+                );
+                assert!(
+                    clock.elapsed() < Duration::from_secs(4),
+                    "{fields}: {:?}",
+                    clock.elapsed()
+                );
             }
-            assert!(matches!(load(&path).err(), Some(Error::OutOfMemory { .. } | Error::CorruptModel { .. })), "{fields}");
-            assert!(clock.elapsed() < Duration::from_secs(4), "{fields}: {:?}", clock.elapsed());
-        }
-    });
+        },
+    );
 }
 
-/// A model with a window sees so little at a time that a long prompt in one chunk takes no more than the estimate says.
+/// A model with a window sees so little at a time that a long prompt in one chunk takes no more
+/// than the estimate says.
 #[test]
 fn a_window_takes_no_mask() {
-    in_child("memory::a_window_takes_no_mask", Limits::mebibytes(800).seconds(120), || {
-        set_memory_limits(u64::MAX, 0).unwrap();
-        let folder = TempDir::new().unwrap();
-        let path = with_config(&folder, |config| {
-            config["text_config"]["sliding_window"] = json!(64);
-            config["text_config"]["max_position_embeddings"] = json!(65_536);
-        });
-        let options = LoadOptions { cpu_kernels: CpuKernels::Own, ..Default::default() };
-        let generation = GenerationOptions { max_context: Some(20_100), prefill_chunk: 65_536, max_tokens: 1, ..Default::default() };
-        let estimate = Model::estimate(&path, &options, &generation).unwrap();
-        let before = memory("VmHWM:");
-        let model = Model::load(&path, options, Op::default()).unwrap();
-        answer(&model, generation, &"red ".repeat(19_900)).unwrap();
-        if let (Some(before), Some(after)) = (before, memory("VmHWM:")) {
-            assert!(after - before < estimate.total + (64 << 20), "{} MiB, {estimate:?}", (after - before) >> 20);
-        }
-    });
+    in_child(
+        "memory::a_window_takes_no_mask",
+        Limits::mebibytes(800).seconds(120),
+        || {
+            set_memory_limits(u64::MAX, 0).unwrap();
+            let folder = TempDir::new().unwrap();
+            let path = with_config(&folder, |config| {
+                config["text_config"]["sliding_window"] = json!(64);
+                config["text_config"]["max_position_embeddings"] = json!(65_536);
+            });
+            let options = LoadOptions {
+                cpu_kernels: CpuKernels::Own,
+                ..Default::default()
+            };
+            let generation = GenerationOptions {
+                max_context: Some(20_100),
+                prefill_chunk: 65_536,
+                max_tokens: 1,
+                ..Default::default()
+            };
+            let estimate = Model::estimate(&path, &options, &generation).unwrap();
+            let before = memory("VmHWM:");
+            let model = Model::load(&path, options, Op::default()).unwrap();
+            answer(&model, generation, &"red ".repeat(19_900)).unwrap();
+            if let (Some(before), Some(after)) = (before, memory("VmHWM:")) {
+                assert!(
+                    after - before < estimate.total + (64 << 20),
+                    "{} MiB, {estimate:?}",
+                    (after - before) >> 20
+                );
+            }
+        },
+    );
 }
 
 /// Numbers that are the same in each run (<https://prng.di.unimi.it/splitmix64.c>).
@@ -148,7 +193,8 @@ fn random_model(random: &mut Random, path: &Path) {
     let (hidden, inner) = (random.of(&[256, 512, 768]), random.of(&[512, 1024, 2048]));
     let (layers, vocabulary) = (random.of(&[1, 2, 3]), random.of(&[576, 5000, 20_000]));
     let window = random.of(&[None, None, Some(50), Some(700)]);
-    let mut config: Value = serde_json::from_slice(&fs::read(path.join("config.json")).unwrap()).unwrap();
+    let mut config: Value =
+        serde_json::from_slice(&fs::read(path.join("config.json")).unwrap()).unwrap();
     let text = json!({
         "model_type": "mistral", "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers, "vocab_size": vocabulary,
         "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim, "sliding_window": window,
@@ -165,7 +211,11 @@ fn random_model(random: &mut Random, path: &Path) {
     all.insert("projector.fc3.bias".into(), vec![hidden]);
     let model = "language_model.model";
     for name in ["embed_tokens", "lm_head"] {
-        let path = if name == "lm_head" { "language_model.lm_head".into() } else { format!("{model}.{name}") };
+        let path = if name == "lm_head" {
+            "language_model.lm_head".into()
+        } else {
+            format!("{model}.{name}")
+        };
         all.insert(format!("{path}.weight"), vec![vocabulary, hidden]);
     }
     all.insert(format!("{model}.norm.weight"), vec![hidden]);
@@ -188,94 +238,151 @@ fn random_model(random: &mut Random, path: &Path) {
 }
 
 fn text_config(path: &Path) -> Value {
-    let config: Value = serde_json::from_slice(&fs::read(path.join("config.json")).unwrap()).unwrap();
+    let config: Value =
+        serde_json::from_slice(&fs::read(path.join("config.json")).unwrap()).unwrap();
     config["text_config"].clone()
 }
 
-/// What the process takes beyond what is estimated: threads and their stacks, the tokenizer, what the allocator and BLAS waste.
+/// What the process takes beyond what is estimated: threads and their stacks, the tokenizer, what
+/// the allocator and BLAS waste.
 const SLACK: u64 = 12 << 20;
 
-/// The estimate of models of random shape against the most that the process takes, from loading to the last token.
+/// The estimate of models of random shape against the most that the process takes, from loading to
+/// the last token.
 #[test]
 fn the_estimate_holds_for_the_process() {
     const RUNS: usize = 8;
-    in_children("memory::the_estimate_holds_for_the_process", Limits::mebibytes(1500).seconds(120), RUNS, |run| {
-        let mut random = Random(run as u64);
-        // What is kept for reuse is not reckoned: it is held where there is room beside what is needed.
-        set_memory_limits(u64::MAX, 0).unwrap();
-        let folder = TempDir::new().unwrap();
-        let path = with_config(&folder, |_| ());
-        random_model(&mut random, &path);
-        let quantize = random.of(&[None, Some(4), Some(8)]);
-        let quantize = quantize.map(|bits| QuantizeOptions { quantization: Quantization::affine(64, bits), ..Default::default() });
-        let cpu_kernels = random.of(&[CpuKernels::Own, CpuKernels::Mlx]);
-        let dtype = random.of(&[None, None, Some(Dtype::Bfloat16)]);
-        let options = LoadOptions { quantize, cpu_kernels, dtype, ..Default::default() };
-        let context = random.of(&[300, 700]);
-        let prefill_chunk = random.of(&[64, 512, 65_536]);
-        let generation = GenerationOptions { max_context: Some(context), prefill_chunk, max_tokens: 3, ..Default::default() };
-        let estimate = Model::estimate(&path, &options, &generation).unwrap();
-        // The library's code is read from its file as it runs.
-        let held = || Some(memory("VmHWM:")?.saturating_sub(memory("RssFile:")?));
-        let Some(before) = held() else {
-            println!("SKIPPED: no /proc to read the process's memory from");
-            return;
-        };
-        let taken = || held().unwrap() - before;
-        let what = format!("{cpu_kernels:?}, {dtype:?}, {context} positions by {prefill_chunk}, {estimate:?}, {}", text_config(&path));
-        let model = Model::load(&path, options, Op::default()).unwrap();
-        let load = taken();
-        let picture = Picture::from_pixels(&[99; 300 * 200 * 3], 300, 200, 900, PixelFormat::Rgb8).unwrap();
-        let embedding = model.encode_image(&picture, Op::default()).unwrap();
-        let vision = taken();
-        let session = model.session(generation).unwrap();
-        session.add_embedding(&embedding).unwrap();
-        session.add_text(Role::User, &"red ".repeat(context - 90)).unwrap();
-        session.generate().for_each(|event| drop(event.unwrap()));
-        let taken = taken();
-        println!(
-            "NOTE: {run}: estimated {} MiB; taken {} to load, {} with vision, {} in all, {} counted: {what}",
-            estimate.total >> 20,
-            load >> 20,
-            vision >> 20,
-            taken >> 20,
-            memory_stats().unwrap().peak >> 20
-        );
-        assert!(taken <= estimate.total + SLACK, "{taken} bytes taken: {what}");
-        assert!(estimate.total <= 2 * taken + SLACK, "{taken} bytes taken: {what}");
-    });
+    in_children(
+        "memory::the_estimate_holds_for_the_process",
+        Limits::mebibytes(1500).seconds(120),
+        RUNS,
+        |run| {
+            let mut random = Random(run as u64);
+            // What is kept for reuse is not reckoned: it is held where there is room beside what is
+            // needed.
+            set_memory_limits(u64::MAX, 0).unwrap();
+            let folder = TempDir::new().unwrap();
+            let path = with_config(&folder, |_| ());
+            random_model(&mut random, &path);
+            let quantize = random.of(&[None, Some(4), Some(8)]);
+            let quantize = quantize.map(|bits| QuantizeOptions {
+                quantization: Quantization::affine(64, bits),
+                ..Default::default()
+            });
+            let cpu_kernels = random.of(&[CpuKernels::Own, CpuKernels::Mlx]);
+            let dtype = random.of(&[None, None, Some(Dtype::Bfloat16)]);
+            let options = LoadOptions {
+                quantize,
+                cpu_kernels,
+                dtype,
+                ..Default::default()
+            };
+            let context = random.of(&[300, 700]);
+            let prefill_chunk = random.of(&[64, 512, 65_536]);
+            let generation = GenerationOptions {
+                max_context: Some(context),
+                prefill_chunk,
+                max_tokens: 3,
+                ..Default::default()
+            };
+            let estimate = Model::estimate(&path, &options, &generation).unwrap();
+            // The library's code is read from its file as it runs.
+            let held = || Some(memory("VmHWM:")?.saturating_sub(memory("RssFile:")?));
+            let Some(before) = held() else {
+                println!("SKIPPED: no /proc to read the process's memory from");
+                return;
+            };
+            let taken = || held().unwrap() - before;
+            let what = format!(
+                "{cpu_kernels:?}, {dtype:?}, {context} positions by {prefill_chunk}, {estimate:?}, \
+                 {}",
+                text_config(&path)
+            );
+            let model = Model::load(&path, options, Op::default()).unwrap();
+            let load = taken();
+            let picture =
+                Picture::from_pixels(&[99; 300 * 200 * 3], 300, 200, 900, PixelFormat::Rgb8)
+                    .unwrap();
+            let embedding = model.encode_image(&picture, Op::default()).unwrap();
+            let vision = taken();
+            let session = model.session(generation).unwrap();
+            session.add_embedding(&embedding).unwrap();
+            session
+                .add_text(Role::User, &"red ".repeat(context - 90))
+                .unwrap();
+            session.generate().for_each(|event| drop(event.unwrap()));
+            let taken = taken();
+            println!(
+                "NOTE: {run}: estimated {} MiB; taken {} to load, {} with vision, {} in all, {} \
+                 counted: {what}",
+                estimate.total >> 20,
+                load >> 20,
+                vision >> 20,
+                taken >> 20,
+                memory_stats().unwrap().peak >> 20
+            );
+            assert!(
+                taken <= estimate.total + SLACK,
+                "{taken} bytes taken: {what}"
+            );
+            assert!(
+                estimate.total <= 2 * taken + SLACK,
+                "{taken} bytes taken: {what}"
+            );
+        },
+    );
 }
 
-/// Everything that takes much, where little is left: each is refused with both figures, and what is small still works.
+/// Everything that takes much, where little is left: each is refused with both figures, and what is
+/// small still works.
 fn little_is_left() {
     let limit = available_memory().unwrap();
     let folder = TempDir::new().unwrap();
-    let path = with_config(&folder, |config| config["text_config"]["max_position_embeddings"] = json!(1 << 20));
+    let path = with_config(&folder, |config| {
+        config["text_config"]["max_position_embeddings"] = json!(1 << 20)
+    });
     let model = load(&path).unwrap();
 
     let large = TempDir::new().unwrap();
-    let large = with_config(&large, |config| config["text_config"]["vocab_size"] = json!(1_500_000));
+    let large = with_config(&large, |config| {
+        config["text_config"]["vocab_size"] = json!(1_500_000)
+    });
     let mut all = shapes();
-    for name in ["language_model.model.embed_tokens.weight", "language_model.lm_head.weight"] {
+    for name in [
+        "language_model.model.embed_tokens.weight",
+        "language_model.lm_head.weight",
+    ] {
         all.get_mut(name).unwrap()[0] = 1_500_000;
     }
     write_zeros(&large.join(WEIGHTS), &all);
     let (needed, left) = figures(load(&large));
-    assert!(needed > 1_000_000_000 && left < limit, "{needed} {left} {limit}");
+    assert!(
+        needed > 1_000_000_000 && left < limit,
+        "{needed} {left} {limit}"
+    );
 
-    let long = GenerationOptions { max_context: Some(1 << 20), ..Default::default() };
+    let long = GenerationOptions {
+        max_context: Some(1 << 20),
+        ..Default::default()
+    };
     figures(model.session(long.clone()));
     figures(Picture::decode(&png(9999, 9999, &[]), &Default::default()));
 
     // What fits when the session begins, and does not any more when it is asked.
-    let options = GenerationOptions { max_context: Some(3000), max_tokens: 2, ..Default::default() };
+    let options = GenerationOptions {
+        max_context: Some(3000),
+        max_tokens: 2,
+        ..Default::default()
+    };
     let session = model.session(options.clone()).unwrap();
     let ballast = vec![1u8; (available_memory().unwrap() - (5 << 20)) as usize];
     session.add_text(Role::User, &"red ".repeat(2800)).unwrap();
     figures(session.prefill(Op::default()));
     assert!(ballast.iter().all(|byte| *byte == 1));
     drop(ballast);
-    session.add_text(Role::User, "How many shapes are there?").unwrap();
+    session
+        .add_text(Role::User, "How many shapes are there?")
+        .unwrap();
     session.generate().for_each(|event| drop(event.unwrap()));
     answer(&model, options, "How many?").unwrap();
 }
@@ -283,13 +390,22 @@ fn little_is_left() {
 /// A folder of a control group that this test may make groups in.
 fn group_folder(controller: &str) -> Option<PathBuf> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let group = own.lines().find_map(|line| line.split_once(':')?.1.strip_prefix(controller))?.strip_prefix(":/")?.to_owned();
+    let group = own
+        .lines()
+        .find_map(|line| line.split_once(':')?.1.strip_prefix(controller))?
+        .strip_prefix(":/")?
+        .to_owned();
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let kind = if controller.is_empty() { "cgroup2" } else { "cgroup" };
+    let kind = if controller.is_empty() {
+        "cgroup2"
+    } else {
+        "cgroup"
+    };
     mounts.lines().find_map(|line| {
         let (place, rest) = line.split_once(" - ")?;
         let fits = rest.split(' ').next() == Some(kind) && rest.contains(controller);
-        Some(Path::new(place.split(' ').nth(4)?).join(&group)).filter(|folder| fits && folder.is_dir())
+        Some(Path::new(place.split(' ').nth(4)?).join(&group))
+            .filter(|folder| fits && folder.is_dir())
     })
 }
 
@@ -300,14 +416,18 @@ impl Group {
     /// Makes a group with a limit, in version 1 or 2, and one without in it.
     fn new(bytes: u64) -> Option<Group> {
         let name = format!("moxin-{}", std::process::id());
-        let one = group_folder("memory").map(|folder| (folder.join(&name), "memory.limit_in_bytes"));
+        let one =
+            group_folder("memory").map(|folder| (folder.join(&name), "memory.limit_in_bytes"));
         let two = group_folder("").map(|folder| (folder.join(&name), "memory.max"));
-        [one, two].into_iter().flatten().find_map(|(folder, limit)| {
-            let group = Group(folder);
-            fs::create_dir_all(group.0.join("inner")).ok()?;
-            fs::write(group.0.join(limit), bytes.to_string()).ok()?;
-            Some(group)
-        })
+        [one, two]
+            .into_iter()
+            .flatten()
+            .find_map(|(folder, limit)| {
+                let group = Group(folder);
+                fs::create_dir_all(group.0.join("inner")).ok()?;
+                fs::write(group.0.join(limit), bytes.to_string()).ok()?;
+                Some(group)
+            })
     }
 
     fn inner(&self) -> PathBuf {
@@ -324,17 +444,26 @@ impl Drop for Group {
 
 #[test]
 fn a_control_group_is_a_limit() {
-    in_child("memory::a_control_group_is_a_limit", Limits::default(), || {
-        let Some(group) = Group::new(96 << 20) else {
-            return println!("SKIPPED: there is no control group with memory in which this test may make others");
-        };
-        let enter = |folder: &Path| fs::write(folder.join("cgroup.procs"), std::process::id().to_string()).unwrap();
-        enter(&group.inner());
-        let limit = available_memory().unwrap();
-        assert!(limit <= 96 << 20, "{limit}");
-        little_is_left();
-        enter(group.0.parent().unwrap());
-    });
+    in_child(
+        "memory::a_control_group_is_a_limit",
+        Limits::default(),
+        || {
+            let Some(group) = Group::new(96 << 20) else {
+                return println!(
+                    "SKIPPED: there is no control group with memory in which this test may make \
+                     others"
+                );
+            };
+            let enter = |folder: &Path| {
+                fs::write(folder.join("cgroup.procs"), std::process::id().to_string()).unwrap()
+            };
+            enter(&group.inner());
+            let limit = available_memory().unwrap();
+            assert!(limit <= 96 << 20, "{limit}");
+            little_is_left();
+            enter(group.0.parent().unwrap());
+        },
+    );
 }
 
 #[test]
@@ -342,7 +471,10 @@ fn the_address_space_is_a_limit() {
     if !cfg!(target_os = "linux") {
         return println!("SKIPPED: only Linux says how much of its address space a process uses");
     }
-    let limits = Limits { address_space: Some(800 << 20), ..Limits::default() };
+    let limits = Limits {
+        address_space: Some(800 << 20),
+        ..Limits::default()
+    };
     in_child("memory::the_address_space_is_a_limit", limits, || {
         let limit = available_memory().unwrap();
         assert!(limit < 800 << 20, "{limit}");

@@ -9,22 +9,17 @@
 #define COUNT "How many shapes are there?"
 #define WORDS "LU factorization failed" /* of a matrix that has no inverse */
 
-static moxin_session *look(const moxin_model *model, const moxin_image *image)
-{
+static moxin_session *look(const moxin_model *model, const moxin_image *image) {
     moxin_error *error = NULL;
     moxin_session *session = begin(model);
     NEED(moxin_session_add_image(session, image, NULL, &error));
     return session;
 }
 
-static void set_fault(const char *fault)
-{
-    setenv("MOXIN_TEST_FAULT", fault, 1);
-}
+static void set_fault(const char *fault) { setenv("MOXIN_TEST_FAULT", fault, 1); }
 
 /* Ends the fault and checks that it came with MLX's words. */
-static void expect_fault(moxin_status status, moxin_error **error, const char *what)
-{
+static void expect_fault(moxin_status status, moxin_error **error, const char *what) {
     const char *message = moxin_error_message(*error).data;
     if (status != MOXIN_STATUS_BACKEND || strstr(message, WORDS) == NULL) {
         fprintf(stderr, "mlx.c: %s: %s (%s)\n", what, moxin_status_name((uint32_t)status), message);
@@ -35,9 +30,8 @@ static void expect_fault(moxin_status status, moxin_error **error, const char *w
     *error = NULL;
 }
 
-static void check_load(const char *path)
-{
-    static const char *const faults[] = {"eval@load:1", "eval@load:9"};
+static void check_load(const char *path) {
+    static const char *const faults[] = { "eval@load:1", "eval@load:9" };
     for (int i = 0; i < 2; i++) {
         moxin_error *error = NULL;
         moxin_model *model = NULL;
@@ -48,24 +42,25 @@ static void check_load(const char *path)
     }
 }
 
-static void check_encode(const moxin_model *model, const moxin_image *image)
-{
-    static const char *const faults[] = {"eval@encoder:1", "eval@encoder:6", "eval@projector:3"};
+static void check_encode(const moxin_model *model, const moxin_image *image) {
+    static const char *const faults[] = { "eval@encoder:1", "eval@encoder:6", "eval@projector:3" };
     for (int i = 0; i < 3; i++) {
         moxin_error *error = NULL;
         moxin_embedding *embedding = NULL;
         moxin_memory_trim(); /* else it is known */
         set_fault(faults[i]);
-        expect_fault(moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error), &error, faults[i]);
+        expect_fault(moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error), &error,
+                     faults[i]);
         NEED(moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error));
         moxin_embedding_free(embedding);
     }
 }
 
-/* In a second turn, in its prompt and in its answer: the first turn stays, and so do the conversations beside it. */
-static void check_turns(const moxin_model *model, const moxin_image *image)
-{
-    static const char *const faults[] = {"eval@decoder:2", "eval@decoder:7", "eval@head:1", "eval@head:2"};
+/* In a second turn, in its prompt and in its answer: the first turn stays, and so do the
+ * conversations beside it. */
+static void check_turns(const moxin_model *model, const moxin_image *image) {
+    static const char *const faults[] = { "eval@decoder:2", "eval@decoder:7", "eval@head:1",
+                                          "eval@head:2" };
     moxin_error *error = NULL;
     moxin_session *session = look(model, image);
     const struct answer first = ask(session, QUESTION), second = ask(session, COUNT);
@@ -103,8 +98,7 @@ static void check_turns(const moxin_model *model, const moxin_image *image)
     }
 }
 
-static struct answer ask_anew(const moxin_model *model, const moxin_image *image)
-{
+static struct answer ask_anew(const moxin_model *model, const moxin_image *image) {
     moxin_session *session = look(model, image);
     struct answer answer = ask(session, QUESTION);
     moxin_session_free(session);
@@ -112,8 +106,7 @@ static struct answer ask_anew(const moxin_model *model, const moxin_image *image
 }
 
 /* The matrices that were replaced before the failure are read again. */
-static void check_quantize(const char *path, const moxin_image *image)
-{
+static void check_quantize(const char *path, const moxin_image *image) {
     moxin_error *error = NULL;
     moxin_model *model = load(path), *plain = load(path);
     const struct answer dense = ask_anew(plain, image);
@@ -130,8 +123,7 @@ static void check_quantize(const char *path, const moxin_image *image)
     moxin_model_free(plain);
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     if (argc != 3) {
         return 2;
     }

@@ -1,4 +1,5 @@
-//! MLX's own failures: each is an error with MLX's words, and nothing of what it computed meanwhile is used.
+//! MLX's own failures: each is an error with MLX's words, and nothing of what it computed meanwhile
+//! is used.
 
 use mlx_rs::{Array, linalg::inv};
 use moxin_vlm::{Backend, device::Device};
@@ -8,7 +9,8 @@ use crate::{
     programs::{demo, tiny},
 };
 
-/// Failures in evaluation, on MLX's own thread: while weights are read and quantized, in an encoding, and in a second turn.
+/// Failures in evaluation, on MLX's own thread: while weights are read and quantized, in an
+/// encoding, and in a second turn.
 #[test]
 fn failures_are_errors_and_leave_nothing_behind() {
     if !cfg!(debug_assertions) {
@@ -17,20 +19,25 @@ fn failures_are_errors_and_leave_nothing_behind() {
     Program::build("mlx.c").run(&[tiny().as_os_str(), demo().as_os_str()], Limits::default());
 }
 
-/// Pins what the library has to reckon with: an error that MLX meets on the thread of a stream is reported once, to whoever waits, and
-/// all arrays of that evaluation count as computed from then on. So a conversation throws its keys and values away.
+/// Pins what the library has to reckon with: an error that MLX meets on the thread of a stream is
+/// reported once, to whoever waits, and all arrays of that evaluation count as computed from then
+/// on. So a conversation throws its keys and values away.
 #[test]
 fn mlx_reports_a_failure_once_and_calls_the_rest_computed() {
-    in_child("mlx::mlx_reports_a_failure_once_and_calls_the_rest_computed", Limits::default(), || {
-        Device::new(Backend::Cpu).unwrap().run(|| {
-            let singular = inv(Array::from_slice(&[0.0f32; 4], &[2, 2])).unwrap();
-            let between = singular.sum(None).unwrap();
-            let last = between.add(Array::from_f32(1.0)).unwrap();
-            let error = last.eval().unwrap_err();
-            assert!(error.what().contains("LU factorization"), "{error}");
-            assert!(between.eval().is_ok() && last.eval().is_ok());
-            let sum = Array::from_f32(1.0).add(Array::from_f32(2.0)).unwrap();
-            assert_eq!(sum.try_item_cast::<f32>().unwrap(), 3.0);
-        });
-    });
+    in_child(
+        "mlx::mlx_reports_a_failure_once_and_calls_the_rest_computed",
+        Limits::default(),
+        || {
+            Device::new(Backend::Cpu).unwrap().run(|| {
+                let singular = inv(Array::from_slice(&[0.0f32; 4], &[2, 2])).unwrap();
+                let between = singular.sum(None).unwrap();
+                let last = between.add(Array::from_f32(1.0)).unwrap();
+                let error = last.eval().unwrap_err();
+                assert!(error.what().contains("LU factorization"), "{error}");
+                assert!(between.eval().is_ok() && last.eval().is_ok());
+                let sum = Array::from_f32(1.0).add(Array::from_f32(2.0)).unwrap();
+                assert_eq!(sum.try_item_cast::<f32>().unwrap(), 3.0);
+            });
+        },
+    );
 }

@@ -1,4 +1,5 @@
-/* Overwrites a saved model: for ever, for moxin_model_save is to be killed at any moment; or once, with a fork in its progress.
+/* Overwrites a saved model: for ever, for moxin_model_save is to be killed at any moment; or once,
+ * with a fork in its progress.
  *
  * saving kill|fork MODEL PLACE
  */
@@ -11,8 +12,7 @@ static int child; /* whether this process is one that was forked */
 static int forks;
 
 /* Forks once; the child goes on first. */
-static bool fork_once(void *user, moxin_stage stage, float fraction)
-{
+static bool fork_once(void *user, moxin_stage stage, float fraction) {
     (void)user, (void)stage, (void)fraction;
     if (forks++ == 0) {
         pid_t pid = fork();
@@ -26,8 +26,7 @@ static bool fork_once(void *user, moxin_stage stage, float fraction)
     return true;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     moxin_error *error = NULL;
     moxin_model *model;
     moxin_op op;

@@ -1,6 +1,7 @@
 /*
- * Lives through moments without threads: `threads MODE MODEL IMAGE [N]`. Run by process.rs. The program's own pthread_create stands before
- * the system's, for the library too, and fails while `refuse` says so.
+ * Lives through moments without threads: `threads MODE MODEL IMAGE [N]`. Run by process.rs. The
+ * program's own pthread_create stands before the system's, for the library too, and fails while
+ * `refuse` says so.
  */
 #define _GNU_SOURCE
 #include "check.h"
@@ -13,8 +14,8 @@
 static atomic_int refuse, asked, refused;
 static atomic_int fails = -1; /* the number of the one thread that fails, where refuse is 0 */
 
-int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *), void *argument)
-{
+int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *),
+                   void *argument) {
     typedef int create_fn(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
     void *symbol = dlsym(RTLD_NEXT, "pthread_create");
     create_fn *create;
@@ -30,16 +31,14 @@ struct told {
     atomic_int events, finished, destroyed;
 };
 
-static bool on_event(void *user_data, const moxin_event *event)
-{
+static bool on_event(void *user_data, const moxin_event *event) {
     struct told *told = user_data;
     atomic_fetch_add(&told->events, 1);
     atomic_fetch_add(&told->finished, event->kind == MOXIN_EVENT_KIND_FINISHED);
     return true;
 }
 
-static void on_log(void *user_data, moxin_log_level level, moxin_str target, moxin_str message)
-{
+static void on_log(void *user_data, moxin_log_level level, moxin_str target, moxin_str message) {
     struct told *told = user_data;
     (void)level;
     (void)target;
@@ -47,14 +46,12 @@ static void on_log(void *user_data, moxin_log_level level, moxin_str target, mox
     atomic_fetch_add(&told->events, 1);
 }
 
-static void on_destroy(void *user_data)
-{
+static void on_destroy(void *user_data) {
     struct told *told = user_data;
     atomic_fetch_add(&told->destroyed, 1);
 }
 
-static void wait_for(atomic_int *count)
-{
+static void wait_for(atomic_int *count) {
     for (int i = 0; i < 5000 && atomic_load(count) == 0; i++) {
         sleep_ms(1);
     }
@@ -62,8 +59,7 @@ static void wait_for(atomic_int *count)
 }
 
 /* A refusal that says what was short and what to do. */
-static void expect_refusal(moxin_status status, moxin_error **error)
-{
+static void expect_refusal(moxin_status status, moxin_error **error) {
     CHECK(status == MOXIN_STATUS_INVALID_STATE);
     CHECK(strstr(moxin_error_message(*error).data, "thread could not be started") != NULL);
     CHECK(strstr(moxin_error_message(*error).data, "try again") != NULL);
@@ -71,8 +67,7 @@ static void expect_refusal(moxin_status status, moxin_error **error)
     *error = NULL;
 }
 
-static void no_engine(const char *path)
-{
+static void no_engine(const char *path) {
     moxin_error *error = NULL;
     moxin_model *model = NULL;
     atomic_store(&refuse, 1);
@@ -84,8 +79,7 @@ static void no_engine(const char *path)
     moxin_model_free(load(path));
 }
 
-static void no_log(const char *path)
-{
+static void no_log(const char *path) {
     static struct told first, second;
     moxin_error *error = NULL;
     atomic_store(&refuse, 1);
@@ -100,8 +94,7 @@ static void no_log(const char *path)
     CHECK(second.events > 0 && first.events == 0 && first.destroyed == 1);
 }
 
-static void no_stream(const char *path)
-{
+static void no_stream(const char *path) {
     static struct told first, second;
     moxin_error *error = NULL;
     moxin_model *model = load(path);
@@ -119,8 +112,7 @@ static void no_stream(const char *path)
     moxin_model_free(model);
 }
 
-static struct answer answer_of(const moxin_model *model, const moxin_image *image)
-{
+static struct answer answer_of(const moxin_model *model, const moxin_image *image) {
     moxin_error *error = NULL;
     moxin_session *session = begin(model);
     NEED(moxin_session_add_image(session, image, NULL, &error));
@@ -130,8 +122,7 @@ static struct answer answer_of(const moxin_model *model, const moxin_image *imag
 }
 
 /* Fewer threads than were asked for make no difference but in time. */
-static void no_pool(const char *path, const moxin_image *image)
-{
+static void no_pool(const char *path, const moxin_image *image) {
     moxin_model *model = load(path);
     CHECK(moxin_set_cpu_threads(8) == MOXIN_STATUS_OK);
     atomic_store(&refuse, 1);
@@ -147,22 +138,22 @@ static void no_pool(const char *path, const moxin_image *image)
 }
 
 /* Does something until it succeeds, which is the second time at the latest. */
-#define TRY(call)                                                             \
-    do {                                                                      \
-        moxin_status status = call;                                           \
-        if (status != MOXIN_STATUS_OK) {                                      \
-            CHECK(moxin_error_message(error).len > 0);                        \
-            fprintf(stderr, "%s: %s\n", #call, moxin_error_message(error).data); \
-            CHECK(status == MOXIN_STATUS_INVALID_STATE || status == MOXIN_STATUS_BACKEND); \
-            moxin_error_free(error);                                          \
-            error = NULL;                                                     \
-            NEED(call);                                                       \
-        }                                                                     \
+#define TRY(call)                                                                                  \
+    do {                                                                                           \
+        moxin_status status = call;                                                                \
+        if (status != MOXIN_STATUS_OK) {                                                           \
+            CHECK(moxin_error_message(error).len > 0);                                             \
+            fprintf(stderr, "%s: %s\n", #call, moxin_error_message(error).data);                   \
+            CHECK(status == MOXIN_STATUS_INVALID_STATE || status == MOXIN_STATUS_BACKEND);         \
+            moxin_error_free(error);                                                               \
+            error = NULL;                                                                          \
+            NEED(call);                                                                            \
+        }                                                                                          \
     } while (0)
 
-/* One thread after the other cannot be started: a typed error, or none, and the next attempt works. */
-static void each(const char *path, const moxin_image *image, int number)
-{
+/* One thread after the other cannot be started: a typed error, or none, and the next attempt works.
+ */
+static void each(const char *path, const moxin_image *image, int number) {
     static struct told log, stream;
     moxin_error *error = NULL;
     moxin_model *model = NULL;
@@ -175,12 +166,14 @@ static void each(const char *path, const moxin_image *image, int number)
     TRY(moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error));
     TRY(moxin_session_new(model, NULL, &session, &error));
     TRY(moxin_session_add_embedding(session, embedding, &error));
-    NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, "How many shapes are there?", MOXIN_STRLEN, &error));
+    NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, "How many shapes are there?",
+                                MOXIN_STRLEN, &error));
     struct answer answer = finish_answer(session);
     CHECK(strcmp(answer.text, "Three.") == 0);
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, "Describe", MOXIN_STRLEN, &error));
     memset(&stream, 0, sizeof stream);
-    if (moxin_session_start(session, NULL, on_event, &stream, on_destroy, NULL) != MOXIN_STATUS_OK) {
+    if (moxin_session_start(session, NULL, on_event, &stream, on_destroy, NULL) !=
+        MOXIN_STATUS_OK) {
         CHECK(stream.destroyed == 1);
         memset(&stream, 0, sizeof stream);
         NEED(moxin_session_start(session, NULL, on_event, &stream, on_destroy, &error));
@@ -193,8 +186,7 @@ static void each(const char *path, const moxin_image *image, int number)
     printf("refused %d\n", atomic_load(&refused));
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     if (argc < 4) {
         return 2;
     }

@@ -1,14 +1,17 @@
 /*
- * Everything that an app does with a model, and each part of it again with every single failure: see failing.h. Run by failures.rs.
+ * Everything that an app does with a model, and each part of it again with every single failure:
+ * see failing.h. Run by failures.rs.
  *
  *   whole save SOURCE IMAGE PLACE KIND        makes what the others compare with, in PLACE
  *   whole each SOURCE IMAGE PLACE KIND MOST   all parts; at most so many failures of a kind in each
  *   whole one SOURCE IMAGE PLACE KIND PART N  one failure in one part
- *   whole known SOURCE IMAGE PLACE known N    the part of an allocation that is known to be deadly, which must end the process
- *   whole first SOURCE IMAGE PLACE KIND N     all parts in a process in which nothing was done before; one failure in all
- *   whole careless SOURCE IMAGE PLACE memory  a part that does not check its own memory, which must be seen to fail
+ *   whole known SOURCE IMAGE PLACE known N    the part of an allocation that is known to be deadly,
+ * which must end the process whole first SOURCE IMAGE PLACE KIND N     all parts in a process in
+ * which nothing was done before; one failure in all whole careless SOURCE IMAGE PLACE memory  a
+ * part that does not check its own memory, which must be seen to fail
  *
- * After each failure what failed is done again: it must succeed then, with the outcome that it always has.
+ * After each failure what failed is done again: it must succeed then, with the outcome that it
+ * always has.
  */
 #define _GNU_SOURCE
 #include "check.h"
@@ -19,7 +22,8 @@
 
 static const char *const QUESTION = "Describe the picture.";
 
-/* The model's folder, the picture's file, where all is saved; there the place of a saved model, and what it is to hold. */
+/* The model's folder, the picture's file, where all is saved; there the place of a saved model, and
+ * what it is to hold. */
 static const char *source, *picture, *parent;
 static char place[512], saved[512], old[512];
 
@@ -34,22 +38,22 @@ static int quantized;
 static const char *current; /* the part that is being done */
 
 /*
- * Allocations of other people's code that end the process where they fail, since that code has no other form. The test fails where one of
- * them is an error, or does not come.
+ * Allocations of other people's code that end the process where they fail, since that code has no
+ * other form. The test fails where one of them is an error, or does not come.
  */
 static const struct {
     const char *part;
     size_t bytes;
 } KNOWN[] = {
-    /* serde's copy of a part of tokenizer.json, from which the tokenizers crate tells its kinds of models: grows with the file. */
-    {"load", 65536},
+    /* serde's copy of a part of tokenizer.json, from which the tokenizers crate tells its kinds of
+       models: grows with the file. */
+    { "load", 65536 },
     /* The png crate's buffers, for what is to be inflated and what is: they do not grow. */
-    {"picture", 131072},
-    {"picture", 262144},
+    { "picture", 131072 },
+    { "picture", 262144 },
 };
 
-static long failing_known(size_t bytes)
-{
+static long failing_known(size_t bytes) {
     size_t i;
     for (i = 0; i < sizeof KNOWN / sizeof KNOWN[0]; i++) {
         if (bytes == KNOWN[i].bytes && strcmp(current, KNOWN[i].part) == 0) {
@@ -61,8 +65,7 @@ static long failing_known(size_t bytes)
 
 /* ---------------------------------------------------------------- folders */
 
-static int same_file(const char *a, const char *b)
-{
+static int same_file(const char *a, const char *b) {
     static char x[1 << 16], y[1 << 16];
     FILE *f = fopen(a, "rb"), *g = fopen(b, "rb");
     int same = f && g;
@@ -83,8 +86,7 @@ static int same_file(const char *a, const char *b)
 }
 
 /* Calls f with the path of each entry; their number. -1 where there is no such folder. */
-static int each_entry(const char *folder, void (*f)(const char *path))
-{
+static int each_entry(const char *folder, void (*f)(const char *path)) {
     DIR *open = opendir(folder);
     struct dirent *entry;
     int count = 0;
@@ -107,8 +109,7 @@ static int each_entry(const char *folder, void (*f)(const char *path))
 }
 
 /* Whether two folders hold the same files. */
-static int same_folder(const char *a, const char *b)
-{
+static int same_folder(const char *a, const char *b) {
     DIR *open = opendir(a);
     struct dirent *entry;
     int same = open != NULL && each_entry(a, NULL) == each_entry(b, NULL);
@@ -124,8 +125,7 @@ static int same_folder(const char *a, const char *b)
     return same;
 }
 
-static void remove_all(const char *path)
-{
+static void remove_all(const char *path) {
     if (unlink(path) != 0) {
         each_entry(path, remove_all);
         rmdir(path);
@@ -134,8 +134,7 @@ static void remove_all(const char *path)
 
 static int leftovers;
 
-static void remove_leftover(const char *path)
-{
+static void remove_leftover(const char *path) {
     if (strcmp(path, place) != 0 && strcmp(path, saved) != 0 && strcmp(path, old) != 0) {
         leftovers++;
         remove_all(path);
@@ -144,64 +143,57 @@ static void remove_leftover(const char *path)
 
 /* ---------------------------------------------------------------- parts */
 
-static moxin_status load_model(moxin_error **error)
-{
+static moxin_status load_model(moxin_error **error) {
     moxin_model_params params;
     moxin_model_params_init(&params, sizeof params);
     params.image_cache_bytes = 0;
     return moxin_model_load(source, &params, NULL, &model, error);
 }
 
-static void free_model(void)
-{
+static void free_model(void) {
     moxin_model_free(model);
     model = NULL;
 }
 
-static moxin_status open_picture(moxin_error **error)
-{
+static moxin_status open_picture(moxin_error **error) {
     return moxin_image_from_file(picture, NULL, &image, error);
 }
 
-static void free_picture(void)
-{
+static void free_picture(void) {
     moxin_image_free(image);
     image = NULL;
 }
 
 /* A picture's tokens, and a copy of their numbers. */
-static moxin_status encode(moxin_error **error)
-{
+static moxin_status encode(moxin_error **error) {
     static float numbers[64 * 192];
     moxin_status status;
     moxin_embedding_free(embedding);
     embedding = NULL;
     status = moxin_model_encode_image(model, image, NULL, NULL, &embedding, error);
-    return status == MOXIN_STATUS_OK ? moxin_embedding_copy(embedding, numbers, sizeof numbers / sizeof numbers[0], error) : status;
+    return status == MOXIN_STATUS_OK
+               ? moxin_embedding_copy(embedding, numbers, sizeof numbers / sizeof numbers[0], error)
+               : status;
 }
 
-static void free_embedding(void)
-{
+static void free_embedding(void) {
     moxin_embedding_free(embedding);
     embedding = NULL;
 }
 
-static moxin_status begin_session(moxin_error **error)
-{
+static moxin_status begin_session(moxin_error **error) {
     moxin_session_params params;
     moxin_session_params_init(&params, sizeof params);
     params.max_tokens = 8;
     return moxin_session_new(model, &params, &session, error);
 }
 
-static void free_session(void)
-{
+static void free_session(void) {
     moxin_session_free(session);
     session = NULL;
 }
 
-static void note_event(const moxin_event *event)
-{
+static void note_event(const moxin_event *event) {
     if (event->kind == MOXIN_EVENT_KIND_TEXT && answer.count < MAX_TOKENS) {
         answer.tokens[answer.count++] = event->token_id;
     }
@@ -209,19 +201,20 @@ static void note_event(const moxin_event *event)
     answer.finish = event->finish;
 }
 
-/* The question with its picture; what is there already from an attempt that failed is forgotten first. */
-static moxin_status question(moxin_error **error)
-{
+/* The question with its picture; what is there already from an attempt that failed is forgotten
+ * first. */
+static moxin_status question(moxin_error **error) {
     moxin_status status = moxin_session_reset(session, error);
     memset(&answer, 0, sizeof answer);
     if (status == MOXIN_STATUS_OK) {
         status = moxin_session_add_image(session, image, NULL, error);
     }
-    return status == MOXIN_STATUS_OK ? moxin_session_add_text(session, MOXIN_ROLE_USER, QUESTION, MOXIN_STRLEN, error) : status;
+    return status == MOXIN_STATUS_OK
+               ? moxin_session_add_text(session, MOXIN_ROLE_USER, QUESTION, MOXIN_STRLEN, error)
+               : status;
 }
 
-static moxin_status pull(moxin_error **error)
-{
+static moxin_status pull(moxin_error **error) {
     moxin_event event = empty_event();
     moxin_status status = question(error);
     while (status == MOXIN_STATUS_OK && event.kind != MOXIN_EVENT_KIND_FINISHED) {
@@ -237,25 +230,23 @@ static sem_t stream_ended;
 static moxin_status stream_status;
 static char stream_message[512];
 
-static bool on_event(void *user_data, const moxin_event *event)
-{
+static bool on_event(void *user_data, const moxin_event *event) {
     (void)user_data;
     note_event(event);
     if (event->kind == MOXIN_EVENT_KIND_FINISHED) {
         stream_status = moxin_error_status(event->error);
-        snprintf(stream_message, sizeof stream_message, "%s", moxin_error_message(event->error).data);
+        snprintf(stream_message, sizeof stream_message, "%s",
+                 moxin_error_message(event->error).data);
     }
     return true;
 }
 
-static void on_stream_end(void *user_data)
-{
+static void on_stream_end(void *user_data) {
     (void)user_data;
     sem_post(&stream_ended);
 }
 
-static moxin_status stream(moxin_error **error)
-{
+static moxin_status stream(moxin_error **error) {
     moxin_status status = question(error);
     if (status == MOXIN_STATUS_OK) {
         status = moxin_session_start(session, NULL, on_event, NULL, on_stream_end, error);
@@ -270,8 +261,7 @@ static moxin_status stream(moxin_error **error)
 }
 
 /* Whether the answer is what it always is; the first one of all is what others are to be. */
-static int answer_is_right(void)
-{
+static int answer_is_right(void) {
     struct answer *always = &expected[quantized];
     if (always->count == 0) {
         *always = answer;
@@ -279,8 +269,7 @@ static int answer_is_right(void)
     return same_answer(&answer, always);
 }
 
-static moxin_status quantize(moxin_error **error)
-{
+static moxin_status quantize(moxin_error **error) {
     moxin_quant_params params;
     moxin_status status;
     moxin_quant_params_init(&params, sizeof params);
@@ -291,8 +280,7 @@ static moxin_status quantize(moxin_error **error)
 }
 
 /* A model that is not quantized, in place of one that is. */
-static void dense_again(void)
-{
+static void dense_again(void) {
     moxin_error *error = NULL;
     free_session();
     free_model();
@@ -301,35 +289,25 @@ static void dense_again(void)
     NEED(begin_session(&error));
 }
 
-static int still_answers(void)
-{
+static int still_answers(void) {
     moxin_error *error = NULL;
     NEED(pull(&error));
     return answer_is_right();
 }
 
-static void remove_place(void)
-{
-    remove_all(place);
-}
+static void remove_place(void) { remove_all(place); }
 
-static moxin_status save_new(moxin_error **error)
-{
+static moxin_status save_new(moxin_error **error) {
     return moxin_model_save(model, place, false, NULL, error);
 }
 
-static int saved_or_absent(void)
-{
+static int saved_or_absent(void) {
     return each_entry(place, NULL) < 0 || same_folder(saved, place);
 }
 
-static int is_saved(void)
-{
-    return same_folder(saved, place);
-}
+static int is_saved(void) { return same_folder(saved, place); }
 
-static void put_note(const char *folder)
-{
+static void put_note(const char *folder) {
     char path[600];
     FILE *file;
     snprintf(path, sizeof path, "%s/README.md", folder);
@@ -338,39 +316,31 @@ static void put_note(const char *folder)
 }
 
 /* Puts another model to the place. */
-static void put_other(void)
-{
+static void put_other(void) {
     moxin_error *error = NULL;
     NEED(moxin_model_save(model, place, true, NULL, &error));
     put_note(place);
 }
 
-static moxin_status save_over(moxin_error **error)
-{
+static moxin_status save_over(moxin_error **error) {
     return moxin_model_save(model, place, true, NULL, error);
 }
 
-static int saved_or_old(void)
-{
-    return is_saved() || same_folder(old, place);
-}
+static int saved_or_old(void) { return is_saved() || same_folder(old, place); }
 
 static char *careless_block;
 
-static moxin_status be_careless(moxin_error **error)
-{
+static moxin_status be_careless(moxin_error **error) {
     (void)error;
     careless_block = malloc(1 << 22);
     memset(careless_block, 1, 1 << 22);
     return MOXIN_STATUS_OK;
 }
 
-static void free_block(void)
-{
-    free(careless_block);
-}
+static void free_block(void) { free(careless_block); }
 
-/* What comes before a part each time, the part, what holds then even if it failed, what holds where it succeeded, and what undoes it. */
+/* What comes before a part each time, the part, what holds then even if it failed, what holds where
+ * it succeeded, and what undoes it. */
 struct part {
     const char *name;
     void (*before)(void);
@@ -381,31 +351,34 @@ struct part {
 };
 
 static const struct part PARTS[] = {
-    {"load", NULL, load_model, NULL, NULL, free_model},
-    {"picture", NULL, open_picture, NULL, NULL, free_picture},
-    {"encode", NULL, encode, NULL, NULL, free_embedding},
-    {"session", NULL, begin_session, NULL, NULL, free_session},
-    {"pull", NULL, pull, NULL, answer_is_right, NULL},
-    {"stream", NULL, stream, NULL, answer_is_right, NULL},
-    {"quantize", NULL, quantize, still_answers, NULL, dense_again},
-    {"save", remove_place, save_new, saved_or_absent, is_saved, remove_place},
-    {"overwrite", put_other, save_over, saved_or_old, is_saved, remove_place},
+    { "load", NULL, load_model, NULL, NULL, free_model },
+    { "picture", NULL, open_picture, NULL, NULL, free_picture },
+    { "encode", NULL, encode, NULL, NULL, free_embedding },
+    { "session", NULL, begin_session, NULL, NULL, free_session },
+    { "pull", NULL, pull, NULL, answer_is_right, NULL },
+    { "stream", NULL, stream, NULL, answer_is_right, NULL },
+    { "quantize", NULL, quantize, still_answers, NULL, dense_again },
+    { "save", remove_place, save_new, saved_or_absent, is_saved, remove_place },
+    { "overwrite", put_other, save_over, saved_or_old, is_saved, remove_place },
 };
 
-static const struct part CARELESS = {"careless", NULL, be_careless, NULL, NULL, free_block};
+static const struct part CARELESS = { "careless", NULL, be_careless, NULL, NULL, free_block };
 
-enum { PART_COUNT = sizeof PARTS / sizeof PARTS[0], TIME_LIMIT = 20 /* seconds, for one part */, END_OF_LIST = 4 };
+enum {
+    PART_COUNT = sizeof PARTS / sizeof PARTS[0],
+    TIME_LIMIT = 20 /* seconds, for one part */,
+    END_OF_LIST = 4
+};
 
 /* ---------------------------------------------------------------- failures */
 
-static void complain(const char *what)
-{
-    fprintf(stderr, "%s, %s %ld (%ld): %s\n", current, FAILING_NAMES[failing.kind], failing.at, failing.fired, what);
+static void complain(const char *what) {
+    fprintf(stderr, "%s, %s %ld (%ld): %s\n", current, FAILING_NAMES[failing.kind], failing.at,
+            failing.fired, what);
     failures++;
 }
 
-static void on_death(int signal_number)
-{
+static void on_death(int signal_number) {
     void *frames[64];
     failing_pause();
     complain(strsignal(signal_number));
@@ -413,9 +386,9 @@ static void on_death(int signal_number)
     _exit(3);
 }
 
-/* Does a part, which must succeed unless something has failed on purpose; and again then, when it must succeed. */
-static void run(const struct part *part)
-{
+/* Does a part, which must succeed unless something has failed on purpose; and again then, when it
+ * must succeed. */
+static void run(const struct part *part) {
     moxin_error *error = NULL;
     moxin_status status;
     current = part->name;
@@ -429,7 +402,8 @@ static void run(const struct part *part)
         if (failing.fired < 0 || status == MOXIN_STATUS_PANIC || (error && message.len == 0)) {
             complain(message.data);
         } else if (getenv("MOXIN_FAILURES_SHOW")) {
-            printf("%s, %s %ld (%ld): %s\n", current, FAILING_NAMES[failing.kind], failing.at, failing.fired, message.data);
+            printf("%s, %s %ld (%ld): %s\n", current, FAILING_NAMES[failing.kind], failing.at,
+                   failing.fired, message.data);
         }
         moxin_error_free(error);
         error = NULL;
@@ -451,16 +425,14 @@ static void run(const struct part *part)
     }
 }
 
-static void undo(const struct part *part)
-{
+static void undo(const struct part *part) {
     if (part->undo) {
         part->undo();
     }
 }
 
 /* Does a part with one failure, and undoes it. */
-static void attempt(const struct part *part, enum failing_kind kind, long n)
-{
+static void attempt(const struct part *part, enum failing_kind kind, long n) {
     if (part->before) {
         part->before();
     }
@@ -473,8 +445,7 @@ static void attempt(const struct part *part, enum failing_kind kind, long n)
 }
 
 /* Does a part as the next one needs it, without failures. */
-static void keep(const struct part *part)
-{
+static void keep(const struct part *part) {
     if (part->before) {
         part->before();
     }
@@ -483,8 +454,7 @@ static void keep(const struct part *part)
 }
 
 /* Makes the folders that saved models are compared with. */
-static void save_models(void)
-{
+static void save_models(void) {
     moxin_error *error = NULL;
     NEED(load_model(&error));
     NEED(quantize(&error));
@@ -495,8 +465,7 @@ static void save_models(void)
     quantized = 0;
 }
 
-static enum failing_kind kind_called(const char *name)
-{
+static enum failing_kind kind_called(const char *name) {
     int kind;
     for (kind = 0; kind < FAILING_KINDS; kind++) {
         if (strcmp(FAILING_NAMES[kind], name) == 0) {
@@ -508,8 +477,7 @@ static enum failing_kind kind_called(const char *name)
 }
 
 /* Does all parts, and each with so many failures of a kind at most. */
-static void each(enum failing_kind kind, long most)
-{
+static void each(enum failing_kind kind, long most) {
     const struct part *part;
     for (part = PARTS; part < PARTS + PART_COUNT; part++) {
         long count, points, last, i;
@@ -518,9 +486,11 @@ static void each(enum failing_kind kind, long most)
         attempt(part, kind, 0);
         count = failing.counts[kind];
         points = count < most ? count : most;
-        last = points / 4; /* these many at the end, where the outcome is published; before them evenly spread ones */
+        last = points / 4; /* these many at the end, where the outcome is published; before them
+                              evenly spread ones */
         for (i = 0; i < points; i++) {
-            attempt(part, kind, i < last ? count - i : 1 + (i - last) * (count - last) / (points - last));
+            attempt(part, kind,
+                    i < last ? count - i : 1 + (i - last) * (count - last) / (points - last));
         }
         printf("%s %s %ld of %ld\n", part->name, FAILING_NAMES[kind], points, count);
         keep(part);
@@ -528,8 +498,7 @@ static void each(enum failing_kind kind, long most)
 }
 
 /* Does a part with one failure. */
-static void one(enum failing_kind kind, const char *name, long n)
-{
+static void one(enum failing_kind kind, const char *name, long n) {
     const struct part *part;
     for (part = PARTS; part < PARTS + PART_COUNT; part++) {
         if (strcmp(part->name, name) == 0) {
@@ -539,9 +508,9 @@ static void one(enum failing_kind kind, const char *name, long n)
     }
 }
 
-/* Does the parts, one of which fails, where nothing was done before; and all again, with the same outcome. */
-static void first(enum failing_kind kind, long n)
-{
+/* Does the parts, one of which fails, where nothing was done before; and all again, with the same
+ * outcome. */
+static void first(enum failing_kind kind, long n) {
     int i;
     failing_arm(kind, n);
     for (i = 0; i < PART_COUNT; i++) {
@@ -558,8 +527,7 @@ static void first(enum failing_kind kind, long n)
     }
 }
 
-int main(int count, char **arguments)
-{
+int main(int count, char **arguments) {
     const char *mode = count > 5 ? arguments[1] : "";
     enum failing_kind kind;
     if (count < 6) {
@@ -573,7 +541,8 @@ int main(int count, char **arguments)
     snprintf(place, sizeof place, "%s/model", parent);
     snprintf(saved, sizeof saved, "%s/saved", parent);
     snprintf(old, sizeof old, "%s/old", parent);
-    failing.threshold = getenv("MOXIN_FAILURES_BYTES") ? (size_t)atol(getenv("MOXIN_FAILURES_BYTES")) : 1 << 20;
+    failing.threshold =
+        getenv("MOXIN_FAILURES_BYTES") ? (size_t)atol(getenv("MOXIN_FAILURES_BYTES")) : 1 << 20;
     sem_init(&stream_ended, 0, 0);
     signal(SIGABRT, on_death);
     signal(SIGSEGV, on_death);

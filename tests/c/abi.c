@@ -1,22 +1,23 @@
 /*
  * Uses the C ABI as a careless caller would and checks what comes back. Run by tests/c.rs.
  *
- *   abi check MODEL IMAGE RGB WIDTH HEIGHT   everything below; RGB is a file with the picture's pixels, three bytes each
- *   abi exit-loading MODEL                   ends with exit(42) while another thread loads a model
- *   abi exit-encoding MODEL                  ends with exit(42) while another thread encodes pictures
- *   abi exit-in-progress MODEL               ends with exit(42) inside a progress callback
- *   abi exit-stepping MODEL MILLISECONDS     ends with exit(42) while another thread generates
- *   abi exit-leaving MODEL                   ends with exit(42) and frees nothing
+ *   abi check MODEL IMAGE RGB WIDTH HEIGHT   everything below; RGB is a file with the picture's
+ * pixels, three bytes each abi exit-loading MODEL                   ends with exit(42) while
+ * another thread loads a model abi exit-encoding MODEL                  ends with exit(42) while
+ * another thread encodes pictures abi exit-in-progress MODEL               ends with exit(42)
+ * inside a progress callback abi exit-stepping MODEL MILLISECONDS     ends with exit(42) while
+ * another thread generates abi exit-leaving MODEL                   ends with exit(42) and frees
+ * nothing
  */
 #include "check.h"
 
 #include <math.h>
 #include <pthread.h>
 
-/* ---------------------------------------------------------------- the library itself, and NULL everywhere */
+/* ---------------------------------------------------------------- the library itself, and NULL
+ * everywhere */
 
-static void check_library(void)
-{
+static void check_library(void) {
     CHECK(moxin_abi_version() == MOXIN_ABI_VERSION);
     CHECK(strchr(moxin_version(), '.') != NULL);
     CHECK(strcmp(moxin_status_name(MOXIN_STATUS_BUSY), "MOXIN_STATUS_BUSY") == 0);
@@ -26,19 +27,19 @@ static void check_library(void)
     CHECK(moxin_backend_available(MOXIN_BACKEND_AUTO));
     CHECK(moxin_backend_available(MOXIN_BACKEND_CPU));
     CHECK(!moxin_backend_available(99));
-    CHECK(!(moxin_backend_available(MOXIN_BACKEND_METAL) && moxin_backend_available(MOXIN_BACKEND_CUDA)));
+    CHECK(!(moxin_backend_available(MOXIN_BACKEND_METAL) &&
+            moxin_backend_available(MOXIN_BACKEND_CUDA)));
 }
 
-static bool no_events(void *user_data, const moxin_event *event)
-{
+static bool no_events(void *user_data, const moxin_event *event) {
     (void)user_data;
     (void)event;
     CHECK(!"a stream that did not start has no events");
     return true;
 }
 
-static void check_null(const moxin_model *model, const moxin_image *image, const moxin_session *session, const char *path)
-{
+static void check_null(const moxin_model *model, const moxin_image *image,
+                       const moxin_session *session, const char *path) {
     const moxin_status null_argument = MOXIN_STATUS_NULL_ARGUMENT;
     moxin_error *error = NULL;
     moxin_model *no_model = NULL;
@@ -46,16 +47,16 @@ static void check_null(const moxin_model *model, const moxin_image *image, const
     moxin_session *no_session = NULL;
     moxin_embedding *no_embedding = NULL;
     moxin_event event = empty_event();
-    moxin_stats stats = {0};
-    moxin_model_info info = {0};
-    moxin_embedding_info embedding_info = {0};
+    moxin_stats stats = { 0 };
+    moxin_model_info info = { 0 };
+    moxin_embedding_info embedding_info = { 0 };
     float number = 0;
     stats.struct_size = sizeof stats;
     info.struct_size = sizeof info;
     embedding_info.struct_size = sizeof embedding_info;
 
-    moxin_memory_estimate estimate = {0};
-    moxin_memory_stats memory = {0};
+    moxin_memory_estimate estimate = { 0 };
+    moxin_memory_stats memory = { 0 };
     moxin_str value;
     estimate.struct_size = sizeof estimate;
     memory.struct_size = sizeof memory;
@@ -83,8 +84,10 @@ static void check_null(const moxin_model *model, const moxin_image *image, const
     EXPECT(null_argument, moxin_image_from_file("x.png", NULL, NULL, &error));
     EXPECT(null_argument, moxin_image_from_bytes(NULL, 0, NULL, &no_image, &error));
     EXPECT(null_argument, moxin_image_from_bytes("x", 1, NULL, NULL, &error));
-    EXPECT(null_argument, moxin_image_from_pixels(NULL, 1, 1, 3, MOXIN_PIXEL_FORMAT_RGB8, &no_image, &error));
-    EXPECT(null_argument, moxin_image_from_pixels("xyz", 1, 1, 3, MOXIN_PIXEL_FORMAT_RGB8, NULL, &error));
+    EXPECT(null_argument,
+           moxin_image_from_pixels(NULL, 1, 1, 3, MOXIN_PIXEL_FORMAT_RGB8, &no_image, &error));
+    EXPECT(null_argument,
+           moxin_image_from_pixels("xyz", 1, 1, 3, MOXIN_PIXEL_FORMAT_RGB8, NULL, &error));
     EXPECT(null_argument, moxin_image_size(NULL, NULL, NULL, &error));
     uint32_t no_tokens = 0;
     EXPECT(null_argument, moxin_model_image_tokens(NULL, 8, 8, NULL, &no_tokens, &error));
@@ -151,8 +154,7 @@ static void check_null(const moxin_model *model, const moxin_image *image, const
 
 /* ---------------------------------------------------------------- arguments out of range */
 
-static void check_arguments(const moxin_model *model, moxin_session *session, const char *path)
-{
+static void check_arguments(const moxin_model *model, moxin_session *session, const char *path) {
     const moxin_status invalid = MOXIN_STATUS_INVALID_ARGUMENT;
     const char *not_utf8 = "caf\xe9";
     moxin_error *error = NULL;
@@ -162,36 +164,47 @@ static void check_arguments(const moxin_model *model, moxin_session *session, co
     moxin_model_params model_params;
     moxin_image_params image_params;
     moxin_quant_params quant;
-    moxin_module_quant module = {0};
+    moxin_module_quant module = { 0 };
     moxin_session_params params;
-    moxin_memory_estimate estimate = {0};
-    moxin_model_info info = {0};
+    moxin_memory_estimate estimate = { 0 };
+    moxin_model_info info = { 0 };
     moxin_str value;
-    const char *stops[2] = {"", NULL};
+    const char *stops[2] = { "", NULL };
 
     EXPECT(invalid, moxin_model_load(not_utf8, NULL, NULL, &no_model, &error));
     EXPECT(invalid, moxin_image_from_file(not_utf8, NULL, &no_image, &error));
-    EXPECT(invalid, moxin_session_add_text(session, MOXIN_ROLE_USER, not_utf8, MOXIN_STRLEN, &error));
+    EXPECT(invalid,
+           moxin_session_add_text(session, MOXIN_ROLE_USER, not_utf8, MOXIN_STRLEN, &error));
     EXPECT(invalid, moxin_session_add_text(session, MOXIN_ROLE_USER, "\xe2\x82", 2, &error));
-    EXPECT(invalid, moxin_session_add_text(session, MOXIN_ROLE_USER, "x", MOXIN_STRLEN - 1, &error));
+    EXPECT(invalid,
+           moxin_session_add_text(session, MOXIN_ROLE_USER, "x", MOXIN_STRLEN - 1, &error));
     EXPECT(invalid, moxin_session_add_text(session, 99, "x", 1, &error));
     EXPECT(invalid, moxin_session_add_text(session, UINT32_MAX, "x", 1, &error));
-    EXPECT(MOXIN_STATUS_NOT_FOUND, moxin_model_load("no/such/folder", NULL, NULL, &no_model, &error));
+    EXPECT(MOXIN_STATUS_NOT_FOUND,
+           moxin_model_load("no/such/folder", NULL, NULL, &no_model, &error));
     EXPECT(MOXIN_STATUS_NOT_FOUND, moxin_model_load("", NULL, NULL, &no_model, &error));
     EXPECT(MOXIN_STATUS_NOT_FOUND, moxin_image_from_file("no/such.png", NULL, &no_image, &error));
     EXPECT(MOXIN_STATUS_UNSUPPORTED_IMAGE, moxin_image_from_file(path, NULL, &no_image, &error));
     EXPECT(MOXIN_STATUS_UNSUPPORTED_IMAGE, moxin_image_from_bytes("", 0, NULL, &no_image, &error));
-    EXPECT(MOXIN_STATUS_UNSUPPORTED_IMAGE, moxin_image_from_bytes("not a picture", 13, NULL, &no_image, &error));
+    EXPECT(MOXIN_STATUS_UNSUPPORTED_IMAGE,
+           moxin_image_from_bytes("not a picture", 13, NULL, &no_image, &error));
     EXPECT(invalid, moxin_image_from_bytes("x", SIZE_MAX, NULL, &no_image, &error));
 
     EXPECT(invalid, moxin_image_from_pixels("xyz", 1, 1, 3, 99, &no_image, &error));
-    EXPECT(invalid, moxin_image_from_pixels("xyz", 0, 1, 3, MOXIN_PIXEL_FORMAT_RGB8, &no_image, &error));
-    EXPECT(invalid, moxin_image_from_pixels("xyz", 1, 0, 3, MOXIN_PIXEL_FORMAT_RGB8, &no_image, &error));
-    EXPECT(invalid, moxin_image_from_pixels("xyz", 1, 1, 2, MOXIN_PIXEL_FORMAT_RGB8, &no_image, &error));
-    EXPECT(invalid, moxin_image_from_pixels("xyz", 1, 1, 0, MOXIN_PIXEL_FORMAT_RGB8, &no_image, &error));
-    EXPECT(invalid, moxin_image_from_pixels("xyz", 1, 2, SIZE_MAX, MOXIN_PIXEL_FORMAT_RGB8, &no_image, &error));
-    EXPECT(invalid, moxin_image_from_pixels("xyz", 1, UINT32_MAX, SIZE_MAX / 2, MOXIN_PIXEL_FORMAT_RGB8, &no_image, &error));
-    EXPECT(invalid, moxin_image_from_pixels("xyz", UINT32_MAX, 1, SIZE_MAX / 4, MOXIN_PIXEL_FORMAT_RGB8, &no_image, &error));
+    EXPECT(invalid,
+           moxin_image_from_pixels("xyz", 0, 1, 3, MOXIN_PIXEL_FORMAT_RGB8, &no_image, &error));
+    EXPECT(invalid,
+           moxin_image_from_pixels("xyz", 1, 0, 3, MOXIN_PIXEL_FORMAT_RGB8, &no_image, &error));
+    EXPECT(invalid,
+           moxin_image_from_pixels("xyz", 1, 1, 2, MOXIN_PIXEL_FORMAT_RGB8, &no_image, &error));
+    EXPECT(invalid,
+           moxin_image_from_pixels("xyz", 1, 1, 0, MOXIN_PIXEL_FORMAT_RGB8, &no_image, &error));
+    EXPECT(invalid, moxin_image_from_pixels("xyz", 1, 2, SIZE_MAX, MOXIN_PIXEL_FORMAT_RGB8,
+                                            &no_image, &error));
+    EXPECT(invalid, moxin_image_from_pixels("xyz", 1, UINT32_MAX, SIZE_MAX / 2,
+                                            MOXIN_PIXEL_FORMAT_RGB8, &no_image, &error));
+    EXPECT(invalid, moxin_image_from_pixels("xyz", UINT32_MAX, 1, SIZE_MAX / 4,
+                                            MOXIN_PIXEL_FORMAT_RGB8, &no_image, &error));
 
     info.struct_size = sizeof info;
     moxin_model_params_init(&model_params, sizeof model_params);
@@ -199,10 +212,13 @@ static void check_arguments(const moxin_model *model, moxin_session *session, co
     EXPECT(invalid, moxin_model_load(path, &model_params, NULL, &no_model, &error));
     model_params.backend = MOXIN_BACKEND_CPU;
     model_params.memory_limit = 1000;
-    EXPECT(MOXIN_STATUS_OUT_OF_MEMORY, moxin_model_load(path, &model_params, NULL, &no_model, &error));
+    EXPECT(MOXIN_STATUS_OUT_OF_MEMORY,
+           moxin_model_load(path, &model_params, NULL, &no_model, &error));
     model_params.memory_limit = 0;
-    model_params.backend = moxin_backend_available(MOXIN_BACKEND_METAL) ? MOXIN_BACKEND_CUDA : MOXIN_BACKEND_METAL;
-    EXPECT(MOXIN_STATUS_BACKEND_UNAVAILABLE, moxin_model_load(path, &model_params, NULL, &no_model, &error));
+    model_params.backend =
+        moxin_backend_available(MOXIN_BACKEND_METAL) ? MOXIN_BACKEND_CUDA : MOXIN_BACKEND_METAL;
+    EXPECT(MOXIN_STATUS_BACKEND_UNAVAILABLE,
+           moxin_model_load(path, &model_params, NULL, &no_model, &error));
     model_params.backend = MOXIN_BACKEND_CPU;
     model_params.dtype = 99;
     EXPECT(invalid, moxin_model_load(path, &model_params, NULL, &no_model, &error));
@@ -210,7 +226,8 @@ static void check_arguments(const moxin_model *model, moxin_session *session, co
     EXPECT(invalid, moxin_model_estimate(path, &model_params, NULL, &estimate, &error));
     EXPECT(invalid, moxin_model_inspect(not_utf8, &info, &error));
     EXPECT(MOXIN_STATUS_NOT_FOUND, moxin_model_inspect("no/such/folder", &info, &error));
-    EXPECT(MOXIN_STATUS_NOT_FOUND, moxin_model_estimate("no/such/folder", NULL, NULL, &estimate, &error));
+    EXPECT(MOXIN_STATUS_NOT_FOUND,
+           moxin_model_estimate("no/such/folder", NULL, NULL, &estimate, &error));
     EXPECT(invalid, moxin_model_metadata(model, not_utf8, &value, &error));
     EXPECT(invalid, moxin_set_log(NULL, 99, NULL, NULL, &error));
     EXPECT(invalid, moxin_session_rewind(session, SIZE_MAX, &error));
@@ -236,9 +253,9 @@ static void check_arguments(const moxin_model *model, moxin_session *session, co
     model_params.chat_template = "\xff";
     EXPECT(invalid, moxin_model_load(path, &model_params, NULL, &no_model, &error));
     model_params.chat_template = NULL;
-#define REFUSED_QUANT(field, value)                                                \
-    moxin_quant_params_init(&quant, sizeof quant);                                 \
-    quant.field = value;                                                           \
+#define REFUSED_QUANT(field, value)                                                                \
+    moxin_quant_params_init(&quant, sizeof quant);                                                 \
+    quant.field = value;                                                                           \
     EXPECT(invalid, moxin_model_quantize(model, &quant, NULL, &error))
     REFUSED_QUANT(bits, 0);
     REFUSED_QUANT(bits, 7);
@@ -250,7 +267,8 @@ static void check_arguments(const moxin_model *model, moxin_session *session, co
     REFUSED_QUANT(module_count, SIZE_MAX);
 #undef REFUSED_QUANT
     moxin_quant_params_init(&quant, sizeof quant);
-    CHECK(quant.bits == 4 && quant.group_size == 64 && quant.embedding == 1 && quant.head == 1 && quant.vision == 0);
+    CHECK(quant.bits == 4 && quant.group_size == 64 && quant.embedding == 1 && quant.head == 1 &&
+          quant.vision == 0);
     quant.module_count = 1;
     EXPECT(MOXIN_STATUS_NULL_ARGUMENT, moxin_model_quantize(model, &quant, NULL, &error));
     quant.modules = &module;
@@ -268,14 +286,15 @@ static void check_arguments(const moxin_model *model, moxin_session *session, co
     EXPECT(invalid, moxin_model_quantize(model, &quant, NULL, &error));
     EXPECT(invalid, moxin_model_save(model, not_utf8, false, NULL, &error));
     EXPECT(invalid, moxin_model_save(model, path, true, NULL, &error));
-    EXPECT(MOXIN_STATUS_NOT_FOUND, moxin_model_save(model, "no/such/folder/here", false, NULL, &error));
+    EXPECT(MOXIN_STATUS_NOT_FOUND,
+           moxin_model_save(model, "no/such/folder/here", false, NULL, &error));
     moxin_image_params_init(&image_params, sizeof image_params);
     image_params.reserved = 1;
     EXPECT(invalid, moxin_image_from_file(path, &image_params, &no_image, &error));
 
-#define REFUSED(field, value)                                                      \
-    moxin_session_params_init(&params, sizeof params);                             \
-    params.field = value;                                                          \
+#define REFUSED(field, value)                                                                      \
+    moxin_session_params_init(&params, sizeof params);                                             \
+    params.field = value;                                                                          \
     EXPECT(invalid, moxin_session_new(model, &params, &no_session, &error))
 
     REFUSED(temperature, -1);
@@ -310,13 +329,9 @@ static void check_arguments(const moxin_model *model, moxin_session *session, co
 
 enum { CANARY = 0xa5, TAIL = 64 };
 
-static void fill(void *memory, size_t size)
-{
-    memset(memory, CANARY, size);
-}
+static void fill(void *memory, size_t size) { memset(memory, CANARY, size); }
 
-static int untouched(const unsigned char *memory, size_t from, size_t to)
-{
+static int untouched(const unsigned char *memory, size_t from, size_t to) {
     while (from < to) {
         if (memory[from++] != CANARY) {
             return 0;
@@ -325,83 +340,84 @@ static int untouched(const unsigned char *memory, size_t from, size_t to)
     return 1;
 }
 
-static size_t size_in(const void *memory)
-{
+static size_t size_in(const void *memory) {
     size_t size;
     memcpy(&size, memory, sizeof size);
     return size;
 }
 
-/* An _init function writes all of the caller's size, its own size field first, and nothing behind it. */
-#define CHECK_INIT(init, type)                                                     \
-    do {                                                                           \
-        union {                                                                    \
-            type params;                                                           \
-            unsigned char bytes[sizeof(type) + TAIL];                              \
-        } room;                                                                    \
-        for (size_t size = 0; size < sizeof room; size++) {                        \
-            fill(&room, sizeof room);                                              \
-            init(&room.params, size);                                              \
-            CHECK(untouched(room.bytes, size, sizeof room));                       \
-            if (size < sizeof(size_t)) {                                           \
-                CHECK(untouched(room.bytes, 0, size));                             \
-            } else {                                                               \
-                CHECK(size_in(room.bytes) == size);                                \
-                for (size_t i = sizeof(type); i < size; i++) {                     \
-                    CHECK(room.bytes[i] == 0);                                     \
-                }                                                                  \
-            }                                                                      \
-        }                                                                          \
+/* An _init function writes all of the caller's size, its own size field first, and nothing behind
+ * it. */
+#define CHECK_INIT(init, type)                                                                     \
+    do {                                                                                           \
+        union {                                                                                    \
+            type params;                                                                           \
+            unsigned char bytes[sizeof(type) + TAIL];                                              \
+        } room;                                                                                    \
+        for (size_t size = 0; size < sizeof room; size++) {                                        \
+            fill(&room, sizeof room);                                                              \
+            init(&room.params, size);                                                              \
+            CHECK(untouched(room.bytes, size, sizeof room));                                       \
+            if (size < sizeof(size_t)) {                                                           \
+                CHECK(untouched(room.bytes, 0, size));                                             \
+            } else {                                                                               \
+                CHECK(size_in(room.bytes) == size);                                                \
+                for (size_t i = sizeof(type); i < size; i++) {                                     \
+                    CHECK(room.bytes[i] == 0);                                                     \
+                }                                                                                  \
+            }                                                                                      \
+        }                                                                                          \
     } while (0)
 
 /* A struct of results: written as far as the caller says it goes, its size field left as it is. */
-#define CHECK_RESULT(type, call)                                                   \
-    do {                                                                           \
-        union {                                                                    \
-            type result;                                                           \
-            unsigned char bytes[sizeof(type) + TAIL];                              \
-        } room;                                                                    \
-        for (size_t size = sizeof(size_t); size <= sizeof room; size += 4) {       \
-            fill(&room, sizeof room);                                              \
-            memcpy(&room, &size, sizeof size);                                     \
-            EXPECT(MOXIN_STATUS_OK, call(&room.result));                           \
-            CHECK(size_in(room.bytes) == size);                                    \
-            CHECK(untouched(room.bytes, size < sizeof(type) ? size : sizeof(type), sizeof room)); \
-        }                                                                          \
-        room.result.struct_size = 0;                                               \
-        EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, call(&room.result));                 \
-        room.result.struct_size = sizeof(size_t) - 1;                              \
-        EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, call(&room.result));                 \
-        room.result.struct_size = SIZE_MAX;                                        \
-        EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, call(&room.result));                 \
+#define CHECK_RESULT(type, call)                                                                   \
+    do {                                                                                           \
+        union {                                                                                    \
+            type result;                                                                           \
+            unsigned char bytes[sizeof(type) + TAIL];                                              \
+        } room;                                                                                    \
+        for (size_t size = sizeof(size_t); size <= sizeof room; size += 4) {                       \
+            fill(&room, sizeof room);                                                              \
+            memcpy(&room, &size, sizeof size);                                                     \
+            EXPECT(MOXIN_STATUS_OK, call(&room.result));                                           \
+            CHECK(size_in(room.bytes) == size);                                                    \
+            CHECK(untouched(room.bytes, size < sizeof(type) ? size : sizeof(type), sizeof room));  \
+        }                                                                                          \
+        room.result.struct_size = 0;                                                               \
+        EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, call(&room.result));                                 \
+        room.result.struct_size = sizeof(size_t) - 1;                                              \
+        EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, call(&room.result));                                 \
+        room.result.struct_size = SIZE_MAX;                                                        \
+        EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, call(&room.result));                                 \
     } while (0)
 
-/* A struct of parameters: refused where it is too small to say its size, or sets what this version does not know. */
-#define CHECK_PARAMS(type, call, ok)                                               \
-    do {                                                                           \
-        union {                                                                    \
-            type params;                                                           \
-            unsigned char bytes[sizeof(type) + TAIL];                              \
-        } room;                                                                    \
-        memset(&room, 0, sizeof room);                                             \
-        EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, call(&room.params));                 \
-        room.params.struct_size = sizeof(size_t) - 1;                              \
-        EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, call(&room.params));                 \
-        room.params.struct_size = SIZE_MAX;                                        \
-        EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, call(&room.params));                 \
-        room.params.struct_size = sizeof(size_t);                                  \
-        EXPECT(ok, call(&room.params));                                            \
-        INIT(room);                                                                \
-        room.params.struct_size = sizeof room;                                     \
-        EXPECT(ok, call(&room.params));                                            \
-        room.bytes[sizeof room - 1] = 1;                                           \
-        EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, call(&room.params));                 \
-        room.params.struct_size = sizeof(type);                                    \
-        EXPECT(ok, call(&room.params));                                            \
+/* A struct of parameters: refused where it is too small to say its size, or sets what this version
+ * does not know. */
+#define CHECK_PARAMS(type, call, ok)                                                               \
+    do {                                                                                           \
+        union {                                                                                    \
+            type params;                                                                           \
+            unsigned char bytes[sizeof(type) + TAIL];                                              \
+        } room;                                                                                    \
+        memset(&room, 0, sizeof room);                                                             \
+        EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, call(&room.params));                                 \
+        room.params.struct_size = sizeof(size_t) - 1;                                              \
+        EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, call(&room.params));                                 \
+        room.params.struct_size = SIZE_MAX;                                                        \
+        EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, call(&room.params));                                 \
+        room.params.struct_size = sizeof(size_t);                                                  \
+        EXPECT(ok, call(&room.params));                                                            \
+        INIT(room);                                                                                \
+        room.params.struct_size = sizeof room;                                                     \
+        EXPECT(ok, call(&room.params));                                                            \
+        room.bytes[sizeof room - 1] = 1;                                                           \
+        EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, call(&room.params));                                 \
+        room.params.struct_size = sizeof(type);                                                    \
+        EXPECT(ok, call(&room.params));                                                            \
     } while (0)
 
-static void check_sizes(const moxin_model *model, const moxin_embedding *embedding, const moxin_session *session, const char *path)
-{
+static void check_sizes(const moxin_model *model, const moxin_embedding *embedding,
+                        const moxin_session *session, const char *path) {
     const moxin_status not_found = MOXIN_STATUS_NOT_FOUND;
     moxin_error *error = NULL;
     moxin_model *no_model = NULL;
@@ -450,7 +466,9 @@ static void check_sizes(const moxin_model *model, const moxin_embedding *embeddi
 #undef CALL
 #undef INIT
 #define INIT(room) moxin_session_params_init(&room.params, sizeof room)
-#define CALL(params) (moxin_session_free(new_session), new_session = NULL, moxin_session_new(model, params, &new_session, &error))
+#define CALL(params)                                                                               \
+    (moxin_session_free(new_session), new_session = NULL,                                          \
+     moxin_session_new(model, params, &new_session, &error))
     CHECK_PARAMS(moxin_session_params, CALL, MOXIN_STATUS_OK);
 #undef CALL
 #undef INIT
@@ -473,8 +491,7 @@ static void check_sizes(const moxin_model *model, const moxin_embedding *embeddi
 }
 
 /* Events for callers of every version: written as far as they say. */
-static void check_event_sizes(moxin_session *session)
-{
+static void check_event_sizes(moxin_session *session) {
     union {
         moxin_event event;
         unsigned char bytes[sizeof(moxin_event) + TAIL];
@@ -494,18 +511,18 @@ static void check_event_sizes(moxin_session *session)
         }
         EXPECT(MOXIN_STATUS_OK, status);
         CHECK(size_in(room.bytes) == size);
-        CHECK(untouched(room.bytes, size < sizeof(moxin_event) ? size : sizeof(moxin_event), sizeof room));
+        CHECK(untouched(room.bytes, size < sizeof(moxin_event) ? size : sizeof(moxin_event),
+                        sizeof room));
     }
     NEED(moxin_session_reset(session, &error));
 }
 
 /* ---------------------------------------------------------------- pictures */
 
-static float *numbers_of(const moxin_model *model, const moxin_image *image, size_t *count)
-{
+static float *numbers_of(const moxin_model *model, const moxin_image *image, size_t *count) {
     moxin_error *error = NULL;
     moxin_embedding *embedding = NULL;
-    moxin_embedding_info info = {0};
+    moxin_embedding_info info = { 0 };
     info.struct_size = sizeof info;
     NEED(moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error));
     NEED(moxin_embedding_info_get(embedding, &info, &error));
@@ -517,16 +534,17 @@ static float *numbers_of(const moxin_model *model, const moxin_image *image, siz
     numbers[*count] = 12345;
     EXPECT(MOXIN_STATUS_NULL_ARGUMENT, moxin_embedding_copy(embedding, NULL, *count, &error));
     EXPECT(MOXIN_STATUS_NULL_ARGUMENT, moxin_embedding_info_get(embedding, NULL, &error));
-    EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, moxin_embedding_copy(embedding, numbers, *count - 1, &error));
+    EXPECT(MOXIN_STATUS_INVALID_ARGUMENT,
+           moxin_embedding_copy(embedding, numbers, *count - 1, &error));
     NEED(moxin_embedding_copy(embedding, numbers, *count, &error));
     CHECK(numbers[*count] == 12345);
     moxin_embedding_free(embedding);
     return numbers;
 }
 
-/* The largest difference between what the model saw in one picture and what it sees in another, which is freed. */
-static double difference(const moxin_model *model, const float *seen, moxin_image *image)
-{
+/* The largest difference between what the model saw in one picture and what it sees in another,
+ * which is freed. */
+static double difference(const moxin_model *model, const float *seen, moxin_image *image) {
     size_t count;
     float *numbers = numbers_of(model, image, &count);
     double largest = 0;
@@ -539,10 +557,13 @@ static double difference(const moxin_model *model, const float *seen, moxin_imag
     return largest;
 }
 
-/* A picture from RGB pixels, laid out in another format with a stride that leaves room behind each row. */
-static moxin_image *from_rgb(const unsigned char *rgb, uint32_t width, uint32_t height, moxin_pixel_format format)
-{
-    const size_t pixel = format == MOXIN_PIXEL_FORMAT_RGB8 ? 3 : format == MOXIN_PIXEL_FORMAT_GRAY8 ? 1 : 4;
+/* A picture from RGB pixels, laid out in another format with a stride that leaves room behind each
+ * row. */
+static moxin_image *from_rgb(const unsigned char *rgb, uint32_t width, uint32_t height,
+                             moxin_pixel_format format) {
+    const size_t pixel = format == MOXIN_PIXEL_FORMAT_RGB8    ? 3
+                         : format == MOXIN_PIXEL_FORMAT_GRAY8 ? 1
+                                                              : 4;
     const size_t red = format == MOXIN_PIXEL_FORMAT_BGRA8 ? 2 : 0;
     const size_t row = width * pixel, stride = row + 13;
     const size_t size = stride * (height - 1) + row; /* the last row ends with its last pixel */
@@ -572,8 +593,7 @@ static moxin_image *from_rgb(const unsigned char *rgb, uint32_t width, uint32_t 
     return image;
 }
 
-static unsigned char *read_file(const char *path, size_t *size)
-{
+static unsigned char *read_file(const char *path, size_t *size) {
     FILE *file = fopen(path, "rb");
     unsigned char *bytes = malloc(1 << 24);
     if (file == NULL || bytes == NULL) {
@@ -585,16 +605,16 @@ static unsigned char *read_file(const char *path, size_t *size)
     return bytes;
 }
 
-static void check_images(const moxin_model *model, const moxin_image *image, const char *path, const char *rgb_path, uint32_t width,
-                         uint32_t height)
-{
+static void check_images(const moxin_model *model, const moxin_image *image, const char *path,
+                         const char *rgb_path, uint32_t width, uint32_t height) {
     size_t size, rgb_size, count;
     unsigned char *bytes = read_file(path, &size), *rgb = read_file(rgb_path, &rgb_size);
     moxin_error *error = NULL;
     moxin_image *decoded = NULL, *small = NULL;
     moxin_image_params params;
     uint32_t found_width = 0, found_height = 0;
-    const moxin_pixel_format colour[] = {MOXIN_PIXEL_FORMAT_RGB8, MOXIN_PIXEL_FORMAT_RGBA8, MOXIN_PIXEL_FORMAT_BGRA8};
+    const moxin_pixel_format colour[] = { MOXIN_PIXEL_FORMAT_RGB8, MOXIN_PIXEL_FORMAT_RGBA8,
+                                          MOXIN_PIXEL_FORMAT_BGRA8 };
     float *seen = numbers_of(model, image, &count);
     CHECK(rgb_size == (size_t)width * height * 3);
 
@@ -606,8 +626,10 @@ static void check_images(const moxin_model *model, const moxin_image *image, con
     moxin_image_params_init(&params, sizeof params);
     CHECK(params.max_pixels == 100000000 && params.ignore_orientation == 0);
     params.max_pixels = 100;
-    EXPECT(MOXIN_STATUS_UNSUPPORTED_IMAGE, moxin_image_from_bytes(bytes, size, &params, &small, &error));
-    EXPECT(MOXIN_STATUS_UNSUPPORTED_IMAGE, moxin_image_from_bytes(bytes, size / 2, NULL, &small, &error));
+    EXPECT(MOXIN_STATUS_UNSUPPORTED_IMAGE,
+           moxin_image_from_bytes(bytes, size, &params, &small, &error));
+    EXPECT(MOXIN_STATUS_UNSUPPORTED_IMAGE,
+           moxin_image_from_bytes(bytes, size / 2, NULL, &small, &error));
     CHECK(small == NULL);
 
     for (size_t i = 0; i < sizeof colour / sizeof colour[0]; i++) {
@@ -636,18 +658,18 @@ struct progress {
     float latest;
     int rising;
     moxin_stage stage;
-    int stop_at;                   /* returns false at this call; 0: never */
-    const moxin_cancel *trigger;   /* is triggered at the first call */
-    const moxin_session *session;  /* is used at the first call */
+    int stop_at;                  /* returns false at this call; 0: never */
+    const moxin_cancel *trigger;  /* is triggered at the first call */
+    const moxin_session *session; /* is used at the first call */
 };
 
-static bool watch(void *user_data, moxin_stage stage, float fraction)
-{
+static bool watch(void *user_data, moxin_stage stage, float fraction) {
     struct progress *progress = user_data;
     if (progress->calls == 0) {
         progress->rising = 1;
         moxin_cancel_trigger(progress->trigger);
-        if (progress->session != NULL) { /* another operation inside a callback waits its turn; it does not hang */
+        if (progress->session !=
+            NULL) { /* another operation inside a callback waits its turn; it does not hang */
             moxin_event event = empty_event();
             CHECK(moxin_session_step(progress->session, &event, NULL) == MOXIN_STATUS_OK);
         }
@@ -661,8 +683,7 @@ static bool watch(void *user_data, moxin_stage stage, float fraction)
     return progress->calls != progress->stop_at;
 }
 
-static moxin_op watched(struct progress *progress)
-{
+static moxin_op watched(struct progress *progress) {
     moxin_op op;
     memset(&op, 0, sizeof op);
     memset(progress, 0, sizeof *progress);
@@ -672,8 +693,7 @@ static moxin_op watched(struct progress *progress)
     return op;
 }
 
-static void check_operations(const moxin_model *model, const moxin_image *image, const char *path)
-{
+static void check_operations(const moxin_model *model, const moxin_image *image, const char *path) {
     moxin_error *error = NULL;
     moxin_model *loaded = NULL;
     moxin_embedding *embedding = NULL;
@@ -681,7 +701,8 @@ static void check_operations(const moxin_model *model, const moxin_image *image,
     moxin_op op = watched(&progress);
 
     NEED(moxin_model_load(path, NULL, &op, &loaded, &error));
-    CHECK(progress.calls > 1 && progress.rising && progress.latest == 1 && progress.stage == MOXIN_STAGE_LOAD);
+    CHECK(progress.calls > 1 && progress.rising && progress.latest == 1 &&
+          progress.stage == MOXIN_STAGE_LOAD);
     moxin_model_free(loaded);
     loaded = NULL;
 
@@ -697,10 +718,12 @@ static void check_operations(const moxin_model *model, const moxin_image *image,
     progress.calls = 0; /* it stays triggered: the next operation never begins */
     EXPECT(MOXIN_STATUS_CANCELLED, moxin_model_load(path, NULL, &op, &loaded, &error));
     CHECK(progress.calls == 0);
-    EXPECT(MOXIN_STATUS_CANCELLED, moxin_model_encode_image(model, image, NULL, &op, &embedding, &error));
+    EXPECT(MOXIN_STATUS_CANCELLED,
+           moxin_model_encode_image(model, image, NULL, &op, &embedding, &error));
     moxin_cancel_free(cancel);
 
-    /* A time limit includes the wait for the turn, and loading this model takes longer than 1 ms. */
+    /* A time limit includes the wait for the turn, and loading this model takes longer than 1 ms.
+     */
     op = watched(&progress);
     op.timeout_ms = 1;
     EXPECT(MOXIN_STATUS_TIMEOUT, moxin_model_load(path, NULL, &op, &loaded, &error));
@@ -712,7 +735,8 @@ static void check_operations(const moxin_model *model, const moxin_image *image,
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, "Hello", MOXIN_STRLEN, &error));
     progress.session = session;
     NEED(moxin_model_encode_image(model, image, NULL, &op, &embedding, &error));
-    CHECK(progress.calls > 1 && progress.rising && progress.latest == 1 && progress.stage == MOXIN_STAGE_ENCODE);
+    CHECK(progress.calls > 1 && progress.rising && progress.latest == 1 &&
+          progress.stage == MOXIN_STAGE_ENCODE);
     moxin_embedding_free(embedding);
     moxin_session_free(session);
 }
@@ -721,18 +745,20 @@ static void check_operations(const moxin_model *model, const moxin_image *image,
 
 static const char *const QUESTION = "Describe the picture.";
 
-static void check_states(const moxin_model *model, const moxin_image *image, const moxin_embedding *embedding)
-{
+static void check_states(const moxin_model *model, const moxin_image *image,
+                         const moxin_embedding *embedding) {
     const moxin_status invalid_state = MOXIN_STATUS_INVALID_STATE;
     moxin_error *error = NULL;
     moxin_session *session = begin(model);
     moxin_event event = empty_event();
-    moxin_stats stats = {0};
+    moxin_stats stats = { 0 };
     stats.struct_size = sizeof stats;
 
     EXPECT(invalid_state, moxin_session_step(session, &event, &error));
-    EXPECT(invalid_state, moxin_session_add_text(session, MOXIN_ROLE_SYSTEM, "Be brief.", MOXIN_STRLEN, &error));
-    EXPECT(invalid_state, moxin_session_add_text(session, MOXIN_ROLE_ASSISTANT, "Hello", MOXIN_STRLEN, &error));
+    EXPECT(invalid_state,
+           moxin_session_add_text(session, MOXIN_ROLE_SYSTEM, "Be brief.", MOXIN_STRLEN, &error));
+    EXPECT(invalid_state,
+           moxin_session_add_text(session, MOXIN_ROLE_ASSISTANT, "Hello", MOXIN_STRLEN, &error));
     NEED(moxin_session_add_image(session, image, NULL, &error));
     EXPECT(invalid_state, moxin_session_step(session, &event, &error));
     EXPECT(invalid_state, moxin_session_add_image(session, image, NULL, &error));
@@ -741,17 +767,22 @@ static void check_states(const moxin_model *model, const moxin_image *image, con
     struct answer first = ask(session, QUESTION);
     CHECK(first.finish == MOXIN_FINISH_REASON_END_OF_TURN && first.count > 3);
     NEED(moxin_session_stats(session, &stats, &error));
-    CHECK(stats.image_tokens > 0 && stats.prompt_tokens > stats.image_tokens && stats.reused_tokens == 0);
+    CHECK(stats.image_tokens > 0 && stats.prompt_tokens > stats.image_tokens &&
+          stats.reused_tokens == 0);
     CHECK(stats.generated_tokens == (uint32_t)first.count);
-    CHECK(stats.vision_ms > 0 && stats.prefill_ms > 0 && stats.first_token_ms > 0 && stats.decode_ms > 0 && stats.peak_bytes > 0);
+    CHECK(stats.vision_ms > 0 && stats.prefill_ms > 0 && stats.first_token_ms > 0 &&
+          stats.decode_ms > 0 && stats.peak_bytes > 0);
     EXPECT(invalid_state, moxin_session_step(session, &event, &error));
     EXPECT(invalid_state, moxin_session_add_image(session, image, NULL, &error));
 
     /* While an answer is under way, nothing is added. */
-    NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, "What is written?", MOXIN_STRLEN, &error));
+    NEED(
+        moxin_session_add_text(session, MOXIN_ROLE_USER, "What is written?", MOXIN_STRLEN, &error));
     NEED(moxin_session_step(session, &event, &error));
-    EXPECT(invalid_state, moxin_session_add_text(session, MOXIN_ROLE_USER, "And?", MOXIN_STRLEN, &error));
-    EXPECT(invalid_state, moxin_session_add_prompt(session, "In: And?\nOut:", MOXIN_STRLEN, &error));
+    EXPECT(invalid_state,
+           moxin_session_add_text(session, MOXIN_ROLE_USER, "And?", MOXIN_STRLEN, &error));
+    EXPECT(invalid_state,
+           moxin_session_add_prompt(session, "In: And?\nOut:", MOXIN_STRLEN, &error));
     EXPECT(invalid_state, moxin_session_add_image(session, image, NULL, &error));
     struct answer second = finish_answer(session);
     CHECK(second.finish == MOXIN_FINISH_REASON_END_OF_TURN && second.count > 0);
@@ -766,21 +797,23 @@ static void check_states(const moxin_model *model, const moxin_image *image, con
     NEED(moxin_session_stats(session, &stats, &error));
     CHECK(stats.vision_ms == 0);
 
-    /* A raw prompt that is written as the library writes it has the same answer, but for the space in front. */
+    /* A raw prompt that is written as the library writes it has the same answer, but for the space
+     * in front. */
     NEED(moxin_session_reset(session, &error));
     NEED(moxin_session_add_embedding(session, embedding, &error));
     NEED(moxin_session_add_prompt(session, "In: ", MOXIN_STRLEN, &error));
     NEED(moxin_session_add_prompt(session, QUESTION, MOXIN_STRLEN, &error));
     NEED(moxin_session_add_prompt(session, "\nOut:", MOXIN_STRLEN, &error));
-    EXPECT(invalid_state, moxin_session_add_text(session, MOXIN_ROLE_USER, "And?", MOXIN_STRLEN, &error));
+    EXPECT(invalid_state,
+           moxin_session_add_text(session, MOXIN_ROLE_USER, "And?", MOXIN_STRLEN, &error));
     struct answer raw = finish_answer(session);
-    CHECK(raw.count == first.count && memcmp(raw.tokens, first.tokens, (size_t)raw.count * sizeof raw.tokens[0]) == 0);
+    CHECK(raw.count == first.count &&
+          memcmp(raw.tokens, first.tokens, (size_t)raw.count * sizeof raw.tokens[0]) == 0);
     CHECK(raw.text[0] == ' ' && strcmp(raw.text + 1, first.text) == 0);
     moxin_session_free(session);
 }
 
-static void check_cancel(const moxin_model *model, const moxin_embedding *embedding)
-{
+static void check_cancel(const moxin_model *model, const moxin_embedding *embedding) {
     moxin_error *error = NULL;
     moxin_session *session = begin(model);
     moxin_event event = empty_event();
@@ -794,7 +827,8 @@ static void check_cancel(const moxin_model *model, const moxin_embedding *embedd
         }
         moxin_session_cancel(session);
         NEED(moxin_session_step(session, &event, &error));
-        CHECK(event.kind == MOXIN_EVENT_KIND_FINISHED && event.finish == MOXIN_FINISH_REASON_CANCELLED);
+        CHECK(event.kind == MOXIN_EVENT_KIND_FINISHED &&
+              event.finish == MOXIN_FINISH_REASON_CANCELLED);
         EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_session_step(session, &event, &error));
     }
     struct answer after = ask(session, QUESTION);
@@ -814,8 +848,7 @@ static void check_cancel(const moxin_model *model, const moxin_embedding *embedd
     moxin_session_free(session);
 }
 
-static void check_parameters(const moxin_model *model, const moxin_embedding *embedding)
-{
+static void check_parameters(const moxin_model *model, const moxin_embedding *embedding) {
     moxin_error *error = NULL;
     moxin_session *session = begin(model);
     moxin_session_params params;
@@ -828,7 +861,8 @@ static void check_parameters(const moxin_model *model, const moxin_embedding *em
     CHECK(found != NULL);
 
     moxin_session_params_init(&params, sizeof params);
-    CHECK(params.temperature == 0 && params.top_p == 1 && params.max_tokens == 512 && params.prefill_chunk == 256);
+    CHECK(params.temperature == 0 && params.top_p == 1 && params.max_tokens == 512 &&
+          params.prefill_chunk == 256);
     params.max_tokens = 3;
     params.prefill_chunk = 7;
     NEED(moxin_session_new(model, &params, &session, &error));
@@ -845,7 +879,8 @@ static void check_parameters(const moxin_model *model, const moxin_embedding *em
     NEED(moxin_session_add_embedding(session, embedding, &error));
     struct answer stopped = ask(session, QUESTION);
     CHECK(stopped.finish == MOXIN_FINISH_REASON_STOP_SEQUENCE);
-    CHECK(found != NULL && strlen(stopped.text) == (size_t)(found - whole.text) && strncmp(stopped.text, whole.text, strlen(stopped.text)) == 0);
+    CHECK(found != NULL && strlen(stopped.text) == (size_t)(found - whole.text) &&
+          strncmp(stopped.text, whole.text, strlen(stopped.text)) == 0);
     moxin_session_free(session);
 
     moxin_session_params_init(&params, sizeof params);
@@ -859,12 +894,11 @@ static void check_parameters(const moxin_model *model, const moxin_embedding *em
 }
 
 /* An event's text stays while other sessions step and other things happen to its own. */
-static void check_text_lifetime(const moxin_model *model, const moxin_embedding *embedding)
-{
+static void check_text_lifetime(const moxin_model *model, const moxin_embedding *embedding) {
     moxin_error *error = NULL;
     moxin_session *session = begin(model), *other = begin(model);
     moxin_event event = empty_event(), other_event = empty_event();
-    moxin_stats stats = {0};
+    moxin_stats stats = { 0 };
     char copy[64];
     stats.struct_size = sizeof stats;
     NEED(moxin_session_add_embedding(session, embedding, &error));
@@ -889,8 +923,7 @@ static void check_text_lifetime(const moxin_model *model, const moxin_embedding 
 
 /* ---------------------------------------------------------------- frees in any order */
 
-static void check_frees(const char *path, const moxin_image *image)
-{
+static void check_frees(const char *path, const moxin_image *image) {
     moxin_error *error = NULL;
     moxin_event event = empty_event();
     for (int order = 0; order < 6; order++) {
@@ -919,11 +952,12 @@ static void check_frees(const char *path, const moxin_image *image)
                 NEED(moxin_session_step(session, &event, &error));
             }
             if (embedding != NULL) {
-                moxin_embedding_info info = {0};
+                moxin_embedding_info info = { 0 };
                 info.struct_size = sizeof info;
                 NEED(moxin_embedding_info_get(embedding, &info, &error));
                 float *numbers = malloc(sizeof *numbers * info.token_count * info.hidden_size);
-                NEED(moxin_embedding_copy(embedding, numbers, (size_t)info.token_count * info.hidden_size, &error));
+                NEED(moxin_embedding_copy(embedding, numbers,
+                                          (size_t)info.token_count * info.hidden_size, &error));
                 free(numbers);
             }
             if (model != NULL) {
@@ -944,24 +978,21 @@ struct shared {
     moxin_event event;
 };
 
-static int read_flag(struct shared *shared, const int *flag)
-{
+static int read_flag(struct shared *shared, const int *flag) {
     pthread_mutex_lock(&shared->lock);
     int value = *flag;
     pthread_mutex_unlock(&shared->lock);
     return value;
 }
 
-static void set_flag(struct shared *shared, int *flag)
-{
+static void set_flag(struct shared *shared, int *flag) {
     pthread_mutex_lock(&shared->lock);
     *flag = 1;
     pthread_mutex_unlock(&shared->lock);
 }
 
 /* One step, of the encoders: the longest there is. */
-static void *one_step(void *argument)
-{
+static void *one_step(void *argument) {
     struct shared *shared = argument;
     do { /* the other thread may have the session for a moment */
         shared->status = moxin_session_step(shared->session, &shared->event, NULL);
@@ -970,22 +1001,25 @@ static void *one_step(void *argument)
     return NULL;
 }
 
-static void check_busy(const moxin_model *model, const moxin_image *image)
-{
+static void check_busy(const moxin_model *model, const moxin_image *image) {
     moxin_error *error = NULL;
     int busy = 0;
-    /* The step takes tens of milliseconds at least; should this thread sleep through one, there are more. */
+    /* The step takes tens of milliseconds at least; should this thread sleep through one, there are
+     * more. */
     for (int attempt = 0; attempt < 20 && !busy; attempt++) {
-        struct shared shared = {begin(model), PTHREAD_MUTEX_INITIALIZER, 0, 0, MOXIN_STATUS_OK, empty_event()};
+        struct shared shared = { begin(model), PTHREAD_MUTEX_INITIALIZER, 0, 0, MOXIN_STATUS_OK,
+                                 empty_event() };
         pthread_t thread;
         NEED(moxin_session_add_image(shared.session, image, NULL, &error));
-        NEED(moxin_session_add_text(shared.session, MOXIN_ROLE_USER, QUESTION, MOXIN_STRLEN, &error));
+        NEED(moxin_session_add_text(shared.session, MOXIN_ROLE_USER, QUESTION, MOXIN_STRLEN,
+                                    &error));
         pthread_create(&thread, NULL, one_step, &shared);
         while (!busy && !read_flag(&shared, &shared.ended)) {
             busy = moxin_session_rewind(shared.session, 1, NULL) == MOXIN_STATUS_BUSY;
         }
         if (busy && !read_flag(&shared, &shared.ended)) {
-            moxin_status status = moxin_session_add_text(shared.session, MOXIN_ROLE_USER, "x", 1, NULL);
+            moxin_status status =
+                moxin_session_add_text(shared.session, MOXIN_ROLE_USER, "x", 1, NULL);
             CHECK(status == MOXIN_STATUS_BUSY || read_flag(&shared, &shared.ended));
         }
         moxin_session_cancel(shared.session); /* never busy */
@@ -1002,8 +1036,7 @@ static void check_busy(const moxin_model *model, const moxin_image *image)
     CHECK(busy);
 }
 
-static void *ask_thread(void *argument)
-{
+static void *ask_thread(void *argument) {
     struct answer *answer = malloc(sizeof *answer);
     if (answer != NULL) {
         *answer = ask(argument, QUESTION);
@@ -1012,8 +1045,7 @@ static void *ask_thread(void *argument)
 }
 
 /* Sessions on threads of their own give what one alone gives. */
-static void check_threads(const moxin_model *model, const moxin_embedding *embedding)
-{
+static void check_threads(const moxin_model *model, const moxin_embedding *embedding) {
     enum { THREADS = 3 };
     moxin_error *error = NULL;
     moxin_session *sessions[THREADS];
@@ -1038,8 +1070,7 @@ static void check_threads(const moxin_model *model, const moxin_embedding *embed
 
 /* ---------------------------------------------------------------- ends of the process */
 
-static void *step_for_ever(void *argument)
-{
+static void *step_for_ever(void *argument) {
     struct shared *shared = argument;
     moxin_event event = empty_event();
     for (;;) {
@@ -1053,9 +1084,8 @@ static void *step_for_ever(void *argument)
     return NULL;
 }
 
-static void exit_stepping(const char *path, long ms)
-{
-    static struct shared shared = {.lock = PTHREAD_MUTEX_INITIALIZER};
+static void exit_stepping(const char *path, long ms) {
+    static struct shared shared = { .lock = PTHREAD_MUTEX_INITIALIZER };
     pthread_t thread;
     moxin_model *model = load(path);
     shared.session = begin(model);
@@ -1067,8 +1097,7 @@ static void exit_stepping(const char *path, long ms)
     exit(42);
 }
 
-static void *load_thread(void *argument)
-{
+static void *load_thread(void *argument) {
     for (;;) {
         moxin_model *model = NULL;
         moxin_model_load(argument, NULL, NULL, &model, NULL);
@@ -1077,17 +1106,16 @@ static void *load_thread(void *argument)
     return NULL;
 }
 
-static void exit_loading(char *path)
-{
+static void exit_loading(char *path) {
     pthread_t thread;
     pthread_create(&thread, NULL, load_thread, path);
     sleep_ms(30);
     exit(42);
 }
 
-static void *encode_thread(void *argument)
-{
-    for (uint32_t pixel = 0;; pixel++) { /* another picture each time: one that it knows is not encoded again */
+static void *encode_thread(void *argument) {
+    for (uint32_t pixel = 0;;
+         pixel++) { /* another picture each time: one that it knows is not encoded again */
         moxin_image *image = NULL;
         moxin_embedding *embedding = NULL;
         moxin_image_from_pixels(&pixel, 1, 1, 4, MOXIN_PIXEL_FORMAT_RGBA8, &image, NULL);
@@ -1098,16 +1126,14 @@ static void *encode_thread(void *argument)
     return NULL;
 }
 
-static void exit_encoding(const char *path)
-{
+static void exit_encoding(const char *path) {
     pthread_t thread;
     pthread_create(&thread, NULL, encode_thread, load(path));
     sleep_ms(30);
     exit(42);
 }
 
-static bool exit_now(void *user_data, moxin_stage stage, float fraction)
-{
+static bool exit_now(void *user_data, moxin_stage stage, float fraction) {
     (void)user_data;
     (void)stage;
     if (fraction > 0) {
@@ -1116,9 +1142,8 @@ static bool exit_now(void *user_data, moxin_stage stage, float fraction)
     return true;
 }
 
-static void exit_in_progress(const char *path)
-{
-    moxin_op op = {0};
+static void exit_in_progress(const char *path) {
+    moxin_op op = { 0 };
     moxin_model *model = NULL;
     op.struct_size = sizeof op;
     op.progress = exit_now;
@@ -1126,8 +1151,7 @@ static void exit_in_progress(const char *path)
     exit(1);
 }
 
-static void exit_leaving(const char *path)
-{
+static void exit_leaving(const char *path) {
     moxin_event event = empty_event();
     moxin_error *error = NULL;
     moxin_model *model = load(path);
@@ -1141,8 +1165,7 @@ static void exit_leaving(const char *path)
     exit(42);
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     const char *mode = argc > 1 ? argv[1] : "";
     if (strcmp(mode, "exit-stepping") == 0 && argc == 4) {
         exit_stepping(argv[2], atol(argv[3]));
@@ -1171,7 +1194,8 @@ int main(int argc, char **argv)
     check_arguments(model, session, path);
     check_sizes(model, embedding, session, path);
     check_event_sizes(session);
-    check_images(model, image, image_path, argv[4], (uint32_t)atol(argv[5]), (uint32_t)atol(argv[6]));
+    check_images(model, image, image_path, argv[4], (uint32_t)atol(argv[5]),
+                 (uint32_t)atol(argv[6]));
     check_operations(model, image, path);
     check_states(model, image, embedding);
     check_cancel(model, embedding);

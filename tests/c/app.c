@@ -4,9 +4,9 @@
  *   app check MODEL OTHER IMAGE     everything below; OTHER is a model of another kind than MODEL
  *   app quantize MODEL IMAGE PLACE  quantizing, saving to PLACE, and loading back
  *   app kill-saving MODEL FOLDER    ends with SIGKILL while a model is saved to FOLDER
- *   app faults MODEL IMAGE          failures on purpose, which only a debug build of the library knows
- *   app first NAME MODEL            calls one function first of all
- *   app exit-streaming MODEL MS     ends with exit(42) while answers are streamed
+ *   app faults MODEL IMAGE          failures on purpose, which only a debug build of the library
+ * knows app first NAME MODEL            calls one function first of all app exit-streaming MODEL MS
+ * ends with exit(42) while answers are streamed
  */
 #include "check.h"
 
@@ -18,9 +18,8 @@
 static const char *const QUESTION = "Describe the picture.";
 static const char *const COUNT = "How many shapes are there?";
 
-static uint64_t handles(void)
-{
-    moxin_memory_stats stats = {0};
+static uint64_t handles(void) {
+    moxin_memory_stats stats = { 0 };
     moxin_error *error = NULL;
     stats.struct_size = sizeof stats;
     NEED(moxin_memory_stats_get(&stats, &error));
@@ -28,9 +27,8 @@ static uint64_t handles(void)
 }
 
 /* What is freed is dropped in the engine's turn: this waits for it. */
-static moxin_memory_stats settled_memory(const moxin_model *model)
-{
-    moxin_memory_stats stats = {0};
+static moxin_memory_stats settled_memory(const moxin_model *model) {
+    moxin_memory_stats stats = { 0 };
     moxin_error *error = NULL;
     stats.struct_size = sizeof stats;
     moxin_session_free(begin(model));
@@ -38,24 +36,21 @@ static moxin_memory_stats settled_memory(const moxin_model *model)
     return stats;
 }
 
-static moxin_embedding *encode(const moxin_model *model, const moxin_image *image)
-{
+static moxin_embedding *encode(const moxin_model *model, const moxin_image *image) {
     moxin_embedding *embedding = NULL;
     moxin_error *error = NULL;
     NEED(moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error));
     return embedding;
 }
 
-static moxin_session *looking(const moxin_model *model, const moxin_image *image)
-{
+static moxin_session *looking(const moxin_model *model, const moxin_image *image) {
     moxin_error *error = NULL;
     moxin_session *session = begin(model);
     NEED(moxin_session_add_image(session, image, NULL, &error));
     return session;
 }
 
-static moxin_image *dot(uint32_t colour)
-{
+static moxin_image *dot(uint32_t colour) {
     moxin_image *image = NULL;
     moxin_error *error = NULL;
     NEED(moxin_image_from_pixels(&colour, 1, 1, 4, MOXIN_PIXEL_FORMAT_RGBA8, &image, &error));
@@ -64,11 +59,10 @@ static moxin_image *dot(uint32_t colour)
 
 /* ---------------------------------------------------------------- what is known of a model */
 
-static void check_model_facts(const moxin_model *model, const char *path)
-{
+static void check_model_facts(const moxin_model *model, const char *path) {
     moxin_error *error = NULL;
-    moxin_model_info loaded = {0}, inspected = {0};
-    moxin_str value = {0};
+    moxin_model_info loaded = { 0 }, inspected = { 0 };
+    moxin_str value = { 0 };
     loaded.struct_size = sizeof loaded;
     inspected.struct_size = sizeof inspected;
     NEED(moxin_model_info_get(model, &loaded, &error));
@@ -81,7 +75,7 @@ static void check_model_facts(const moxin_model *model, const char *path)
     CHECK(loaded.max_images == 1 && loaded.takes_system == 0 && loaded.takes_turns != 0);
     CHECK(strlen(loaded.default_prompt) > 0);
     uint32_t tokens = 0;
-    moxin_pixel_budget budget = {sizeof budget, 0, 1000};
+    moxin_pixel_budget budget = { sizeof budget, 0, 1000 };
     NEED(moxin_model_image_tokens(model, 3000, 20, &budget, &tokens, &error));
     CHECK(tokens == loaded.tokens_per_image); /* whatever its size */
 
@@ -99,12 +93,12 @@ static void check_model_facts(const moxin_model *model, const char *path)
 
     const char *info = moxin_build_info();
     CHECK(info == moxin_build_info());
-    CHECK(strstr(info, "\"cpu\"") != NULL && strstr(info, "\"mlx\":\"0.") != NULL && strstr(info, moxin_version()) != NULL);
+    CHECK(strstr(info, "\"cpu\"") != NULL && strstr(info, "\"mlx\":\"0.") != NULL &&
+          strstr(info, moxin_version()) != NULL);
 }
 
 /* An error says what lies behind it. */
-static void check_causes(const char *path)
-{
+static void check_causes(const char *path) {
     moxin_error *error = NULL;
     moxin_model *model = NULL;
     moxin_image *image = NULL;
@@ -126,8 +120,7 @@ static void check_causes(const char *path)
 
 /* ---------------------------------------------------------------- conversations */
 
-static void check_fork_and_rewind(const moxin_model *model, const moxin_image *image)
-{
+static void check_fork_and_rewind(const moxin_model *model, const moxin_image *image) {
     moxin_error *error = NULL;
     moxin_session *fork = NULL, *session = looking(model, image), *plain = looking(model, image);
     struct answer first = ask(session, QUESTION);
@@ -142,9 +135,11 @@ static void check_fork_and_rewind(const moxin_model *model, const moxin_image *i
     CHECK(stats_of(fork).reused_tokens > stats_of(fork).image_tokens);
     struct answer plain_first = ask(plain, QUESTION);
     struct answer plain_here = ask(plain, COUNT);
-    CHECK(same_answer(&first, &plain_first) && same_answer(&here, &plain_here) && !same_answer(&here, &there));
+    CHECK(same_answer(&first, &plain_first) && same_answer(&here, &plain_here) &&
+          !same_answer(&here, &there));
 
-    /* Back to the first answer: the other question from there is answered as the fork answered it. */
+    /* Back to the first answer: the other question from there is answered as the fork answered it.
+     */
     NEED(moxin_session_rewind(session, 2, &error));
     CHECK(stats_of(session).message_count == 2);
     struct answer again = ask(session, "What is written?");
@@ -164,14 +159,16 @@ static void check_fork_and_rewind(const moxin_model *model, const moxin_image *i
     EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, moxin_session_set_params(session, &params, &error));
     NEED(moxin_session_set_params(session, NULL, &error));
 
-    /* One message fewer, and the same question is answered anew; all of them, and the picture is still there. */
+    /* One message fewer, and the same question is answered anew; all of them, and the picture is
+     * still there. */
     NEED(moxin_session_rewind(session, 3, &error));
     again = finish_answer(session);
     CHECK(same_answer(&there, &again));
     NEED(moxin_session_rewind(session, 0, &error));
     again = ask(session, QUESTION);
     CHECK(same_answer(&first, &again));
-    CHECK(stats_of(session).cached_images == 0 && stats_of(session).image_tokens > 0 && stats_of(session).vision_ms == 0);
+    CHECK(stats_of(session).cached_images == 0 && stats_of(session).image_tokens > 0 &&
+          stats_of(session).vision_ms == 0);
     EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, moxin_session_rewind(session, 3, &error));
 
     moxin_event event = empty_event();
@@ -196,8 +193,7 @@ struct seen {
     int stop; /* returns false in prefill */
 };
 
-static bool see(void *user_data, moxin_stage stage, float fraction)
-{
+static bool see(void *user_data, moxin_stage stage, float fraction) {
     struct seen *seen = user_data;
     seen->encode += stage == MOXIN_STAGE_ENCODE;
     seen->prefill += stage == MOXIN_STAGE_PREFILL;
@@ -206,11 +202,10 @@ static bool see(void *user_data, moxin_stage stage, float fraction)
     return !(seen->stop && stage == MOXIN_STAGE_PREFILL && fraction > 0);
 }
 
-static void check_prefill(const moxin_model *model, const moxin_image *image)
-{
+static void check_prefill(const moxin_model *model, const moxin_image *image) {
     moxin_error *error = NULL;
-    struct seen seen = {0, 0, 0, 1, 0};
-    moxin_op op = {0};
+    struct seen seen = { 0, 0, 0, 1, 0 };
+    moxin_op op = { 0 };
     moxin_event event = empty_event();
     moxin_session_params params;
     op.struct_size = sizeof op;
@@ -239,7 +234,8 @@ static void check_prefill(const moxin_model *model, const moxin_image *image)
     }
     CHECK(stats_of(session).generated_tokens == (uint32_t)expected.count);
 
-    /* Cancelled on the way, the question is taken back, and the next one is answered as if it had never been. */
+    /* Cancelled on the way, the question is taken back, and the next one is answered as if it had
+     * never been. */
     NEED(moxin_session_reset(session, &error));
     NEED(moxin_session_add_image(session, image, NULL, &error));
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, COUNT, MOXIN_STRLEN, &error));
@@ -254,7 +250,8 @@ static void check_prefill(const moxin_model *model, const moxin_image *image)
     /* A picture is read before there is a question, and is there when it comes. */
     session = looking(model, image);
     NEED(moxin_session_prefill(session, NULL, &error));
-    CHECK(stats_of(session).prompt_tokens > stats_of(session).image_tokens && stats_of(session).message_count == 0);
+    CHECK(stats_of(session).prompt_tokens > stats_of(session).image_tokens &&
+          stats_of(session).message_count == 0);
     EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_session_step(session, &event, &error));
     after = ask(session, QUESTION);
     CHECK(same_answer(&expected, &after));
@@ -266,13 +263,13 @@ static void check_prefill(const moxin_model *model, const moxin_image *image)
     moxin_image *unknown = dot(0x123456);
     NEED(moxin_session_add_image(session, unknown, NULL, &error));
     EXPECT(MOXIN_STATUS_TIMEOUT, moxin_session_prefill(session, &op, &error));
-    NEED(moxin_session_add_image(session, unknown, NULL, &error)); /* it was kept, and may be replaced */
+    NEED(moxin_session_add_image(session, unknown, NULL,
+                                 &error)); /* it was kept, and may be replaced */
     moxin_image_free(unknown);
     moxin_session_free(session);
 }
 
-static void check_logprobs(const moxin_model *model, const moxin_image *image)
-{
+static void check_logprobs(const moxin_model *model, const moxin_image *image) {
     moxin_error *error = NULL;
     moxin_session *session = NULL;
     moxin_session_params params;
@@ -286,11 +283,13 @@ static void check_logprobs(const moxin_model *model, const moxin_image *image)
     int texts = 0;
     while (event.kind != MOXIN_EVENT_KIND_FINISHED) {
         NEED(moxin_session_step(session, &event, &error));
-        CHECK(event.top_count == (event.kind == MOXIN_EVENT_KIND_TEXT ? 3u : 0u) && (event.top == NULL) == (event.top_count == 0));
+        CHECK(event.top_count == (event.kind == MOXIN_EVENT_KIND_TEXT ? 3u : 0u) &&
+              (event.top == NULL) == (event.top_count == 0));
         if (event.kind == MOXIN_EVENT_KIND_TEXT) {
             texts++;
             CHECK(event.top[0].token_id == event.token_id && event.top[0].logprob == event.logprob);
-            CHECK(event.top[0].logprob >= event.top[1].logprob && event.top[1].logprob >= event.top[2].logprob);
+            CHECK(event.top[0].logprob >= event.top[1].logprob &&
+                  event.top[1].logprob >= event.top[2].logprob);
         }
     }
     CHECK(texts > 3);
@@ -304,20 +303,19 @@ struct stream {
     pthread_cond_t changed;
     struct answer answer;
     int events, texts, last, destroyed, after_last;
-    int stop_at;              /* returns false at this text; 0: never */
-    int linger_ms;            /* each event takes so long */
-    moxin_status last_error;  /* that of the last event */
-    moxin_session *session;   /* is used inside the callback */
-    moxin_session *to_free;   /* is freed inside the first text's callback */
-    int busy;                 /* of the calls inside callbacks */
-    const char *next;         /* is asked in the last event */
+    int stop_at;             /* returns false at this text; 0: never */
+    int linger_ms;           /* each event takes so long */
+    moxin_status last_error; /* that of the last event */
+    moxin_session *session;  /* is used inside the callback */
+    moxin_session *to_free;  /* is freed inside the first text's callback */
+    int busy;                /* of the calls inside callbacks */
+    const char *next;        /* is asked in the last event */
     struct stream *next_stream;
 };
 
 static void start(moxin_session *session, const moxin_op *op, struct stream *stream);
 
-static bool on_event(void *user_data, const moxin_event *event)
-{
+static bool on_event(void *user_data, const moxin_event *event) {
     struct stream *stream = user_data;
     bool go_on = true;
     const int is_last = event->kind == MOXIN_EVENT_KIND_FINISHED;
@@ -325,14 +323,17 @@ static bool on_event(void *user_data, const moxin_event *event)
     CHECK((event->finish == MOXIN_FINISH_REASON_ERROR) == (event->error != NULL));
     if (stream->session != NULL) {
         moxin_error *error = NULL;
-        moxin_stats stats = {0};
+        moxin_stats stats = { 0 };
         stats.struct_size = sizeof stats;
         CHECK(moxin_session_stats(stream->session, &stats, NULL) == MOXIN_STATUS_OK);
-        moxin_status status = moxin_session_add_text(stream->session, MOXIN_ROLE_USER, is_last && stream->next ? stream->next : "x", MOXIN_STRLEN, NULL);
+        moxin_status status = moxin_session_add_text(stream->session, MOXIN_ROLE_USER,
+                                                     is_last && stream->next ? stream->next : "x",
+                                                     MOXIN_STRLEN, NULL);
         stream->busy += status == MOXIN_STATUS_BUSY;
         CHECK(status == (is_last ? MOXIN_STATUS_OK : MOXIN_STATUS_BUSY));
         if (is_last && stream->next != NULL) {
-            NEED(moxin_session_start(stream->session, NULL, on_event, stream->next_stream, NULL, &error));
+            NEED(moxin_session_start(stream->session, NULL, on_event, stream->next_stream, NULL,
+                                     &error));
         }
     }
     if (stream->to_free != NULL && event->kind == MOXIN_EVENT_KIND_TEXT) {
@@ -352,7 +353,8 @@ static bool on_event(void *user_data, const moxin_event *event)
         }
         go_on = stream->texts != stream->stop_at;
     }
-    strncat(stream->answer.text, event->text.data, sizeof stream->answer.text - strlen(stream->answer.text) - 1);
+    strncat(stream->answer.text, event->text.data,
+            sizeof stream->answer.text - strlen(stream->answer.text) - 1);
     if (is_last) {
         stream->last++;
         stream->answer.finish = event->finish;
@@ -363,8 +365,7 @@ static bool on_event(void *user_data, const moxin_event *event)
     return go_on;
 }
 
-static void on_destroy(void *user_data)
-{
+static void on_destroy(void *user_data) {
     struct stream *stream = user_data;
     pthread_mutex_lock(&stream->lock);
     stream->destroyed++;
@@ -372,8 +373,7 @@ static void on_destroy(void *user_data)
     pthread_mutex_unlock(&stream->lock);
 }
 
-static struct stream new_stream(void)
-{
+static struct stream new_stream(void) {
     struct stream stream;
     memset(&stream, 0, sizeof stream);
     pthread_mutex_init(&stream.lock, NULL);
@@ -381,14 +381,12 @@ static struct stream new_stream(void)
     return stream;
 }
 
-static void start(moxin_session *session, const moxin_op *op, struct stream *stream)
-{
+static void start(moxin_session *session, const moxin_op *op, struct stream *stream) {
     moxin_error *error = NULL;
     NEED(moxin_session_start(session, op, on_event, stream, on_destroy, &error));
 }
 
-static void wait_for(struct stream *stream, const int *flag)
-{
+static void wait_for(struct stream *stream, const int *flag) {
     pthread_mutex_lock(&stream->lock);
     while (*flag == 0) {
         pthread_cond_wait(&stream->changed, &stream->lock);
@@ -397,14 +395,12 @@ static void wait_for(struct stream *stream, const int *flag)
 }
 
 /* Waits for the end of a stream and checks that it is one. */
-static void wait_for_end(struct stream *stream)
-{
+static void wait_for_end(struct stream *stream) {
     wait_for(stream, &stream->destroyed);
     CHECK(stream->last == 1 && stream->destroyed == 1 && stream->after_last == 0);
 }
 
-static void check_streams(const moxin_model *model, const moxin_image *image)
-{
+static void check_streams(const moxin_model *model, const moxin_image *image) {
     moxin_error *error = NULL;
     moxin_session *plain = looking(model, image), *session = looking(model, image);
     struct answer expected = ask(plain, QUESTION), expected_second = ask(plain, COUNT);
@@ -418,25 +414,30 @@ static void check_streams(const moxin_model *model, const moxin_image *image)
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, QUESTION, MOXIN_STRLEN, &error));
     start(session, NULL, &stream);
     wait_for_end(&stream);
-    CHECK(same_answer(&expected, &stream.answer) && stream.busy == stream.events - 1 && stream.events > stream.texts + 1);
+    CHECK(same_answer(&expected, &stream.answer) && stream.busy == stream.events - 1 &&
+          stream.events > stream.texts + 1);
     wait_for(&second, &second.last);
     CHECK(same_answer(&expected_second, &second.answer) && second.last == 1);
     moxin_session_free(session);
 
-    /* Nothing to answer, or an op that is not for streams: no event, but the user data is destroyed. */
+    /* Nothing to answer, or an op that is not for streams: no event, but the user data is
+     * destroyed. */
     session = looking(model, image);
     stream = new_stream();
-    EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_session_start(session, NULL, on_event, &stream, on_destroy, &error));
+    EXPECT(MOXIN_STATUS_INVALID_STATE,
+           moxin_session_start(session, NULL, on_event, &stream, on_destroy, &error));
     CHECK(stream.destroyed == 1 && stream.events == 0);
-    EXPECT(MOXIN_STATUS_NULL_ARGUMENT, moxin_session_start(session, NULL, NULL, &stream, on_destroy, &error));
+    EXPECT(MOXIN_STATUS_NULL_ARGUMENT,
+           moxin_session_start(session, NULL, NULL, &stream, on_destroy, &error));
     CHECK(stream.destroyed == 2 && stream.events == 0);
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, QUESTION, MOXIN_STRLEN, &error));
-    struct seen seen = {0, 0, 0, 1, 0};
-    moxin_op op = {0};
+    struct seen seen = { 0, 0, 0, 1, 0 };
+    moxin_op op = { 0 };
     op.struct_size = sizeof op;
     op.progress = see;
     op.user_data = &seen;
-    EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, moxin_session_start(session, &op, on_event, &stream, on_destroy, &error));
+    EXPECT(MOXIN_STATUS_INVALID_ARGUMENT,
+           moxin_session_start(session, &op, on_event, &stream, on_destroy, &error));
     CHECK(stream.destroyed == 3 && stream.events == 0);
 
     /* Busy while it runs; stopped by its own callback, its end is told and the turn taken back. */
@@ -471,7 +472,8 @@ static void check_streams(const moxin_model *model, const moxin_image *image)
         moxin_cancel_trigger(op.cancel);
         moxin_cancel_free(cancel);
         wait_for_end(&stream);
-        CHECK(stream.answer.finish == (way == 2 ? MOXIN_FINISH_REASON_ERROR : MOXIN_FINISH_REASON_CANCELLED));
+        CHECK(stream.answer.finish ==
+              (way == 2 ? MOXIN_FINISH_REASON_ERROR : MOXIN_FINISH_REASON_CANCELLED));
         CHECK(stream.last_error == (way == 2 ? MOXIN_STATUS_TIMEOUT : MOXIN_STATUS_OK));
         CHECK(stats_of(session).message_count == 0);
         NEED(moxin_session_add_image(session, image, NULL, &error));
@@ -508,18 +510,18 @@ static void check_streams(const moxin_model *model, const moxin_image *image)
     stream = new_stream();
     start(session, NULL, &stream);
     wait_for_end(&stream);
-    CHECK(stream.answer.finish == MOXIN_FINISH_REASON_ERROR && stream.last_error == MOXIN_STATUS_CONTEXT_FULL);
+    CHECK(stream.answer.finish == MOXIN_FINISH_REASON_ERROR &&
+          stream.last_error == MOXIN_STATUS_CONTEXT_FULL);
     moxin_session_free(session);
 }
 
 /* ---------------------------------------------------------------- pictures seen before */
 
-static void check_image_cache(const char *path, const moxin_image *image)
-{
+static void check_image_cache(const char *path, const moxin_image *image) {
     moxin_error *error = NULL;
     moxin_model *model = load(path);
-    moxin_model_info info = {0};
-    moxin_embedding_info first = {0}, second = {0};
+    moxin_model_info info = { 0 };
+    moxin_embedding_info first = { 0 }, second = { 0 };
     info.struct_size = sizeof info;
     first.struct_size = second.struct_size = sizeof first;
     NEED(moxin_model_info_get(model, &info, &error));
@@ -536,7 +538,8 @@ static void check_image_cache(const char *path, const moxin_image *image)
 
     /* Another picture of the same size is another picture. */
     moxin_image *red = dot(0xff0000ff), *almost_red = dot(0xff0000fe);
-    moxin_embedding *embedding = encode(model, red), *other = encode(model, almost_red), *same = encode(model, red);
+    moxin_embedding *embedding = encode(model, red), *other = encode(model, almost_red),
+                    *same = encode(model, red);
     NEED(moxin_embedding_info_get(embedding, &first, &error));
     NEED(moxin_embedding_info_get(other, &second, &error));
     CHECK(first.image_hash != second.image_hash && first.model_fingerprint == info.fingerprint);
@@ -592,32 +595,35 @@ static void check_image_cache(const char *path, const moxin_image *image)
 
 /* ---------------------------------------------------------------- memory, unloading, suspension */
 
-static void check_memory(const moxin_model *any, const char *path, const moxin_image *image)
-{
+static void check_memory(const moxin_model *any, const char *path, const moxin_image *image) {
     moxin_error *error = NULL;
     moxin_model *model = NULL;
     moxin_session *session = NULL;
     moxin_embedding *embedding = NULL;
-    moxin_memory_stats before = {0}, now = {0};
-    moxin_memory_estimate estimate = {0}, small = {0};
+    moxin_memory_stats before = { 0 }, now = { 0 };
+    moxin_memory_estimate estimate = { 0 }, small = { 0 };
     moxin_session_params params;
     before.struct_size = now.struct_size = sizeof now;
     estimate.struct_size = small.struct_size = sizeof small;
     before = settled_memory(any);
     CHECK(before.limit == UINT64_MAX && before.available > 0);
     NEED(moxin_model_estimate(path, NULL, NULL, &estimate, &error));
-    CHECK(estimate.weights > 0 && estimate.load_peak >= estimate.weights && estimate.total >= estimate.load_peak);
-    CHECK(estimate.total >= estimate.weights + estimate.kv_total && estimate.kv_total % estimate.kv_per_token == 0);
+    CHECK(estimate.weights > 0 && estimate.load_peak >= estimate.weights &&
+          estimate.total >= estimate.load_peak);
+    CHECK(estimate.total >= estimate.weights + estimate.kv_total &&
+          estimate.kv_total % estimate.kv_per_token == 0);
     moxin_session_params_init(&params, sizeof params);
     params.max_context = 256;
     NEED(moxin_model_estimate(path, NULL, &params, &small, &error));
-    CHECK(small.kv_total == 256 * small.kv_per_token && small.total < estimate.total && small.weights == estimate.weights);
+    CHECK(small.kv_total == 256 * small.kv_per_token && small.total < estimate.total &&
+          small.weights == estimate.weights);
 
     /* Less than the load takes: refused, with both figures. */
     NEED(moxin_memory_set_limits(before.active + estimate.load_peak - 1, UINT64_MAX, &error));
     CHECK(moxin_model_load(path, NULL, NULL, &model, &error) == MOXIN_STATUS_OUT_OF_MEMORY);
     char figures[64];
-    snprintf(figures, sizeof figures, "%llu bytes and %llu", (unsigned long long)estimate.load_peak, (unsigned long long)estimate.load_peak - 1);
+    snprintf(figures, sizeof figures, "%llu bytes and %llu", (unsigned long long)estimate.load_peak,
+             (unsigned long long)estimate.load_peak - 1);
     CHECK(strstr(moxin_error_message(error).data, figures) != NULL);
     moxin_error_free(error);
     error = NULL;
@@ -625,18 +631,22 @@ static void check_memory(const moxin_model *any, const char *path, const moxin_i
     NEED(moxin_model_load(path, NULL, NULL, &model, &error));
     NEED(moxin_memory_stats_get(&now, &error));
     CHECK(now.limit == before.active + estimate.load_peak && now.available <= now.limit);
-    CHECK(now.active - before.active <= estimate.weights + estimate.weights / 10 && now.active > before.active);
+    CHECK(now.active - before.active <= estimate.weights + estimate.weights / 10 &&
+          now.active > before.active);
 
-    /* Room for the model only: a session of the usual length and a picture are refused, a small session is not. */
+    /* Room for the model only: a session of the usual length and a picture are refused, a small
+     * session is not. */
     NEED(moxin_memory_set_limits(now.active + estimate.kv_total / 2, 0, &error));
     EXPECT(MOXIN_STATUS_OUT_OF_MEMORY, moxin_session_new(model, NULL, &session, &error));
     NEED(moxin_memory_set_limits(now.active + estimate.vision_peak - 1, 0, &error));
-    EXPECT(MOXIN_STATUS_OUT_OF_MEMORY, moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error));
+    EXPECT(MOXIN_STATUS_OUT_OF_MEMORY,
+           moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error));
     CHECK(session == NULL && embedding == NULL);
     NEED(moxin_memory_set_limits(UINT64_MAX, UINT64_MAX, &error));
     NEED(moxin_session_new(model, NULL, &session, &error));
 
-    /* Short of memory in the middle of a conversation: refused, taken back, and well again when there is some. */
+    /* Short of memory in the middle of a conversation: refused, taken back, and well again when
+     * there is some. */
     NEED(moxin_memory_stats_get(&now, &error));
     NEED(moxin_memory_set_limits(now.active + 1000, 0, &error));
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, COUNT, MOXIN_STRLEN, &error));
@@ -649,10 +659,9 @@ static void check_memory(const moxin_model *any, const char *path, const moxin_i
     moxin_model_free(model);
 }
 
-static void check_unload(const char *path, const char *other_path, const moxin_image *image)
-{
+static void check_unload(const char *path, const char *other_path, const moxin_image *image) {
     moxin_error *error = NULL;
-    moxin_memory_stats before = {0}, loaded = {0}, after = {0};
+    moxin_memory_stats before = { 0 }, loaded = { 0 }, after = { 0 };
     before.struct_size = loaded.struct_size = after.struct_size = sizeof before;
     NEED(moxin_memory_stats_get(&before, &error));
     moxin_model *model = load(path), *foreign = load(other_path);
@@ -674,9 +683,10 @@ static void check_unload(const char *path, const char *other_path, const moxin_i
     moxin_embedding *no_embedding = NULL;
     EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_session_step(session, &event, &error));
     EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_session_new(model, NULL, &no_session, &error));
-    EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_model_encode_image(model, image, NULL, NULL, &no_embedding, &error));
+    EXPECT(MOXIN_STATUS_INVALID_STATE,
+           moxin_model_encode_image(model, image, NULL, NULL, &no_embedding, &error));
     CHECK(no_session == NULL && no_embedding == NULL);
-    moxin_model_info info = {0};
+    moxin_model_info info = { 0 };
     info.struct_size = sizeof info;
     NEED(moxin_model_info_get(model, &info, &error)); /* what it was is still known */
     moxin_session_free(session);
@@ -696,14 +706,14 @@ static void check_unload(const char *path, const char *other_path, const moxin_i
     moxin_model_free(foreign);
 }
 
-static void check_suspension(const moxin_model *model, const moxin_image *image, const char *path)
-{
+static void check_suspension(const moxin_model *model, const moxin_image *image, const char *path) {
     const moxin_status suspended = MOXIN_STATUS_SUSPENDED;
     moxin_error *error = NULL;
     moxin_model *no_model = NULL;
     moxin_embedding *no_embedding = NULL;
     moxin_event event = empty_event();
-    moxin_session *plain = looking(model, image), *session = looking(model, image), *streaming = looking(model, image);
+    moxin_session *plain = looking(model, image), *session = looking(model, image),
+                  *streaming = looking(model, image);
     struct answer expected = ask(plain, QUESTION), whole;
     memset(&whole, 0, sizeof whole);
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, QUESTION, MOXIN_STRLEN, &error));
@@ -762,7 +772,8 @@ static void check_suspension(const moxin_model *model, const moxin_image *image,
             whole.tokens[whole.count++] = event.token_id;
         }
     } while (event.kind != MOXIN_EVENT_KIND_FINISHED);
-    CHECK(whole.count == expected.count && memcmp(whole.tokens, expected.tokens, (size_t)whole.count * sizeof first) == 0);
+    CHECK(whole.count == expected.count &&
+          memcmp(whole.tokens, expected.tokens, (size_t)whole.count * sizeof first) == 0);
     moxin_resume();
     moxin_session_free(plain);
     moxin_session_free(session);
@@ -776,28 +787,26 @@ struct log {
     int messages, worst, loads, destroyed;
 };
 
-static void on_log(void *user_data, moxin_log_level level, moxin_str target, moxin_str message)
-{
+static void on_log(void *user_data, moxin_log_level level, moxin_str target, moxin_str message) {
     struct log *log = user_data;
     pthread_mutex_lock(&log->lock);
     log->messages++;
     log->worst = level > (moxin_log_level)log->worst ? (int)level : log->worst;
     log->loads += strstr(message.data, "bytes") != NULL && strstr(target.data, "moxin_vlm") != NULL;
-    CHECK(strlen(message.data) == message.len && strlen(target.data) == target.len && log->destroyed == 0);
+    CHECK(strlen(message.data) == message.len && strlen(target.data) == target.len &&
+          log->destroyed == 0);
     pthread_mutex_unlock(&log->lock);
     moxin_version(); /* any function may be called */
 }
 
-static void on_log_destroyed(void *user_data)
-{
+static void on_log_destroyed(void *user_data) {
     struct log *log = user_data;
     pthread_mutex_lock(&log->lock);
     log->destroyed++;
     pthread_mutex_unlock(&log->lock);
 }
 
-static int wait_for_log(struct log *log, const int *counter)
-{
+static int wait_for_log(struct log *log, const int *counter) {
     for (int i = 0; i < 6000; i++) {
         pthread_mutex_lock(&log->lock);
         const int value = *counter;
@@ -810,10 +819,10 @@ static int wait_for_log(struct log *log, const int *counter)
     return 0;
 }
 
-static void check_log(const char *path)
-{
+static void check_log(const char *path) {
     moxin_error *error = NULL;
-    struct log first = {PTHREAD_MUTEX_INITIALIZER, 0, 0, 0, 0}, second = {PTHREAD_MUTEX_INITIALIZER, 0, 0, 0, 0};
+    struct log first = { PTHREAD_MUTEX_INITIALIZER, 0, 0, 0, 0 },
+               second = { PTHREAD_MUTEX_INITIALIZER, 0, 0, 0, 0 };
     NEED(moxin_set_log(on_log, MOXIN_LOG_LEVEL_INFO, &first, on_log_destroyed, &error));
     moxin_model_free(load(path));
     CHECK(wait_for_log(&first, &first.loads) == 1 && first.worst <= MOXIN_LOG_LEVEL_INFO);
@@ -824,22 +833,22 @@ static void check_log(const char *path)
     CHECK(wait_for_log(&second, &second.messages) > 0);
     NEED(moxin_set_log(NULL, MOXIN_LOG_LEVEL_OFF, NULL, NULL, &error));
     CHECK(wait_for_log(&second, &second.destroyed) == 1 && second.worst == MOXIN_LOG_LEVEL_DEBUG);
-    struct log refused = {PTHREAD_MUTEX_INITIALIZER, 0, 0, 0, 0};
-    EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, moxin_set_log(on_log, 99, &refused, on_log_destroyed, &error));
+    struct log refused = { PTHREAD_MUTEX_INITIALIZER, 0, 0, 0, 0 };
+    EXPECT(MOXIN_STATUS_INVALID_ARGUMENT,
+           moxin_set_log(on_log, 99, &refused, on_log_destroyed, &error));
     CHECK(refused.destroyed == 1 && refused.messages == 0);
 }
 
 /* ---------------------------------------------------------------- dtypes */
 
-static void check_dtypes(const char *path, const moxin_image *image)
-{
+static void check_dtypes(const char *path, const moxin_image *image) {
     moxin_error *error = NULL;
     struct answer answers[3];
-    const moxin_dtype dtypes[3] = {MOXIN_DTYPE_F32, MOXIN_DTYPE_BF16, MOXIN_DTYPE_F16};
+    const moxin_dtype dtypes[3] = { MOXIN_DTYPE_F32, MOXIN_DTYPE_BF16, MOXIN_DTYPE_F16 };
     for (int i = 0; i < 3; i++) {
         moxin_model *model = NULL;
         moxin_model_params params;
-        moxin_model_info info = {0};
+        moxin_model_info info = { 0 };
         info.struct_size = sizeof info;
         moxin_model_params_init(&params, sizeof params);
         params.dtype = dtypes[i];
@@ -857,31 +866,27 @@ static void check_dtypes(const char *path, const moxin_image *image)
 
 /* ---------------------------------------------------------------- quantizing and saving */
 
-static struct answer answer_of(const moxin_model *model, const moxin_image *image)
-{
+static struct answer answer_of(const moxin_model *model, const moxin_image *image) {
     moxin_session *session = looking(model, image);
     struct answer answer = ask(session, QUESTION);
     moxin_session_free(session);
     return answer;
 }
 
-static int exists(const char *path)
-{
-    return access(path, F_OK) == 0;
-}
+static int exists(const char *path) { return access(path, F_OK) == 0; }
 
-static void check_quantize(const char *path, const moxin_image *image, const char *place)
-{
+static void check_quantize(const char *path, const moxin_image *image, const char *place) {
     moxin_error *error = NULL;
     moxin_model *model = load(path), *loaded = NULL;
-    moxin_model_info info = {0};
-    moxin_memory_estimate dense = {0}, small = {0};
+    moxin_model_info info = { 0 };
+    moxin_memory_estimate dense = { 0 }, small = { 0 };
     moxin_model_params params;
     moxin_quant_params quant;
-    moxin_module_quant modules[2] = {{"language_model.lm_head", 8, 64, 0, 0}, {"language_model.model.layers.0", 0, 0, 0, 0}};
+    moxin_module_quant modules[2] = { { "language_model.lm_head", 8, 64, 0, 0 },
+                                      { "language_model.model.layers.0", 0, 0, 0, 0 } };
     char folder[4096];
-    struct seen seen = {0, 0, 0, 1, 0};
-    moxin_op op = {0};
+    struct seen seen = { 0, 0, 0, 1, 0 };
+    moxin_op op = { 0 };
     op.struct_size = sizeof op;
     op.progress = see;
     op.user_data = &seen;
@@ -934,7 +939,8 @@ static void check_quantize(const char *path, const moxin_image *image, const cha
     params.quant_mode = MOXIN_QUANT_MODE_MXFP8;
     NEED(moxin_model_load(path, &params, NULL, &model, &error));
     NEED(moxin_model_info_get(model, &info, &error));
-    CHECK(info.quant_mode == MOXIN_QUANT_MODE_MXFP8 && info.quant_bits == 8 && info.quant_group_size == 32);
+    CHECK(info.quant_mode == MOXIN_QUANT_MODE_MXFP8 && info.quant_bits == 8 &&
+          info.quant_group_size == 32);
     loaded = load(path);
     moxin_quant_params_init(&quant, sizeof quant);
     quant.mode = MOXIN_QUANT_MODE_MXFP8;
@@ -969,8 +975,7 @@ static void check_quantize(const char *path, const moxin_image *image, const cha
     moxin_model_free(model);
 }
 
-static bool kill_in_progress(void *user_data, moxin_stage stage, float fraction)
-{
+static bool kill_in_progress(void *user_data, moxin_stage stage, float fraction) {
     (void)user_data;
     if (stage == MOXIN_STAGE_SAVE && fraction > 0.5f) {
         raise(SIGKILL);
@@ -978,9 +983,8 @@ static bool kill_in_progress(void *user_data, moxin_stage stage, float fraction)
     return true;
 }
 
-static void kill_saving(const char *path, const char *folder)
-{
-    moxin_op op = {0};
+static void kill_saving(const char *path, const char *folder) {
+    moxin_op op = { 0 };
     moxin_model *model = load(path);
     op.struct_size = sizeof op;
     op.progress = kill_in_progress;
@@ -990,33 +994,33 @@ static void kill_saving(const char *path, const char *folder)
 
 /* ---------------------------------------------------------------- failures on purpose */
 
-static void expect_fault(const char *fault, moxin_status wanted, const char *text, moxin_status found, moxin_error **error, int line)
-{
+static void expect_fault(const char *fault, moxin_status wanted, const char *text,
+                         moxin_status found, moxin_error **error, int line) {
     const moxin_str message = moxin_error_message(*error);
     if (found != wanted || strstr(message.data, text) == NULL) {
-        fprintf(stderr, "app.c:%d: %s: %s (%s)\n", line, fault, moxin_status_name((uint32_t)found), message.data);
+        fprintf(stderr, "app.c:%d: %s: %s (%s)\n", line, fault, moxin_status_name((uint32_t)found),
+                message.data);
         failures++;
     }
     moxin_error_free(*error);
     *error = NULL;
 }
 
-#define FAULT(wanted, text, call)                                                  \
-    setenv("MOXIN_TEST_FAULT", fault, 1);                                          \
-    status = call;                                                                 \
-    unsetenv("MOXIN_TEST_FAULT");                                                  \
+#define FAULT(wanted, text, call)                                                                  \
+    setenv("MOXIN_TEST_FAULT", fault, 1);                                                          \
+    status = call;                                                                                 \
+    unsetenv("MOXIN_TEST_FAULT");                                                                  \
     expect_fault(fault, wanted, text, status, &error, __LINE__)
 
-static void check_faults(const char *path, const moxin_image *image)
-{
+static void check_faults(const char *path, const moxin_image *image) {
     static const struct {
         const char *what;
         moxin_status status;
         const char *text;
     } faults[] = {
-        {"panic", MOXIN_STATUS_PANIC, "on purpose, at "},
-        {"mlx", MOXIN_STATUS_BACKEND, "matmul"},
-        {"memory", MOXIN_STATUS_OUT_OF_MEMORY, "18446744073709551615"},
+        { "panic", MOXIN_STATUS_PANIC, "on purpose, at " },
+        { "mlx", MOXIN_STATUS_BACKEND, "matmul" },
+        { "memory", MOXIN_STATUS_OUT_OF_MEMORY, "18446744073709551615" },
     };
     moxin_error *error = NULL;
     moxin_status status;
@@ -1038,7 +1042,8 @@ static void check_faults(const char *path, const moxin_image *image)
         snprintf(fault, sizeof fault, "%s@engine", faults[i].what);
         FAULT(wanted, faults[i].text, moxin_model_load(path, NULL, NULL, &model, &error));
         NEED(moxin_model_load(path, NULL, NULL, &model, &error));
-        FAULT(wanted, faults[i].text, moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error));
+        FAULT(wanted, faults[i].text,
+              moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error));
         NEED(moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error));
         /* In the middle of a conversation: it can go on. */
         session = looking(model, image);
@@ -1083,14 +1088,13 @@ static void check_faults(const char *path, const moxin_image *image)
 /* ---------------------------------------------------------------- any function first */
 
 /* None ends the process because the library was not set up yet. */
-static int call_first(const char *name, const char *path)
-{
+static int call_first(const char *name, const char *path) {
     moxin_error *error = NULL;
     moxin_model *model = NULL;
     moxin_image *image = NULL;
-    moxin_model_info info = {0};
-    moxin_memory_estimate estimate = {0};
-    moxin_memory_stats memory = {0};
+    moxin_model_info info = { 0 };
+    moxin_memory_estimate estimate = { 0 };
+    moxin_memory_stats memory = { 0 };
     info.struct_size = sizeof info;
     estimate.struct_size = sizeof estimate;
     memory.struct_size = sizeof memory;
@@ -1137,8 +1141,7 @@ static int call_first(const char *name, const char *path)
 
 /* ---------------------------------------------------------------- the end of the process */
 
-static void exit_streaming(const char *path, long ms)
-{
+static void exit_streaming(const char *path, long ms) {
     moxin_error *error = NULL;
     moxin_model *model = load(path);
     static struct stream streams[3];
@@ -1157,8 +1160,7 @@ static void exit_streaming(const char *path, long ms)
     exit(42);
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     const char *mode = argc > 1 ? argv[1] : "";
     if (strcmp(mode, "first") == 0 && argc == 4) {
         return call_first(argv[2], argv[3]);

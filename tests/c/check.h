@@ -14,8 +14,7 @@
 
 static int failures; /* a check that fails counts here and goes on */
 
-static inline void check(int holds, const char *what, const char *file, int line)
-{
+static inline void check(int holds, const char *what, const char *file, int line) {
     if (!holds) {
         fprintf(stderr, "%s:%d: %s\n", file, line, what);
         failures++;
@@ -25,19 +24,22 @@ static inline void check(int holds, const char *what, const char *file, int line
 /* Like assert, but cannot be compiled out and goes on. */
 #define CHECK(condition) check(condition, #condition, __FILE__, __LINE__)
 
-/* Checks the status of a call whose last argument is `&error`: that the error says the same, and has a message. */
+/* Checks the status of a call whose last argument is `&error`: that the error says the same, and
+ * has a message. */
 #define EXPECT(wanted, call) expect(wanted, call, &error, #call, __FILE__, __LINE__)
 
-static inline void expect(moxin_status wanted, moxin_status found, moxin_error **error, const char *call, const char *file, int line)
-{
+static inline void expect(moxin_status wanted, moxin_status found, moxin_error **error,
+                          const char *call, const char *file, int line) {
     moxin_str message = moxin_error_message(*error);
     if (found != wanted) {
-        fprintf(stderr, "%s:%d: %s: %s (%s), not %s\n", file, line, call, moxin_status_name((uint32_t)found), message.data,
+        fprintf(stderr, "%s:%d: %s: %s (%s), not %s\n", file, line, call,
+                moxin_status_name((uint32_t)found), message.data,
                 moxin_status_name((uint32_t)wanted));
         failures++;
     }
     check(moxin_error_status(*error) == found, "the error has the status of its call", file, line);
-    check((*error == NULL) == (found == MOXIN_STATUS_OK), "there is an error where the call failed", file, line);
+    check((*error == NULL) == (found == MOXIN_STATUS_OK), "there is an error where the call failed",
+          file, line);
     check(strlen(message.data) == message.len, "a message ends with NUL", file, line);
     check((message.len > 0) == (found != MOXIN_STATUS_OK), "an error has a message", file, line);
     moxin_error_free(*error);
@@ -47,17 +49,16 @@ static inline void expect(moxin_status wanted, moxin_status found, moxin_error *
 /* Stops at once where what follows cannot work. */
 #define NEED(call) need(call, &error, #call, __FILE__, __LINE__)
 
-static inline void need(moxin_status found, moxin_error **error, const char *call, const char *file, int line)
-{
+static inline void need(moxin_status found, moxin_error **error, const char *call, const char *file,
+                        int line) {
     expect(MOXIN_STATUS_OK, found, error, call, file, line);
     if (found != MOXIN_STATUS_OK) {
         exit(1);
     }
 }
 
-static inline void sleep_ms(long ms)
-{
-    struct timespec time = {ms / 1000, ms % 1000 * 1000000};
+static inline void sleep_ms(long ms) {
+    struct timespec time = { ms / 1000, ms % 1000 * 1000000 };
     nanosleep(&time, NULL);
 }
 
@@ -72,16 +73,14 @@ struct answer {
     moxin_finish_reason finish;
 };
 
-static inline moxin_event empty_event(void)
-{
+static inline moxin_event empty_event(void) {
     moxin_event event;
     memset(&event, 0, sizeof event);
     event.struct_size = sizeof event;
     return event;
 }
 
-static inline struct answer finish_answer(moxin_session *session)
-{
+static inline struct answer finish_answer(moxin_session *session) {
     struct answer answer;
     moxin_error *error = NULL;
     moxin_event event = empty_event();
@@ -89,7 +88,8 @@ static inline struct answer finish_answer(moxin_session *session)
     do {
         NEED(moxin_session_step(session, &event, &error));
         CHECK(strlen(event.text.data) == event.text.len);
-        CHECK((event.kind == MOXIN_EVENT_KIND_FINISHED) == (event.finish != MOXIN_FINISH_REASON_NONE));
+        CHECK((event.kind == MOXIN_EVENT_KIND_FINISHED) ==
+              (event.finish != MOXIN_FINISH_REASON_NONE));
         CHECK((event.kind == MOXIN_EVENT_KIND_TEXT) == (event.token_id >= 0));
         if (event.kind == MOXIN_EVENT_KIND_TEXT && answer.count < MAX_TOKENS) {
             CHECK(event.logprob <= 0);
@@ -101,46 +101,41 @@ static inline struct answer finish_answer(moxin_session *session)
     return answer;
 }
 
-static inline struct answer ask(moxin_session *session, const char *question)
-{
+static inline struct answer ask(moxin_session *session, const char *question) {
     moxin_error *error = NULL;
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, question, MOXIN_STRLEN, &error));
     return finish_answer(session);
 }
 
-static inline int same_answer(const struct answer *a, const struct answer *b)
-{
-    return a->count > 0 && a->count == b->count && memcmp(a->tokens, b->tokens, (size_t)a->count * sizeof a->tokens[0]) == 0 &&
+static inline int same_answer(const struct answer *a, const struct answer *b) {
+    return a->count > 0 && a->count == b->count &&
+           memcmp(a->tokens, b->tokens, (size_t)a->count * sizeof a->tokens[0]) == 0 &&
            strcmp(a->text, b->text) == 0 && a->finish == b->finish;
 }
 
-static inline moxin_model *load(const char *path)
-{
+static inline moxin_model *load(const char *path) {
     moxin_model *model = NULL;
     moxin_error *error = NULL;
     NEED(moxin_model_load(path, NULL, NULL, &model, &error));
     return model;
 }
 
-static inline moxin_session *begin(const moxin_model *model)
-{
+static inline moxin_session *begin(const moxin_model *model) {
     moxin_session *session = NULL;
     moxin_error *error = NULL;
     NEED(moxin_session_new(model, NULL, &session, &error));
     return session;
 }
 
-static inline moxin_image *open_image(const char *path)
-{
+static inline moxin_image *open_image(const char *path) {
     moxin_image *image = NULL;
     moxin_error *error = NULL;
     NEED(moxin_image_from_file(path, NULL, &image, &error));
     return image;
 }
 
-static inline moxin_stats stats_of(const moxin_session *session)
-{
-    moxin_stats stats = {0};
+static inline moxin_stats stats_of(const moxin_session *session) {
+    moxin_stats stats = { 0 };
     moxin_error *error = NULL;
     stats.struct_size = sizeof stats;
     NEED(moxin_session_stats(session, &stats, &error));

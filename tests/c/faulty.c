@@ -13,20 +13,20 @@
 
 #include "moxin_vlm.h"
 
-static moxin_image *picture(uint32_t width)
-{
+static moxin_image *picture(uint32_t width) {
     moxin_image *image = NULL;
     unsigned char *pixels = calloc(width, 3);
     if (pixels != NULL) {
-        moxin_image_from_pixels(pixels, width, 1, 3 * (size_t)width, MOXIN_PIXEL_FORMAT_RGB8, &image, NULL);
+        moxin_image_from_pixels(pixels, width, 1, 3 * (size_t)width, MOXIN_PIXEL_FORMAT_RGB8,
+                                &image, NULL);
     }
     free(pixels);
     return image;
 }
 
-/* What the library does with memory too short, AddressSanitizer does not see: it watches C only. So C reads it too. */
-static int past_end(void)
-{
+/* What the library does with memory too short, AddressSanitizer does not see: it watches C only. So
+ * C reads it too. */
+static int past_end(void) {
     moxin_image *image = NULL;
     unsigned char *pixels = calloc(5, 1);
     if (pixels == NULL) {
@@ -39,21 +39,18 @@ static int past_end(void)
     return last == 99; /* used, so that the reading counts */
 }
 
-static int freed(void)
-{
+static int freed(void) {
     moxin_image *image = picture(2);
     moxin_image_free(image);
     return *(volatile unsigned char *)image == 99;
 }
 
-static int overflow(int number)
-{
+static int overflow(int number) {
     volatile int sum = INT_MAX - 1 + number;
     return sum == 0;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     const char *fault = argc > 1 ? argv[1] : "";
     if (strcmp(fault, "leak") == 0) {
         return picture(1000) == NULL;

@@ -1,6 +1,7 @@
 /*
- * Begins conversations, has them answered and frees them, again and again, and prints after every hundredth:
- * cycles, resident bytes, bytes in use by MLX, live handles. Run by `cargo xtask soak`; Linux, for it reads /proc.
+ * Begins conversations, has them answered and frees them, again and again, and prints after every
+ * hundredth: cycles, resident bytes, bytes in use by MLX, live handles. Run by `cargo xtask soak`;
+ * Linux, for it reads /proc.
  *
  *   soak MODEL CYCLES
  */
@@ -10,8 +11,7 @@
 #include <pthread.h>
 #include <unistd.h>
 
-static long resident_bytes(void)
-{
+static long resident_bytes(void) {
     long pages = 0, resident = 0;
     FILE *file = fopen("/proc/self/statm", "r");
     if (file == NULL || fscanf(file, "%ld %ld", &pages, &resident) != 2) {
@@ -28,15 +28,13 @@ struct end {
     int destroyed;
 };
 
-static bool on_event(void *user_data, const moxin_event *event)
-{
+static bool on_event(void *user_data, const moxin_event *event) {
     (void)user_data;
     CHECK(event->finish != MOXIN_FINISH_REASON_ERROR);
     return true;
 }
 
-static void on_destroy(void *user_data)
-{
+static void on_destroy(void *user_data) {
     struct end *end = user_data;
     pthread_mutex_lock(&end->lock);
     end->destroyed = 1;
@@ -44,10 +42,9 @@ static void on_destroy(void *user_data)
     pthread_mutex_unlock(&end->lock);
 }
 
-/* Every way to an answer in its turn: to the end, cancelled, left in its middle, streamed; each with one of 40 pictures, which are more than
- * the cache of this program holds. */
-static void cycle(const moxin_model *model, long number)
-{
+/* Every way to an answer in its turn: to the end, cancelled, left in its middle, streamed; each
+ * with one of 40 pictures, which are more than the cache of this program holds. */
+static void cycle(const moxin_model *model, long number) {
     moxin_error *error = NULL;
     moxin_image *image = NULL;
     moxin_session *session = NULL;
@@ -59,9 +56,10 @@ static void cycle(const moxin_model *model, long number)
     NEED(moxin_image_from_pixels(&pixel, 1, 1, 4, MOXIN_PIXEL_FORMAT_RGBA8, &image, &error));
     NEED(moxin_session_new(model, &params, &session, &error));
     NEED(moxin_session_add_image(session, image, NULL, &error));
-    NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, "How many shapes are there?", MOXIN_STRLEN, &error));
+    NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, "How many shapes are there?",
+                                MOXIN_STRLEN, &error));
     if (number % 4 == 3) {
-        struct end end = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
+        struct end end = { PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0 };
         NEED(moxin_session_start(session, NULL, on_event, &end, on_destroy, &error));
         pthread_mutex_lock(&end.lock);
         while (!end.destroyed) {
@@ -69,7 +67,8 @@ static void cycle(const moxin_model *model, long number)
         }
         pthread_mutex_unlock(&end.lock);
     } else {
-        for (int step = 0; event.kind != MOXIN_EVENT_KIND_FINISHED && (number % 4 != 2 || step < 4); step++) {
+        for (int step = 0; event.kind != MOXIN_EVENT_KIND_FINISHED && (number % 4 != 2 || step < 4);
+             step++) {
             if (number % 4 == 1 && step == 4) {
                 moxin_session_cancel(session);
             }
@@ -81,12 +80,11 @@ static void cycle(const moxin_model *model, long number)
     moxin_image_free(image);
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     moxin_error *error = NULL;
     moxin_model *model = NULL;
     moxin_model_params params;
-    moxin_memory_stats memory = {0};
+    moxin_memory_stats memory = { 0 };
     memory.struct_size = sizeof memory;
     if (argc != 3) {
         fprintf(stderr, "see the top of soak.c for the arguments\n");
@@ -99,7 +97,8 @@ int main(int argc, char **argv)
         cycle(model, number);
         if (number % 100 == 0) {
             NEED(moxin_memory_stats_get(&memory, &error));
-            printf("%ld %ld %" PRIu64 " %" PRIu64 "\n", number, resident_bytes(), memory.active, memory.handles);
+            printf("%ld %ld %" PRIu64 " %" PRIu64 "\n", number, resident_bytes(), memory.active,
+                   memory.handles);
             fflush(stdout);
         }
     }

@@ -1,5 +1,6 @@
 /*
- * Eight threads that begin, fork, step, stream, cancel, suspend and free whatever they come upon. Run by tests/c.rs.
+ * Eight threads that begin, fork, step, stream, cancel, suspend and free whatever they come upon.
+ * Run by tests/c.rs.
  *
  *   stress MODEL ROUNDS [SEED]      ROUNDS for each thread
  */
@@ -13,7 +14,8 @@ static moxin_model *model;
 static moxin_embedding *picture;
 static const char *model_path;
 
-/* Sessions that every thread may cancel, or take out and free. The lock is for the pointer, not for the session. */
+/* Sessions that every thread may cancel, or take out and free. The lock is for the pointer, not for
+ * the session. */
 static struct {
     pthread_mutex_t lock;
     moxin_session *session;
@@ -22,16 +24,14 @@ static struct {
 static pthread_mutex_t counters = PTHREAD_MUTEX_INITIALIZER;
 static int started, ended, destroyed, cancelled, finished, failed;
 
-static void count(int *counter)
-{
+static void count(int *counter) {
     pthread_mutex_lock(&counters);
     (*counter)++;
     pthread_mutex_unlock(&counters);
 }
 
 /* xorshift (Marsaglia, 2003) */
-static uint32_t draw(uint32_t *state, uint32_t below)
-{
+static uint32_t draw(uint32_t *state, uint32_t below) {
     *state ^= *state << 13;
     *state ^= *state >> 17;
     *state ^= *state << 5;
@@ -39,17 +39,18 @@ static uint32_t draw(uint32_t *state, uint32_t below)
 }
 
 /* Whatever other threads do, no call may fail in another way than these. */
-static void allow(moxin_status status, moxin_error **error, const char *call, int line)
-{
+static void allow(moxin_status status, moxin_error **error, const char *call, int line) {
     switch (status) {
     case MOXIN_STATUS_OK:
     case MOXIN_STATUS_BUSY:
     case MOXIN_STATUS_SUSPENDED:
     case MOXIN_STATUS_CANCELLED:
     case MOXIN_STATUS_INVALID_STATE:
-    case MOXIN_STATUS_TIMEOUT: break;
+    case MOXIN_STATUS_TIMEOUT:
+        break;
     default:
-        fprintf(stderr, "stress.c:%d: %s: %s (%s)\n", line, call, moxin_status_name((uint32_t)status), moxin_error_message(*error).data);
+        fprintf(stderr, "stress.c:%d: %s: %s (%s)\n", line, call,
+                moxin_status_name((uint32_t)status), moxin_error_message(*error).data);
         count(&failures);
     }
     check((status == MOXIN_STATUS_OK) == (*error == NULL), call, __FILE__, line);
@@ -59,8 +60,7 @@ static void allow(moxin_status status, moxin_error **error, const char *call, in
 
 #define ALLOW(call) allow(call, &error, #call, __LINE__)
 
-static moxin_session *ready(uint32_t *random)
-{
+static moxin_session *ready(uint32_t *random) {
     moxin_error *error = NULL;
     moxin_session *session = NULL;
     moxin_session_params params;
@@ -73,7 +73,8 @@ static moxin_session *ready(uint32_t *random)
     if (draw(random, 2)) {
         NEED(moxin_session_add_embedding(session, picture, &error));
     }
-    NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, "How many shapes are there?", MOXIN_STRLEN, &error));
+    NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, "How many shapes are there?",
+                                MOXIN_STRLEN, &error));
     return session;
 }
 
@@ -85,8 +86,7 @@ struct stream {
     int last;
 };
 
-static bool on_event(void *user_data, const moxin_event *event)
-{
+static bool on_event(void *user_data, const moxin_event *event) {
     struct stream *stream = user_data;
     CHECK(stream->last == 0);
     stream->events++;
@@ -96,13 +96,14 @@ static bool on_event(void *user_data, const moxin_event *event)
     if (event->kind == MOXIN_EVENT_KIND_FINISHED) {
         stream->last = 1;
         count(&ended);
-        count(event->finish == MOXIN_FINISH_REASON_CANCELLED ? &cancelled : event->finish == MOXIN_FINISH_REASON_ERROR ? &failed : &finished);
+        count(event->finish == MOXIN_FINISH_REASON_CANCELLED ? &cancelled
+              : event->finish == MOXIN_FINISH_REASON_ERROR   ? &failed
+                                                             : &finished);
     }
     return stream->events != stream->stop_at;
 }
 
-static void on_destroy(void *user_data)
-{
+static void on_destroy(void *user_data) {
     struct stream *stream = user_data;
     CHECK(stream->last == 1);
     if (stream->free_at > stream->events) {
@@ -112,8 +113,7 @@ static void on_destroy(void *user_data)
     count(&destroyed);
 }
 
-static void stream(moxin_session *session, uint32_t *random, int frees_itself)
-{
+static void stream(moxin_session *session, uint32_t *random, int frees_itself) {
     moxin_error *error = NULL;
     struct stream *stream = calloc(1, sizeof *stream);
     if (stream == NULL) {
@@ -126,11 +126,11 @@ static void stream(moxin_session *session, uint32_t *random, int frees_itself)
     NEED(moxin_session_start(session, NULL, on_event, stream, on_destroy, &error));
 }
 
-static void pull(moxin_session *session, uint32_t *random)
-{
+static void pull(moxin_session *session, uint32_t *random) {
     moxin_error *error = NULL;
     moxin_event event = empty_event();
-    for (uint32_t steps = draw(random, 10); steps > 0 && event.kind != MOXIN_EVENT_KIND_FINISHED; steps--) {
+    for (uint32_t steps = draw(random, 10); steps > 0 && event.kind != MOXIN_EVENT_KIND_FINISHED;
+         steps--) {
         ALLOW(moxin_session_step(session, &event, &error));
         if (draw(random, 10) == 0) {
             moxin_session_cancel(session);
@@ -138,8 +138,7 @@ static void pull(moxin_session *session, uint32_t *random)
     }
 }
 
-static bool free_in_progress(void *user_data, moxin_stage stage, float fraction)
-{
+static bool free_in_progress(void *user_data, moxin_stage stage, float fraction) {
     moxin_session **session = user_data;
     (void)stage;
     (void)fraction;
@@ -148,12 +147,11 @@ static bool free_in_progress(void *user_data, moxin_stage stage, float fraction)
     return true;
 }
 
-static void one_round(uint32_t *random)
-{
+static void one_round(uint32_t *random) {
     moxin_error *error = NULL;
     const uint32_t slot = draw(random, SLOTS);
     moxin_session *session = NULL, *fork = NULL;
-    moxin_op op = {0};
+    moxin_op op = { 0 };
     op.struct_size = sizeof op;
     switch (draw(random, 12)) {
     case 0:
@@ -187,7 +185,7 @@ static void one_round(uint32_t *random)
         session = slots[slot].session;
         if (session != NULL) {
             moxin_event event = empty_event();
-            moxin_stats stats = {0};
+            moxin_stats stats = { 0 };
             stats.struct_size = sizeof stats;
             NEED(moxin_session_stats(session, &stats, &error));
             if (draw(random, 2)) {
@@ -250,7 +248,8 @@ static void one_round(uint32_t *random)
             moxin_model_free(other);
             break;
         }
-        default: moxin_memory_trim();
+        default:
+            moxin_memory_trim();
         }
         break;
     }
@@ -261,8 +260,7 @@ struct work {
     long rounds;
 };
 
-static void *work(void *argument)
-{
+static void *work(void *argument) {
     struct work *work = argument;
     uint32_t random = work->seed;
     for (long i = 0; i < work->rounds; i++) {
@@ -271,13 +269,12 @@ static void *work(void *argument)
     return NULL;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     pthread_t threads[THREADS];
     struct work works[THREADS];
     moxin_error *error = NULL;
     moxin_image *image = NULL;
-    moxin_memory_stats memory = {0};
+    moxin_memory_stats memory = { 0 };
     if (argc < 3) {
         fprintf(stderr, "see the top of stress.c for the arguments\n");
         return 2;
@@ -291,7 +288,8 @@ int main(int argc, char **argv)
         pthread_mutex_init(&slots[i].lock, NULL);
     }
     for (int i = 0; i < THREADS; i++) {
-        works[i].seed = (argc > 3 ? (uint32_t)atol(argv[3]) : 1) * 1000003u + (uint32_t)i * 7919u + 1;
+        works[i].seed =
+            (argc > 3 ? (uint32_t)atol(argv[3]) : 1) * 1000003u + (uint32_t)i * 7919u + 1;
         works[i].rounds = atol(argv[2]);
         pthread_create(&threads[i], NULL, work, &works[i]);
     }
@@ -312,6 +310,7 @@ int main(int argc, char **argv)
     memory.struct_size = sizeof memory;
     NEED(moxin_memory_stats_get(&memory, &error));
     CHECK(memory.handles == 0);
-    printf("%d streams: %d finished, %d cancelled, %d failed\n", started, finished, cancelled, failed);
+    printf("%d streams: %d finished, %d cancelled, %d failed\n", started, finished, cancelled,
+           failed);
     return failures > 0;
 }

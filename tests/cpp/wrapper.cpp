@@ -12,12 +12,12 @@
 
 #include "moxin_vlm.hpp"
 
-#define CHECK(condition)                                                               \
-    do {                                                                               \
-        if (!(condition)) {                                                            \
-            std::cerr << __FILE__ << ':' << __LINE__ << ": not so: " #condition "\n"; \
-            std::exit(1);                                                              \
-        }                                                                              \
+#define CHECK(condition)                                                                           \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            std::cerr << __FILE__ << ':' << __LINE__ << ": not so: " #condition "\n";              \
+            std::exit(1);                                                                          \
+        }                                                                                          \
     } while (false)
 
 namespace {
@@ -30,7 +30,9 @@ struct Thrown {
 };
 
 template <class T>
-constexpr bool moves_only = std::is_nothrow_move_constructible_v<T> && std::is_nothrow_move_assignable_v<T> && !std::is_copy_constructible_v<T>;
+constexpr bool moves_only =
+    std::is_nothrow_move_constructible_v<T> && std::is_nothrow_move_assignable_v<T> &&
+    !std::is_copy_constructible_v<T>;
 
 static_assert(moves_only<moxin::Model> && moves_only<moxin::Image> && moves_only<moxin::Embedding>);
 static_assert(moves_only<moxin::Session> && moves_only<moxin::Cancel>);
@@ -38,8 +40,7 @@ static_assert(std::is_nothrow_copy_constructible_v<moxin::Error>);
 
 // The status of the Error that a call throws, MOXIN_STATUS_OK where it throws none.
 template <class Call>
-moxin_status status_of(Call call)
-{
+moxin_status status_of(Call call) {
     try {
         call();
     } catch (const moxin::Error &error) {
@@ -51,8 +52,7 @@ moxin_status status_of(Call call)
 
 // The number that a call throws, 0 where it throws none.
 template <class Call>
-int thrown_by(Call call)
-{
+int thrown_by(Call call) {
     try {
         call();
     } catch (const Thrown &thrown) {
@@ -61,8 +61,7 @@ int thrown_by(Call call)
     return 0;
 }
 
-std::string answer(moxin::Session &session, const std::string &question = QUESTION)
-{
+std::string answer(moxin::Session &session, const std::string &question = QUESTION) {
     session.add_text(MOXIN_ROLE_USER, question);
     std::string text;
     for (const moxin::Event &event : session.generate()) {
@@ -71,15 +70,14 @@ std::string answer(moxin::Session &session, const std::string &question = QUESTI
     return text;
 }
 
-moxin::Session about(const moxin::Model &model, const moxin::Image &image, const moxin::SessionOptions &options = {})
-{
+moxin::Session about(const moxin::Model &model, const moxin::Image &image,
+                     const moxin::SessionOptions &options = {}) {
     moxin::Session session(model, options);
     session.add_image(image);
     return session;
 }
 
-void errors(const std::string &folder)
-{
+void errors(const std::string &folder) {
     try {
         moxin::Model model(folder + "/missing");
         CHECK(false);
@@ -87,22 +85,25 @@ void errors(const std::string &folder)
         CHECK(std::string(error.what()).find("missing") != std::string::npos);
     }
     CHECK(status_of([&] { moxin::Model(folder + "/missing"); }) == MOXIN_STATUS_NOT_FOUND);
-    CHECK(status_of([&] { moxin::Image::from_file(folder + "/config.json"); }) == MOXIN_STATUS_UNSUPPORTED_IMAGE);
-    moxin::Error error(MOXIN_STATUS_IO, "outer", {"inner", "innermost"});
-    CHECK(error.causes().size() == 2 && error.causes()[1] == "innermost" && moxin::Error(error).causes() == error.causes());
+    CHECK(status_of([&] { moxin::Image::from_file(folder + "/config.json"); }) ==
+          MOXIN_STATUS_UNSUPPORTED_IMAGE);
+    moxin::Error error(MOXIN_STATUS_IO, "outer", { "inner", "innermost" });
+    CHECK(error.causes().size() == 2 && error.causes()[1] == "innermost" &&
+          moxin::Error(error).causes() == error.causes());
 }
 
-void loading(const std::string &folder)
-{
+void loading(const std::string &folder) {
     moxin::Op op;
     op.progress = [](moxin_stage stage, float fraction) -> bool {
         CHECK(stage == MOXIN_STAGE_LOAD && fraction >= 0 && fraction <= 1);
-        throw Thrown{1};
+        throw Thrown{ 1 };
     };
     CHECK(thrown_by([&] { moxin::Model(folder, {}, op); }) == 1);
     op.progress = [](moxin_stage, float) { return false; };
     CHECK(status_of([&] { moxin::Model(folder, {}, op); }) == MOXIN_STATUS_CANCELLED);
-    op.progress = [](moxin_stage, float fraction) { return fraction < 1 ? true : throw Thrown{2}; };
+    op.progress = [](moxin_stage, float fraction) {
+        return fraction < 1 ? true : throw Thrown{ 2 };
+    };
     CHECK(thrown_by([&] { moxin::Model(folder, {}, op); }) == 2);
     moxin::Cancel cancel;
     cancel.trigger();
@@ -114,10 +115,9 @@ void loading(const std::string &folder)
     CHECK(status_of([&] { moxin::Model(folder, options); }) == MOXIN_STATUS_OUT_OF_MEMORY);
 }
 
-void images(const moxin::Model &model, const std::string &path, const std::string &expected)
-{
+void images(const moxin::Model &model, const std::string &path, const std::string &expected) {
     std::ifstream file(path, std::ios::binary);
-    std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
+    std::vector<char> bytes{ std::istreambuf_iterator<char>(file), {} };
     moxin::Image image = moxin::Image::from_bytes(bytes.data(), bytes.size());
     CHECK(image.size().width == 448 && image.size().height == 448);
     moxin::Image moved = std::move(image);
@@ -125,31 +125,33 @@ void images(const moxin::Model &model, const std::string &path, const std::strin
     CHECK(answer(session) == expected);
 
     std::vector<unsigned char> pixels(2 * 16 * 3, 7);
-    moxin::Image small = moxin::Image::from_pixels(pixels.data(), {16, 2}, 16 * 3, MOXIN_PIXEL_FORMAT_RGB8);
+    moxin::Image small =
+        moxin::Image::from_pixels(pixels.data(), { 16, 2 }, 16 * 3, MOXIN_PIXEL_FORMAT_RGB8);
     CHECK(small.size().width == 16 && small.size().height == 2);
     moxin::ImageOptions options;
     CHECK(options.max_pixels > 1000);
     options.max_pixels = 10;
-    CHECK(status_of([&] { moxin::Image::from_file(path, options); }) == MOXIN_STATUS_UNSUPPORTED_IMAGE);
+    CHECK(status_of([&] { moxin::Image::from_file(path, options); }) ==
+          MOXIN_STATUS_UNSUPPORTED_IMAGE);
 }
 
-void embeddings(const moxin::Model &model, const moxin::Image &image, const std::string &expected)
-{
+void embeddings(const moxin::Model &model, const moxin::Image &image, const std::string &expected) {
     moxin::Embedding embedding = model.encode(image);
     moxin_embedding_info info = embedding.info();
-    CHECK(info.token_count == model.info().tokens_per_image && info.model_fingerprint == model.info().fingerprint);
-    CHECK(embedding.values().size() == std::size_t{info.token_count} * info.hidden_size);
+    CHECK(info.token_count == model.info().tokens_per_image &&
+          info.model_fingerprint == model.info().fingerprint);
+    CHECK(embedding.values().size() == std::size_t{ info.token_count } * info.hidden_size);
     moxin::Session session(model);
     session.add_embedding(embedding);
     CHECK(answer(session) == expected);
     moxin::Op op;
-    op.progress = [](moxin_stage, float) -> bool { throw Thrown{3}; };
-    moxin::Image other = moxin::Image::from_pixels(std::vector<unsigned char>(300, 1).data(), {10, 10}, 30, MOXIN_PIXEL_FORMAT_RGB8);
+    op.progress = [](moxin_stage, float) -> bool { throw Thrown{ 3 }; };
+    moxin::Image other = moxin::Image::from_pixels(std::vector<unsigned char>(300, 1).data(),
+                                                   { 10, 10 }, 30, MOXIN_PIXEL_FORMAT_RGB8);
     CHECK(thrown_by([&] { model.encode(other, op); }) == 3);
 }
 
-void steps(const moxin::Model &model, const moxin::Image &image, const std::string &expected)
-{
+void steps(const moxin::Model &model, const moxin::Image &image, const std::string &expected) {
     moxin::SessionOptions options;
     CHECK(options.max_tokens == 512 && options.top_p == 1.0f);
     options.logprobs = 3;
@@ -159,7 +161,8 @@ void steps(const moxin::Model &model, const moxin::Image &image, const std::stri
     for (const moxin::Event &event : session.generate()) {
         if (event.kind == MOXIN_EVENT_KIND_TEXT) {
             text += event.text;
-            CHECK(event.top.size() == 3 && event.top[0].token_id == event.token_id && event.logprob <= 0);
+            CHECK(event.top.size() == 3 && event.top[0].token_id == event.token_id &&
+                  event.logprob <= 0);
             break; // the answer goes on below
         }
         CHECK(event.kind == MOXIN_EVENT_KIND_PREFILL && event.top.empty());
@@ -181,7 +184,7 @@ void steps(const moxin::Model &model, const moxin::Image &image, const std::stri
     }
     CHECK(raw_text == " " + expected);
 
-    options.stop = {"none such", "word"};
+    options.stop = { "none such", "word" };
     moxin::Session stopped = about(model, image, options);
     CHECK(answer(stopped) == expected.substr(0, expected.find("word")));
     options.stop.clear();
@@ -200,16 +203,16 @@ void steps(const moxin::Model &model, const moxin::Image &image, const std::stri
     }
     CHECK(finish == MOXIN_FINISH_REASON_CANCELLED);
     CHECK(thrown_by([&] {
-        moxin::Session thrower = about(model, image);
-        thrower.add_text(MOXIN_ROLE_USER, QUESTION);
-        for (const moxin::Event &event : thrower.generate()) {
-            throw Thrown{event.kind == MOXIN_EVENT_KIND_PREFILL ? 4 : 5};
-        }
-    }) == 4);
+              moxin::Session thrower = about(model, image);
+              thrower.add_text(MOXIN_ROLE_USER, QUESTION);
+              for (const moxin::Event &event : thrower.generate()) {
+                  throw Thrown{ event.kind == MOXIN_EVENT_KIND_PREFILL ? 4 : 5 };
+              }
+          }) == 4);
 }
 
-void conversations(const moxin::Model &model, const moxin::Image &image, const std::string &expected)
-{
+void conversations(const moxin::Model &model, const moxin::Image &image,
+                   const std::string &expected) {
     moxin::Session session = about(model, image);
     session.add_text(MOXIN_ROLE_USER, QUESTION);
     bool told = false;
@@ -243,12 +246,12 @@ void conversations(const moxin::Model &model, const moxin::Image &image, const s
     session.reset();
     session.add_image(image);
     CHECK(answer(session) == expected);
-    CHECK(status_of([&] { session.add_text(MOXIN_ROLE_USER, "\xff"); }) == MOXIN_STATUS_INVALID_ARGUMENT);
+    CHECK(status_of([&] { session.add_text(MOXIN_ROLE_USER, "\xff"); }) ==
+          MOXIN_STATUS_INVALID_ARGUMENT);
     session.add_text(MOXIN_ROLE_USER, {}); // an empty view has no data
 }
 
-void pushing(const moxin::Model &model, const moxin::Image &image, const std::string &expected)
-{
+void pushing(const moxin::Model &model, const moxin::Image &image, const std::string &expected) {
     moxin::Session session = about(model, image);
     auto ask = [&] { session.add_text(MOXIN_ROLE_USER, QUESTION); };
 
@@ -265,12 +268,15 @@ void pushing(const moxin::Model &model, const moxin::Image &image, const std::st
     CHECK(text == expected && finished == 1 && held.use_count() == 1);
 
     ask();
-    CHECK(session.start([](const moxin::Event &) { return false; }).get() == MOXIN_FINISH_REASON_CANCELLED);
+    CHECK(session.start([](const moxin::Event &) { return false; }).get() ==
+          MOXIN_FINISH_REASON_CANCELLED);
     ask();
-    result = session.start([](const moxin::Event &) -> bool { throw Thrown{6}; });
+    result = session.start([](const moxin::Event &) -> bool { throw Thrown{ 6 }; });
     CHECK(thrown_by([&] { result.get(); }) == 6);
     ask();
-    result = session.start([](const moxin::Event &event) { return event.kind != MOXIN_EVENT_KIND_FINISHED ? true : throw Thrown{7}; });
+    result = session.start([](const moxin::Event &event) {
+        return event.kind != MOXIN_EVENT_KIND_FINISHED ? true : throw Thrown{ 7 };
+    });
     CHECK(thrown_by([&] { result.get(); }) == 7);
 
     moxin::Op op;
@@ -278,23 +284,27 @@ void pushing(const moxin::Model &model, const moxin::Image &image, const std::st
     cancel.trigger();
     op.cancel = &cancel;
     ask();
-    CHECK(session.start([](const moxin::Event &) { return true; }, op).get() == MOXIN_FINISH_REASON_CANCELLED);
+    CHECK(session.start([](const moxin::Event &) { return true; }, op).get() ==
+          MOXIN_FINISH_REASON_CANCELLED);
     op.progress = [](moxin_stage, float) { return true; };
     ask();
-    CHECK(status_of([&] { session.start([](const moxin::Event &) { return true; }, op); }) == MOXIN_STATUS_INVALID_ARGUMENT);
+    CHECK(status_of([&] { session.start([](const moxin::Event &) { return true; }, op); }) ==
+          MOXIN_STATUS_INVALID_ARGUMENT);
     op = {};
     op.timeout = std::chrono::milliseconds(1);
-    CHECK(status_of([&] { session.start([](const moxin::Event &) { return true; }, op).get(); }) == MOXIN_STATUS_TIMEOUT);
+    CHECK(status_of([&] { session.start([](const moxin::Event &) { return true; }, op).get(); }) ==
+          MOXIN_STATUS_TIMEOUT);
 
     moxin::Session empty(model);
-    CHECK(status_of([&] { empty.start([held](const moxin::Event &) { return true; }); }) == MOXIN_STATUS_INVALID_STATE);
+    CHECK(status_of([&] { empty.start([held](const moxin::Event &) { return true; }); }) ==
+          MOXIN_STATUS_INVALID_STATE);
     CHECK(held.use_count() == 1);
     ask();
-    session.start([](const moxin::Event &) { return true; }); // nobody waits; the session's end does
+    session.start(
+        [](const moxin::Event &) { return true; }); // nobody waits; the session's end does
 }
 
-void library(const std::string &folder, const moxin::Image &image)
-{
+void library(const std::string &folder, const moxin::Image &image) {
     CHECK(moxin::version() == moxin_version() && moxin::build_info().front() == '{');
     CHECK(moxin::backend_available(MOXIN_BACKEND_CPU) && !moxin::backend_available(99));
     moxin_model_info found = moxin::Model::inspect(folder);
@@ -309,10 +319,12 @@ void library(const std::string &folder, const moxin::Image &image)
     moxin::trim_memory();
 
     auto held = std::make_shared<std::atomic<int>>();
-    moxin::set_log([held](moxin_log_level, std::string_view, std::string_view message) {
-        *held += static_cast<int>(message.size());
-        throw Thrown{9};
-    }, MOXIN_LOG_LEVEL_TRACE);
+    moxin::set_log(
+        [held](moxin_log_level, std::string_view, std::string_view message) {
+            *held += static_cast<int>(message.size());
+            throw Thrown{ 9 };
+        },
+        MOXIN_LOG_LEVEL_TRACE);
     moxin::Model logged(folder);
     moxin::set_log({}, MOXIN_LOG_LEVEL_OFF);
     while (held.use_count() > 1) {
@@ -328,10 +340,12 @@ void library(const std::string &folder, const moxin::Image &image)
     moxin::set_cpu_threads(0);
     CHECK(status_of([] { moxin::set_cpu_threads(1000000); }) == MOXIN_STATUS_INVALID_ARGUMENT);
     moxin::QuantOptions four_bits;
-    four_bits.modules.push_back({"language_model.lm_head", 8, 64, MOXIN_QUANT_MODE_AFFINE});
+    four_bits.modules.push_back({ "language_model.lm_head", 8, 64, MOXIN_QUANT_MODE_AFFINE });
     int told = 0;
     moxin::Op op;
-    op.progress = [&](moxin_stage stage, float) { return told += stage == MOXIN_STAGE_QUANTIZE, true; };
+    op.progress = [&](moxin_stage stage, float) {
+        return told += stage == MOXIN_STAGE_QUANTIZE, true;
+    };
     model.quantize(four_bits, op);
     CHECK(model.info().quant_bits == 4 && told > 1);
     bool refused = false;
@@ -347,8 +361,7 @@ void library(const std::string &folder, const moxin::Image &image)
 
 } // namespace
 
-int main(int, char **argv)
-{
+int main(int, char **argv) {
     std::string folder = argv[1];
     std::string path = argv[2];
     errors(folder);

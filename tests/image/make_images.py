@@ -25,7 +25,8 @@ PROCESS_CASES = []
 DECODE_CASES = []
 
 
-# --- Pictures -------------------------------------------------------------------------------------------------------------------------
+# --- Pictures
+# -------------------------------------------------------------------------------------------------------------------------
 def noise(width, height):
     return Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
@@ -47,7 +48,8 @@ def small():
     return Image.fromarray(np.stack([x * 10, y * 15, (x + y) * 6], -1).astype(np.uint8))
 
 
-# --- Image processors -----------------------------------------------------------------------------------------------------------------
+# --- Image processors
+# -----------------------------------------------------------------------------------------------------------------
 def processor(strategy, size, encoders):
     """A preprocessor_config.json as the Prismatic converter saves it: the tvf_* means and deviations are rounded to bfloat16."""
     means = [[0.485, 0.456, 0.406], [0.5, 0.5, 0.5]][:encoders]
@@ -131,13 +133,15 @@ def process_cases():
                 process_case(name, image, strategy, 17, 2)
             if name == "shapes-640x427":
                 process_case(name, image, strategy, 224, 2)
-    # Each value of a sample through both encoders' normalization: a picture of every value, at its own size.
+    # Each value of a sample through both encoders' normalization: a picture of every value, at its
+    # own size.
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
     ramp.save(HERE / "ramp-16x16.png", optimize=True)
     process_case("ramp-16x16", ramp, "resize-naive", 16, 2)
 
 
-# --- Decoding -------------------------------------------------------------------------------------------------------------------------
+# --- Decoding
+# -------------------------------------------------------------------------------------------------------------------------
 def png(depth, color, rows, extra=b""):
     """A PNG in a form that Pillow does not write; `rows` are its scan lines without their filter byte."""
     width = rows.shape[1] * 8 // (depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color])
@@ -224,7 +228,8 @@ def decode_cases():
     Image.fromarray(deep).save(HERE / "gray-16bit.tiff")
     decode_case("gray-16bit.tiff", expected=upper_half)
 
-    # JPEG. Where colour is stored at half the resolution, decoders differ in how they interpolate it.
+    # JPEG. Where colour is stored at half the resolution, decoders differ in how they interpolate
+    # it.
     save(rgb, "rgb.jpg", tolerance=4, quality=90)
     save(rgb, "subsampling-none.jpg", tolerance=2, quality=90, subsampling=0)
     save(rgb, "subsampling-422.jpg", tolerance=4, quality=90, subsampling=1)
@@ -260,7 +265,8 @@ def decode_cases():
     decode_case("trailer.jpg", tolerance=4)
 
 
-# --- Files that claim too much --------------------------------------------------------------------------------------------------------
+# --- Files that claim too much
+# --------------------------------------------------------------------------------------------------------
 def hostile():
     idat = png_chunk(b"IDAT", zlib.compress(bytes(1000)))
     files = {

@@ -16,7 +16,8 @@ from reference import HERE, byte_level, greedy, hub_names, pictures, randomize, 
 SPECIAL = [
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
 ]
-# The published models' (https://huggingface.co/Qwen/Qwen2-VL-2B-Instruct/blob/main/chat_template.json).
+# The published models'
+# (https://huggingface.co/Qwen/Qwen2-VL-2B-Instruct/blob/main/chat_template.json).
 TEMPLATE = (
     "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"

@@ -43,8 +43,8 @@ CHECKPOINTS = {
         },
         "text": {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2},
     },
-    # Sharded; every setting of the decoder differs from its default, head_dim from hidden_size / heads, and the window is shorter than any
-    # prompt with a picture.
+    # Sharded; every setting of the decoder differs from its default, head_dim from hidden_size /
+    # heads, and the window is shorter than any prompt with a picture.
     "letterbox_bf16": {
         "seed": 2,
         "dtype": torch.bfloat16,
@@ -92,7 +92,8 @@ LONG = (
     "Look at the picture for as long as you want and describe what there is to see: the people, the street, the house. "
     "At the end say, in one short sentence, what is {}."
 )
-# A case's turns, written with one of THINGS in place of {}: the first one whose greedy answer is valid text and safe from rounding.
+# A case's turns, written with one of THINGS in place of {}: the first one whose greedy answer is
+# valid text and safe from rounding.
 CASES = {
     "short": ["What is {}?"],
     "long": [LONG],
@@ -147,7 +148,8 @@ def config_json(recipe, tokenizer):
     ids, kwargs = list(recipe["towers"]), list(recipe["towers"].values())
     fused = len(ids) == 2
     dtype = str(recipe["dtype"]).removeprefix("torch.")
-    # Rounded up to a multiple of 64 as in the published checkpoint: the rows past <PAD> stand for no token.
+    # Rounded up to a multiple of 64 as in the published checkpoint: the rows past <PAD> stand for
+    # no token.
     rows = math.ceil((pad + 1) / 64) * 64
     return {
         "arch_specifier": "no-align+fused-gelu-mlp" if fused else "no-align+gelu-mlp",
@@ -209,7 +211,8 @@ def tokenizer_json(tokenizer):
     }
 
 
-# Queries and keys of gain 2 make attention choose; in the decoder what enters and leaves a layer stays near 0.03.
+# Queries and keys of gain 2 make attention choose; in the decoder what enters and leaves a layer
+# stays near 0.03.
 GAINS = {
     "patch_embed": 0.03, "attn.qkv": 1.6, "mlp.fc1": 1.6, "mlp.fc2": 2.0,
     "q_proj": 2.0, "k_proj": 2.0, "o_proj": 0.05, "down_proj": 0.05, "lm_head": 4.0,

@@ -29,7 +29,8 @@ class Preprocessor:
     def __init__(self, settings):
         self.strategy = settings["image_resize_strategy"]
         self.sizes = [size[-1] for size in settings["input_sizes"]]
-        # tvf_* settings win over `means` and `stds`: in the published checkpoint the former are rounded to bfloat16.
+        # tvf_* settings win over `means` and `stds`: in the published checkpoint the former are
+        # rounded to bfloat16.
         default = [{"mean": mean, "std": std} for mean, std in zip(settings["means"], settings["stds"])]
         self.normalize = settings.get("tvf_normalize_params") or default
         # One fill for all encoders: the mean of the last one.
@@ -44,7 +45,8 @@ class Preprocessor:
             picture = TVF.pad(picture, pad, fill=self.fill, padding_mode="constant")
         encoders = []
         for size, normalize in zip(self.sizes, self.normalize):
-            # One number is the length of the shorter side: the aspect is kept and the longer side cropped.
+            # One number is the length of the shorter side: the aspect is kept and the longer side
+            # cropped.
             edges = [size, size] if self.strategy == "resize-naive" else [size]
             resized = TVF.resize(picture, edges, InterpolationMode.BICUBIC, antialias=True)
             pixels = TVF.to_tensor(TVF.center_crop(resized, [size, size]))
@@ -82,7 +84,8 @@ class Prismatic(nn.Module):
                 names, config["timm_model_ids"], config["image_sizes"], acts, overrides, strict=True
             )
         })
-        # As in the published code, text_config lists what differs from the defaults of transformers' MistralConfig.
+        # As in the published code, text_config lists what differs from the defaults of
+        # transformers' MistralConfig.
         text = MistralConfig(**config["text_config"], attn_implementation="eager")
         self.projector = Projector(sum(tower.embed_dim for tower in self.towers), text.hidden_size, fused)
         self.language_model = MistralForCausalLM(text)

@@ -26,8 +26,14 @@ pub fn compiler(variable: &str, usual: &str) -> Command {
 
 /// What a program prints, which must end well.
 pub fn succeed(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(output.status.success(), "{command:?}\n{}", String::from_utf8_lossy(&output.stderr));
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(
+        output.status.success(),
+        "{command:?}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -60,8 +66,8 @@ pub fn library_folder() -> PathBuf {
     env::current_exe().unwrap().parent().unwrap().to_owned()
 }
 
-/// The library of these tests first: cargo's own search path, which goes before a program's, begins with the folder of what `cargo build`
-/// made, maybe long ago.
+/// The library of these tests first: cargo's own search path, which goes before a program's, begins
+/// with the folder of what `cargo build` made, maybe long ago.
 pub fn library_path() -> OsString {
     let others = env::var_os(LIBRARY_PATH).unwrap_or_default();
     let others = env::split_paths(&others).filter(|path| !path.as_os_str().is_empty());

@@ -34,7 +34,8 @@ RECIPE = {
     "towers": {SIGLIP: {"embed_dim": 64, "depth": 3, "num_heads": 2, "mlp_ratio": 1.5, "patch_size": 7}},
     "text": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
 }
-# As mlx-lm writes it: the mode with the scheme of most modules, exceptions without. The last block of an encoder is never run.
+# As mlx-lm writes it: the mode with the scheme of most modules, exceptions without. The last block
+# of an encoder is never run.
 DEFAULT = {"group_size": 64, "bits": 4, "mode": "affine"}
 EXCEPTIONS = {
     "language_model.lm_head": {"group_size": 64, "bits": 8},

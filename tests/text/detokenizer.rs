@@ -20,10 +20,20 @@ fn joins_to_what_transformers_decodes() {
     for style in STYLES {
         let tokenizer = tokenizer(style);
         for case in &cases[style].texts {
-            assert_eq!(streamed(&tokenizer, &case.ids).concat(), case.decoded, "{style}: {:?}", case.text);
+            assert_eq!(
+                streamed(&tokenizer, &case.ids).concat(),
+                case.decoded,
+                "{style}: {:?}",
+                case.text
+            );
         }
         for case in &cases[style].decoded {
-            assert_eq!(streamed(&tokenizer, &case.ids).concat(), case.text, "{style}: {:?}", case.ids);
+            assert_eq!(
+                streamed(&tokenizer, &case.ids).concat(),
+                case.text,
+                "{style}: {:?}",
+                case.ids
+            );
         }
     }
 }
@@ -45,12 +55,17 @@ fn joins_to_the_whole_decoding_of_random_tokens() {
                     _ => vec![random.below(tokenizer.vocab_size()) as u32],
                 })
                 .collect();
-            assert_eq!(streamed(&tokenizer, &ids).concat(), tokenizer.decode(&ids).unwrap(), "{style}: {ids:?}");
+            assert_eq!(
+                streamed(&tokenizer, &ids).concat(),
+                tokenizer.decode(&ids).unwrap(),
+                "{style}: {ids:?}"
+            );
         }
     }
 }
 
-/// The decoders of other models: Gemma strips nothing, some strip more; one without any decoder joins tokens by spaces.
+/// The decoders of other models: Gemma strips nothing, some strip more; one without any decoder
+/// joins tokens by spaces.
 #[test]
 fn follows_the_steps_of_the_decoder() {
     let replace = json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "});
@@ -59,7 +74,13 @@ fn follows_the_steps_of_the_decoder() {
         {"type": "Strip", "content": " ", "start": 3, "stop": 0}]});
     let without_bytes = json!({"type": "Sequence", "decoders": [replace, {"type": "Fuse"}]});
     let mut random = Random::new(3);
-    for decoder in [gemma, strips_three, without_bytes, json!({"type": "BPEDecoder", "suffix": "."}), json!(null)] {
+    for decoder in [
+        gemma,
+        strips_three,
+        without_bytes,
+        json!({"type": "BPEDecoder", "suffix": "."}),
+        json!(null),
+    ] {
         let mut json: Value = fixture("llama");
         json["decoder"] = decoder.clone();
         let tokenizer = tokenizer_of(&json).unwrap();
@@ -67,12 +88,17 @@ fn follows_the_steps_of_the_decoder() {
         for _ in 0..300 {
             let mut ids = vec![space; random.below(5)];
             ids.extend((0..random.below(12)).map(|_| random.below(tokenizer.vocab_size()) as u32));
-            assert_eq!(streamed(&tokenizer, &ids).concat(), tokenizer.decode(&ids).unwrap(), "{decoder}: {ids:?}");
+            assert_eq!(
+                streamed(&tokenizer, &ids).concat(),
+                tokenizer.decode(&ids).unwrap(),
+                "{decoder}: {ids:?}"
+            );
         }
     }
 }
 
-/// Text is out as soon as it can be: whole words at once, an emoji with its last byte (byte level) or at the end of its run (byte fallback).
+/// Text is out as soon as it can be: whole words at once, an emoji with its last byte (byte level)
+/// or at the end of its run (byte fallback).
 #[test]
 fn does_not_hold_back_settled_text() {
     let tokenizer = tokenizer("byte_level");
@@ -102,7 +128,10 @@ fn ends_with_replacement_characters_for_incomplete_bytes() {
         let cut = &ids[..ids.len() - 1];
         let pieces = streamed(&tokenizer, cut);
         assert_eq!(pieces.concat(), tokenizer.decode(cut).unwrap());
-        assert!(pieces[cut.len()].ends_with('\u{FFFD}'), "{style}: {pieces:?}");
+        assert!(
+            pieces[cut.len()].ends_with('\u{FFFD}'),
+            "{style}: {pieces:?}"
+        );
     }
 }
 
@@ -125,14 +154,20 @@ fn drops_white_space_at_the_front_on_demand() {
 fn goes_on_behind_a_token() {
     for style in STYLES {
         let tokenizer = tokenizer(style);
-        let ids = tokenizer.encode("In: a red square, 👍 and two circles", false).unwrap();
+        let ids = tokenizer
+            .encode("In: a red square, 👍 and two circles", false)
+            .unwrap();
         for cut in 1..ids.len() {
-            if tokenizer.is_special(ids[cut - 1]) || tokenizer.decode(&ids[..cut]).unwrap().ends_with('\u{FFFD}') {
+            if tokenizer.is_special(ids[cut - 1])
+                || tokenizer.decode(&ids[..cut]).unwrap().ends_with('\u{FFFD}')
+            {
                 continue;
             }
             let mut decoder = StreamDecoder::after(&tokenizer, ids[cut - 1]);
             let mut text = tokenizer.decode(&ids[..cut]).unwrap();
-            ids[cut..].iter().for_each(|&id| text += &decoder.push(id).unwrap());
+            ids[cut..]
+                .iter()
+                .for_each(|&id| text += &decoder.push(id).unwrap());
             text += &decoder.finish().unwrap();
             assert_eq!(text, tokenizer.decode(&ids).unwrap(), "{style}: {cut}");
         }

@@ -1,5 +1,5 @@
-//! Text in and out: tokens, prompts, sampling and stop strings, against fixtures by transformers and the models' own prompt builder
-//! (`make_text.py`).
+//! Text in and out: tokens, prompts, sampling and stop strings, against fixtures by transformers
+//! and the models' own prompt builder (`make_text.py`).
 
 mod check;
 mod detokenizer;
@@ -21,7 +21,10 @@ use serde::de::DeserializeOwned;
 const STYLES: [&str; 3] = ["llama", "byte_level", "metaspace"];
 
 fn fixture_path(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/text").join(name).with_extension("json")
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/text")
+        .join(name)
+        .with_extension("json")
 }
 
 fn fixture<T: DeserializeOwned>(name: &str) -> T {

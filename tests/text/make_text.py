@@ -114,7 +114,8 @@ def token_cases(tokenizer, rng):
     for _ in range(60):
         sequence = rng.choices(ids, k=rng.randrange(1, 14))
         if None not in thumb and rng.random() < 0.7:
-            # Whole code points, now and then with a byte too many or too few, between special tokens and words.
+            # Whole code points, now and then with a byte too many or too few, between special
+            # tokens and words.
             for _ in range(rng.randrange(1, 4)):
                 piece = thumb[: rng.randrange(3, 7)] if rng.random() < 0.4 else thumb
                 at = rng.randrange(len(sequence) + 1)

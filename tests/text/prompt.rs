@@ -19,7 +19,13 @@ pub struct Conversation {
 }
 
 pub fn alternating(texts: &[String]) -> Vec<Message> {
-    let turn = |(i, text): (usize, &String)| if i % 2 == 0 { Message::user(text) } else { Message::assistant(text) };
+    let turn = |(i, text): (usize, &String)| {
+        if i % 2 == 0 {
+            Message::user(text)
+        } else {
+            Message::assistant(text)
+        }
+    };
     texts.iter().enumerate().map(turn).collect()
 }
 
@@ -30,7 +36,12 @@ fn builds_what_the_reference_builds() {
     for case in cases.conversations {
         let prompt = pure_prompt(&alternating(&case.turns)).unwrap();
         assert_eq!(prompt, case.prompt, "{:?}", case.turns);
-        assert_eq!(tokenizer.encode(&prompt, true).unwrap(), case.ids, "{:?}", case.turns);
+        assert_eq!(
+            tokenizer.encode(&prompt, true).unwrap(),
+            case.ids,
+            "{:?}",
+            case.turns
+        );
     }
 }
 
@@ -51,17 +62,32 @@ fn special_tokens_in_plain_text_are_parsed() {
     let prompt = pure_prompt(&[Message::user("a</s>b<s>")]).unwrap();
     let ids = tokenizer.encode(&prompt, true).unwrap();
     assert_eq!(prompt, "In: a</s>b<s>\nOut:");
-    assert_eq!((ids.iter().filter(|&&id| id == 2).count(), ids.iter().filter(|&&id| id == 1).count()), (1, 2));
+    assert_eq!(
+        (
+            ids.iter().filter(|&&id| id == 2).count(),
+            ids.iter().filter(|&&id| id == 1).count()
+        ),
+        (1, 2)
+    );
 }
 
 #[test]
 fn refuses_other_turns() {
     let system = Message::system("Be brief.");
     let error = pure_prompt(&[system, Message::user("hi")]).unwrap_err();
-    assert!(matches!(error, Error::InvalidState(_)) && error.to_string().contains("no system text"), "{error}");
+    assert!(
+        matches!(error, Error::InvalidState(_)) && error.to_string().contains("no system text"),
+        "{error}"
+    );
 
     let error = pure_prompt(&[Message::user("a"), Message::user("b")]).unwrap_err();
-    assert!(matches!(error, Error::InvalidArgument(_)) && error.to_string().contains("message 2"), "{error}");
-    assert!(matches!(pure_prompt(&[Message::assistant("a")]), Err(Error::InvalidArgument(_))));
+    assert!(
+        matches!(error, Error::InvalidArgument(_)) && error.to_string().contains("message 2"),
+        "{error}"
+    );
+    assert!(matches!(
+        pure_prompt(&[Message::assistant("a")]),
+        Err(Error::InvalidArgument(_))
+    ));
     assert_eq!(pure_prompt(&[]).unwrap(), "");
 }

@@ -35,7 +35,10 @@ struct Draws {
 
 impl Fixture {
     fn logits(&self, name: &str) -> Vec<f32> {
-        self.logits[name].iter().map(|logit| logit.unwrap_or(f32::NEG_INFINITY)).collect()
+        self.logits[name]
+            .iter()
+            .map(|logit| logit.unwrap_or(f32::NEG_INFINITY))
+            .collect()
     }
 }
 
@@ -48,21 +51,49 @@ fn sampler(params: SamplingParams) -> Sampler {
 }
 
 fn at_temperature(temperature: f32) -> SamplingParams {
-    SamplingParams { temperature, ..Default::default() }
+    SamplingParams {
+        temperature,
+        ..Default::default()
+    }
 }
 
 #[test]
 fn filters_as_transformers_does() {
     let fixture = load();
     for case in &fixture.cases {
-        let Case { temperature, top_k, top_p, min_p, repetition_penalty, .. } = *case;
-        let params = SamplingParams { temperature, top_k, top_p, min_p, repetition_penalty, ..Default::default() };
-        let mut found = sampler(params.clone()).distribution(&fixture.logits(&case.logits), &fixture.history).unwrap();
+        let Case {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            ..
+        } = *case;
+        let params = SamplingParams {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            ..Default::default()
+        };
+        let mut found = sampler(params.clone())
+            .distribution(&fixture.logits(&case.logits), &fixture.history)
+            .unwrap();
         found.sort_by_key(|&(token, _)| token);
         let tokens = |kept: &[(u32, f64)]| kept.iter().map(|&(token, _)| token).collect::<Vec<_>>();
-        assert_eq!(tokens(&found), tokens(&case.kept), "{}: {params:?}", case.logits);
+        assert_eq!(
+            tokens(&found),
+            tokens(&case.kept),
+            "{}: {params:?}",
+            case.logits
+        );
         for (&(token, p), &(_, expected)) in found.iter().zip(&case.kept) {
-            assert!((p - expected).abs() < 2e-6, "{}: {params:?}: token {token} has {p}, expected {expected}", case.logits);
+            assert!(
+                (p - expected).abs() < 2e-6,
+                "{}: {params:?}: token {token} has {p}, expected {expected}",
+                case.logits
+            );
         }
     }
 }
@@ -72,8 +103,15 @@ fn filters_as_transformers_does() {
 fn draws_the_documented_random_numbers() {
     let fixture = load();
     for draws in &fixture.draws {
-        let mut sampler = sampler(SamplingParams { seed: draws.seed.parse().unwrap(), ..at_temperature(1.0) });
-        let tokens: Vec<u32> = draws.tokens.iter().map(|_| sampler.sample(&fixture.logits("base"), &[]).unwrap().token).collect();
+        let mut sampler = sampler(SamplingParams {
+            seed: draws.seed.parse().unwrap(),
+            ..at_temperature(1.0)
+        });
+        let tokens: Vec<u32> = draws
+            .tokens
+            .iter()
+            .map(|_| sampler.sample(&fixture.logits("base"), &[]).unwrap().token)
+            .collect();
         assert_eq!(tokens, draws.tokens, "seed {}", draws.seed);
     }
 }
@@ -82,18 +120,32 @@ fn draws_the_documented_random_numbers() {
 fn draws_by_the_distribution() {
     let fixture = load();
     let logits = fixture.logits("base");
-    let mut sampler = sampler(SamplingParams { top_k: 12, top_p: 0.95, seed: 4, ..at_temperature(2.0) });
-    let expected: HashMap<u32, f64> = sampler.distribution(&logits, &[]).unwrap().into_iter().collect();
+    let mut sampler = sampler(SamplingParams {
+        top_k: 12,
+        top_p: 0.95,
+        seed: 4,
+        ..at_temperature(2.0)
+    });
+    let expected: HashMap<u32, f64> = sampler
+        .distribution(&logits, &[])
+        .unwrap()
+        .into_iter()
+        .collect();
     let mut counts: HashMap<u32, f64> = HashMap::new();
     let draws = 20_000;
     for _ in 0..draws {
-        *counts.entry(sampler.sample(&logits, &[]).unwrap().token).or_default() += 1.0;
+        *counts
+            .entry(sampler.sample(&logits, &[]).unwrap().token)
+            .or_default() += 1.0;
     }
     assert!(counts.keys().all(|token| expected.contains_key(token)));
     for (token, p) in expected {
         let frequency = counts.get(&token).copied().unwrap_or(0.0) / draws as f64;
         let deviation = (p * (1.0 - p) / draws as f64).sqrt();
-        assert!((frequency - p).abs() < 4.5 * deviation, "token {token}: drawn {frequency}, probability {p}");
+        assert!(
+            (frequency - p).abs() < 4.5 * deviation,
+            "token {token}: drawn {frequency}, probability {p}"
+        );
     }
 }
 
@@ -101,8 +153,13 @@ fn draws_by_the_distribution() {
 fn same_seed_same_tokens() {
     let logits = load().logits("base");
     let tokens = |seed| {
-        let mut sampler = sampler(SamplingParams { seed, ..at_temperature(1.5) });
-        (0..64).map(|_| sampler.sample(&logits, &[]).unwrap().token).collect::<Vec<_>>()
+        let mut sampler = sampler(SamplingParams {
+            seed,
+            ..at_temperature(1.5)
+        });
+        (0..64)
+            .map(|_| sampler.sample(&logits, &[]).unwrap().token)
+            .collect::<Vec<_>>()
     };
     assert_eq!(tokens(9), tokens(9));
     assert_ne!(tokens(9), tokens(10));
@@ -111,19 +168,47 @@ fn same_seed_same_tokens() {
 #[test]
 fn greedy_takes_the_first_of_the_likeliest() {
     let mut greedy = sampler(SamplingParams::default());
-    assert_eq!(greedy.sample(&[1.0, 5.0, 5.0, f32::NEG_INFINITY], &[]).unwrap().token, 1);
-    assert_eq!(greedy.sample(&[f32::NEG_INFINITY, -3.0], &[]).unwrap().token, 1);
-    let mut penalized = sampler(SamplingParams { repetition_penalty: 2.0, ..Default::default() });
-    assert_eq!(penalized.sample(&[1.0, 5.0, 4.0], &[1, 1]).unwrap().token, 2);
+    assert_eq!(
+        greedy
+            .sample(&[1.0, 5.0, 5.0, f32::NEG_INFINITY], &[])
+            .unwrap()
+            .token,
+        1
+    );
+    assert_eq!(
+        greedy
+            .sample(&[f32::NEG_INFINITY, -3.0], &[])
+            .unwrap()
+            .token,
+        1
+    );
+    let mut penalized = sampler(SamplingParams {
+        repetition_penalty: 2.0,
+        ..Default::default()
+    });
+    assert_eq!(
+        penalized.sample(&[1.0, 5.0, 4.0], &[1, 1]).unwrap().token,
+        2
+    );
     assert_eq!(penalized.sample(&[-1.0, -1.5], &[0]).unwrap().token, 1);
-    assert_eq!(penalized.sample(&[1.0, 5.0], &[9, u32::MAX]).unwrap().token, 1);
+    assert_eq!(
+        penalized.sample(&[1.0, 5.0], &[9, u32::MAX]).unwrap().token,
+        1
+    );
 }
 
 #[test]
 fn penalizes_within_the_window() {
     let chosen = |repetition_window, history: &[u32]| {
-        let params = SamplingParams { repetition_penalty: 2.0, repetition_window, ..Default::default() };
-        sampler(params).sample(&[5.0, 4.5, 4.0], history).unwrap().token
+        let params = SamplingParams {
+            repetition_penalty: 2.0,
+            repetition_window,
+            ..Default::default()
+        };
+        sampler(params)
+            .sample(&[5.0, 4.5, 4.0], history)
+            .unwrap()
+            .token
     };
     assert_eq!(chosen(1, &[0, 1]), 0);
     assert_eq!(chosen(1, &[1, 0]), 1);
@@ -136,21 +221,33 @@ fn penalizes_within_the_window() {
 fn log_probabilities_are_the_models_own() {
     let fixture = load();
     let logits = fixture.logits("base");
-    let mut sampler = sampler(SamplingParams { top_k: 8, repetition_penalty: 1.5, seed: 1, ..at_temperature(3.0) });
+    let mut sampler = sampler(SamplingParams {
+        top_k: 8,
+        repetition_penalty: 1.5,
+        seed: 1,
+        ..at_temperature(3.0)
+    });
     for _ in 0..20 {
         let choice = sampler.sample(&logits, &fixture.history).unwrap();
         assert!((f64::from(choice.logprob) - fixture.logprobs[choice.token as usize]).abs() < 1e-5);
     }
 
     let mut expected: Vec<u32> = (0..logits.len() as u32).collect();
-    expected.sort_by(|&a, &b| fixture.logprobs[b as usize].total_cmp(&fixture.logprobs[a as usize]));
+    expected
+        .sort_by(|&a, &b| fixture.logprobs[b as usize].total_cmp(&fixture.logprobs[a as usize]));
     for k in [0, 1, 5, logits.len(), 999] {
         let top = top_logprobs(&logits, k).unwrap();
         let tokens: Vec<u32> = top.iter().map(|choice| choice.token).collect();
         assert_eq!(tokens, expected[..k.min(logits.len())]);
-        assert!(top.iter().all(|choice| (f64::from(choice.logprob) - fixture.logprobs[choice.token as usize]).abs() < 1e-5));
+        assert!(top.iter().all(|choice| {
+            (f64::from(choice.logprob) - fixture.logprobs[choice.token as usize]).abs() < 1e-5
+        }));
     }
-    let equal: Vec<u32> = top_logprobs(&[1.0, 2.0, 2.0, 2.0], 2).unwrap().iter().map(|choice| choice.token).collect();
+    let equal: Vec<u32> = top_logprobs(&[1.0, 2.0, 2.0, 2.0], 2)
+        .unwrap()
+        .iter()
+        .map(|choice| choice.token)
+        .collect();
     assert_eq!(equal, [1, 2]);
 }
 
@@ -165,21 +262,42 @@ fn refuses_logits_that_make_no_distribution() {
             (vec![f32::NEG_INFINITY; 3], "every token"),
         ] {
             let error = sampler.sample(&logits, &[]).unwrap_err();
-            assert!(matches!(error, Error::InvalidState(_)) && error.to_string().contains(what), "{error}");
+            assert!(
+                matches!(error, Error::InvalidState(_)) && error.to_string().contains(what),
+                "{error}"
+            );
             assert!(top_logprobs(&logits, 1).is_err());
         }
-        assert!(matches!(sampler.sample(&[], &[]), Err(Error::InvalidArgument(_))));
+        assert!(matches!(
+            sampler.sample(&[], &[]),
+            Err(Error::InvalidArgument(_))
+        ));
     }
 }
 
-/// Neither extreme settings nor extreme logits lead outside of the vocabulary, to a token that is ruled out, or to NaN.
+/// Neither extreme settings nor extreme logits lead outside of the vocabulary, to a token that is
+/// ruled out, or to NaN.
 #[test]
 fn holds_at_the_extremes() {
     let tiny = f32::MIN_POSITIVE;
     let mut random = Random::new(6);
-    let values = [0.0, -0.0, tiny, -tiny, 1e30, -1e30, f32::MAX, f32::MIN, 1.0, -1.0, f32::NEG_INFINITY];
+    let values = [
+        0.0,
+        -0.0,
+        tiny,
+        -tiny,
+        1e30,
+        -1e30,
+        f32::MAX,
+        f32::MIN,
+        1.0,
+        -1.0,
+        f32::NEG_INFINITY,
+    ];
     for _ in 0..2000 {
-        let logits: Vec<f32> = (0..1 + random.below(6)).map(|_| *random.pick(&values)).collect();
+        let logits: Vec<f32> = (0..1 + random.below(6))
+            .map(|_| *random.pick(&values))
+            .collect();
         if logits.iter().all(|logit| *logit == f32::NEG_INFINITY) {
             continue;
         }
@@ -194,10 +312,18 @@ fn holds_at_the_extremes() {
         };
         let history = [0, 1, 1, 77];
         let mut sampler = sampler(params.clone());
-        let total: f64 = sampler.distribution(&logits, &history).unwrap().iter().map(|&(_, p)| p).sum();
+        let total: f64 = sampler
+            .distribution(&logits, &history)
+            .unwrap()
+            .iter()
+            .map(|&(_, p)| p)
+            .sum();
         assert!((total - 1.0).abs() < 1e-9, "{params:?} {logits:?}: {total}");
         let choice = sampler.sample(&logits, &history).unwrap();
-        assert!(logits[choice.token as usize] > f32::NEG_INFINITY && !choice.logprob.is_nan(), "{params:?} {logits:?}: {choice:?}");
+        assert!(
+            logits[choice.token as usize] > f32::NEG_INFINITY && !choice.logprob.is_nan(),
+            "{params:?} {logits:?}: {choice:?}"
+        );
     }
 }
 
@@ -231,7 +357,10 @@ fn validates_each_field() {
         let mut params = SamplingParams::default();
         set(&mut params, value);
         let error = Sampler::new(params).unwrap_err();
-        assert!(matches!(error, Error::InvalidArgument(_)) && error.to_string().contains(field), "{field} {value}: {error}");
+        assert!(
+            matches!(error, Error::InvalidArgument(_)) && error.to_string().contains(field),
+            "{field} {value}: {error}"
+        );
     }
     SamplingParams::default().validate().unwrap();
 }

@@ -8,7 +8,10 @@ fn stops(strings: &[&str]) -> StopStrings {
 }
 
 fn outcome(text: &str, stopped: bool) -> StopOutcome {
-    StopOutcome { text: text.into(), stopped }
+    StopOutcome {
+        text: text.into(),
+        stopped,
+    }
 }
 
 #[test]
@@ -46,7 +49,10 @@ fn takes_the_string_that_is_complete_first_and_the_longest_of_equals() {
 #[test]
 fn refuses_an_empty_string() {
     let error = StopStrings::new(vec!["a".into(), String::new()]).unwrap_err();
-    assert!(matches!(error, Error::InvalidArgument(_)) && error.to_string().contains("2 of 2"), "{error}");
+    assert!(
+        matches!(error, Error::InvalidArgument(_)) && error.to_string().contains("2 of 2"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -55,17 +61,32 @@ fn refuses_too_many_and_too_long_strings() {
     StopStrings::new(most.clone()).unwrap();
 
     let error = StopStrings::new([most.clone(), vec!["y".into()]].concat()).unwrap_err();
-    assert!(matches!(error, Error::InvalidArgument(_)) && error.to_string().contains("65 stop strings; at most 64"), "{error}");
+    assert!(
+        matches!(error, Error::InvalidArgument(_))
+            && error.to_string().contains("65 stop strings; at most 64"),
+        "{error}"
+    );
 
     let error = StopStrings::new(vec!["a".into(), "é".repeat(MAX_STOP_BYTES)]).unwrap_err();
-    assert!(matches!(error, Error::InvalidArgument(_)) && error.to_string().contains("2 of 2 has 2048 bytes; 1 to 1024"), "{error}");
+    assert!(
+        matches!(error, Error::InvalidArgument(_))
+            && error
+                .to_string()
+                .contains("2 of 2 has 2048 bytes; 1 to 1024"),
+        "{error}"
+    );
 }
 
 /// Character by character: does the text so far end with a stop string?
 fn naive(text: &str, strings: &[String]) -> (String, bool) {
     for (end, c) in text.char_indices().map(|(i, c)| (i + c.len_utf8(), c)) {
         assert!(text[..end].ends_with(c));
-        if let Some(longest) = strings.iter().filter(|s| text[..end].ends_with(s.as_str())).map(String::len).max() {
+        if let Some(longest) = strings
+            .iter()
+            .filter(|s| text[..end].ends_with(s.as_str()))
+            .map(String::len)
+            .max()
+        {
             return (text[..end - longest].into(), true);
         }
     }
@@ -75,20 +96,32 @@ fn naive(text: &str, strings: &[String]) -> (String, bool) {
 /// The longest end of a text that some string begins with.
 fn naive_held<'a>(text: &'a str, strings: &[String]) -> &'a str {
     let ends = text.char_indices().map(|(i, _)| &text[i..]);
-    ends.filter(|end| strings.iter().any(|s| s.starts_with(end))).max_by_key(|end| end.len()).unwrap_or("")
+    ends.filter(|end| strings.iter().any(|s| s.starts_with(end)))
+        .max_by_key(|end| end.len())
+        .unwrap_or("")
 }
 
 /// Short texts over few characters, of one to four bytes, are full of near misses.
 #[test]
 fn agrees_with_a_naive_search_however_the_text_is_cut() {
     let mut random = Random::new(8);
-    let mut word = |length: usize| (0..length).map(|_| *random.pick(&['a', 'b', 'é', '👍'])).collect::<String>();
+    let mut word = |length: usize| {
+        (0..length)
+            .map(|_| *random.pick(&['a', 'b', 'é', '👍']))
+            .collect::<String>()
+    };
     let mut sizes = Random::new(9);
     let mut hits = 0;
     for round in 0..6000 {
         // A third of the rounds has many strings, and long ones.
-        let (count, longest) = if round % 3 == 0 { (MAX_STOP_STRINGS + 1, 40) } else { (4, 5) };
-        let strings: Vec<String> = (0..sizes.below(count)).map(|_| word(1 + sizes.below(longest))).collect();
+        let (count, longest) = if round % 3 == 0 {
+            (MAX_STOP_STRINGS + 1, 40)
+        } else {
+            (4, 5)
+        };
+        let strings: Vec<String> = (0..sizes.below(count))
+            .map(|_| word(1 + sizes.below(longest)))
+            .collect();
         let text = word(sizes.below(24));
         let mut stop = StopStrings::new(strings.clone()).unwrap();
         let (mut found, mut stopped) = (String::new(), false);
@@ -102,11 +135,19 @@ fn agrees_with_a_naive_search_however_the_text_is_cut() {
             // What could begin a stop string is held, and nothing else.
             if !stopped {
                 let read = &text[..text.len() - rest.iter().map(|c| c.len_utf8()).sum::<usize>()];
-                assert_eq!(&read[found.len()..], naive_held(read, &strings), "{strings:?} {text:?}");
+                assert_eq!(
+                    &read[found.len()..],
+                    naive_held(read, &strings),
+                    "{strings:?} {text:?}"
+                );
             }
         }
         found += &stop.finish();
-        assert_eq!((found, stopped), naive(&text, &strings), "{strings:?} {text:?}");
+        assert_eq!(
+            (found, stopped),
+            naive(&text, &strings),
+            "{strings:?} {text:?}"
+        );
         hits += usize::from(stopped);
     }
     assert!(hits > 500, "only {hits} texts were stopped");

@@ -35,12 +35,32 @@ fn encodes_and_decodes_as_transformers_does() {
     for style in STYLES {
         let tokenizer = tokenizer(style);
         for case in &cases[style].texts {
-            assert_eq!(tokenizer.encode(&case.text, true).unwrap(), case.ids, "{style}: {:?}", case.text);
-            assert_eq!(tokenizer.encode(&case.text, false).unwrap(), case.ids_without_special, "{style}: {:?}", case.text);
-            assert_eq!(tokenizer.decode(&case.ids).unwrap(), case.decoded, "{style}: {:?}", case.text);
+            assert_eq!(
+                tokenizer.encode(&case.text, true).unwrap(),
+                case.ids,
+                "{style}: {:?}",
+                case.text
+            );
+            assert_eq!(
+                tokenizer.encode(&case.text, false).unwrap(),
+                case.ids_without_special,
+                "{style}: {:?}",
+                case.text
+            );
+            assert_eq!(
+                tokenizer.decode(&case.ids).unwrap(),
+                case.decoded,
+                "{style}: {:?}",
+                case.text
+            );
         }
         for case in &cases[style].decoded {
-            assert_eq!(tokenizer.decode(&case.ids).unwrap(), case.text, "{style}: {:?}", case.ids);
+            assert_eq!(
+                tokenizer.decode(&case.ids).unwrap(),
+                case.text,
+                "{style}: {:?}",
+                case.ids
+            );
         }
     }
 }
@@ -64,10 +84,14 @@ fn tells_about_tokens() {
 #[test]
 fn ignores_truncation_and_padding() {
     let mut json: Value = fixture("llama");
-    json["truncation"] = json!({"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0});
+    json["truncation"] =
+        json!({"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0});
     json["padding"] = json!({"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>"});
     let text = "In: What is in the picture?";
-    assert_eq!(tokenizer_of(&json).unwrap().encode(text, true).unwrap(), tokenizer("llama").encode(text, true).unwrap());
+    assert_eq!(
+        tokenizer_of(&json).unwrap().encode(text, true).unwrap(),
+        tokenizer("llama").encode(text, true).unwrap()
+    );
 }
 
 #[test]
@@ -91,12 +115,25 @@ fn is_shared_between_threads() {
 fn names_the_file_in_errors() {
     let missing = Tokenizer::from_file("no/such/tokenizer.json").unwrap_err();
     assert!(matches!(missing, Error::NotFound { .. }));
-    assert!(missing.to_string().contains("no/such/tokenizer.json"), "{missing}");
+    assert!(
+        missing.to_string().contains("no/such/tokenizer.json"),
+        "{missing}"
+    );
 
     let folder = tempfile::tempdir().unwrap();
-    assert!(matches!(Tokenizer::from_file(folder.path()), Err(Error::CorruptModel { .. })));
+    assert!(matches!(
+        Tokenizer::from_file(folder.path()),
+        Err(Error::CorruptModel { .. })
+    ));
 
-    for bytes in [&b""[..], b"{", b"null", b"{\"version\":\"1.0\"}", b"\xFF\xFE", "[".repeat(100_000).as_bytes()] {
+    for bytes in [
+        &b""[..],
+        b"{",
+        b"null",
+        b"{\"version\":\"1.0\"}",
+        b"\xFF\xFE",
+        "[".repeat(100_000).as_bytes(),
+    ] {
         let path = folder.path().join("tokenizer.json");
         std::fs::write(&path, bytes).unwrap();
         assert_corrupt(Tokenizer::from_file(&path).map(|_| ()), &path);
@@ -117,8 +154,16 @@ fn contains_a_panic_of_the_decoder() {
     json["decoder"] = json!({"type": "Strip", "content": "a", "start": 0, "stop": 9});
     let tokenizer = tokenizer_of(&json).unwrap();
     let a = tokenizer.token_id("a").unwrap();
-    assert!(matches!(tokenizer.decode(&[a]), Err(Error::CorruptModel { .. })));
-    assert_eq!(tokenizer.encode("still alive", true).unwrap(), crate::tokenizer("llama").encode("still alive", true).unwrap());
+    assert!(matches!(
+        tokenizer.decode(&[a]),
+        Err(Error::CorruptModel { .. })
+    ));
+    assert_eq!(
+        tokenizer.encode("still alive", true).unwrap(),
+        crate::tokenizer("llama")
+            .encode("still alive", true)
+            .unwrap()
+    );
 }
 
 /// Whatever is changed in the file: a tokenizer or an error, and a working process.
@@ -136,15 +181,19 @@ fn survives_damaged_files() {
                 1 => bytes[random.below(sound.len())] ^= 1 << random.below(8),
                 // Digits change sizes and ids without harm to the syntax.
                 _ => {
-                    let digits: Vec<usize> = (0..sound.len()).filter(|&i| sound[i].is_ascii_digit()).collect();
+                    let digits: Vec<usize> = (0..sound.len())
+                        .filter(|&i| sound[i].is_ascii_digit())
+                        .collect();
                     bytes[*random.pick(&digits)] = b'0' + random.below(10) as u8;
                 }
             }
             std::fs::write(&path, &bytes).unwrap();
             match Tokenizer::from_file(&path) {
                 Ok(tokenizer) => {
-                    for outcome in [tokenizer.encode("In: What? 👍", true).map(|_| ()), tokenizer.decode(&[0, 3, 7, 300, 400]).map(|_| ())]
-                    {
+                    for outcome in [
+                        tokenizer.encode("In: What? 👍", true).map(|_| ()),
+                        tokenizer.decode(&[0, 3, 7, 300, 400]).map(|_| ()),
+                    ] {
                         if outcome.is_err() {
                             assert_corrupt(outcome, &path);
                         }

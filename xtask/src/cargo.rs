@@ -20,8 +20,13 @@ pub fn cargo() -> Command {
 /// What cargo knows of the packages: `cargo metadata`.
 pub fn metadata(arguments: &[&str]) -> Result<Value> {
     let mut command = cargo();
-    command.args(["metadata", "--quiet", "--format-version=1"]).args(arguments);
-    let output = command.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
+    command
+        .args(["metadata", "--quiet", "--format-version=1"])
+        .args(arguments);
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
     if !output.status.success() {
         bail!("`cargo metadata` fails, see above");
     }
@@ -30,13 +35,18 @@ pub fn metadata(arguments: &[&str]) -> Result<Value> {
 
 /// Where cargo puts what it builds.
 pub fn target_folder(metadata: &Value) -> Result<PathBuf> {
-    metadata["target_directory"].as_str().map(PathBuf::from).context("cargo's target folder")
+    metadata["target_directory"]
+        .as_str()
+        .map(PathBuf::from)
+        .context("cargo's target folder")
 }
 
 /// Runs a program whose output goes to the user.
 pub fn run(command: &mut Command) -> Result<()> {
     let program = command.get_program().to_owned();
-    let status = command.status().with_context(|| format!("cannot run {}", program.display()))?;
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run {}", program.display()))?;
     if !status.success() {
         bail!("{} failed ({status})", program.display());
     }
@@ -45,7 +55,10 @@ pub fn run(command: &mut Command) -> Result<()> {
 
 /// Whether a program, with these arguments, runs and succeeds.
 pub fn runs(program: &[&str]) -> bool {
-    Command::new(program[0]).args(&program[1..]).output().is_ok_and(|output| output.status.success())
+    Command::new(program[0])
+        .args(&program[1..])
+        .output()
+        .is_ok_and(|output| output.status.success())
 }
 
 /// Builds an example, with cargo's progress on the terminal.
@@ -55,23 +68,39 @@ pub fn build_example(name: &str) -> Result<()> {
 
 /// Runs an example that is built.
 pub fn run_example(name: &str, arguments: &[&str]) -> Result<()> {
-    run(cargo().args(["run", "--quiet", "--example", name, "--"]).args(arguments)).with_context(|| format!("the example {name}"))
+    run(cargo()
+        .args(["run", "--quiet", "--example", name, "--"])
+        .args(arguments))
+    .with_context(|| format!("the example {name}"))
 }
 
-/// The target triple of this machine. Named to cargo, it keeps flags away from build scripts and macros.
+/// The target triple of this machine. Named to cargo, it keeps flags away from build scripts and
+/// macros.
 pub fn host() -> String {
-    if cfg!(target_os = "macos") { format!("{ARCH}-apple-darwin") } else { format!("{ARCH}-unknown-linux-gnu") }
+    if cfg!(target_os = "macos") {
+        format!("{ARCH}-apple-darwin")
+    } else {
+        format!("{ARCH}-unknown-linux-gnu")
+    }
 }
 
 /// Has rustup fetch the standard library of a target, where it is not there.
 pub fn add_target(target: &str) -> Result<()> {
-    let output = Command::new("rustc").args(["--print", "target-libdir", "--target", target]).output().context("cannot run rustc")?;
+    let output = Command::new("rustc")
+        .args(["--print", "target-libdir", "--target", target])
+        .output()
+        .context("cannot run rustc")?;
     if Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir() {
         return Ok(());
     }
-    let status = Command::new("rustup").args(["target", "add", target]).status();
+    let status = Command::new("rustup")
+        .args(["target", "add", target])
+        .status();
     if !status.is_ok_and(|status| status.success()) {
-        bail!("Rust's standard library for {target} is missing, and `rustup target add {target}` cannot get it");
+        bail!(
+            "Rust's standard library for {target} is missing, and `rustup target add {target}` \
+             cannot get it"
+        );
     }
     Ok(())
 }

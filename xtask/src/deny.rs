@@ -13,7 +13,9 @@ const VERSION: &str = "0.20.2";
 
 /// Returns why `cargo xtask test` cannot run this chore. Installs cargo-deny where it is missing.
 pub fn lacks() -> Option<String> {
-    program().err().map(|error| format!("cargo-deny, which could not be installed: {error:#}"))
+    program()
+        .err()
+        .map(|error| format!("cargo-deny, which could not be installed: {error:#}"))
 }
 
 /// Checks what deny.toml says. Vulnerabilities are checked where their database can be had.
@@ -24,11 +26,21 @@ pub fn run() -> Result<()> {
         command.current_dir(setup::repository()).args(arguments);
         command
     };
-    cargo::run(&mut deny(&["--workspace", "check", "licenses", "bans", "sources"]))?;
+    cargo::run(&mut deny(&[
+        "--workspace",
+        "check",
+        "licenses",
+        "bans",
+        "sources",
+    ]))?;
     match deny(&["fetch", "db"]).status() {
-        Ok(status) if status.success() => cargo::run(&mut deny(&["--workspace", "check", "advisories"])),
+        Ok(status) if status.success() => {
+            cargo::run(&mut deny(&["--workspace", "check", "advisories"]))
+        }
         _ => {
-            println!("SKIPPED: known vulnerabilities, whose database could not be fetched, see above");
+            println!(
+                "SKIPPED: known vulnerabilities, whose database could not be fetched, see above"
+            );
             Ok(())
         }
     }
@@ -49,11 +61,21 @@ fn program() -> Result<PathBuf> {
         // Not in the repository, whose configuration is not for it.
         install
             .current_dir(&part)
-            .args(["install", "--quiet", "--locked", "--debug", "cargo-deny", "--version", VERSION, "--root"])
+            .args([
+                "install",
+                "--quiet",
+                "--locked",
+                "--debug",
+                "cargo-deny",
+                "--version",
+                VERSION,
+                "--root",
+            ])
             .arg(&part);
         cargo::run(install.arg("--target-dir").arg(part.join("target")))?;
         fs::remove_dir_all(part.join("target")).ok();
-        fs::rename(&part, &folder).with_context(|| format!("cannot move {} to its place", part.display()))?;
+        fs::rename(&part, &folder)
+            .with_context(|| format!("cannot move {} to its place", part.display()))?;
     }
     Ok(program)
 }

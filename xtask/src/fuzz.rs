@@ -1,5 +1,5 @@
-//! The targets in fuzz/ under libFuzzer and AddressSanitizer. Stable Rust is enough: its compiler has all that is needed, but two of the
-//! flags are not promised to stay.
+//! The targets in fuzz/ under libFuzzer and AddressSanitizer. Stable Rust is enough: its compiler
+//! has all that is needed, but two of the flags are not promised to stay.
 
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
@@ -12,7 +12,8 @@ use crate::setup;
 
 const PACKAGE: &str = "moxin-vlm-fuzz";
 
-/// Coverage for libFuzzer, as cargo-fuzz asks for it, and every check that a development build makes.
+/// Coverage for libFuzzer, as cargo-fuzz asks for it, and every check that a development build
+/// makes.
 const FLAGS: [&str; 8] = [
     "-Zsanitizer=address",
     "-Cpasses=sancov-module",
@@ -24,7 +25,8 @@ const FLAGS: [&str; 8] = [
     "-Coverflow-checks",
 ];
 
-/// No input may take more seconds, or the library more megabytes (of which AddressSanitizer keeps a quarter of a gigabyte for itself).
+/// No input may take more seconds, or the library more megabytes (of which AddressSanitizer keeps a
+/// quarter of a gigabyte for itself).
 const LIMITS: [&str; 2] = ["-timeout=10", "-rss_limit_mb=1024"];
 
 /// Longer inputs cost time and reach no more.
@@ -38,7 +40,8 @@ pub struct Options {
     /// How long each target runs
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u64,
-    /// Instead of running, put into fuzz/corpus what the runs found that reaches code nothing there reaches
+    /// Instead of running, put into fuzz/corpus what the runs found that reaches code nothing there
+    /// reaches
     #[arg(long)]
     keep: bool,
 }
@@ -48,7 +51,10 @@ pub fn run(options: Options) -> Result<()> {
     let host = cargo::host();
     let folder = setup::repository().join("target/fuzz");
     let targets = targets(options.target.as_deref())?;
-    println!("Building {} (with all dependencies, the first time: some minutes)", targets.join(", "));
+    println!(
+        "Building {} (with all dependencies, the first time: some minutes)",
+        targets.join(", ")
+    );
     build(&host, &folder)?;
     let programs = folder.join(&host).join("release");
     for target in &targets {
@@ -62,7 +68,9 @@ pub fn run(options: Options) -> Result<()> {
 /// The names of the targets: those of the corpora.
 fn targets(only: Option<&str>) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(setup::repository().join("fuzz/corpus")).context("cannot read fuzz/corpus")? {
+    for entry in
+        fs::read_dir(setup::repository().join("fuzz/corpus")).context("cannot read fuzz/corpus")?
+    {
         names.push(entry?.file_name().to_string_lossy().into_owned());
     }
     names.sort();
@@ -75,31 +83,59 @@ fn targets(only: Option<&str>) -> Result<Vec<String>> {
 
 fn build(host: &str, folder: &Path) -> Result<()> {
     let mut build = cargo();
-    build.args(["build", "--release", "--package", PACKAGE, "--features", "libfuzzer", "--bins", "--target", host, "--target-dir"]);
-    // In this form the flags join those in .cargo/mlx.toml; the variable RUSTFLAGS would replace them.
-    build.arg(folder).arg("--config").arg(format!("target.{host}.rustflags={FLAGS:?}"));
+    build.args([
+        "build",
+        "--release",
+        "--package",
+        PACKAGE,
+        "--features",
+        "libfuzzer",
+        "--bins",
+        "--target",
+        host,
+        "--target-dir",
+    ]);
+    // In this form the flags join those in .cargo/mlx.toml; the variable RUSTFLAGS would replace
+    // them.
+    build
+        .arg(folder)
+        .arg("--config")
+        .arg(format!("target.{host}.rustflags={FLAGS:?}"));
     // Lets the stable compiler take the flags that begin with -Z.
     cargo::run(build.env("RUSTC_BOOTSTRAP", "1").env_remove("RUSTFLAGS"))
 }
 
-/// Runs one target, from the corpus in the repository and what was found before. Ends at the first finding.
+/// Runs one target, from the corpus in the repository and what was found before. Ends at the first
+/// finding.
 fn run_target(name: &str, program: &Path, folder: &Path, options: &Options) -> Result<()> {
     let kept = setup::repository().join("fuzz/corpus").join(name);
-    let (found, faults) = (folder.join("corpus").join(name), folder.join("faults").join(name));
+    let (found, faults) = (
+        folder.join("corpus").join(name),
+        folder.join("faults").join(name),
+    );
     let scratch = scratch();
     for folder in [&found, &faults, &scratch] {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
     let mut command = Command::new(program);
-    command.args(LIMITS).args([MAX_LENGTH, "-verbosity=0", "-print_final_stats=1"]);
+    command
+        .args(LIMITS)
+        .args([MAX_LENGTH, "-verbosity=0", "-print_final_stats=1"]);
     command.arg(format!("-artifact_prefix={}/", faults.display()));
     if options.keep {
-        command.args(["-merge=1", "-use_counters=0"]).args([&kept, &found]);
+        command
+            .args(["-merge=1", "-use_counters=0"])
+            .args([&kept, &found]);
     } else {
-        command.arg(format!("-max_total_time={}", options.seconds)).args([&found, &kept]);
+        command
+            .arg(format!("-max_total_time={}", options.seconds))
+            .args([&found, &kept]);
     }
-    // Panics that the library catches are told of too: without their stacks. A model this small is quicker on one thread.
-    command.envs([("RUST_BACKTRACE", "0"), ("OPENBLAS_NUM_THREADS", "1")]).env("TMPDIR", &scratch);
+    // Panics that the library catches are told of too: without their stacks. A model this small is
+    // quicker on one thread.
+    command
+        .envs([("RUST_BACKTRACE", "0"), ("OPENBLAS_NUM_THREADS", "1")])
+        .env("TMPDIR", &scratch);
     let outcome = cargo::run(&mut command);
     fs::remove_dir_all(&scratch).with_context(|| format!("cannot remove {}", scratch.display()))?;
     outcome.with_context(|| {
@@ -109,9 +145,14 @@ fn run_target(name: &str, program: &Path, folder: &Path, options: &Options) -> R
     })
 }
 
-/// A folder for the files that targets write for each input: in memory, where there is such a place.
+/// A folder for the files that targets write for each input: in memory, where there is such a
+/// place.
 fn scratch() -> PathBuf {
     let memory = Path::new("/dev/shm");
-    let parent = if memory.is_dir() { memory.to_owned() } else { env::temp_dir() };
+    let parent = if memory.is_dir() {
+        memory.to_owned()
+    } else {
+        env::temp_dir()
+    };
     parent.join(format!("moxin-vlm-fuzz-{}", process::id()))
 }

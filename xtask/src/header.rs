@@ -1,4 +1,5 @@
-//! The C header: written by build.rs, copied to include/ where it is checked in. A test of the library compares the two.
+//! The C header: written by build.rs, copied to include/ where it is checked in. A test of the
+//! library compares the two.
 
 use std::fs;
 use std::path::PathBuf;
@@ -31,8 +32,18 @@ pub fn run() -> Result<()> {
 /// Where build.rs wrote the header: of the output folders that cargo names, the one that has it.
 fn built_header() -> Result<PathBuf> {
     let mut check = cargo();
-    check.args(["check", "--package", "moxin-vlm", "--lib", "--examples", "--message-format=json-render-diagnostics"]);
-    let output = check.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
+    check.args([
+        "check",
+        "--package",
+        "moxin-vlm",
+        "--lib",
+        "--examples",
+        "--message-format=json-render-diagnostics",
+    ]);
+    let output = check
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
     if !output.status.success() {
         bail!("the library does not build, see above");
     }
@@ -42,5 +53,8 @@ fn built_header() -> Result<PathBuf> {
         let folder = message.get("out_dir")?.as_str()?;
         Some(PathBuf::from(folder).join(NAME))
     });
-    headers.into_iter().find(|header| header.is_file()).with_context(|| format!("build.rs wrote no {NAME}"))
+    headers
+        .into_iter()
+        .find(|header| header.is_file())
+        .with_context(|| format!("build.rs wrote no {NAME}"))
 }

@@ -40,19 +40,24 @@ enum Chore {
     Header,
     /// Write docs/c-api.md, the reference of the C API, from the header
     Reference,
-    /// Package the library for C and C++ programs: a folder that can be moved anywhere, and an archive of it
+    /// Package the library for C and C++ programs: a folder that can be moved anywhere, and an
+    /// archive of it
     Dist(dist::Options),
-    /// Test the kernels for the processor under AddressSanitizer, and with NEON on an emulated Arm processor
+    /// Test the kernels for the processor under AddressSanitizer, and with NEON on an emulated Arm
+    /// processor
     KernelsTest,
-    /// Build and test the Swift package, with this machine's Swift or, as root, with that of a Debian in the cache folder
+    /// Build and test the Swift package, with this machine's Swift or, as root, with that of a
+    /// Debian in the cache folder
     SwiftTest(swift::Options),
     /// Measure what quantization costs in quality, and write docs/quantization.md
     Quality(quality::Options),
-    /// Begin, answer and free 10,000 conversations through the C ABI, and plot the memory that it takes
+    /// Begin, answer and free 10,000 conversations through the C ABI, and plot the memory that it
+    /// takes
     Soak(measure::SoakOptions),
     /// Measure what a call of the C ABI costs beside a step of the small model
     CallCost(measure::CallCostOptions),
-    /// Measure the real size beside the machine's limits and other programs, and write docs/performance.md
+    /// Measure the real size beside the machine's limits and other programs, and write
+    /// docs/performance.md
     Bench(bench::Options),
     /// Run a random checkpoint of the real size: 17 GB on disk, about as much memory
     FullSize(full_size::Options),
@@ -60,14 +65,16 @@ enum Chore {
     AppleCheck,
     /// Link the library for macOS from Linux, against MLX's own, and look at what comes of it
     AppleLink(apple::link::Options),
-    /// Make the xcframework that Swift packages and apps embed: on a Mac the real one, on Linux a part of it
+    /// Make the xcframework that Swift packages and apps embed: on a Mac the real one, on Linux a
+    /// part of it
     Xcframework(apple::xcframework::Options),
     /// Fuzz whatever reads bytes from elsewhere, under libFuzzer and AddressSanitizer
     Fuzz(fuzz::Options),
     /// Write the Rust bindings of mlx-c; a step of `setup`, in a process of its own
     #[command(hide = true)]
     Bindings(setup::bindings::Options),
-    /// Print where a CMake is, after getting one where the system has none; the tests build programs with it
+    /// Print where a CMake is, after getting one where the system has none; the tests build
+    /// programs with it
     #[command(hide = true)]
     Cmake,
 }

@@ -1,4 +1,5 @@
-//! Measurements of the C ABI: what a call costs, and that memory stays flat. Each runs a C program from tests/c against the release library.
+//! Measurements of the C ABI: what a call costs, and that memory stays flat. Each runs a C program
+//! from tests/c against the release library.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -44,14 +45,28 @@ pub fn soak(options: SoakOptions) -> Result<()> {
     fs::create_dir_all(plot.parent().context("a plot goes into a folder")?)?;
     let mut samples = Vec::new();
     run("soak", &[MODEL, &cycles], |numbers| {
-        let [cycle, resident, active, handles] = numbers else { bail!("the program said {numbers:?}") };
-        samples.push(Sample { cycle: *cycle, resident: *resident, active: *active, handles: *handles });
+        let [cycle, resident, active, handles] = numbers else {
+            bail!("the program said {numbers:?}")
+        };
+        samples.push(Sample {
+            cycle: *cycle,
+            resident: *resident,
+            active: *active,
+            handles: *handles,
+        });
         if samples.len() % 10 == 0 {
-            println!("{cycle:>7} cycles: {:.2} MB resident, {:.2} MB in use by MLX, {handles} handles", resident / 1e6, active / 1e6);
+            println!(
+                "{cycle:>7} cycles: {:.2} MB resident, {:.2} MB in use by MLX, {handles} handles",
+                resident / 1e6,
+                active / 1e6
+            );
         }
         Ok(())
     })?;
-    ensure!(samples.len() >= 10, "at least 1000 cycles are needed to see anything");
+    ensure!(
+        samples.len() >= 10,
+        "at least 1000 cycles are needed to see anything"
+    );
     // The first tenth warms up: caches fill, the allocator finds its size.
     let settled = &samples[samples.len() / 10..];
     draw(&plot, &samples)?;
@@ -59,27 +74,41 @@ pub fn soak(options: SoakOptions) -> Result<()> {
 
     let quarter = settled.len().div_ceil(4);
     let resident = |part: &[Sample]| median(part.iter().map(|sample| sample.resident));
-    let (first, last) = (resident(&settled[..quarter]), resident(&settled[settled.len() - quarter..]));
+    let (first, last) = (
+        resident(&settled[..quarter]),
+        resident(&settled[settled.len() - quarter..]),
+    );
     let growth = last / first - 1.0;
     println!(
-        "Resident memory, the last quarter beside the first after warm-up: {:.2} and {:.2} MB, {:+.2} %",
+        "Resident memory, the last quarter beside the first after warm-up: {:.2} and {:.2} MB, \
+         {:+.2} %",
         last / 1e6,
         first / 1e6,
         growth * 100.0
     );
     ensure!(growth < 0.01, "resident memory grows");
     // The model, while it lives.
-    ensure!(settled.iter().all(|sample| sample.handles == 1.0), "handles grow");
+    ensure!(
+        settled.iter().all(|sample| sample.handles == 1.0),
+        "handles grow"
+    );
     Ok(())
 }
 
 fn draw(path: &Path, samples: &[Sample]) -> Result<()> {
     let last = samples.last().map_or(0.0, |sample| sample.cycle);
-    let most = samples.iter().map(|sample| sample.resident).fold(0.0, f64::max) / 1e6;
+    let most = samples
+        .iter()
+        .map(|sample| sample.resident)
+        .fold(0.0, f64::max)
+        / 1e6;
     let area = SVGBackend::new(path, (760, 320)).into_drawing_area();
     area.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&area)
-        .caption("Conversations begun, answered and freed", ("sans-serif", 18))
+        .caption(
+            "Conversations begun, answered and freed",
+            ("sans-serif", 18),
+        )
         .margin(12)
         .x_label_area_size(40)
         .y_label_area_size(56)
@@ -93,33 +122,67 @@ fn draw(path: &Path, samples: &[Sample]) -> Result<()> {
         .y_label_formatter(&whole)
         .light_line_style(WHITE)
         .draw()?;
-    let resident = samples.iter().map(|sample| (sample.cycle, sample.resident / 1e6)).collect::<Vec<_>>();
-    let active = samples.iter().map(|sample| (sample.cycle, sample.active / 1e6)).collect();
-    for (name, colour, points) in [("resident", RGBColor(31, 119, 180), resident), ("in use by MLX", RGBColor(214, 120, 40), active)] {
+    let resident = samples
+        .iter()
+        .map(|sample| (sample.cycle, sample.resident / 1e6))
+        .collect::<Vec<_>>();
+    let active = samples
+        .iter()
+        .map(|sample| (sample.cycle, sample.active / 1e6))
+        .collect();
+    for (name, colour, points) in [
+        ("resident", RGBColor(31, 119, 180), resident),
+        ("in use by MLX", RGBColor(214, 120, 40), active),
+    ] {
         let series = chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?;
-        series.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+        series
+            .label(name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
     }
-    chart.configure_series_labels().border_style(BLACK.mix(0.2)).background_style(WHITE).draw()?;
-    area.present().with_context(|| format!("cannot write {}", path.display()))
+    chart
+        .configure_series_labels()
+        .border_style(BLACK.mix(0.2))
+        .background_style(WHITE)
+        .draw()?;
+    area.present()
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// What a step costs beyond the work itself: the way into the library, to the engine's thread and back.
+/// What a step costs beyond the work itself: the way into the library, to the engine's thread and
+/// back.
 pub fn call_cost(options: CallCostOptions) -> Result<()> {
     let (mut rows, mut plain) = (Vec::new(), 0.0);
-    run("call_cost", &[MODEL, "models/demo.png", &options.answers.to_string()], |numbers| {
-        match numbers {
-            [steps, outside, inside] => rows.push((*steps, *outside, *inside)),
-            [nanoseconds] => plain = *nanoseconds,
-            _ => bail!("the program said {numbers:?}"),
-        }
-        Ok(())
-    })?;
+    run(
+        "call_cost",
+        &[MODEL, "models/demo.png", &options.answers.to_string()],
+        |numbers| {
+            match numbers {
+                [steps, outside, inside] => rows.push((*steps, *outside, *inside)),
+                [nanoseconds] => plain = *nanoseconds,
+                _ => bail!("the program said {numbers:?}"),
+            }
+            Ok(())
+        },
+    )?;
     let step = median(rows.iter().map(|(steps, _, inside)| inside / steps / 1e3));
-    let cost = median(rows.iter().map(|(steps, outside, inside)| (outside - inside) / steps / 1e3));
-    println!("{} answers of {} tokens; medians over answers:", rows.len(), rows.first().map_or(0.0, |row| row.0));
+    let cost = median(
+        rows.iter()
+            .map(|(steps, outside, inside)| (outside - inside) / steps / 1e3),
+    );
+    println!(
+        "{} answers of {} tokens; medians over answers:",
+        rows.len(),
+        rows.first().map_or(0.0, |row| row.0)
+    );
     println!("  a step of the small model, inside   {step:>8.1} µs");
-    println!("  its call from C, beyond that        {cost:>8.1} µs, {:.2} %", cost / step * 100.0);
-    println!("  a call that needs no turn           {:>8.3} µs", plain / 1e3);
+    println!(
+        "  its call from C, beyond that        {cost:>8.1} µs, {:.2} %",
+        cost / step * 100.0
+    );
+    println!(
+        "  a call that needs no turn           {:>8.3} µs",
+        plain / 1e3
+    );
     Ok(())
 }
 
@@ -130,7 +193,8 @@ pub fn median(values: impl Iterator<Item = f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
-/// Builds and runs a program of tests/c against the release library; each line that it prints is numbers.
+/// Builds and runs a program of tests/c against the release library; each line that it prints is
+/// numbers.
 fn run(name: &str, arguments: &[&str], mut line: impl FnMut(&[f64]) -> Result<()>) -> Result<()> {
     setup::ensure()?;
     cargo::run(cargo::cargo().args(["build", "--release", "--lib"]))?;
@@ -138,12 +202,24 @@ fn run(name: &str, arguments: &[&str], mut line: impl FnMut(&[f64]) -> Result<()
     let libraries = cargo::target_folder(&cargo::metadata(&["--no-deps"])?)?.join("release");
     let program = libraries.join(name);
     let mut compile = Command::new(std::env::var_os("CC").unwrap_or("cc".into()));
-    compile.args(["-std=c99", "-O1", "-I"]).arg(root.join("include")).arg(root.join("tests/c").join(name).with_extension("c"));
-    compile.arg("-o").arg(&program).arg("-L").arg(&libraries).arg(format!("-Wl,-rpath,{}", libraries.display()));
+    compile
+        .args(["-std=c99", "-O1", "-I"])
+        .arg(root.join("include"))
+        .arg(root.join("tests/c").join(name).with_extension("c"));
+    compile
+        .arg("-o")
+        .arg(&program)
+        .arg("-L")
+        .arg(&libraries)
+        .arg(format!("-Wl,-rpath,{}", libraries.display()));
     cargo::run(compile.args(["-lmoxin_vlm", "-pthread"]))?;
     // Two threads of OpenBLAS cost more waiting for each other on a small model than they save.
-    let mut child =
-        Command::new(&program).args(arguments).current_dir(root).env("OPENBLAS_NUM_THREADS", "1").stdout(Stdio::piped()).spawn()?;
+    let mut child = Command::new(&program)
+        .args(arguments)
+        .current_dir(root)
+        .env("OPENBLAS_NUM_THREADS", "1")
+        .stdout(Stdio::piped())
+        .spawn()?;
     for text in BufReader::new(child.stdout.take().context("no output")?).lines() {
         let numbers: Result<Vec<f64>, _> = text?.split_whitespace().map(str::parse).collect();
         line(&numbers.context("the program printed something else than numbers")?)?;

@@ -23,12 +23,26 @@ pub fn run(options: Options) -> Result<()> {
     setup::ensure()?;
     let limit = options.limit.to_string();
     let mut command = cargo::cargo();
-    command.args(["run", "--release", "--example", "quality", "--", "--limit", &limit]).env("OPENBLAS_NUM_THREADS", "1");
-    let output = command.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
+    command
+        .args([
+            "run",
+            "--release",
+            "--example",
+            "quality",
+            "--",
+            "--limit",
+            &limit,
+        ])
+        .env("OPENBLAS_NUM_THREADS", "1");
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
     if !output.status.success() {
         bail!("the example quality failed, see above");
     }
-    let report: Value = serde_json::from_slice(&output.stdout).context("what the example quality printed")?;
+    let report: Value =
+        serde_json::from_slice(&output.stdout).context("what the example quality printed")?;
     let root = setup::repository();
     fs::create_dir_all(root.join("docs"))?;
     fs::write(root.join(PAGE), page(&report)?).with_context(|| format!("cannot write {PAGE}"))?;
@@ -39,11 +53,15 @@ pub fn run(options: Options) -> Result<()> {
 
 /// A number of the report.
 fn number(row: &Value, field: &str) -> Result<f64> {
-    row[field].as_f64().with_context(|| format!("the report has no {field}"))
+    row[field]
+        .as_f64()
+        .with_context(|| format!("the report has no {field}"))
 }
 
 fn rows(report: &Value) -> Result<&[Value]> {
-    Ok(report["rows"].as_array().context("the report has no rows")?)
+    Ok(report["rows"]
+        .as_array()
+        .context("the report has no rows")?)
 }
 
 fn page(report: &Value) -> Result<String> {
@@ -82,7 +100,11 @@ fn page(report: &Value) -> Result<String> {
         };
         let errors = match &row["matrix"] {
             Value::Null => " | ".into(),
-            matrix => format!("{:.3} % | {:.3} %", number(matrix, "numbers")? * 100.0, number(matrix, "product")? * 100.0),
+            matrix => format!(
+                "{:.3} % | {:.3} %",
+                number(matrix, "numbers")? * 100.0,
+                number(matrix, "product")? * 100.0
+            ),
         };
         text += &format!(
             "| {scheme} | {right} | {:.1} | {:.4} | {:.2} % | {size:.2} MB | {errors} |\n",
@@ -114,18 +136,38 @@ fn plot(report: &Value) -> Result<()> {
         .y_label_formatter(&whole)
         .light_line_style(WHITE)
         .draw()?;
-    for (group_size, colour) in [(32, RGBColor(31, 119, 180)), (64, RGBColor(214, 120, 40)), (128, RGBColor(60, 150, 80))] {
+    for (group_size, colour) in [
+        (32, RGBColor(31, 119, 180)),
+        (64, RGBColor(214, 120, 40)),
+        (128, RGBColor(60, 150, 80)),
+    ] {
         let mut points = Vec::new();
-        for row in rows(report)?.iter().filter(|row| row["group_size"] == group_size && row["mode"] == "affine") {
-            points.push((number(row, "bits")?, number(row, "right")? / number(row, "asked")? * 100.0));
+        for row in rows(report)?
+            .iter()
+            .filter(|row| row["group_size"] == group_size && row["mode"] == "affine")
+        {
+            points.push((
+                number(row, "bits")?,
+                number(row, "right")? / number(row, "asked")? * 100.0,
+            ));
         }
-        chart.draw_series(points.iter().map(|point| Circle::new(*point, 3, colour.filled())))?;
+        chart.draw_series(
+            points
+                .iter()
+                .map(|point| Circle::new(*point, 3, colour.filled())),
+        )?;
         let series = chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?;
         let name = format!("groups of {group_size}");
-        series.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+        series
+            .label(name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
     }
     let mut labels = chart.configure_series_labels();
-    labels.position(SeriesLabelPosition::LowerRight).border_style(BLACK.mix(0.2)).background_style(WHITE).draw()?;
+    labels
+        .position(SeriesLabelPosition::LowerRight)
+        .border_style(BLACK.mix(0.2))
+        .background_style(WHITE)
+        .draw()?;
     area.present()?;
     Ok(())
 }

@@ -17,41 +17,96 @@ struct Step {
 
 impl Step {
     const fn new(name: &'static str, arguments: &'static [&'static str]) -> Step {
-        Step { name, arguments, environment: &[] }
+        Step {
+            name,
+            arguments,
+            environment: &[],
+        }
     }
 
     fn command(&self) -> Command {
         let mut command = cargo::cargo();
-        command.args(self.arguments).envs(self.environment.iter().copied());
+        command
+            .args(self.arguments)
+            .envs(self.environment.iter().copied());
         command
     }
 
     /// How a person runs it again.
     fn line(&self) -> String {
-        let environment: String = self.environment.iter().map(|(name, value)| format!("{name}='{value}' ")).collect();
+        let environment: String = self
+            .environment
+            .iter()
+            .map(|(name, value)| format!("{name}='{value}' "))
+            .collect();
         format!("{environment}cargo {}", self.arguments.join(" "))
     }
 }
 
-/// Quick ones first. So that each dependency is checked once and built once, every step on the library takes in the development
-/// dependencies (with the examples): without them some crates would have fewer features, which makes them other crates. The chores' own
-/// tests keep to the chores' profile, in which their dependencies are built already.
+/// Quick ones first. So that each dependency is checked once and built once, every step on the
+/// library takes in the development dependencies (with the examples): without them some crates
+/// would have fewer features, which makes them other crates. The chores' own tests keep to the
+/// chores' profile, in which their dependencies are built already.
 const STEPS: [Step; 7] = [
     Step::new("format", &["fmt", "--all", "--check"]),
-    Step::new("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+    Step::new(
+        "clippy",
+        &[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ],
+    ),
     Step {
         environment: &[("RUSTDOCFLAGS", "-D warnings")],
-        ..Step::new("documentation", &["doc", "--package", "moxin-vlm", "--no-deps", "--lib", "--examples"])
+        ..Step::new(
+            "documentation",
+            &[
+                "doc",
+                "--package",
+                "moxin-vlm",
+                "--no-deps",
+                "--lib",
+                "--examples",
+            ],
+        )
     },
-    Step::new("tests of the chores", &["test", "--profile", "chores", "--package", "xtask"]),
-    // The models of the tests are small: two threads of OpenBLAS cost more waiting for each other than they save.
+    Step::new(
+        "tests of the chores",
+        &["test", "--profile", "chores", "--package", "xtask"],
+    ),
+    // The models of the tests are small: two threads of OpenBLAS cost more waiting for each other
+    // than they save.
     Step {
         environment: &[("OPENBLAS_NUM_THREADS", "1")],
-        ..Step::new("tests", &["test", "--package", "moxin-vlm", "--package", "moxin-vlm-fuzz"])
+        ..Step::new(
+            "tests",
+            &[
+                "test",
+                "--package",
+                "moxin-vlm",
+                "--package",
+                "moxin-vlm-fuzz",
+            ],
+        )
     },
     Step {
         environment: &[("OPENBLAS_NUM_THREADS", "1"), ("MOXIN_WATCH", "sanitizers")],
-        ..Step::new("sanitizers", &["test", "--package", "moxin-vlm", "--package", "moxin-vlm-fuzz", "--test", "c"])
+        ..Step::new(
+            "sanitizers",
+            &[
+                "test",
+                "--package",
+                "moxin-vlm",
+                "--package",
+                "moxin-vlm-fuzz",
+                "--test",
+                "c",
+            ],
+        )
     },
     Step::new("kernels", &["xtask", "kernels-test"]),
 ];
@@ -87,9 +142,18 @@ const EXTRAS: [Extra; 4] = [
         },
         lacks: || unless_runs(&["valgrind", "--version"], "apt-get install valgrind"),
     },
-    Extra { step: Step::new("licences", &["xtask", "deny"]), lacks: deny::lacks },
-    Extra { step: Step::new("apple", &["xtask", "apple-check"]), lacks: apple::lacks },
-    Extra { step: Step::new("swift", &["xtask", "swift-test"]), lacks: swift::lacks },
+    Extra {
+        step: Step::new("licences", &["xtask", "deny"]),
+        lacks: deny::lacks,
+    },
+    Extra {
+        step: Step::new("apple", &["xtask", "apple-check"]),
+        lacks: apple::lacks,
+    },
+    Extra {
+        step: Step::new("swift", &["xtask", "swift-test"]),
+        lacks: swift::lacks,
+    },
 ];
 
 /// How to get a program, unless it runs.
@@ -97,7 +161,8 @@ fn unless_runs(program: &[&str], get: &str) -> Option<String> {
     (!cargo::runs(program)).then(|| get.to_owned())
 }
 
-/// Tests that passed, and those that were left out: as marked in their source, or for the reasons that they gave themselves.
+/// Tests that passed, and those that were left out: as marked in their source, or for the reasons
+/// that they gave themselves.
 #[derive(Default, PartialEq, Debug)]
 struct Count {
     passed: usize,
@@ -125,11 +190,18 @@ pub fn run() -> Result<()> {
     for (name, outcome) in lines {
         println!("{name:20} {outcome:>7}");
     }
-    let Count { passed, ignored, skipped } = count;
+    let Count {
+        passed,
+        ignored,
+        skipped,
+    } = count;
     for reason in &skipped {
         println!("SKIPPED in a test: {reason}");
     }
-    let parts = format!("{passed} tests passed, {ignored} ignored, {} SKIPPED in part", skipped.len());
+    let parts = format!(
+        "{passed} tests passed, {ignored} ignored, {} SKIPPED in part",
+        skipped.len()
+    );
     println!("\nAll is well: {parts}, in {}.", seconds(start.elapsed()));
     Ok(())
 }
@@ -137,7 +209,11 @@ pub fn run() -> Result<()> {
 fn run_step(step: &Step, count: &mut Count) -> Result<Duration> {
     println!("\n=== {}: {}", step.name, step.line());
     let start = Instant::now();
-    let mut child = step.command().stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
+    let mut child = step
+        .command()
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot run cargo")?;
     for line in BufReader::new(child.stdout.take().context("no output")?).lines() {
         let line = line?;
         println!("{line}");
@@ -146,15 +222,21 @@ fn run_step(step: &Step, count: &mut Count) -> Result<Duration> {
     let status = child.wait()?;
     let time = start.elapsed();
     if !status.success() {
-        bail!("{} failed after {}; to repeat it: {}", step.name, seconds(time), step.line());
+        bail!(
+            "{} failed after {}; to repeat it: {}",
+            step.name,
+            seconds(time),
+            step.line()
+        );
     }
     println!("=== {}: {}", step.name, seconds(time));
     Ok(time)
 }
 
 impl Count {
-    /// Reads the closing line of one test program, `test result: ok. 3 passed; 0 failed; 1 ignored; …`, or Swift's `✔ Test run with 3 tests
-    /// passed …`, and `SKIPPED: …` from a test that lacks a tool.
+    /// Reads the closing line of one test program,
+    /// `test result: ok. 3 passed; 0 failed; 1 ignored; …`, or Swift's
+    /// `✔ Test run with 3 tests passed …`, and `SKIPPED: …` from a test that lacks a tool.
     fn add(&mut self, line: &str) {
         if let Some(reason) = line.strip_prefix("SKIPPED: ") {
             if !self.skipped.iter().any(|known| known == reason) {
@@ -163,11 +245,20 @@ impl Count {
             return;
         }
         if let Some(run) = line.strip_prefix("✔ Test run with ") {
-            self.passed += run.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0);
+            self.passed += run
+                .split(' ')
+                .next()
+                .and_then(|number| number.parse().ok())
+                .unwrap_or(0);
         }
-        let Some(result) = line.strip_prefix("test result: ok. ") else { return };
+        let Some(result) = line.strip_prefix("test result: ok. ") else {
+            return;
+        };
         for part in result.split("; ") {
-            match part.split_once(' ').and_then(|(number, what)| Some((number.parse::<usize>().ok()?, what))) {
+            match part
+                .split_once(' ')
+                .and_then(|(number, what)| Some((number.parse::<usize>().ok()?, what)))
+            {
                 Some((number, "passed")) => self.passed += number,
                 Some((number, "ignored")) => self.ignored += number,
                 _ => {}
@@ -188,16 +279,32 @@ mod tests {
     fn tests_are_counted_over_all_programs() {
         let mut count = Count::default();
         count.add("running 3 tests");
-        count.add("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s");
-        count.add("test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.50s");
+        count.add(
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; \
+            finished in 0.00s",
+        );
+        count.add(
+            "test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; \
+            finished in 1.50s",
+        );
         count.add("✔ Test run with 5 tests passed after 1.6 seconds.");
         count.add("SKIPPED: no CMake");
         count.add("SKIPPED: no CMake");
-        assert_eq!(count, Count { passed: 20, ignored: 1, skipped: vec!["no CMake".to_owned()] });
+        assert_eq!(
+            count,
+            Count {
+                passed: 20,
+                ignored: 1,
+                skipped: vec!["no CMake".to_owned()]
+            }
+        );
     }
 
     #[test]
     fn a_step_can_be_repeated_by_hand() {
-        assert_eq!(STEPS[2].line(), "RUSTDOCFLAGS='-D warnings' cargo doc --package moxin-vlm --no-deps --lib --examples");
+        assert_eq!(
+            STEPS[2].line(),
+            "RUSTDOCFLAGS='-D warnings' cargo doc --package moxin-vlm --no-deps --lib --examples"
+        );
     }
 }

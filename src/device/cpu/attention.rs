@@ -1,7 +1,8 @@
 //! Scaled dot-product attention.
 //!
-//! For several queries keys and values are read block by block, so that the scores never take more than a block of them
-//! (<https://arxiv.org/abs/2205.14135>); a single query reads them as they lie.
+//! For several queries keys and values are read block by block, so that the scores never take more
+//! than a block of them (<https://arxiv.org/abs/2205.14135>); a single query reads them as they
+//! lie.
 
 use std::ops::Range;
 
@@ -16,7 +17,8 @@ use super::{
     simd::{Isa, Kernel, Simd, with_simd},
 };
 
-/// An array `[batch, heads, tokens, width]` whose heads lie anywhere, each number of a head beside the next.
+/// An array `[batch, heads, tokens, width]` whose heads lie anywhere, each number of a head beside
+/// the next.
 #[derive(Clone, Copy)]
 pub(crate) struct Heads<'a> {
     pub data: &'a [f32],
@@ -29,7 +31,8 @@ pub(crate) struct Heads<'a> {
 #[derive(Clone, Copy)]
 pub(crate) enum Sees<'a> {
     All,
-    /// Those up to its own position, the last query standing at the last key; of them the last `window`.
+    /// Those up to its own position, the last query standing at the last key; of them the last
+    /// `window`.
     Past {
         window: usize,
     },
@@ -49,7 +52,8 @@ pub(crate) struct Attention<'a> {
     pub softcap: Option<f32>,
 }
 
-/// Rows of a task, a query of one head each, and keys of a block: scores take 96 KiB and what is packed up to 64 KiB, a thread.
+/// Rows of a task, a query of one head each, and keys of a block: scores take 96 KiB and what is
+/// packed up to 64 KiB, a thread.
 const ROWS: usize = 96;
 const KEYS: usize = 256;
 
@@ -58,7 +62,12 @@ impl<'a> Heads<'a> {
     fn head(&self, batch: usize, head: usize) -> Tokens<'a> {
         let [_, _, tokens, width] = self.shape;
         let from = batch * self.strides[0] + head * self.strides[1];
-        Tokens { data: &self.data[from..], stride: self.strides[2], tokens, width }
+        Tokens {
+            data: &self.data[from..],
+            stride: self.strides[2],
+            tokens,
+            width,
+        }
     }
 }
 
@@ -162,7 +171,8 @@ impl Attention<'_> {
     #[inline(always)]
     fn hide(&self, query: usize, start: usize, scores: &mut [f32]) {
         let seen = self.seen(query);
-        let [first, end] = [seen.start, seen.end].map(|key| key.saturating_sub(start).min(scores.len()));
+        let [first, end] =
+            [seen.start, seen.end].map(|key| key.saturating_sub(start).min(scores.len()));
         scores[..first].fill(f32::NEG_INFINITY);
         scores[end..].fill(f32::NEG_INFINITY);
     }
@@ -190,7 +200,8 @@ fn cap_softly<S: Simd>(simd: S, scores: &mut [f32], cap: f32) {
 /// Lower than any score.
 const LOWEST: f32 = -1e30;
 
-/// Turns scores to `exp(score - largest)` and gives their sum. What is hidden, minus infinity, becomes so small that it does not count.
+/// Turns scores to `exp(score - largest)` and gives their sum. What is hidden, minus infinity,
+/// becomes so small that it does not count.
 #[inline(always)]
 fn exponentials<S: Simd>(simd: S, scores: &mut [f32], largest: f32) -> f32 {
     let (top, mut sum) = (simd.splat(largest), simd.splat(0.0));
@@ -219,7 +230,10 @@ fn maximum<S: Simd>(simd: S, scores: &[f32]) -> f32 {
     for scores in scores[..whole].chunks_exact(S::LANES) {
         top = simd.max(top, simd.load(scores));
     }
-    scores[whole..].iter().copied().fold(simd.largest(top), f32::max)
+    scores[whole..]
+        .iter()
+        .copied()
+        .fold(simd.largest(top), f32::max)
 }
 
 /// One query of each head that shares keys and values.
@@ -237,7 +251,10 @@ impl Kernel for One<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let all = self.all;
-        let (keys, values) = (all.keys.head(self.batch, self.kv_head), all.values.head(self.batch, self.kv_head));
+        let (keys, values) = (
+            all.keys.head(self.batch, self.kv_head),
+            all.values.head(self.batch, self.kv_head),
+        );
         let heads = self.out.len() / values.width;
         let whole = keys.width / S::LANES * S::LANES;
         let seen = all.seen(0);
@@ -245,7 +262,10 @@ impl Kernel for One<'_> {
         for (i_key, key) in seen.clone().enumerate() {
             let numbers = keys.token(key);
             for head in 0..heads {
-                let query = all.queries.head(self.batch, self.kv_head * heads + head).token(0);
+                let query = all
+                    .queries
+                    .head(self.batch, self.kv_head * heads + head)
+                    .token(0);
                 let mut sum = simd.splat(0.0);
                 for i in (0..whole).step_by(S::LANES) {
                     sum = simd.fma(simd.load(&query[i..]), simd.load(&numbers[i..]), sum);
@@ -259,13 +279,20 @@ impl Kernel for One<'_> {
         }
         let whole = values.width / S::LANES * S::LANES;
         self.out.fill(0.0);
-        for (scores, out) in scores.chunks_exact_mut(seen.len()).zip(self.out.chunks_exact_mut(values.width)) {
+        for (scores, out) in scores
+            .chunks_exact_mut(seen.len())
+            .zip(self.out.chunks_exact_mut(values.width))
+        {
             let largest = maximum(simd, scores);
             let total = exponentials(simd, scores, largest);
             for (value, score) in seen.clone().zip(&*scores) {
                 let numbers = values.token(value);
                 for i in (0..whole).step_by(S::LANES) {
-                    let sum = simd.fma(simd.splat(*score), simd.load(&numbers[i..]), simd.load(&out[i..]));
+                    let sum = simd.fma(
+                        simd.splat(*score),
+                        simd.load(&numbers[i..]),
+                        simd.load(&out[i..]),
+                    );
                     simd.store(sum, &mut out[i..]);
                 }
                 for i in whole..values.width {
@@ -293,8 +320,18 @@ impl Kernel for Block<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> Vec<f32> {
-        let Block { all, batch, kv_head, group, first, count } = self;
-        let (keys, values) = (all.keys.head(batch, kv_head), all.values.head(batch, kv_head));
+        let Block {
+            all,
+            batch,
+            kv_head,
+            group,
+            first,
+            count,
+        } = self;
+        let (keys, values) = (
+            all.keys.head(batch, kv_head),
+            all.values.head(batch, kv_head),
+        );
         let rows = count * group;
         let width = 2 * S::LANES;
         let strips = values.width.div_ceil(width);
@@ -302,23 +339,49 @@ impl Kernel for Block<'_> {
         // Queries, packed as tiles.
         let mut scaled = room(rows * keys.width);
         for row in 0..rows {
-            let query = all.queries.head(batch, kv_head * group + row % group).token(first + row / group);
+            let query = all
+                .queries
+                .head(batch, kv_head * group + row % group)
+                .token(first + row / group);
             scaled.extend(query.iter().map(|x| x * all.scale));
         }
         let packed_queries = pack_rows::<S>(&scaled, rows);
         let (mut packed, mut scores) = (zeros(keys.width.max(KEYS) * width), zeros(rows * KEYS));
-        // Of each query the largest score so far, the sum of the exponentials, and that of the values: [strips, queries, two vectors].
-        let (mut largest, mut totals, mut mixed) = (vec![LOWEST; rows], vec![0.0f32; rows], zeros(strips * rows * width));
+        // Of each query the largest score so far, the sum of the exponentials, and that of the
+        // values: [strips, queries, two vectors].
+        let (mut largest, mut totals, mut mixed) = (
+            vec![LOWEST; rows],
+            vec![0.0f32; rows],
+            zeros(strips * rows * width),
+        );
 
-        // No query of these sees further, in either direction. Blocks begin where they would without a window.
-        let Range { start: lowest, end: last } = all.seen_by_any(first..first + count);
+        // No query of these sees further, in either direction. Blocks begin where they would
+        // without a window.
+        let Range {
+            start: lowest,
+            end: last,
+        } = all.seen_by_any(first..first + count);
         for start in (lowest / KEYS * KEYS..last).step_by(KEYS) {
             let in_block = KEYS.min(last - start);
             let mut product = zeros(rows * width);
             for panel in (0..in_block).step_by(width) {
-                transposed(simd, &keys, start + panel, width, 0, keys.width, &mut packed);
+                transposed(
+                    simd,
+                    &keys,
+                    start + panel,
+                    width,
+                    0,
+                    keys.width,
+                    &mut packed,
+                );
                 product.fill(0.0);
-                add_tiles(simd, &packed_queries, rows, &packed[..keys.width * width], &mut product);
+                add_tiles(
+                    simd,
+                    &packed_queries,
+                    rows,
+                    &packed[..keys.width * width],
+                    &mut product,
+                );
                 let used = width.min(in_block - panel);
                 for (row, product) in product.chunks_exact(width).enumerate() {
                     scores[row * in_block + panel..][..used].copy_from_slice(&product[..used]);
@@ -336,7 +399,9 @@ impl Kernel for Block<'_> {
                 largest[row] = top;
                 if factor != 1.0 {
                     for strip in mixed.chunks_exact_mut(rows * width) {
-                        strip[row * width..][..width].iter_mut().for_each(|x| *x *= factor);
+                        strip[row * width..][..width]
+                            .iter_mut()
+                            .for_each(|x| *x *= factor);
                     }
                 }
             }
@@ -346,7 +411,9 @@ impl Kernel for Block<'_> {
                 for (i, to) in packed.chunks_exact_mut(width).take(in_block).enumerate() {
                     let from = &values.token(start + i)[strip * width..][..used];
                     to[used..].fill(0);
-                    to.iter_mut().zip(from).for_each(|(to, from)| *to = from.to_bits());
+                    to.iter_mut()
+                        .zip(from)
+                        .for_each(|(to, from)| *to = from.to_bits());
                 }
                 add_tiles(simd, &weights, rows, &packed[..in_block * width], mixed);
             }
@@ -368,7 +435,12 @@ fn pack_rows<S: Simd>(x: &[f32], rows: usize) -> Vec<f32> {
     let columns = x.len() / rows;
     let mut packed = zeros(x.len());
     for (row, height) in row_panels(rows, S::TILE) {
-        pack_tile(&x[row * columns..], columns, height, &mut packed[row * columns..][..height * columns]);
+        pack_tile(
+            &x[row * columns..],
+            columns,
+            height,
+            &mut packed[row * columns..][..height * columns],
+        );
     }
     packed
 }

@@ -1,7 +1,8 @@
 //! Memory that the kernels take beside MLX's arrays, counted.
 //!
-//! Kernels run deep inside tasks that several threads share. So one that gets no memory unwinds, with [`NoMemory`], and the function
-//! that an array comes from turns that into an error: see [`or_no_memory`].
+//! Kernels run deep inside tasks that several threads share. So one that gets no memory unwinds,
+//! with [`NoMemory`], and the function that an array comes from turns that into an error: see
+//! [`or_no_memory`].
 #![allow(unsafe_code)]
 
 use std::{
@@ -50,17 +51,21 @@ pub(super) fn zeros<T: Number>(len: usize) -> Vec<T> {
     if len == 0 {
         return Vec::new();
     }
-    let Ok(layout) = Layout::array::<T>(len) else { resume_unwind(Box::new(NoMemory(usize::MAX))) };
+    let Ok(layout) = Layout::array::<T>(len) else {
+        resume_unwind(Box::new(NoMemory(usize::MAX)))
+    };
     // SAFETY: the layout is not empty.
     let start = unsafe { alloc_zeroed(layout) };
     if start.is_null() {
         resume_unwind(Box::new(NoMemory(layout.size())));
     }
-    // SAFETY: allocated by the global allocator with the layout of so many numbers, whose zero bytes are valid.
+    // SAFETY: allocated by the global allocator with the layout of so many numbers, whose zero
+    // bytes are valid.
     unsafe { Vec::from_raw_parts(start.cast(), len, len) }
 }
 
-/// Bytes of all buffers, the most that they ever were since the last [`reset_peak`], and those of them that are kept for reuse.
+/// Bytes of all buffers, the most that they ever were since the last [`reset_peak`], and those of
+/// them that are kept for reuse.
 static NOW: AtomicU64 = AtomicU64::new(0);
 static PEAK: AtomicU64 = AtomicU64::new(0);
 static KEPT: AtomicU64 = AtomicU64::new(0);
@@ -124,10 +129,12 @@ thread_local! {
     static SCRATCH: RefCell<Option<Kept>> = const { RefCell::new(None) };
 }
 
-/// Runs `f` with so many numbers, which may be anything, of memory that the thread keeps while about as much is in use: the system takes
-/// longer to give much than to fill it.
+/// Runs `f` with so many numbers, which may be anything, of memory that the thread keeps while
+/// about as much is in use: the system takes longer to give much than to fill it.
 pub(super) fn with_scratch<T>(len: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
-    let kept = SCRATCH.take().filter(|kept| (len..=8 * len).contains(&kept.0.len()));
+    let kept = SCRATCH
+        .take()
+        .filter(|kept| (len..=8 * len).contains(&kept.0.len()));
     let mut kept = kept.unwrap_or_else(|| Kept::new(Buffer::zeros(len)));
     let result = f(&mut kept.0[..len]);
     SCRATCH.set(Some(kept));
@@ -142,7 +149,11 @@ pub(in crate::device) fn clear_scratch() {
 /// Bytes in use, kept for reuse, and the most of both together since the last [`reset_peak`].
 pub(in crate::device) fn memory() -> [u64; 3] {
     let kept = KEPT.load(Ordering::Relaxed);
-    [NOW.load(Ordering::Relaxed).saturating_sub(kept), kept, PEAK.load(Ordering::Relaxed)]
+    [
+        NOW.load(Ordering::Relaxed).saturating_sub(kept),
+        kept,
+        PEAK.load(Ordering::Relaxed),
+    ]
 }
 
 /// Starts a new measurement of the most.

@@ -1,4 +1,5 @@
-//! Products with matrices in those of MLX's packed forms that have no kernel of their own, number by number.
+//! Products with matrices in those of MLX's packed forms that have no kernel of their own, number
+//! by number.
 
 use std::sync::LazyLock;
 
@@ -9,7 +10,8 @@ use super::{
     simd::{Isa, Simd},
 };
 
-/// A matrix `[rows, columns]` whose numbers are codes of `bits` bits, the first in the lowest bits of the first word.
+/// A matrix `[rows, columns]` whose numbers are codes of `bits` bits, the first in the lowest bits
+/// of the first word.
 #[derive(Clone, Copy)]
 pub(crate) struct Coded<'a> {
     pub rows: usize,
@@ -25,7 +27,10 @@ pub(crate) struct Coded<'a> {
 #[derive(Clone, Copy)]
 pub(crate) enum Code<'a> {
     /// `scale · code + bias`
-    Affine { scales: Floats<'a>, biases: Floats<'a> },
+    Affine {
+        scales: Floats<'a>,
+        biases: Floats<'a>,
+    },
     /// Floats of 4 bits times a power of two.
     Mxfp4 { scales: &'a [u8] },
     /// Floats of 8 bits times a power of two.
@@ -44,8 +49,20 @@ struct Tables {
 
 static TABLES: LazyLock<Tables> = LazyLock::new(|| Tables {
     e2m1: std::array::from_fn(|byte| small_float(byte & 15, 2, 1)),
-    e4m3: std::array::from_fn(|byte| if byte & 127 == 127 { f32::NAN } else { small_float(byte, 4, 3) }),
-    e8m0: std::array::from_fn(|byte| if byte == 255 { f32::NAN } else { 2f32.powi(byte as i32 - 127) }),
+    e4m3: std::array::from_fn(|byte| {
+        if byte & 127 == 127 {
+            f32::NAN
+        } else {
+            small_float(byte, 4, 3)
+        }
+    }),
+    e8m0: std::array::from_fn(|byte| {
+        if byte == 255 {
+            f32::NAN
+        } else {
+            2f32.powi(byte as i32 - 127)
+        }
+    }),
 });
 
 /// A float with a sign, so many bits of exponent and of mantissa, and no infinities.
@@ -57,12 +74,23 @@ fn small_float(code: usize, exponent_bits: u32, mantissa_bits: u32) -> f32 {
         0 => mantissa as f32 / one as f32 * 2f32.powi(1 - bias),
         _ => (one + mantissa) as f32 / one as f32 * 2f32.powi(exponent as i32 - bias),
     };
-    if code >> (exponent_bits + mantissa_bits) == 0 { magnitude } else { -magnitude }
+    if code >> (exponent_bits + mantissa_bits) == 0 {
+        magnitude
+    } else {
+        -magnitude
+    }
 }
 
 impl Coded<'_> {
     /// `x [x rows, columns] · selfᵀ + bias` into `out [x rows, rows]`.
-    pub fn multiply(&self, isa: Isa, pool: &Pool, x: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
+    pub fn multiply(
+        &self,
+        isa: Isa,
+        pool: &Pool,
+        x: &[f32],
+        bias: Option<&[f32]>,
+        out: &mut [f32],
+    ) {
         assert_eq!(self.words.len(), self.rows * self.columns * self.bits / 32);
         // Time goes by numbers here, not by bytes.
         multiply_rows(isa, pool, self, 4, x, bias, out);
@@ -99,7 +127,9 @@ impl Rows for Coded<'_> {
         let code = self.code(row, column);
         let group = row * (self.columns / self.group_size) + column / self.group_size;
         match self.code {
-            Code::Affine { scales, biases } => scales.get(group).mul_add(code as f32, biases.get(group)),
+            Code::Affine { scales, biases } => {
+                scales.get(group).mul_add(code as f32, biases.get(group))
+            }
             Code::Mxfp4 { scales } => TABLES.e2m1[code] * TABLES.e8m0[usize::from(scales[group])],
             Code::Mxfp8 { scales } => TABLES.e4m3[code] * TABLES.e8m0[usize::from(scales[group])],
             Code::Nvfp4 { scales } => TABLES.e2m1[code] * TABLES.e4m3[usize::from(scales[group])],
@@ -107,6 +137,9 @@ impl Rows for Coded<'_> {
     }
 
     fn address(&self, row: usize, column: usize) -> *const u8 {
-        self.words.as_ptr().wrapping_add((row * self.columns + column) * self.bits / 32).cast()
+        self.words
+            .as_ptr()
+            .wrapping_add((row * self.columns + column) * self.bits / 32)
+            .cast()
     }
 }

@@ -1,5 +1,6 @@
-//! Products with matrices of floating-point numbers, and with those in few bits that have no kernel of their own: numbers are widened to
-//! float32 as they are read, and multiplied and added in float32.
+//! Products with matrices of floating-point numbers, and with those in few bits that have no kernel
+//! of their own: numbers are widened to float32 as they are read, and multiplied and added in
+//! float32.
 
 use super::{
     buffer::Buffer,
@@ -26,7 +27,14 @@ const ROWS: usize = 4;
 
 impl Dense<'_> {
     /// `x [x rows, columns] · selfᵀ + bias` into `out [x rows, rows]`.
-    pub fn multiply(&self, isa: Isa, pool: &Pool, x: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
+    pub fn multiply(
+        &self,
+        isa: Isa,
+        pool: &Pool,
+        x: &[f32],
+        bias: Option<&[f32]>,
+        out: &mut [f32],
+    ) {
         assert_eq!(self.numbers.len(), self.rows * self.columns);
         let item = self.numbers.item();
         with_rows!([self.numbers], self.rows, self.columns, [matrix] => multiply_rows(isa, pool, &matrix, item, x, bias, out));
@@ -34,15 +42,28 @@ impl Dense<'_> {
 }
 
 /// [`Dense::multiply`] with numbers of `item` bytes.
-pub(super) fn multiply_rows<R: Rows>(isa: Isa, pool: &Pool, matrix: &R, item: usize, x: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
+pub(super) fn multiply_rows<R: Rows>(
+    isa: Isa,
+    pool: &Pool,
+    matrix: &R,
+    item: usize,
+    x: &[f32],
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) {
     if out.is_empty() {
         return;
     }
     let rows = out.len() / matrix.rows();
-    assert_eq!((x.len(), out.len()), (rows * matrix.columns(), rows * matrix.rows()));
+    assert_eq!(
+        (x.len(), out.len()),
+        (rows * matrix.columns(), rows * matrix.rows())
+    );
     assert!(bias.is_none_or(|bias| bias.len() == matrix.rows()));
     match rows {
-        1 => with_simd!(isa.for_vectors(), simd => multiply_vector(simd, pool, matrix, item, x, bias, out)),
+        1 => {
+            with_simd!(isa.for_vectors(), simd => multiply_vector(simd, pool, matrix, item, x, bias, out))
+        }
         _ => with_simd!(isa, simd => {
             let x = pack(simd, pool, x, rows);
             multiply(simd, pool, &WithMatrix { matrix, x: &x }, rows, matrix.rows(), matrix.columns(), bias, out);
@@ -50,14 +71,29 @@ pub(super) fn multiply_rows<R: Rows>(isa: Isa, pool: &Pool, matrix: &R, item: us
     }
 }
 
-fn multiply_vector<S: Simd, R: Rows>(simd: S, pool: &Pool, matrix: &R, item: usize, x: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
+fn multiply_vector<S: Simd, R: Rows>(
+    simd: S,
+    pool: &Pool,
+    matrix: &R,
+    item: usize,
+    x: &[f32],
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) {
     let blocks = matrix.rows().div_ceil(ROWS);
     let in_task = blocks.div_ceil(pool.tasks(matrix.rows() * matrix.columns() * item));
     let out = Shared::new(out);
     pool.run(blocks.div_ceil(in_task), &|task| {
         let first = task * in_task * ROWS;
         let out = out.part(first, (in_task * ROWS).min(matrix.rows() - first));
-        simd.run(Vector { matrix, item, x, first, bias, out });
+        simd.run(Vector {
+            matrix,
+            item,
+            x,
+            first,
+            bias,
+            out,
+        });
     });
 }
 
@@ -77,7 +113,14 @@ impl<R: Rows> Kernel for Vector<'_, R> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Vector { matrix, item, x, first, bias, out } = self;
+        let Vector {
+            matrix,
+            item,
+            x,
+            first,
+            bias,
+            out,
+        } = self;
         let whole = x.len() / S::LANES * S::LANES;
         for (i, out) in out.chunks_mut(ROWS).enumerate() {
             let first = first + i * ROWS;
@@ -96,7 +139,9 @@ impl<R: Rows> Kernel for Vector<'_, R> {
                 }
             }
             for ((i, out), row) in out.iter_mut().enumerate().zip(rows) {
-                let rest = (whole..x.len()).fold(0.0, |sum, column| x[column].mul_add(matrix.number(row, column), sum));
+                let rest = (whole..x.len()).fold(0.0, |sum, column| {
+                    x[column].mul_add(matrix.number(row, column), sum)
+                });
                 *out = simd.sum(sums[i]) + rest + bias.map_or(0.0, |bias| bias[first + i]);
             }
         }
@@ -112,7 +157,12 @@ pub(super) fn pack<S: Simd>(simd: S, pool: &Pool, x: &[f32], rows: usize) -> Buf
     pool.run_if(x.len() > 1 << 16, panels.len(), &|panel| {
         let (row, height) = panels[panel];
         let _ = simd;
-        pack_tile(&x[row * columns..], columns, height, shared.part(row * columns, height * columns));
+        pack_tile(
+            &x[row * columns..],
+            columns,
+            height,
+            shared.part(row * columns, height * columns),
+        );
     });
     packed
 }
@@ -120,7 +170,11 @@ pub(super) fn pack<S: Simd>(simd: S, pool: &Pool, x: &[f32], rows: usize) -> Buf
 /// Rows of x, `columns` apart, to `[columns, height]`.
 pub(super) fn pack_tile(x: &[f32], columns: usize, height: usize, to: &mut [f32]) {
     for row in 0..height {
-        for (to, x) in to[row..].iter_mut().step_by(height).zip(&x[row * columns..][..columns]) {
+        for (to, x) in to[row..]
+            .iter_mut()
+            .step_by(height)
+            .zip(&x[row * columns..][..columns])
+        {
             *to = *x;
         }
     }
@@ -150,27 +204,49 @@ impl<R: Rows> Product for WithMatrix<'_, R> {
     fn pack<S: Simd>(&self, simd: S, first: usize, block: usize, packed: &mut Vec<u32>) {
         let (columns, width) = (self.block(block), 2 * S::LANES);
         packed.resize(columns.len() * width, 0);
-        transposed(simd, self.matrix, first, width, columns.start, columns.len(), packed);
+        transposed(
+            simd,
+            self.matrix,
+            first,
+            width,
+            columns.start,
+            columns.len(),
+            packed,
+        );
     }
 
     #[inline(always)]
-    fn tile<S: Simd, const H: usize>(&self, simd: S, row: usize, block: usize, packed: &Vec<u32>, y: &mut [f32]) {
+    fn tile<S: Simd, const H: usize>(
+        &self,
+        simd: S,
+        row: usize,
+        block: usize,
+        packed: &Vec<u32>,
+        y: &mut [f32],
+    ) {
         let columns = self.block(block);
         let x = &self.x[row * self.matrix.columns() + columns.start * H..][..columns.len() * H];
         add_tile::<S, H>(simd, x, packed, y);
     }
 }
 
-/// Adds the product of `x [columns, H]` and `matrix [columns, two vectors]` to `y [H, two vectors]`.
+/// Adds the product of `x [columns, H]` and `matrix [columns, two vectors]` to
+/// `y [H, two vectors]`.
 #[inline(always)]
 pub(super) fn add_tile<S: Simd, const H: usize>(simd: S, x: &[f32], matrix: &[u32], y: &mut [f32]) {
     let width = 2 * S::LANES;
     let mut sums = [[simd.splat(0.0); 2]; H];
     for (x, numbers) in x.as_chunks::<H>().0.iter().zip(matrix.chunks_exact(width)) {
-        let numbers = [simd.float(simd.load_i(numbers)), simd.float(simd.load_i(&numbers[S::LANES..]))];
+        let numbers = [
+            simd.float(simd.load_i(numbers)),
+            simd.float(simd.load_i(&numbers[S::LANES..])),
+        ];
         for h in 0..H {
             let x = simd.splat(x[h]);
-            sums[h] = [simd.fma(x, numbers[0], sums[h][0]), simd.fma(x, numbers[1], sums[h][1])];
+            sums[h] = [
+                simd.fma(x, numbers[0], sums[h][0]),
+                simd.fma(x, numbers[1], sums[h][1]),
+            ];
         }
     }
     for (y, sums) in y.chunks_exact_mut(width).zip(sums) {

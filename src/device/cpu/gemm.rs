@@ -1,7 +1,9 @@
-//! The frame of a matrix product `x · matrixᵀ`, which the products of quantized and of dense matrices fill in.
+//! The frame of a matrix product `x · matrixᵀ`, which the products of quantized and of dense
+//! matrices fill in.
 //!
-//! The columns of the result, rows of the matrix, are divided into panels of two vectors; each is one task. For each panel the matrix is
-//! unpacked block by block of the reduction, so that a block stays in the cache while all rows of x meet it, tile by tile
+//! The columns of the result, rows of the matrix, are divided into panels of two vectors; each is
+//! one task. For each panel the matrix is unpacked block by block of the reduction, so that a block
+//! stays in the cache while all rows of x meet it, tile by tile
 //! (<https://www.cs.utexas.edu/~flame/pubs/GotoTOMS_revision.pdf>).
 
 use super::{
@@ -19,26 +21,38 @@ pub(super) trait Product: Sync {
     /// Blocks of the reduction.
     fn blocks(&self) -> usize;
 
-    /// Unpacks a block of the matrix's rows from `first` on, as many as two vectors are wide; rows past the last may be anything.
+    /// Unpacks a block of the matrix's rows from `first` on, as many as two vectors are wide; rows
+    /// past the last may be anything.
     fn pack<S: Simd>(&self, simd: S, first: usize, block: usize, packed: &mut Self::Block);
 
-    /// Adds the product of `H` rows of x from `row` on with a packed block to `y`, `[H, two vectors]`.
-    fn tile<S: Simd, const H: usize>(&self, simd: S, row: usize, block: usize, packed: &Self::Block, y: &mut [f32]);
+    /// Adds the product of `H` rows of x from `row` on with a packed block to `y`,
+    /// `[H, two vectors]`.
+    fn tile<S: Simd, const H: usize>(
+        &self,
+        simd: S,
+        row: usize,
+        block: usize,
+        packed: &Self::Block,
+        y: &mut [f32],
+    );
 }
 
-/// The heights of the tiles that cover so many rows, as (first row, height), and the place of a tile's part in an array with `row_size`
-/// numbers a row is `first row · row_size`.
+/// The heights of the tiles that cover so many rows, as (first row, height), and the place of a
+/// tile's part in an array with `row_size` numbers a row is `first row · row_size`.
 pub(super) fn row_panels(rows: usize, tile: usize) -> impl Iterator<Item = (usize, usize)> {
     let mut row = 0;
     std::iter::from_fn(move || {
         let left = rows - row;
-        let height = *[12, 6, 3, 1].iter().find(|height| **height <= tile.min(left))?;
+        let height = *[12, 6, 3, 1]
+            .iter()
+            .find(|height| **height <= tile.min(left))?;
         row += height;
         Some((row - height, height))
     })
 }
 
-/// Computes `[rows, columns]` into `out`, each of sums of `terms` products, and adds `bias` to each row.
+/// Computes `[rows, columns]` into `out`, each of sums of `terms` products, and adds `bias` to each
+/// row.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn multiply<S: Simd, P: Product>(
     simd: S,
@@ -61,12 +75,20 @@ pub(super) fn multiply<S: Simd, P: Product>(
         let mut y = zeros(rows * width);
         for first in (task * in_task..panels.min((task + 1) * in_task)).map(|panel| panel * width) {
             y.fill(0.0);
-            simd.run(Panel { product, rows, first, packed: &mut packed, y: &mut y });
+            simd.run(Panel {
+                product,
+                rows,
+                first,
+                packed: &mut packed,
+                y: &mut y,
+            });
             let used = width.min(columns - first);
             for (row, y) in y.chunks_exact_mut(width).enumerate() {
                 let y = &mut y[..used];
                 if let Some(bias) = bias {
-                    y.iter_mut().zip(&bias[first..]).for_each(|(y, bias)| *y += bias);
+                    y.iter_mut()
+                        .zip(&bias[first..])
+                        .for_each(|(y, bias)| *y += bias);
                 }
                 out.write(row * columns + first, y);
             }

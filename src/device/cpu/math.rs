@@ -1,4 +1,5 @@
-//! Functions of each number: exponentials and the activations made of them, to about one unit in the last place.
+//! Functions of each number: exponentials and the activations made of them, to about one unit in
+//! the last place.
 #![allow(clippy::excessive_precision)] // as their sources have them
 
 use super::{
@@ -50,14 +51,24 @@ impl Function for Gelu {
     #[inline(always)]
     fn at<S: Simd>(simd: S, x: S::F) -> S::F {
         let half = simd.mul(x, simd.splat(0.5));
-        simd.fma(half, erf(simd, simd.mul(x, simd.splat(std::f32::consts::FRAC_1_SQRT_2))), half)
+        simd.fma(
+            half,
+            erf(
+                simd,
+                simd.mul(x, simd.splat(std::f32::consts::FRAC_1_SQRT_2)),
+            ),
+            half,
+        )
     }
 }
 
 /// `x / (1 + exp(-factor · x))`
 #[inline(always)]
 fn logistic<S: Simd>(simd: S, x: S::F, factor: f32) -> S::F {
-    simd.div(x, simd.add(exp(simd, simd.mul(x, simd.splat(-factor))), simd.splat(1.0)))
+    simd.div(
+        x,
+        simd.add(exp(simd, simd.mul(x, simd.splat(-factor))), simd.splat(1.0)),
+    )
 }
 
 /// `c[0] · xⁿ + .. + c[n]`
@@ -70,20 +81,31 @@ fn polynomial<S: Simd, const N: usize>(simd: S, x: S::F, c: [f32; N]) -> S::F {
     sum
 }
 
-/// The exponential, of what is beyond float32's range that of its ends; NaN of NaN. The polynomial is Cephes's
-/// (<https://netlib.org/cephes/>, `expf`).
+/// The exponential, of what is beyond float32's range that of its ends; NaN of NaN. The polynomial
+/// is Cephes's (<https://netlib.org/cephes/>, `expf`).
 #[inline(always)]
 pub(super) fn exp<S: Simd>(simd: S, x: S::F) -> S::F {
     // Where one is NaN, these are their second argument.
     let x = simd.min(simd.splat(88.37), simd.max(simd.splat(-87.33), x));
-    // exp(x) = 2ⁿ · exp(r). A float of this size has no room for fractions, and n stands in its lowest bits.
+    // exp(x) = 2ⁿ · exp(r). A float of this size has no room for fractions, and n stands in its
+    // lowest bits.
     let magic = simd.splat(12_582_912.0);
     let shifted = simd.fma(x, simd.splat(std::f32::consts::LOG2_E), magic);
     let n = simd.sub(shifted, magic);
     let r = simd.fma(n, simd.splat(-0.693_359_4), x);
     let r = simd.fma(n, simd.splat(2.121_944_4e-4), r);
-    let c = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1];
-    let p = simd.add(simd.fma(polynomial(simd, r, c), simd.mul(r, r), r), simd.splat(1.0));
+    let c = [
+        1.987_569_1e-4,
+        1.398_199_9e-3,
+        8.333_452e-3,
+        4.166_579_6e-2,
+        1.666_666_5e-1,
+        5.000_000_1e-1,
+    ];
+    let p = simd.add(
+        simd.fma(polynomial(simd, r, c), simd.mul(r, r), r),
+        simd.splat(1.0),
+    );
     simd.float(simd.add_i(simd.bits(p), simd.shl(simd.bits(shifted), 23)))
 }
 
@@ -93,15 +115,45 @@ pub(super) fn exp<S: Simd>(simd: S, x: S::F) -> S::F {
 fn erf<S: Simd>(simd: S, x: S::F) -> S::F {
     let x = simd.min(simd.splat(4.0), simd.max(simd.splat(-4.0), x));
     let square = simd.mul(x, x);
-    let above = [-2.726_142_3e-10, 2.770_681_5e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906_3e-4, -2.954_599_9e-3, -1.609_603_3e-2];
-    let below = [-1.456_607_2e-5, -2.133_740_5e-4, -1.682_827e-3, -7.373_329e-3, -1.426_473_9e-2];
-    simd.div(simd.mul(x, polynomial(simd, square, above)), polynomial(simd, square, below))
+    let above = [
+        -2.726_142_3e-10,
+        2.770_681_5e-8,
+        -2.101_024e-6,
+        -5.692_506_4e-5,
+        -7.349_906_3e-4,
+        -2.954_599_9e-3,
+        -1.609_603_3e-2,
+    ];
+    let below = [
+        -1.456_607_2e-5,
+        -2.133_740_5e-4,
+        -1.682_827e-3,
+        -7.373_329e-3,
+        -1.426_473_9e-2,
+    ];
+    simd.div(
+        simd.mul(x, polynomial(simd, square, above)),
+        polynomial(simd, square, below),
+    )
 }
 
-/// `function(x)`, times `times` where that is given, number for number; without `x` of what is in `out`.
-pub(super) fn map<F: Function>(isa: Isa, pool: &Pool, _: F, x: Option<&[f32]>, times: Option<&[f32]>, out: &mut [f32]) {
+/// `function(x)`, times `times` where that is given, number for number; without `x` of what is in
+/// `out`.
+pub(super) fn map<F: Function>(
+    isa: Isa,
+    pool: &Pool,
+    _: F,
+    x: Option<&[f32]>,
+    times: Option<&[f32]>,
+    out: &mut [f32],
+) {
     let len = out.len();
-    assert!([x, times].iter().flatten().all(|numbers| numbers.len() == len));
+    assert!(
+        [x, times]
+            .iter()
+            .flatten()
+            .all(|numbers| numbers.len() == len)
+    );
     const PART: usize = 1 << 14;
     let out = Shared::new(out);
     pool.run_if(len > 2 * PART, len.div_ceil(PART), &|part| {
@@ -110,7 +162,11 @@ pub(super) fn map<F: Function>(isa: Isa, pool: &Pool, _: F, x: Option<&[f32]>, t
         if let Some(x) = x {
             out.copy_from_slice(&x[range.clone()]);
         }
-        let map = Map::<F> { numbers: out, times: times.map(|times| &times[range]), function: std::marker::PhantomData };
+        let map = Map::<F> {
+            numbers: out,
+            times: times.map(|times| &times[range]),
+            function: std::marker::PhantomData,
+        };
         with_simd!(isa, simd => simd.run(map));
     });
 }

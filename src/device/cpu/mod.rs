@@ -1,7 +1,8 @@
 //! Kernels of our own for the processor, where MLX's are scalar and run on one thread.
 //!
-//! They compute in float32 on evaluated arrays and give back arrays, so models are written once: the layers in [`nn`](crate::nn) ask
-//! [`kernels`] whether they are in use. [`quantized`] says how products with quantized matrices are rounded.
+//! They compute in float32 on evaluated arrays and give back arrays, so models are written once:
+//! the layers in [`nn`](crate::nn) ask [`kernels`] whether they are in use. [`quantized`] says how
+//! products with quantized matrices are rounded.
 
 mod attention;
 pub(super) mod buffer;
@@ -42,8 +43,8 @@ use crate::{Error, Result};
 /// Whose code computes on the processor. On a GPU it makes no difference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CpuKernels {
-    /// What the environment variable `MOXIN_CPU_KERNELS` says, `own` or `mlx`; where it is not set, our own, but MLX's on Apple's systems,
-    /// where it computes with Accelerate.
+    /// What the environment variable `MOXIN_CPU_KERNELS` says, `own` or `mlx`; where it is not set,
+    /// our own, but MLX's on Apple's systems, where it computes with Accelerate.
     #[default]
     Auto,
     /// The kernels of this library, where activations are float32.
@@ -66,7 +67,9 @@ impl CpuKernels {
         match self {
             CpuKernels::Own => true,
             CpuKernels::Mlx => false,
-            CpuKernels::Auto => VARIABLE.get_or_init(variable).unwrap_or(cfg!(not(target_vendor = "apple"))),
+            CpuKernels::Auto => VARIABLE
+                .get_or_init(variable)
+                .unwrap_or(cfg!(not(target_vendor = "apple"))),
         }
     }
 }
@@ -77,7 +80,11 @@ static POOL: LazyLock<Pool> = LazyLock::new(|| {
     if let Ok(text) = std::env::var("MOXIN_CPU_THREADS") {
         match text.parse() {
             Ok(threads) if threads <= most_cpu_threads() => pool.set_threads(threads),
-            _ => log::warn!("MOXIN_CPU_THREADS is {text:?} and does not count; a number from 0 to {} is expected", most_cpu_threads()),
+            _ => log::warn!(
+                "MOXIN_CPU_THREADS is {text:?} and does not count; a number from 0 to {} is \
+                 expected",
+                most_cpu_threads()
+            ),
         }
     }
     pool
@@ -86,13 +93,15 @@ static POOL: LazyLock<Pool> = LazyLock::new(|| {
 /// The best vectors of this processor.
 static ISA: LazyLock<Isa> = LazyLock::new(Isa::best);
 
-/// Returns the number of threads that the kernels of this library divide their work among: as many as there are cores that the process may
-/// use, unless the environment variable `MOXIN_CPU_THREADS` or [`set_cpu_threads`] said otherwise.
+/// Returns the number of threads that the kernels of this library divide their work among: as many
+/// as there are cores that the process may use, unless the environment variable `MOXIN_CPU_THREADS`
+/// or [`set_cpu_threads`] said otherwise.
 pub fn cpu_threads() -> usize {
     POOL.threads()
 }
 
-/// Sets [`cpu_threads`] for the whole process, from the next work on; 0 for as many as there are cores. Results do not depend on it.
+/// Sets [`cpu_threads`] for the whole process, from the next work on; 0 for as many as there are
+/// cores. Results do not depend on it.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] for more than [`most_cpu_threads`]; then nothing changes.
@@ -100,16 +109,21 @@ pub fn set_cpu_threads(threads: usize) -> Result<()> {
     let most = most_cpu_threads();
     if threads > most {
         return Err(Error::InvalidArgument(format!(
-            "{threads} CPU threads; 0 to {most} are possible here: four for each CPU, and at least 64"
+            "{threads} CPU threads; 0 to {most} are possible here: four for each CPU, and at least \
+             64"
         )));
     }
     POOL.set_threads(threads);
     Ok(())
 }
 
-/// Returns the most threads that can be asked for: four for each CPU that the process may use, or 64 where that is more.
+/// Returns the most threads that can be asked for: four for each CPU that the process may use, or
+/// 64 where that is more.
 pub fn most_cpu_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from).saturating_mul(4).max(64)
+    std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .saturating_mul(4)
+        .max(64)
 }
 
 /// What the kernels in use are made for, such as `AVX-512`.
@@ -118,7 +132,8 @@ pub fn cpu_vectors() -> &'static str {
 }
 
 thread_local! {
-    /// Whether our kernels are in use on this thread; `None` outside of [`Device::run`](super::Device::run).
+    /// Whether our kernels are in use on this thread; `None` outside of
+    /// [`Device::run`](super::Device::run).
     static OWN: Cell<Option<bool>> = const { Cell::new(None) };
 }
 
@@ -136,6 +151,12 @@ pub(super) fn with_own<T>(own: bool, f: impl FnOnce() -> T) -> T {
 
 /// The kernels of this library, where they are to compute what comes of activations like `x`.
 pub(super) fn kernels(x: &mlx_rs::Array) -> Option<Kernels> {
-    let own = || OWN.get().unwrap_or_else(|| CpuKernels::Auto.are_own() && mlx::stream_is_on_cpu());
-    (x.dtype() == mlx_rs::Dtype::Float32 && own()).then(|| Kernels { isa: *ISA, pool: &POOL })
+    let own = || {
+        OWN.get()
+            .unwrap_or_else(|| CpuKernels::Auto.are_own() && mlx::stream_is_on_cpu())
+    };
+    (x.dtype() == mlx_rs::Dtype::Float32 && own()).then(|| Kernels {
+        isa: *ISA,
+        pool: &POOL,
+    })
 }

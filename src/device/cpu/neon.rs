@@ -1,4 +1,5 @@
-//! NEON, which every 64-bit Arm processor has. The functions are Arm's: <https://developer.arm.com/architectures/instruction-sets/intrinsics/>.
+//! NEON, which every 64-bit Arm processor has. The functions are Arm's:
+//! <https://developer.arm.com/architectures/instruction-sets/intrinsics/>.
 #![allow(unsafe_code)]
 
 use std::arch::aarch64::*;
@@ -13,7 +14,8 @@ macro_rules! instructions {
     ($($name:ident($($argument:ident: $kind:ty),*) -> $result:ty = $body:expr;)*) => {
         $(#[inline(always)]
         fn $name(self, $($argument: $kind),*) -> $result {
-            // SAFETY: every processor of this architecture has the instruction; it touches no memory.
+            // SAFETY: every processor of this architecture has the instruction; it touches no
+            // memory.
             unsafe { $body }
         })*
     };
@@ -109,7 +111,10 @@ impl Simd for Neon {
         assert!(from.len() >= 16);
         // SAFETY: the slice is long enough. The load takes every fourth word, and so columns.
         let columns = unsafe { vld4q_s32(from.as_ptr().cast()) };
-        for (i, column) in [columns.0, columns.1, columns.2, columns.3].into_iter().enumerate() {
+        for (i, column) in [columns.0, columns.1, columns.2, columns.3]
+            .into_iter()
+            .enumerate()
+        {
             self.store_i(column, &mut to[i * stride..]);
         }
     }

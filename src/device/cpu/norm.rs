@@ -50,7 +50,11 @@ impl Kernel for Rows<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let width = self.norm.width();
-        for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
+        for (x, out) in self
+            .x
+            .chunks_exact(width)
+            .zip(self.out.chunks_exact_mut(width))
+        {
             match self.norm {
                 Norm::Rms { weight } => {
                     let factor = 1.0 / (squares(simd, x, 0.0) / width as f32 + self.eps).sqrt();
@@ -89,26 +93,42 @@ fn squares<S: Simd>(simd: S, x: &[f32], mean: f32) -> f32 {
         let x = simd.sub(simd.load(x), simd.splat(mean));
         sum = simd.fma(x, x, sum);
     }
-    simd.sum(sum) + x[whole..].iter().map(|x| (x - mean) * (x - mean)).sum::<f32>()
+    simd.sum(sum)
+        + x[whole..]
+            .iter()
+            .map(|x| (x - mean) * (x - mean))
+            .sum::<f32>()
 }
 
 /// The angles that heads are rotated by.
 #[derive(Clone, Copy)]
 pub(crate) enum Angles<'a> {
     /// Those of positions one after the other, the first one `offset`, divided by `scaling`.
-    Sequence { theta: f32, scaling: f32, offset: usize },
+    Sequence {
+        theta: f32,
+        scaling: f32,
+        offset: usize,
+    },
     /// Cosines and sines of each row and each pair of numbers, `[rows, width / 2]`.
     Table { cos: &'a [f32], sin: &'a [f32] },
 }
 
-/// Rotates heads to their positions, the two halves of a head against each other: `[batch, tokens, heads, width]` to
-/// `[batch, heads, tokens, width]`.
-pub(super) fn rope(pool: &Pool, x: &[f32], [batch, tokens, heads, width]: [usize; 4], angles: Angles, out: &mut [f32]) {
+/// Rotates heads to their positions, the two halves of a head against each other:
+/// `[batch, tokens, heads, width]` to `[batch, heads, tokens, width]`.
+pub(super) fn rope(
+    pool: &Pool,
+    x: &[f32],
+    [batch, tokens, heads, width]: [usize; 4],
+    angles: Angles,
+    out: &mut [f32],
+) {
     assert!(x.len() == batch * tokens * heads * width && out.len() == x.len());
     let half = width / 2;
     // As transformers computes them: frequencies and angles in float32.
     let frequencies: Vec<f32> = match angles {
-        Angles::Sequence { theta, scaling, .. } => (0..half).map(|i| 1.0 / theta.powf((2 * i) as f32 / width as f32) / scaling).collect(),
+        Angles::Sequence { theta, scaling, .. } => (0..half)
+            .map(|i| 1.0 / theta.powf((2 * i) as f32 / width as f32) / scaling)
+            .collect(),
         Angles::Table { cos, sin } => {
             assert!(cos.len() == tokens * half && sin.len() == cos.len());
             Vec::new()
@@ -119,15 +139,27 @@ pub(super) fn rope(pool: &Pool, x: &[f32], [batch, tokens, heads, width]: [usize
         let (b, token) = (i / tokens, i % tokens);
         let angles: Vec<(f32, f32)> = match angles {
             Angles::Sequence { offset, .. } => {
-                let angle = |frequency: &f32| f64::from((offset + token) as f32 * frequency).sin_cos();
-                frequencies.iter().map(angle).map(|(sin, cos)| (sin as f32, cos as f32)).collect()
+                let angle =
+                    |frequency: &f32| f64::from((offset + token) as f32 * frequency).sin_cos();
+                frequencies
+                    .iter()
+                    .map(angle)
+                    .map(|(sin, cos)| (sin as f32, cos as f32))
+                    .collect()
             }
             Angles::Table { cos, sin } => {
                 let row = token * half..(token + 1) * half;
-                sin[row.clone()].iter().copied().zip(cos[row].iter().copied()).collect()
+                sin[row.clone()]
+                    .iter()
+                    .copied()
+                    .zip(cos[row].iter().copied())
+                    .collect()
             }
         };
-        for (head, x) in x[i * heads * width..][..heads * width].chunks_exact(width).enumerate() {
+        for (head, x) in x[i * heads * width..][..heads * width]
+            .chunks_exact(width)
+            .enumerate()
+        {
             let out = shared.part(((b * heads + head) * tokens + token) * width, width);
             for (j, (sin, cos)) in angles.iter().enumerate() {
                 out[j] = x[j] * cos - x[half + j] * sin;

@@ -119,7 +119,11 @@ macro_rules! rows {
 
             #[inline(always)]
             fn address(&self, row: usize, column: usize) -> *const u8 {
-                self.numbers.0.as_ptr().wrapping_add(row * self.columns + column).cast()
+                self.numbers
+                    .0
+                    .as_ptr()
+                    .wrapping_add(row * self.columns + column)
+                    .cast()
             }
         }
     };
@@ -128,8 +132,8 @@ rows!(F32, load, x => x);
 rows!(Bf16, load_bf16, x => f32::from_bits(u32::from(x) << 16));
 rows!(F16, load_f16, x => half::f16::from_bits(x).to_f32());
 
-/// `with_rows!([floats], rows, columns, [matrix] => expression)`: the expression, for a matrix of the kind of number that it is; or for
-/// several of one shape and kind.
+/// `with_rows!([floats], rows, columns, [matrix] => expression)`: the expression, for a matrix of
+/// the kind of number that it is; or for several of one shape and kind.
 macro_rules! with_rows {
     ([$($floats:expr),+], $rows:expr, $columns:expr, [$($matrix:ident),+] => $body:expr) => {{
         use $crate::device::cpu::numbers::{Bf16, F16, F32, Floats, Matrix};
@@ -154,22 +158,36 @@ macro_rules! with_rows {
 }
 pub(super) use with_rows;
 
-/// Writes the columns `from..from + count` of `width` rows, widened, as rows of `width` numbers. For rows past the last, the last.
+/// Writes the columns `from..from + count` of `width` rows, widened, as rows of `width` numbers.
+/// For rows past the last, the last.
 #[inline(always)]
-pub(super) fn transposed<S: Simd, R: Rows>(simd: S, matrix: &R, first: usize, width: usize, from: usize, count: usize, to: &mut [u32]) {
+pub(super) fn transposed<S: Simd, R: Rows>(
+    simd: S,
+    matrix: &R,
+    first: usize,
+    width: usize,
+    from: usize,
+    count: usize,
+    to: &mut [u32],
+) {
     let last = matrix.rows() - 1;
     let mut block = [0; 256];
     let whole = count / S::LANES * S::LANES;
     for side in (0..width).step_by(S::LANES) {
         for column in (0..whole).step_by(S::LANES) {
             for (i, to) in block.chunks_exact_mut(S::LANES).take(S::LANES).enumerate() {
-                simd.store_i(simd.bits(matrix.vector(simd, (first + side + i).min(last), from + column)), to);
+                simd.store_i(
+                    simd.bits(matrix.vector(simd, (first + side + i).min(last), from + column)),
+                    to,
+                );
             }
             simd.transpose(&block, &mut to[column * width + side..], width);
         }
         for column in whole..count {
             for i in side..side + S::LANES {
-                to[column * width + i] = matrix.number((first + i).min(last), from + column).to_bits();
+                to[column * width + i] = matrix
+                    .number((first + i).min(last), from + column)
+                    .to_bits();
             }
         }
     }

@@ -83,54 +83,118 @@ impl<'a> Layer<'a> {
         };
         let bias = bias.map(wide).transpose()?;
         if bias.as_ref().is_some_and(|bias| bias.size() != rows) {
-            return Err(Exception::custom(format!("a bias for another matrix than one of {rows} rows")));
+            return Err(Exception::custom(format!(
+                "a bias for another matrix than one of {rows} rows"
+            )));
         }
-        Ok(Layer { rows, columns, weight, packed, bias })
+        Ok(Layer {
+            rows,
+            columns,
+            weight,
+            packed,
+            bias,
+        })
     }
 
     /// `x · weightᵀ + bias`
     fn multiply(&self, kernels: Kernels, x: &[f32], out: &mut [f32]) -> Result<(), Exception> {
         let (&Layer { rows, columns, .. }, Kernels { isa, pool }) = (self, kernels);
         let bias = self.bias.as_ref().map(numbers).transpose()?;
-        let Some(Packed { scales, biases, matrix }) = &self.packed else {
-            Dense { rows, columns, numbers: floats(&self.weight)? }.multiply(isa, pool, x, bias, out);
+        let Some(Packed {
+            scales,
+            biases,
+            matrix,
+        }) = &self.packed
+        else {
+            Dense {
+                rows,
+                columns,
+                numbers: floats(&self.weight)?,
+            }
+            .multiply(isa, pool, x, bias, out);
             return Ok(());
         };
-        let (bits, group_size, words) = (matrix.bits, matrix.group_size, numbers::<u32>(&self.weight)?);
+        let (bits, group_size, words) = (
+            matrix.bits,
+            matrix.group_size,
+            numbers::<u32>(&self.weight)?,
+        );
         let code = match (biases, matrix.mode.to_bytes()) {
             (Some(biases), b"affine") => {
                 let (scales, biases) = (floats(scales)?, floats(biases)?);
                 if bits == 4 || bits == 8 {
-                    Affine { rows, columns, bits, group_size, words, scales, biases }.multiply(isa, pool, x, bias, out);
+                    Affine {
+                        rows,
+                        columns,
+                        bits,
+                        group_size,
+                        words,
+                        scales,
+                        biases,
+                    }
+                    .multiply(isa, pool, x, bias, out);
                     return Ok(());
                 }
                 Code::Affine { scales, biases }
             }
-            (None, b"mxfp4") => Code::Mxfp4 { scales: numbers(scales)? },
-            (None, b"mxfp8") => Code::Mxfp8 { scales: numbers(scales)? },
-            (None, b"nvfp4") => Code::Nvfp4 { scales: numbers(scales)? },
-            _ => return Err(Exception::custom(format!("a matrix in the mode {}", matrix.mode.to_string_lossy()))),
+            (None, b"mxfp4") => Code::Mxfp4 {
+                scales: numbers(scales)?,
+            },
+            (None, b"mxfp8") => Code::Mxfp8 {
+                scales: numbers(scales)?,
+            },
+            (None, b"nvfp4") => Code::Nvfp4 {
+                scales: numbers(scales)?,
+            },
+            _ => {
+                return Err(Exception::custom(format!(
+                    "a matrix in the mode {}",
+                    matrix.mode.to_string_lossy()
+                )));
+            }
         };
-        Coded { rows, columns, bits, group_size, words, code }.multiply(isa, pool, x, bias, out);
+        Coded {
+            rows,
+            columns,
+            bits,
+            group_size,
+            words,
+            code,
+        }
+        .multiply(isa, pool, x, bias, out);
         Ok(())
     }
 }
 
 impl<'a> Packed<'a> {
     fn new(matrix: PackedMatrix<'a>) -> Result<Packed<'a>, Exception> {
-        let (scales, biases) = (contiguous(matrix.scales)?, matrix.biases.map(contiguous).transpose()?);
+        let (scales, biases) = (
+            contiguous(matrix.scales)?,
+            matrix.biases.map(contiguous).transpose()?,
+        );
         // A kernel reads both in one way.
         let (scales, biases) = match biases {
-            Some(biases) if biases.dtype() != scales.dtype() => (wide(&scales)?, Some(wide(&biases)?)),
+            Some(biases) if biases.dtype() != scales.dtype() => {
+                (wide(&scales)?, Some(wide(&biases)?))
+            }
             biases => (scales, biases),
         };
-        Ok(Packed { scales, biases, matrix })
+        Ok(Packed {
+            scales,
+            biases,
+            matrix,
+        })
     }
 }
 
 impl Kernels {
     /// `x [.., columns]` to `x · weightᵀ + bias [.., rows]`.
-    pub fn linear(self, x: &Array, weight: Weight, bias: Option<&Array>) -> Result<Array, Exception> {
+    pub fn linear(
+        self,
+        x: &Array,
+        weight: Weight,
+        bias: Option<&Array>,
+    ) -> Result<Array, Exception> {
         let layer = Layer::new(weight, bias)?;
         let x = contiguous(x)?;
         let shape = [rows_for(&x, &layer)?, &[layer.rows as i32]].concat();
@@ -138,11 +202,22 @@ impl Kernels {
     }
 
     /// `down(activation(gate(x)) · up(x))`
-    pub fn gated_mlp(self, x: &Array, activation: Activation, [gate, up, down]: [(Weight, Option<&Array>); 3]) -> Result<Array, Exception> {
-        let [gate, up, down] = [Layer::new(gate.0, gate.1)?, Layer::new(up.0, up.1)?, Layer::new(down.0, down.1)?];
+    pub fn gated_mlp(
+        self,
+        x: &Array,
+        activation: Activation,
+        [gate, up, down]: [(Weight, Option<&Array>); 3],
+    ) -> Result<Array, Exception> {
+        let [gate, up, down] = [
+            Layer::new(gate.0, gate.1)?,
+            Layer::new(up.0, up.1)?,
+            Layer::new(down.0, down.1)?,
+        ];
         if (up.rows, up.columns) != (gate.rows, gate.columns) || down.columns != gate.rows {
             let shapes = [&gate, &up, &down].map(|layer| [layer.rows, layer.columns]);
-            return Err(Exception::custom(format!("a gate, an up and a down projection of {shapes:?} do not fit")));
+            return Err(Exception::custom(format!(
+                "a gate, an up and a down projection of {shapes:?} do not fit"
+            )));
         }
         let x = contiguous(x)?;
         let rows = rows_for(&x, &gate)?;
@@ -167,7 +242,13 @@ impl Kernels {
         })
     }
 
-    fn apply(self, activation: Activation, x: Option<&[f32]>, times: Option<&[f32]>, out: &mut [f32]) {
+    fn apply(
+        self,
+        activation: Activation,
+        x: Option<&[f32]>,
+        times: Option<&[f32]>,
+        out: &mut [f32],
+    ) {
         let Kernels { isa, pool } = self;
         match activation {
             Activation::Silu => math::map(isa, pool, math::Silu, x, times, out),
@@ -180,13 +261,32 @@ impl Kernels {
     /// Root mean square normalization of `[.., width]` by a weight `[width]`.
     pub fn rms_norm(self, x: &Array, weight: &Array, eps: f32) -> Result<Array, Exception> {
         let weight = wide(weight)?;
-        self.normalize(x, Norm::Rms { weight: numbers(&weight)? }, eps)
+        self.normalize(
+            x,
+            Norm::Rms {
+                weight: numbers(&weight)?,
+            },
+            eps,
+        )
     }
 
     /// Layer normalization of `[.., width]` by a weight and a bias `[width]`.
-    pub fn layer_norm(self, x: &Array, weight: &Array, bias: &Array, eps: f32) -> Result<Array, Exception> {
+    pub fn layer_norm(
+        self,
+        x: &Array,
+        weight: &Array,
+        bias: &Array,
+        eps: f32,
+    ) -> Result<Array, Exception> {
         let (weight, bias) = (wide(weight)?, wide(bias)?);
-        self.normalize(x, Norm::Layer { weight: numbers(&weight)?, bias: numbers(&bias)? }, eps)
+        self.normalize(
+            x,
+            Norm::Layer {
+                weight: numbers(&weight)?,
+                bias: numbers(&bias)?,
+            },
+            eps,
+        )
     }
 
     fn normalize(self, x: &Array, norm: Norm, eps: f32) -> Result<Array, Exception> {
@@ -202,8 +302,13 @@ impl Kernels {
 
     /// Rotary positions: `[batch, tokens, heads · width]` to `[batch, heads, tokens, width]`.
     pub fn rope(self, x: &Array, width: usize, angles: Angles) -> Result<Array, Exception> {
-        let &[batch, tokens, all] = x.shape() else { return Err(misfit("heads", x)) };
-        let (shape, heads) = ([batch, all / width as i32, tokens, width as i32], all as usize / width);
+        let &[batch, tokens, all] = x.shape() else {
+            return Err(misfit("heads", x));
+        };
+        let (shape, heads) = (
+            [batch, all / width as i32, tokens, width as i32],
+            all as usize / width,
+        );
         let half = width / 2 * tokens as usize;
         if let Angles::Table { cos, sin } = angles
             && (cos.len(), sin.len()) != (half, half)
@@ -212,36 +317,79 @@ impl Kernels {
         }
         let x = contiguous(x)?;
         new_array(&shape, |out| {
-            rope(self.pool, numbers(&x)?, [batch as usize, tokens as usize, heads, width], angles, out);
+            rope(
+                self.pool,
+                numbers(&x)?,
+                [batch as usize, tokens as usize, heads, width],
+                angles,
+                out,
+            );
             Ok(())
         })
     }
 
-    /// Computes attention of `[batch, heads, queries, width]` over keys and values `[batch, kv heads, keys, width]`; gives
-    /// `[batch, queries, heads · width]`.
-    pub fn attention(self, [queries, keys, values]: [&Array; 3], scale: f32, softcap: Option<f32>, sees: Sees) -> Result<Array, Exception> {
+    /// Computes attention of `[batch, heads, queries, width]` over keys and values
+    /// `[batch, kv heads, keys, width]`; gives `[batch, queries, heads · width]`.
+    pub fn attention(
+        self,
+        [queries, keys, values]: [&Array; 3],
+        scale: f32,
+        softcap: Option<f32>,
+        sees: Sees,
+    ) -> Result<Array, Exception> {
         eval([queries, keys, values])?;
         let arrays = [wide_heads(queries)?, wide_heads(keys)?, wide_heads(values)?];
         let [queries, keys, values] = [heads(&arrays[0])?, heads(&arrays[1])?, heads(&arrays[2])?];
-        let ([batch, count, tokens, width], [k_batch, k_heads, k_tokens, k_width]) = (queries.shape, keys.shape);
-        let fits = (k_batch, k_width) == (batch, width) && k_heads > 0 && count.is_multiple_of(k_heads) && k_tokens > 0;
+        let ([batch, count, tokens, width], [k_batch, k_heads, k_tokens, k_width]) =
+            (queries.shape, keys.shape);
+        let fits = (k_batch, k_width) == (batch, width)
+            && k_heads > 0
+            && count.is_multiple_of(k_heads)
+            && k_tokens > 0;
         let sees_some = match sees {
             Sees::All => true,
             Sees::Past { window } => window > 0,
-            Sees::Ranges(ranges) => ranges.len() == tokens && ranges.iter().all(|range| range.start < range.end && range.end <= k_tokens),
+            Sees::Ranges(ranges) => {
+                ranges.len() == tokens
+                    && ranges
+                        .iter()
+                        .all(|range| range.start < range.end && range.end <= k_tokens)
+            }
         };
         if !fits || values.shape[..3] != keys.shape[..3] || !sees_some {
-            return Err(Exception::custom(format!("attention of {:?} over {:?} and {:?}", queries.shape, keys.shape, values.shape)));
+            return Err(Exception::custom(format!(
+                "attention of {:?} over {:?} and {:?}",
+                queries.shape, keys.shape, values.shape
+            )));
         }
-        new_array(&[batch as i32, tokens as i32, (count * values.shape[3]) as i32], |out| {
-            Attention { queries, keys, values, sees, scale, softcap }.run(self.isa, self.pool, out);
-            Ok(())
-        })
+        new_array(
+            &[
+                batch as i32,
+                tokens as i32,
+                (count * values.shape[3]) as i32,
+            ],
+            |out| {
+                Attention {
+                    queries,
+                    keys,
+                    values,
+                    sees,
+                    scale,
+                    softcap,
+                }
+                .run(self.isa, self.pool, out);
+                Ok(())
+            },
+        )
     }
 }
 
 fn misfit(what: &str, array: &Array) -> Exception {
-    Exception::custom(format!("{what} of shape {:?} and {:?} does not fit", array.shape(), array.dtype()))
+    Exception::custom(format!(
+        "{what} of shape {:?} and {:?} does not fit",
+        array.shape(),
+        array.dtype()
+    ))
 }
 
 /// Rows and columns of a matrix.
@@ -256,12 +404,18 @@ fn matrix_shape(matrix: &Array) -> Result<(usize, usize), Exception> {
 fn rows_for<'x>(x: &'x Array, layer: &Layer) -> Result<&'x [i32], Exception> {
     match x.shape() {
         [rows @ .., columns] if *columns as usize == layer.columns => Ok(rows),
-        other => Err(Exception::custom(format!("{other:?} times a matrix of {} columns", layer.columns))),
+        other => Err(Exception::custom(format!(
+            "{other:?} times a matrix of {} columns",
+            layer.columns
+        ))),
     }
 }
 
 /// Returns an array of float32 that `fill` fills.
-fn new_array(shape: &[i32], fill: impl FnOnce(&mut [f32]) -> Result<(), Exception>) -> Result<Array, Exception> {
+fn new_array(
+    shape: &[i32],
+    fill: impl FnOnce(&mut [f32]) -> Result<(), Exception>,
+) -> Result<Array, Exception> {
     let filled = or_no_memory(|| {
         let mut numbers = Buffer::zeros(shape.iter().map(|size| *size as usize).product());
         fill(&mut numbers)?;
@@ -291,7 +445,11 @@ fn contiguous(x: &Array) -> Result<Array, Exception> {
 
 /// The same in float32.
 fn wide(x: &Array) -> Result<Array, Exception> {
-    if x.dtype() == Dtype::Float32 { contiguous(x) } else { contiguous(&x.as_dtype(Dtype::Float32)?) }
+    if x.dtype() == Dtype::Float32 {
+        contiguous(x)
+    } else {
+        contiguous(&x.as_dtype(Dtype::Float32)?)
+    }
 }
 
 /// The numbers of a contiguous array; none of one that has none.
@@ -315,13 +473,27 @@ fn floats(x: &Array) -> Result<Floats<'_>, Exception> {
 /// The array in float32, the numbers of a head side by side.
 fn wide_heads(x: &Array) -> Result<Array, Exception> {
     let side_by_side = x.strides().last() == Some(&1) || x.shape().last() == Some(&1);
-    if x.dtype() == Dtype::Float32 && side_by_side { Ok(x.clone()) } else { wide(x) }
+    if x.dtype() == Dtype::Float32 && side_by_side {
+        Ok(x.clone())
+    } else {
+        wide(x)
+    }
 }
 
 fn heads(x: &Array) -> Result<Heads<'_>, Exception> {
-    let (&[batch, heads, tokens, width], &[first, second, third, _]) = (x.shape(), x.strides()) else {
+    let (&[batch, heads, tokens, width], &[first, second, third, _]) = (x.shape(), x.strides())
+    else {
         return Err(misfit("heads", x));
     };
-    let shape = [batch as usize, heads as usize, tokens as usize, width as usize];
-    Ok(Heads { data: mlx::strided_numbers(x)?, shape, strides: [first, second, third] })
+    let shape = [
+        batch as usize,
+        heads as usize,
+        tokens as usize,
+        width as usize,
+    ];
+    Ok(Heads {
+        data: mlx::strided_numbers(x)?,
+        shape,
+        strides: [first, second, third],
+    })
 }

@@ -1,7 +1,7 @@
 //! The threads that the kernels share.
 //!
-//! They begin with the first work that is worth dividing, wait for the next for a moment, and sleep after that. The thread that has the work
-//! takes part in it.
+//! They begin with the first work that is worth dividing, wait for the next for a moment, and sleep
+//! after that. The thread that has the work takes part in it.
 #![allow(unsafe_code)]
 
 use std::{
@@ -72,10 +72,24 @@ impl Job {
 
 impl Pool {
     pub fn new() -> Pool {
-        let state = State { job: None, workers: 0, wanted: 0 };
+        let state = State {
+            job: None,
+            workers: 0,
+            wanted: 0,
+        };
         let (jobs, busy) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let shared = Shared { state: Mutex::new(state), came: Condvar::new(), left: Condvar::new(), jobs, busy };
-        Pool { shared: Arc::new(shared), turn: Mutex::new(()), threads: AtomicUsize::new(0) }
+        let shared = Shared {
+            state: Mutex::new(state),
+            came: Condvar::new(),
+            left: Condvar::new(),
+            jobs,
+            busy,
+        };
+        Pool {
+            shared: Arc::new(shared),
+            turn: Mutex::new(()),
+            threads: AtomicUsize::new(0),
+        }
     }
 
     /// Threads that work is divided among.
@@ -95,8 +109,8 @@ impl Pool {
         self.threads.store(threads, Ordering::Relaxed);
     }
 
-    /// Into how many tasks to divide work that reads so many bytes: some more than threads, since others may use the cores too, but none so
-    /// small that waking a thread would take longer.
+    /// Into how many tasks to divide work that reads so many bytes: some more than threads, since
+    /// others may use the cores too, but none so small that waking a thread would take longer.
     pub fn tasks(&self, bytes: usize) -> usize {
         const SMALLEST: usize = 128 << 10;
         (bytes / SMALLEST).clamp(1, 8 * self.threads())
@@ -104,22 +118,39 @@ impl Pool {
 
     /// [`Pool::run`] where it is worth it, else here alone.
     pub fn run_if(&self, worth: bool, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        if worth { self.run(tasks, task) } else { (0..tasks).for_each(task) }
+        if worth {
+            self.run(tasks, task)
+        } else {
+            (0..tasks).for_each(task)
+        }
     }
 
-    /// Calls `task` with each number below `tasks`, on several threads; they must not depend on each other. Returns when all is done. A panic
-    /// of one ends the work and goes on here.
+    /// Calls `task` with each number below `tasks`, on several threads; they must not depend on
+    /// each other. Returns when all is done. A panic of one ends the work and goes on here.
     pub fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         let workers = self.threads().min(tasks).saturating_sub(1);
-        // Where the threads have other work, or it is a task of that work that calls, this one does its own alone.
-        let turn = if workers > 0 { self.turn.try_lock().ok() } else { None };
+        // Where the threads have other work, or it is a task of that work that calls, this one does
+        // its own alone.
+        let turn = if workers > 0 {
+            self.turn.try_lock().ok()
+        } else {
+            None
+        };
         if turn.is_none() {
             return (0..tasks).for_each(task);
         }
-        // SAFETY: the reference is used only by workers that count as busy and by this thread, and this function does not return before
-        // no worker is busy and none can find the job any more.
-        let task = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task) };
-        let job = Arc::new(Job { task, tasks, next: AtomicUsize::new(0), panic: Mutex::new(None) });
+        // SAFETY: the reference is used only by workers that count as busy and by this thread, and
+        // this function does not return before no worker is busy and none can find the job any
+        // more.
+        let task = unsafe {
+            std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task)
+        };
+        let job = Arc::new(Job {
+            task,
+            tasks,
+            next: AtomicUsize::new(0),
+            panic: Mutex::new(None),
+        });
         self.begin(&job, self.threads() - 1, workers);
         job.work();
         self.end();
@@ -129,13 +160,16 @@ impl Pool {
         }
     }
 
-    /// Gives the workers a job. Starts some where there are fewer than `needed` for it; those beyond `wanted` will end.
+    /// Gives the workers a job. Starts some where there are fewer than `needed` for it; those
+    /// beyond `wanted` will end.
     fn begin(&self, job: &Arc<Job>, wanted: usize, needed: usize) {
         let mut state = lock(&self.shared.state);
         state.wanted = wanted;
         while state.workers < needed {
             let shared = self.shared.clone();
-            let worker = std::thread::Builder::new().name("moxin-cpu".into()).spawn(move || shared.work());
+            let worker = std::thread::Builder::new()
+                .name("moxin-cpu".into())
+                .spawn(move || shared.work());
             // Where no more threads can be had, those that there are do.
             if worker.is_err() {
                 break;
@@ -154,7 +188,11 @@ impl Pool {
         wait(|| self.shared.busy.load(Ordering::Acquire) == 0);
         let mut state = lock(&self.shared.state);
         while self.shared.busy.load(Ordering::Acquire) > 0 {
-            state = self.shared.left.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+            state = self
+                .shared
+                .left
+                .wait(state)
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
         }
     }
 }
@@ -179,7 +217,10 @@ impl Shared {
             wait(|| self.jobs.load(Ordering::Acquire) != *seen);
             let mut state = lock(&self.state);
             while self.jobs.load(Ordering::Acquire) == *seen {
-                state = self.came.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+                state = self
+                    .came
+                    .wait(state)
+                    .unwrap_or_else(|poisoned| poisoned.into_inner());
             }
             *seen = self.jobs.load(Ordering::Acquire);
             if state.workers > state.wanted {
@@ -205,7 +246,9 @@ fn wait(ready: impl Fn() -> bool) {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 #[cfg(test)]
@@ -227,7 +270,12 @@ mod tests {
                 pool.run(tasks, &|i| {
                     counts[i].fetch_add(1, Ordering::Relaxed);
                 });
-                assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1), "{threads} threads, {tasks} tasks");
+                assert!(
+                    counts
+                        .iter()
+                        .all(|count| count.load(Ordering::Relaxed) == 1),
+                    "{threads} threads, {tasks} tasks"
+                );
             }
         }
     }
@@ -237,9 +285,14 @@ mod tests {
     fn a_panic_reaches_the_caller() {
         let pool = pool(4);
         for bad in 0..20 {
-            let heard = catch_unwind(AssertUnwindSafe(|| pool.run(20, &|i| assert!(i != bad, "task {i}"))));
+            let heard = catch_unwind(AssertUnwindSafe(|| {
+                pool.run(20, &|i| assert!(i != bad, "task {i}"))
+            }));
             let message = heard.unwrap_err();
-            assert_eq!(message.downcast_ref::<String>(), Some(&format!("task {bad}")));
+            assert_eq!(
+                message.downcast_ref::<String>(),
+                Some(&format!("task {bad}"))
+            );
         }
         let sum = AtomicUsize::new(0);
         pool.run(10, &|i| {
@@ -272,7 +325,11 @@ mod tests {
             let workers = || lock(&pool.shared.state).workers;
             pool.run(64, &|_| ());
             while workers() + 1 != threads {
-                assert!(begin.elapsed() < Duration::from_secs(10), "{} workers for {threads} threads", workers());
+                assert!(
+                    begin.elapsed() < Duration::from_secs(10),
+                    "{} workers for {threads} threads",
+                    workers()
+                );
                 pool.run(64, &|_| ());
             }
         }

@@ -1,18 +1,21 @@
 //! Products with matrices in MLX's affine form of 4 or 8 bits.
 //!
-//! A number of the matrix is `scale · q + bias` with a scale and a bias for each group of neighbours in a row. The numbers of x are rounded
-//! to int16 in the same groups, x ≈ step · i with |i| <= 32767, so that a group's product is one of whole numbers:
+//! A number of the matrix is `scale · q + bias` with a scale and a bias for each group of
+//! neighbours in a row. The numbers of x are rounded to int16 in the same groups, x ≈ step · i with
+//! |i| <= 32767, so that a group's product is one of whole numbers:
 //!
 //! ```text
 //! Σ (scale · q + bias) · x  ≈  step · (scale · Σ q · i + bias · Σ i)
 //! ```
 //!
-//! The sums are exact (255 · 32767 · 128 < 2³¹) and groups are added in their order, so the result does not depend on the vectors of the
-//! processor, on the number of threads, nor on how many rows are computed at once. The rounding errs by at most half a step, 1/65534 of the
-//! largest number of x in the group.
+//! The sums are exact (255 · 32767 · 128 < 2³¹) and groups are added in their order, so the result
+//! does not depend on the vectors of the processor, on the number of threads, nor on how many rows
+//! are computed at once. The rounding errs by at most half a step, 1/65534 of the largest number of
+//! x in the group.
 //!
-//! A word of 32 bits holds 8 numbers of 4 bits or 4 of 8, the first in the lowest bits. Masked after a shift it gives two int16 lanes: with 4
-//! bits the numbers s and s + 4 for the shift by s numbers, with 8 bits s and s + 2. So x is packed in these pairs.
+//! A word of 32 bits holds 8 numbers of 4 bits or 4 of 8, the first in the lowest bits. Masked
+//! after a shift it gives two int16 lanes: with 4 bits the numbers s and s + 4 for the shift by s
+//! numbers, with 8 bits s and s + 2. So x is packed in these pairs.
 
 use super::{
     buffer::{Buffer, zeros},
@@ -65,19 +68,34 @@ impl Affine<'_> {
         assert!(matches!(self.bits, 4 | 8) && matches!(self.group_size, 32 | 64 | 128));
         assert!(self.columns.is_multiple_of(self.group_size));
         assert_eq!(self.words.len(), self.rows * self.words_in_row());
-        assert_eq!((self.scales.len(), self.biases.len()), (self.rows * self.groups(), self.rows * self.groups()));
+        assert_eq!(
+            (self.scales.len(), self.biases.len()),
+            (self.rows * self.groups(), self.rows * self.groups())
+        );
         assert!(self.scales.is_like(&self.biases));
     }
 
     /// `x [x rows, columns] · selfᵀ + bias` into `out [x rows, rows]`.
-    pub fn multiply(&self, isa: Isa, pool: &Pool, x: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
+    pub fn multiply(
+        &self,
+        isa: Isa,
+        pool: &Pool,
+        x: &[f32],
+        bias: Option<&[f32]>,
+        out: &mut [f32],
+    ) {
         self.check();
         let rows = x.len() / self.columns;
-        assert_eq!((x.len(), out.len()), (rows * self.columns, rows * self.rows));
+        assert_eq!(
+            (x.len(), out.len()),
+            (rows * self.columns, rows * self.rows)
+        );
         assert!(bias.is_none_or(|bias| bias.len() == self.rows));
         match rows {
             0 => (),
-            1 => with_simd!(isa.for_vectors(), simd => self.multiply_vector(simd, pool, x, bias, out)),
+            1 => {
+                with_simd!(isa.for_vectors(), simd => self.multiply_vector(simd, pool, x, bias, out))
+            }
             _ => with_simd!(isa, simd => {
                 let x = Packed::new(simd, pool, self, x);
                 multiply(simd, pool, &WithMatrix { matrix: self, x: &x }, rows, self.rows, self.columns, bias, out);
@@ -85,7 +103,14 @@ impl Affine<'_> {
         }
     }
 
-    fn multiply_vector<S: Simd>(&self, simd: S, pool: &Pool, x: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
+    fn multiply_vector<S: Simd>(
+        &self,
+        simd: S,
+        pool: &Pool,
+        x: &[f32],
+        bias: Option<&[f32]>,
+        out: &mut [f32],
+    ) {
         let x = Packed::new(simd, pool, self, x);
         let blocks = self.rows.div_ceil(S::LANES);
         let in_task = blocks.div_ceil(pool.tasks(self.words.len() * 4)).max(1);
@@ -93,7 +118,13 @@ impl Affine<'_> {
         pool.run(blocks.div_ceil(in_task), &|task| {
             let first = task * in_task * S::LANES;
             let out = out.part(first, (in_task * S::LANES).min(self.rows - first));
-            let work = Vector { matrix: self, x: &x, first, bias, out };
+            let work = Vector {
+                matrix: self,
+                x: &x,
+                first,
+                bias,
+                out,
+            };
             match (self.bits, self.words_in_group()) {
                 (4, 4) => simd.run(Of::<4, 4>(work)),
                 (4, 8) => simd.run(Of::<4, 8>(work)),
@@ -106,7 +137,8 @@ impl Affine<'_> {
     }
 }
 
-/// Numbers of x as int16, packed for the tiles of [`row_panels`]; of a tile `H` rows high everything stands as `[.., H]`.
+/// Numbers of x as int16, packed for the tiles of [`row_panels`]; of a tile `H` rows high
+/// everything stands as `[.., H]`.
 struct Packed {
     /// `[groups, shifts, words of a group, H]`
     pairs: Buffer<u32>,
@@ -119,14 +151,34 @@ struct Packed {
 impl Packed {
     fn new<S: Simd>(simd: S, pool: &Pool, matrix: &Affine, x: &[f32]) -> Packed {
         let (rows, groups) = (x.len() / matrix.columns, matrix.groups());
-        let (mut pairs, mut steps, mut sums) = (Buffer::zeros(x.len() / 2), Buffer::zeros(rows * groups), Buffer::zeros(rows * groups));
+        let (mut pairs, mut steps, mut sums) = (
+            Buffer::zeros(x.len() / 2),
+            Buffer::zeros(rows * groups),
+            Buffer::zeros(rows * groups),
+        );
         let panels: Vec<_> = row_panels(rows, S::TILE).collect();
-        let shared = (Shared::new(&mut pairs), Shared::new(&mut steps), Shared::new(&mut sums));
+        let shared = (
+            Shared::new(&mut pairs),
+            Shared::new(&mut steps),
+            Shared::new(&mut sums),
+        );
         let pack = |panel: usize| {
             let (row, height) = panels[panel];
-            let pairs = shared.0.part(row * matrix.columns / 2, height * matrix.columns / 2);
-            let (steps, sums) = (shared.1.part(row * groups, height * groups), shared.2.part(row * groups, height * groups));
-            simd.run(Pack { matrix, x: &x[row * matrix.columns..], height, pairs, steps, sums });
+            let pairs = shared
+                .0
+                .part(row * matrix.columns / 2, height * matrix.columns / 2);
+            let (steps, sums) = (
+                shared.1.part(row * groups, height * groups),
+                shared.2.part(row * groups, height * groups),
+            );
+            simd.run(Pack {
+                matrix,
+                x: &x[row * matrix.columns..],
+                height,
+                pairs,
+                steps,
+                sums,
+            });
         };
         pool.run_if(x.len() > 1 << 16, panels.len(), &pack);
         Packed { pairs, steps, sums }
@@ -152,17 +204,20 @@ impl Kernel for Pack<'_> {
         let (words, in_word) = (matrix.words_in_group(), 32 / matrix.bits);
         let mut whole = [0; 128];
         for row in 0..height {
-            let x = self.x[row * matrix.columns..][..matrix.columns].chunks_exact(matrix.group_size);
+            let x =
+                self.x[row * matrix.columns..][..matrix.columns].chunks_exact(matrix.group_size);
             for (group, x) in x.enumerate() {
                 let whole = &mut whole[..matrix.group_size];
                 let (step, sum) = round(x, whole);
                 self.steps[group * height + row] = step;
                 self.sums[group * height + row] = sum as f32;
-                let pairs = &mut self.pairs[group * matrix.group_size / 2 * height..][..matrix.group_size / 2 * height];
+                let pairs = &mut self.pairs[group * matrix.group_size / 2 * height..]
+                    [..matrix.group_size / 2 * height];
                 for (word, x) in whole.chunks_exact(in_word).enumerate() {
                     let (low, high) = x.split_at(in_word / 2);
                     for (shift, (low, high)) in low.iter().zip(high).enumerate() {
-                        pairs[(shift * words + word) * height + row] = (low & 0xFFFF | high << 16) as u32;
+                        pairs[(shift * words + word) * height + row] =
+                            (low & 0xFFFF | high << 16) as u32;
                     }
                 }
             }
@@ -170,12 +225,15 @@ impl Kernel for Pack<'_> {
     }
 }
 
-/// The numbers of a group as multiples of a step, which is returned with their sum. The step of a group with an infinite number or NaN is not
-/// finite either.
+/// The numbers of a group as multiples of a step, which is returned with their sum. The step of a
+/// group with an infinite number or NaN is not finite either.
 #[inline(always)]
 fn round(x: &[f32], to: &mut [i32]) -> (f32, i32) {
     // As integers, the bits of positive floats are in the order of the floats, NaN above all.
-    let largest = f32::from_bits(x.iter().fold(0, |largest, x| largest.max(x.to_bits() & 0x7FFF_FFFF)));
+    let largest = f32::from_bits(
+        x.iter()
+            .fold(0, |largest, x| largest.max(x.to_bits() & 0x7FFF_FFFF)),
+    );
     if largest < 1e-30 {
         to.fill(0);
         return (0.0, 0);
@@ -221,11 +279,17 @@ impl<const BITS: usize, const WORDS: usize> Kernel for Of<'_, BITS, WORDS> {
 }
 
 impl Vector<'_> {
-    /// Takes as many rows as a vector has lanes: their groups' products with x one row after the other, since the processor reads ahead best
-    /// in one place, then the weighted sums of these products, a row in each lane.
+    /// Takes as many rows as a vector has lanes: their groups' products with x one row after the
+    /// other, since the processor reads ahead best in one place, then the weighted sums of these
+    /// products, a row in each lane.
     #[inline(always)]
     fn run<S: Simd, const BITS: usize, const WORDS: usize>(self, simd: S) {
-        let Affine { scales, biases, words, .. } = *self.matrix;
+        let Affine {
+            scales,
+            biases,
+            words,
+            ..
+        } = *self.matrix;
         let (groups, in_row) = (self.matrix.groups(), self.matrix.words_in_row());
         // `[groups / lanes, rows, lanes]`, so that a block of it can be transposed.
         let mut products = zeros(groups.next_multiple_of(S::LANES) * S::LANES);
@@ -235,7 +299,12 @@ impl Vector<'_> {
                 scales.prefetch(simd, (first + S::LANES + row) * groups, groups);
                 biases.prefetch(simd, (first + S::LANES + row) * groups, groups);
                 let words = &words[(first + row) * in_row..][..in_row];
-                row_times_vector::<S, BITS, WORDS>(simd, words, self.x, &mut products[row * S::LANES..]);
+                row_times_vector::<S, BITS, WORDS>(
+                    simd,
+                    words,
+                    self.x,
+                    &mut products[row * S::LANES..],
+                );
             }
             let y = with_rows!([scales, biases], self.matrix.rows, groups, [scales, biases] => {
                 weighted(simd, &products, first, [&scales, &biases], self.x)
@@ -244,53 +313,95 @@ impl Vector<'_> {
             simd.store(y, &mut sums);
             out.copy_from_slice(&sums[..out.len()]);
             if let Some(bias) = self.bias {
-                out.iter_mut().zip(&bias[first..]).for_each(|(out, bias)| *out += bias);
+                out.iter_mut()
+                    .zip(&bias[first..])
+                    .for_each(|(out, bias)| *out += bias);
             }
         }
     }
 }
 
-/// The products of the rows' groups, weighted with the groups' scales, biases and steps and added up; those of rows past the last may be
-/// anything.
+/// The products of the rows' groups, weighted with the groups' scales, biases and steps and added
+/// up; those of rows past the last may be anything.
 #[inline(always)]
-fn weighted<S: Simd, R: Rows>(simd: S, products: &[u32], first: usize, [scales, biases]: [&R; 2], x: &Packed) -> S::F {
+fn weighted<S: Simd, R: Rows>(
+    simd: S,
+    products: &[u32],
+    first: usize,
+    [scales, biases]: [&R; 2],
+    x: &Packed,
+) -> S::F {
     let (groups, last) = (scales.columns(), scales.rows() - 1);
-    let x_sums = Matrix { numbers: F32(&x.sums), rows: 1, columns: groups };
+    let x_sums = Matrix {
+        numbers: F32(&x.sums),
+        rows: 1,
+        columns: groups,
+    };
     let mut y = simd.splat(0.0);
     let (mut rows, mut columns) = ([0; 256], [0; 256]);
     for (block, products) in products.chunks_exact(S::LANES * S::LANES).enumerate() {
         let group = block * S::LANES;
         let count = S::LANES.min(groups - group);
         let sums = x_sums.vector_or_rest(simd, 0, group);
-        for (i, (products, to)) in products.chunks_exact(S::LANES).zip(rows.chunks_exact_mut(S::LANES)).enumerate() {
+        for (i, (products, to)) in products
+            .chunks_exact(S::LANES)
+            .zip(rows.chunks_exact_mut(S::LANES))
+            .enumerate()
+        {
             let row = (first + i).min(last);
-            let (scale, bias) = (scales.vector_or_rest(simd, row, group), biases.vector_or_rest(simd, row, group));
+            let (scale, bias) = (
+                scales.vector_or_rest(simd, row, group),
+                biases.vector_or_rest(simd, row, group),
+            );
             let product = simd.convert(simd.load_i(products));
             simd.store_i(simd.bits(weigh(simd, product, scale, bias, sums)), to);
         }
         simd.transpose(&rows, &mut columns, S::LANES);
-        for (column, step) in columns.chunks_exact(S::LANES).zip(&x.steps[group..][..count]) {
+        for (column, step) in columns
+            .chunks_exact(S::LANES)
+            .zip(&x.steps[group..][..count])
+        {
             y = simd.fma(simd.float(simd.load_i(column)), simd.splat(*step), y);
         }
     }
     y
 }
 
-/// How far ahead of the words in use memory is brought near, in bytes: less is not in time, more is gone before it is used.
+/// How far ahead of the words in use memory is brought near, in bytes: less is not in time, more is
+/// gone before it is used.
 const AHEAD: usize = 6 << 10;
 
 /// The products of the groups of a row with x, as many as a vector has lanes at a time.
 #[inline(always)]
-fn row_times_vector<S: Simd, const BITS: usize, const WORDS: usize>(simd: S, row: &[u32], x: &Packed, products: &mut [u32]) {
+fn row_times_vector<S: Simd, const BITS: usize, const WORDS: usize>(
+    simd: S,
+    row: &[u32],
+    x: &Packed,
+    products: &mut [u32],
+) {
     let mask = simd.splat_i(mask(BITS));
     let mut sums = [simd.splat_i(0); 16];
     let groups = row.as_chunks::<WORDS>().0.chunks(S::LANES);
     let pairs = x.pairs.as_chunks::<WORDS>().0.chunks(S::LANES * 16 / BITS);
-    for ((groups, pairs), products) in groups.zip(pairs).zip(products.chunks_mut(S::LANES * S::LANES)) {
-        for (group, ((words, pairs), sum)) in groups.iter().zip(pairs.chunks_exact(16 / BITS)).zip(&mut sums).enumerate() {
+    for ((groups, pairs), products) in groups
+        .zip(pairs)
+        .zip(products.chunks_mut(S::LANES * S::LANES))
+    {
+        for (group, ((words, pairs), sum)) in groups
+            .iter()
+            .zip(pairs.chunks_exact(16 / BITS))
+            .zip(&mut sums)
+            .enumerate()
+        {
             if WORDS >= 16 || (group * WORDS).is_multiple_of(16) {
                 for line in (0..WORDS).step_by(16) {
-                    simd.prefetch(words.as_ptr().wrapping_byte_add(AHEAD).wrapping_add(line).cast());
+                    simd.prefetch(
+                        words
+                            .as_ptr()
+                            .wrapping_byte_add(AHEAD)
+                            .wrapping_add(line)
+                            .cast(),
+                    );
                 }
             }
             *sum = simd.splat_i(0);
@@ -314,8 +425,20 @@ fn weigh<S: Simd>(simd: S, product: S::F, scale: S::F, bias: S::F, sum: S::F) ->
 
 /// `y + step · (scale · product + bias · sum)`
 #[inline(always)]
-fn add_group<S: Simd>(simd: S, product: S::F, scale: S::F, bias: S::F, step: f32, sum: f32, y: S::F) -> S::F {
-    simd.fma(weigh(simd, product, scale, bias, simd.splat(sum)), simd.splat(step), y)
+fn add_group<S: Simd>(
+    simd: S,
+    product: S::F,
+    scale: S::F,
+    bias: S::F,
+    step: f32,
+    sum: f32,
+    y: S::F,
+) -> S::F {
+    simd.fma(
+        weigh(simd, product, scale, bias, simd.splat(sum)),
+        simd.splat(step),
+        y,
+    )
 }
 
 /// A vector's words, or the `count` that there are, and zeros.
@@ -331,7 +454,10 @@ fn load_some<S: Simd>(simd: S, from: &[u32], count: usize) -> S::I {
 
 #[inline(always)]
 fn two_vectors<S: Simd>(simd: S, from: &[u32]) -> [S::F; 2] {
-    [simd.float(simd.load_i(from)), simd.float(simd.load_i(&from[S::LANES..]))]
+    [
+        simd.float(simd.load_i(from)),
+        simd.float(simd.load_i(&from[S::LANES..])),
+    ]
 }
 
 /// The product with several rows of x.
@@ -371,11 +497,18 @@ impl Product for WithMatrix<'_> {
         let (matrix, width) = (self.matrix, 2 * S::LANES);
         let groups = self.block(block);
         let words = matrix.words_in_group();
-        packed.pairs.resize(groups.len() * matrix.group_size / 2 * width, 0);
+        packed
+            .pairs
+            .resize(groups.len() * matrix.group_size / 2 * width, 0);
         packed.scales.resize(groups.len() * width, 0);
         packed.biases.resize(groups.len() * width, 0);
         let (from, count) = (groups.start, groups.len());
-        let Affine { rows, scales, biases, .. } = *matrix;
+        let Affine {
+            rows,
+            scales,
+            biases,
+            ..
+        } = *matrix;
         with_rows!([scales], rows, matrix.groups(), [all] => transposed(simd, &all, first, width, from, count, &mut packed.scales));
         with_rows!([biases], rows, matrix.groups(), [all] => transposed(simd, &all, first, width, from, count, &mut packed.biases));
         let mask = simd.splat_i(mask(matrix.bits));
@@ -386,7 +519,8 @@ impl Product for WithMatrix<'_> {
                 let some = S::LANES.min(count - start);
                 for (i, to) in rows.chunks_exact_mut(S::LANES).take(S::LANES).enumerate() {
                     let row = (first + side + i).min(matrix.rows - 1);
-                    let from = &matrix.words[row * matrix.words_in_row() + groups.start * words + start..][..some];
+                    let from = &matrix.words
+                        [row * matrix.words_in_row() + groups.start * words + start..][..some];
                     simd.store_i(load_some(simd, from, some), to);
                 }
                 simd.transpose(&rows, &mut columns, S::LANES);
@@ -395,7 +529,8 @@ impl Product for WithMatrix<'_> {
                     let column = simd.load_i(column);
                     for shift in 0..matrix.shifts() {
                         let pair = group * matrix.group_size / 2 + shift * words + word;
-                        let numbers = simd.and(simd.shr(column, (shift * matrix.bits) as i32), mask);
+                        let numbers =
+                            simd.and(simd.shr(column, (shift * matrix.bits) as i32), mask);
                         simd.store_i(numbers, &mut packed.pairs[pair * width + side..]);
                     }
                 }
@@ -404,29 +539,72 @@ impl Product for WithMatrix<'_> {
     }
 
     #[inline(always)]
-    fn tile<S: Simd, const H: usize>(&self, simd: S, row: usize, block: usize, packed: &Block, y: &mut [f32]) {
+    fn tile<S: Simd, const H: usize>(
+        &self,
+        simd: S,
+        row: usize,
+        block: usize,
+        packed: &Block,
+        y: &mut [f32],
+    ) {
         let (pairs, width) = (self.matrix.group_size / 2, 2 * S::LANES);
         let (columns, groups) = (self.matrix.columns, self.matrix.groups());
         for (i, group) in self.block(block).enumerate() {
             let x = &self.x.pairs[row * columns / 2 + group * pairs * H..][..pairs * H];
             let mut sums = [[simd.splat_i(0); 2]; H];
-            for (x, numbers) in x.as_chunks::<H>().0.iter().zip(packed.pairs[i * pairs * width..].chunks_exact(width)) {
+            for (x, numbers) in x
+                .as_chunks::<H>()
+                .0
+                .iter()
+                .zip(packed.pairs[i * pairs * width..].chunks_exact(width))
+            {
                 let numbers = [simd.load_i(numbers), simd.load_i(&numbers[S::LANES..])];
                 for h in 0..H {
                     let x = simd.splat_i(x[h] as i32);
-                    sums[h] = [simd.dot_pairs(sums[h][0], x, numbers[0]), simd.dot_pairs(sums[h][1], x, numbers[1])];
+                    sums[h] = [
+                        simd.dot_pairs(sums[h][0], x, numbers[0]),
+                        simd.dot_pairs(sums[h][1], x, numbers[1]),
+                    ];
                 }
             }
             let at = row * groups + group * H;
-            let (steps, totals) = (&self.x.steps[at..].as_chunks::<H>().0[0], &self.x.sums[at..].as_chunks::<H>().0[0]);
-            let (scales, biases) = (two_vectors(simd, &packed.scales[i * width..]), two_vectors(simd, &packed.biases[i * width..]));
+            let (steps, totals) = (
+                &self.x.steps[at..].as_chunks::<H>().0[0],
+                &self.x.sums[at..].as_chunks::<H>().0[0],
+            );
+            let (scales, biases) = (
+                two_vectors(simd, &packed.scales[i * width..]),
+                two_vectors(simd, &packed.biases[i * width..]),
+            );
             let y = &mut y[..H * width];
             for h in 0..H {
                 let (step, total) = (steps[h], totals[h]);
                 let left = &mut y[h * width..][..S::LANES];
-                simd.store(add_group(simd, simd.convert(sums[h][0]), scales[0], biases[0], step, total, simd.load(left)), left);
+                simd.store(
+                    add_group(
+                        simd,
+                        simd.convert(sums[h][0]),
+                        scales[0],
+                        biases[0],
+                        step,
+                        total,
+                        simd.load(left),
+                    ),
+                    left,
+                );
                 let right = &mut y[h * width + S::LANES..][..S::LANES];
-                simd.store(add_group(simd, simd.convert(sums[h][1]), scales[1], biases[1], step, total, simd.load(right)), right);
+                simd.store(
+                    add_group(
+                        simd,
+                        simd.convert(sums[h][1]),
+                        scales[1],
+                        biases[1],
+                        step,
+                        total,
+                        simd.load(right),
+                    ),
+                    right,
+                );
             }
         }
     }

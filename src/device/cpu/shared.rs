@@ -10,12 +10,17 @@ pub(super) struct Shared<'a, T> {
     borrow: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: the slice is borrowed mutably for as long as this lives, and what threads do with it is up to `write` and `part`.
+// SAFETY: the slice is borrowed mutably for as long as this lives, and what threads do with it is
+// up to `write` and `part`.
 unsafe impl<T: Send> Sync for Shared<'_, T> {}
 
 impl<'a, T: Copy> Shared<'a, T> {
     pub fn new(slice: &'a mut [T]) -> Shared<'a, T> {
-        Shared { data: slice.as_mut_ptr(), len: slice.len(), borrow: PhantomData }
+        Shared {
+            data: slice.as_mut_ptr(),
+            len: slice.len(),
+            borrow: PhantomData,
+        }
     }
 
     /// Writes numbers from a place on. Tasks that run at once write to different places.
@@ -27,7 +32,8 @@ impl<'a, T: Copy> Shared<'a, T> {
     #[allow(clippy::mut_from_ref)]
     pub fn part(&self, at: usize, len: usize) -> &mut [T] {
         assert!(at <= self.len && len <= self.len - at);
-        // SAFETY: within the slice, which nobody else holds; the callers, all in this folder, divide it among the tasks by number.
+        // SAFETY: within the slice, which nobody else holds; the callers, all in this folder,
+        // divide it among the tasks by number.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(at), len) }
     }
 }

@@ -1,7 +1,8 @@
 //! Vectors of the processor, so that a kernel is written once.
 //!
-//! A [`Simd`] value is the proof that the processor has the instructions. Kernels are generic over it and run inside [`Simd::run`], which is
-//! compiled for these instructions; all that it calls must be `#[inline(always)]` to be compiled for them too.
+//! A [`Simd`] value is the proof that the processor has the instructions. Kernels are generic over
+//! it and run inside [`Simd::run`], which is compiled for these instructions; all that it calls
+//! must be `#[inline(always)]` to be compiled for them too.
 
 #[cfg(target_arch = "aarch64")]
 use super::neon::Neon;
@@ -9,7 +10,8 @@ use super::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
 
-/// Vectors of `LANES` numbers of 32 bits. Loads and stores take the first `LANES` of a slice and panic where it is shorter.
+/// Vectors of `LANES` numbers of 32 bits. Loads and stores take the first `LANES` of a slice and
+/// panic where it is shorter.
 pub(crate) trait Simd: Copy + Send + Sync {
     /// Float32 numbers.
     type F: Copy;
@@ -17,7 +19,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     type I: Copy;
     /// Numbers in a vector: 4, 8 or 16.
     const LANES: usize;
-    /// Rows of a tile of a matrix product, which is two vectors wide: as many as the registers hold.
+    /// Rows of a tile of a matrix product, which is two vectors wide: as many as the registers
+    /// hold.
     const TILE: usize;
 
     /// Runs a kernel, compiled for these vectors.
@@ -57,7 +60,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// The sum of the lanes of each of `LANES` vectors.
     fn sums(self, x: &[Self::I]) -> Self::I;
 
-    /// Transposes a block of `LANES` rows, which lie side by side, and as many columns; the rows of `to` are `stride` apart.
+    /// Transposes a block of `LANES` rows, which lie side by side, and as many columns; the rows of
+    /// `to` are `stride` apart.
     fn transpose(self, from: &[u32], to: &mut [u32], stride: usize);
 
     /// Has the line of this address brought near. Any address will do.
@@ -131,8 +135,8 @@ impl Isa {
         all
     }
 
-    /// The vectors for reading matrices from memory, which are never slower for that: those of AVX-512 are larger than what a row has of
-    /// a group.
+    /// The vectors for reading matrices from memory, which are never slower for that: those of
+    /// AVX-512 are larger than what a row has of a group.
     pub fn for_vectors(self) -> Isa {
         match self {
             #[cfg(target_arch = "x86_64")]

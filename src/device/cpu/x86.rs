@@ -1,4 +1,5 @@
-//! AVX2 and AVX-512. The functions are Intel's: <https://www.intel.com/content/www/us/en/docs/intrinsics-guide/index.html>.
+//! AVX2 and AVX-512. The functions are Intel's:
+//! <https://www.intel.com/content/www/us/en/docs/intrinsics-guide/index.html>.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
@@ -15,15 +16,28 @@ pub(crate) struct Avx512(());
 
 impl Avx2 {
     pub fn detect() -> Option<Avx2> {
-        let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        let has = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
         has.then_some(Avx2(()))
     }
 
-    /// The first four rows of 8 words: in each lane of 128 bits, four of their columns. Lane l of vector j is column 4 · l + j.
+    /// The first four rows of 8 words: in each lane of 128 bits, four of their columns. Lane l of
+    /// vector j is column 4 · l + j.
     #[inline(always)]
     fn quads(self, rows: &[u32]) -> [__m256; 4] {
-        let load = [self.load_i(rows), self.load_i(&rows[8..]), self.load_i(&rows[16..]), self.load_i(&rows[24..])];
-        let [a, b, c, d] = [self.float(load[0]), self.float(load[1]), self.float(load[2]), self.float(load[3])];
+        let load = [
+            self.load_i(rows),
+            self.load_i(&rows[8..]),
+            self.load_i(&rows[16..]),
+            self.load_i(&rows[24..]),
+        ];
+        let [a, b, c, d] = [
+            self.float(load[0]),
+            self.float(load[1]),
+            self.float(load[2]),
+            self.float(load[3]),
+        ];
         // SAFETY: as in `instructions`.
         unsafe {
             let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
@@ -48,10 +62,16 @@ impl Avx512 {
         (has && Avx2::detect().is_some()).then_some(Avx512(()))
     }
 
-    /// The first four rows of 16 words: in each lane of 128 bits, four of their columns. Lane l of vector j is column 4 · l + j.
+    /// The first four rows of 16 words: in each lane of 128 bits, four of their columns. Lane l of
+    /// vector j is column 4 · l + j.
     #[inline(always)]
     fn quads(self, rows: &[u32]) -> [__m512i; 4] {
-        let [a, b, c, d] = [self.load_i(rows), self.load_i(&rows[16..]), self.load_i(&rows[32..]), self.load_i(&rows[48..])];
+        let [a, b, c, d] = [
+            self.load_i(rows),
+            self.load_i(&rows[16..]),
+            self.load_i(&rows[32..]),
+            self.load_i(&rows[48..]),
+        ];
         // SAFETY: as in `instructions`.
         unsafe {
             let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
@@ -77,7 +97,8 @@ macro_rules! instructions {
     ($($name:ident($($argument:ident: $kind:ty),*) -> $result:ty = $body:expr;)*) => {
         $(#[inline(always)]
         fn $name(self, $($argument: $kind),*) -> $result {
-            // SAFETY: `self` exists only where the processor was found to have the instruction; it touches no memory.
+            // SAFETY: `self` exists only where the processor was found to have the instruction; it
+            // touches no memory.
             unsafe { $body }
         })*
     };
@@ -138,7 +159,11 @@ impl Simd for Avx2 {
     fn load_bf16(self, from: &[u16]) -> __m256 {
         assert!(from.len() >= Self::LANES);
         // SAFETY: the slice is long enough.
-        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast())))) }
+        unsafe {
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(
+                _mm_loadu_si128(from.as_ptr().cast()),
+            )))
+        }
     }
 
     #[inline(always)]
@@ -167,9 +192,14 @@ impl Simd for Avx2 {
         assert!(x.len() >= Self::LANES);
         // SAFETY: as in `instructions`.
         unsafe {
-            let low = _mm256_hadd_epi32(_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
-            let high = _mm256_hadd_epi32(_mm256_hadd_epi32(x[4], x[5]), _mm256_hadd_epi32(x[6], x[7]));
-            _mm256_add_epi32(_mm256_permute2x128_si256::<0x20>(low, high), _mm256_permute2x128_si256::<0x31>(low, high))
+            let low =
+                _mm256_hadd_epi32(_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
+            let high =
+                _mm256_hadd_epi32(_mm256_hadd_epi32(x[4], x[5]), _mm256_hadd_epi32(x[6], x[7]));
+            _mm256_add_epi32(
+                _mm256_permute2x128_si256::<0x20>(low, high),
+                _mm256_permute2x128_si256::<0x31>(low, high),
+            )
         }
     }
 
@@ -250,7 +280,11 @@ impl Simd for Avx512 {
     fn load_bf16(self, from: &[u16]) -> __m512 {
         assert!(from.len() >= Self::LANES);
         // SAFETY: the slice is long enough.
-        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast())))) }
+        unsafe {
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(
+                _mm256_loadu_si256(from.as_ptr().cast()),
+            )))
+        }
     }
 
     #[inline(always)]
@@ -281,28 +315,55 @@ impl Simd for Avx512 {
         unsafe {
             let mut halves = [_mm256_setzero_si256(); 16];
             for i in 0..16 {
-                halves[i] = _mm256_add_epi32(_mm512_castsi512_si256(x[i]), _mm512_extracti64x4_epi64::<1>(x[i]));
+                halves[i] = _mm256_add_epi32(
+                    _mm512_castsi512_si256(x[i]),
+                    _mm512_extracti64x4_epi64::<1>(x[i]),
+                );
             }
             let (low, high) = halves.split_at(8);
-            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(self.half().sums(low)), self.half().sums(high))
+            _mm512_inserti64x4::<1>(
+                _mm512_castsi256_si512(self.half().sums(low)),
+                self.half().sums(high),
+            )
         }
     }
 
     #[inline(always)]
     fn transpose(self, from: &[u32], to: &mut [u32], stride: usize) {
-        let quads = [self.quads(from), self.quads(&from[64..]), self.quads(&from[128..]), self.quads(&from[192..])];
+        let quads = [
+            self.quads(from),
+            self.quads(&from[64..]),
+            self.quads(&from[128..]),
+            self.quads(&from[192..]),
+        ];
         for j in 0..4 {
             // SAFETY: as in `instructions`.
             unsafe {
                 // Columns j and j + 8, then j + 4 and j + 12, of the rows 0 to 7 and of 8 to 15.
-                let (upper, lower) =
-                    (_mm512_shuffle_i32x4::<0x88>(quads[0][j], quads[1][j]), _mm512_shuffle_i32x4::<0x88>(quads[2][j], quads[3][j]));
-                self.store_i(_mm512_shuffle_i32x4::<0x88>(upper, lower), &mut to[j * stride..]);
-                self.store_i(_mm512_shuffle_i32x4::<0xDD>(upper, lower), &mut to[(j + 8) * stride..]);
-                let (upper, lower) =
-                    (_mm512_shuffle_i32x4::<0xDD>(quads[0][j], quads[1][j]), _mm512_shuffle_i32x4::<0xDD>(quads[2][j], quads[3][j]));
-                self.store_i(_mm512_shuffle_i32x4::<0x88>(upper, lower), &mut to[(j + 4) * stride..]);
-                self.store_i(_mm512_shuffle_i32x4::<0xDD>(upper, lower), &mut to[(j + 12) * stride..]);
+                let (upper, lower) = (
+                    _mm512_shuffle_i32x4::<0x88>(quads[0][j], quads[1][j]),
+                    _mm512_shuffle_i32x4::<0x88>(quads[2][j], quads[3][j]),
+                );
+                self.store_i(
+                    _mm512_shuffle_i32x4::<0x88>(upper, lower),
+                    &mut to[j * stride..],
+                );
+                self.store_i(
+                    _mm512_shuffle_i32x4::<0xDD>(upper, lower),
+                    &mut to[(j + 8) * stride..],
+                );
+                let (upper, lower) = (
+                    _mm512_shuffle_i32x4::<0xDD>(quads[0][j], quads[1][j]),
+                    _mm512_shuffle_i32x4::<0xDD>(quads[2][j], quads[3][j]),
+                );
+                self.store_i(
+                    _mm512_shuffle_i32x4::<0x88>(upper, lower),
+                    &mut to[(j + 4) * stride..],
+                );
+                self.store_i(
+                    _mm512_shuffle_i32x4::<0xDD>(upper, lower),
+                    &mut to[(j + 12) * stride..],
+                );
             }
         }
     }

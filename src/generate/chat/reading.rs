@@ -15,8 +15,12 @@ pub struct Reading {
 impl Reading {
     /// A picture that has rows among these and is not encoded yet.
     pub fn missing(&self, rows: &Range<usize>) -> Option<usize> {
-        let is_among = |runs: &[Range<usize>]| runs.iter().any(|run| run.start < rows.end && run.end > rows.start);
-        (0..self.features.len()).find(|i| self.features[*i].is_none() && is_among(&self.prompt.images[*i]))
+        let is_among = |runs: &[Range<usize>]| {
+            runs.iter()
+                .any(|run| run.start < rows.end && run.end > rows.start)
+        };
+        (0..self.features.len())
+            .find(|i| self.features[*i].is_none() && is_among(&self.prompt.images[*i]))
     }
 
     /// What stands in these rows: rows counted from the first of them, features, and the first
@@ -29,7 +33,11 @@ impl Reading {
             for run in runs {
                 let (start, end) = (run.start.max(rows.start), run.end.min(rows.end));
                 if start < end {
-                    all.push((start - rows.start..end - rows.start, features, first + start - run.start));
+                    all.push((
+                        start - rows.start..end - rows.start,
+                        features,
+                        first + start - run.start,
+                    ));
                 }
                 first += run.len();
             }

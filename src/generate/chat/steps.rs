@@ -29,19 +29,38 @@ impl Chat {
         };
         let total = prompt.rows.len();
         if total == 0 {
-            return Err(Error::InvalidState("the model's tokenizer.json makes no tokens of the prompt; it is damaged".into()));
+            return Err(Error::InvalidState(
+                "the model's tokenizer.json makes no tokens of the prompt; it is damaged".into(),
+            ));
         }
         // One position at least is for the answer.
         if total >= self.max_context {
-            return Err(Error::ContextFull { needed: total + 1, limit: self.max_context });
+            return Err(Error::ContextFull {
+                needed: total + 1,
+                limit: self.max_context,
+            });
         }
-        let most = self.max_context.min(total + if turn.answers { self.options.max_tokens } else { 0 });
+        let most = self.max_context.min(
+            total
+                + if turn.answers {
+                    self.options.max_tokens
+                } else {
+                    0
+                },
+        );
         let held = model.memory.cache(self.positions());
         let chunk = self.options.prefill_chunk.max(prompt.longest_span());
         let needed = model.memory.conversation(most, chunk).saturating_sub(held);
-        require(&format!("a prompt of {total} tokens and its answer"), needed)?;
+        require(
+            &format!("a prompt of {total} tokens and its answer"),
+            needed,
+        )?;
         self.stats.prompt_tokens = total;
-        self.stats.image_tokens = prompt.sources.iter().filter(|source| source.is_some()).count();
+        self.stats.image_tokens = prompt
+            .sources
+            .iter()
+            .filter(|source| source.is_some())
+            .count();
         self.written = prompt.written.clone();
         if self.keep(&prompt, turn) == total {
             self.phase = Phase::Idle;
@@ -54,24 +73,48 @@ impl Chat {
     /// Cuts the cache back to what it has in common with a prompt; returns its positions. No span
     /// is cut.
     fn keep(&mut self, prompt: &Prompt, turn: Turn) -> usize {
-        let rows = || prompt.rows.iter().copied().zip(prompt.sources.iter().copied());
-        let same = self.held.iter().copied().zip(rows()).take_while(|(held, new)| held == new).count();
+        let rows = || {
+            prompt
+                .rows
+                .iter()
+                .copied()
+                .zip(prompt.sources.iter().copied())
+        };
+        let same = self
+            .held
+            .iter()
+            .copied()
+            .zip(rows())
+            .take_while(|(held, new)| held == new)
+            .count();
         // An answer begins with the logits of the last position.
-        let most = same.min(self.positions()).min(prompt.rows.len() - usize::from(turn.answers));
+        let most = same
+            .min(self.positions())
+            .min(prompt.rows.len() - usize::from(turn.answers));
         let kept = prompt.cut(most);
-        self.cache.iter_mut().for_each(|layer| layer.truncate(kept as i32));
+        self.cache
+            .iter_mut()
+            .for_each(|layer| layer.truncate(kept as i32));
         self.held = rows().collect();
         self.stats.reused_tokens = kept;
         kept
     }
 
     /// Encodes the next picture whose rows are to be read, or else reads a chunk.
-    fn read(&mut self, model: &ChatModel, turn: Turn, reading: Box<Reading>, watch: Watch) -> Result<Event> {
+    fn read(
+        &mut self,
+        model: &ChatModel,
+        turn: Turn,
+        reading: Box<Reading>,
+        watch: Watch,
+    ) -> Result<Event> {
         let from = self.positions();
         let total = reading.prompt.rows.len();
         let rows = reading.prompt.chunk(from, self.options.prefill_chunk);
         self.phase = Phase::Read { turn, reading };
-        let Phase::Read { reading, .. } = &mut self.phase else { return Err(nothing_to_answer()) };
+        let Phase::Read { reading, .. } = &mut self.phase else {
+            return Err(nothing_to_answer());
+        };
         // Where spans grow with the prompt, nothing can be read of one that is not complete.
         let grows = !turn.answers && reading.prompt.ends_in_span();
         if let Some(i) = reading.missing(&rows) {
@@ -80,7 +123,8 @@ impl Chat {
                 ImageContent::Features(features) => features.clone(),
                 ImageContent::Picture(picture) => {
                     let clock = Instant::now();
-                    let (features, cached) = model.encode(picture, &image.plan, image.key, watch.progress)?;
+                    let (features, cached) =
+                        model.encode(picture, &image.plan, image.key, watch.progress)?;
                     self.stats.vision += clock.elapsed();
                     self.stats.cached_images += usize::from(cached);
                     features
@@ -92,32 +136,67 @@ impl Chat {
         let logits = match grows {
             true => None,
             false => {
-                let want = if turn.answers && rows.end == total { Want::Last } else { Want::None };
+                let want = if turn.answers && rows.end == total {
+                    Want::Last
+                } else {
+                    Want::None
+                };
                 let features = reading.features_of(&rows);
                 let (rows, cache) = (&reading.prompt.rows[rows.clone()], &mut self.cache[..]);
-                forward(model, Segment { input: Input::Ids, rows, features: &features, cache, want }, watch)?
+                forward(
+                    model,
+                    Segment {
+                        input: Input::Ids,
+                        rows,
+                        features: &features,
+                        cache,
+                        want,
+                    },
+                    watch,
+                )?
             }
         };
         reading.forget_before(rows.end);
         if rows.end == total {
             self.phase = match logits {
                 Some(logits) => {
-                    let answer = Box::new(Answer::new(model, &self.options, self.messages(), &self.held)?);
-                    Phase::Decode { turn, answer, next: Next::Sample(numbers(&logits)?) }
+                    let answer = Box::new(Answer::new(
+                        model,
+                        &self.options,
+                        self.messages(),
+                        &self.held,
+                    )?);
+                    Phase::Decode {
+                        turn,
+                        answer,
+                        next: Next::Sample(numbers(&logits)?),
+                    }
                 }
                 None => Phase::Idle,
             };
         }
         self.stats.prefill += clock.elapsed();
-        Ok(Event::Prefill { done: if grows { total } else { self.positions() }, total })
+        Ok(Event::Prefill {
+            done: if grows { total } else { self.positions() },
+            total,
+        })
     }
 
-    fn decode(&mut self, model: &ChatModel, turn: Turn, mut answer: Box<Answer>, next: Next, watch: Watch) -> Result<Event> {
+    fn decode(
+        &mut self,
+        model: &ChatModel,
+        turn: Turn,
+        mut answer: Box<Answer>,
+        next: Next,
+        watch: Watch,
+    ) -> Result<Event> {
         let clock = Instant::now();
         let logits = match next {
             Next::Finish(reason) => return self.finish(model, *answer, reason),
             Next::Sample(logits) => logits,
-            Next::Feed(_) if self.positions() >= self.max_context => return self.finish(model, *answer, FinishReason::ContextFull),
+            Next::Feed(_) if self.positions() >= self.max_context => {
+                return self.finish(model, *answer, FinishReason::ContextFull);
+            }
             Next::Feed(token) => match self.feed(model, token, watch) {
                 Ok(logits) => logits,
                 Err(error) => {
@@ -139,38 +218,66 @@ impl Chat {
         let (text, stopped) = answer.push(choice.token)?;
         let next = match stopped {
             true => Next::Finish(FinishReason::StopSequence),
-            false if self.stats.generated_tokens >= self.options.max_tokens => Next::Finish(FinishReason::MaxTokens),
+            false if self.stats.generated_tokens >= self.options.max_tokens => {
+                Next::Finish(FinishReason::MaxTokens)
+            }
             false => Next::Feed(choice.token),
         };
         self.phase = Phase::Decode { turn, answer, next };
-        Ok(Event::Text { text, token: choice.token, logprob: choice.logprob, top })
+        Ok(Event::Text {
+            text,
+            token: choice.token,
+            logprob: choice.logprob,
+            top,
+        })
     }
 
     /// Reads one token; gives the logits of the next.
     fn feed(&mut self, model: &ChatModel, token: u32, watch: Watch) -> Result<Vec<f32>> {
-        let next = self.held.iter().flat_map(|(row, _)| row.position).max().map_or(0, |last| last + 1);
+        let next = self
+            .held
+            .iter()
+            .flat_map(|(row, _)| row.position)
+            .max()
+            .map_or(0, |last| last + 1);
         let row = Row::causal(token, [next; 3], self.held.len());
-        let segment = Segment { input: Input::Ids, rows: &[row], features: &[], cache: &mut self.cache[..], want: Want::Last };
+        let segment = Segment {
+            input: Input::Ids,
+            rows: &[row],
+            features: &[],
+            cache: &mut self.cache[..],
+            want: Want::Last,
+        };
         let logits = forward(model, segment, watch)?;
         self.held.push((row, None));
-        logits.map_or_else(|| Err(Error::InvalidState("a step gave no logits".into())), |logits| numbers(&logits))
+        logits.map_or_else(
+            || Err(Error::InvalidState("a step gave no logits".into())),
+            |logits| numbers(&logits),
+        )
     }
 
     /// Tokens so far, for the repetition penalty; what stands for a picture is one where the model
     /// has a token for it.
     fn history(&self) -> Vec<u32> {
-        self.held.iter().map(|(row, _)| row.id).filter(|id| *id != Row::NO_ID).collect()
+        self.held
+            .iter()
+            .map(|(row, _)| row.id)
+            .filter(|id| *id != Row::NO_ID)
+            .collect()
     }
 
     /// Makes the answer a message of the conversation.
     fn finish(&mut self, model: &ChatModel, answer: Answer, reason: FinishReason) -> Result<Event> {
         let (text, rest, ids) = answer.finish(reason)?;
-        self.answered.push(std::mem::take(&mut self.written).with_answer(&model.tokenizer.decode(&ids)?, &ids));
+        self.answered.push(
+            std::mem::take(&mut self.written).with_answer(&model.tokenizer.decode(&ids)?, &ids),
+        );
         self.conversation.add_answer(text);
         self.phase = Phase::Idle;
         let stats = &self.stats;
         log::info!(
-            "an answer of {} tokens ({reason:?}): prompt {} ({} reused), first token after {:?}, {:.2} tokens a second",
+            "an answer of {} tokens ({reason:?}): prompt {} ({} reused), first token after {:?}, \
+             {:.2} tokens a second",
             stats.generated_tokens,
             stats.prompt_tokens,
             stats.reused_tokens,
@@ -183,8 +290,13 @@ impl Chat {
 
 /// Has the decoder compute one segment.
 fn forward(model: &ChatModel, segment: Segment<KVCache>, watch: Watch) -> Result<Option<Tensor>> {
-    let mut results = model.weights.decoder.forward(&mut [segment], &|_| (watch.poll)());
-    results.pop().unwrap_or_else(|| Err(Error::InvalidState("the decoder computed nothing".into())))
+    let mut results = model
+        .weights
+        .decoder
+        .forward(&mut [segment], &|_| (watch.poll)());
+    results
+        .pop()
+        .unwrap_or_else(|| Err(Error::InvalidState("the decoder computed nothing".into())))
 }
 
 /// Logits `[1, vocabulary]` as numbers.

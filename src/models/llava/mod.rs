@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use self::vision::{LlavaVision, projector_memory};
 use super::{
-    Architecture, Blueprint, Budget, DEFAULT_CONTEXT, Files, Limits, Marker, MediaPlan, MediumSize, PromptFormat, Sizes, TextConfig,
-    Vision,
+    Architecture, Blueprint, Budget, DEFAULT_CONTEXT, Files, Limits, Marker, MediaPlan, MediumSize,
+    PromptFormat, Sizes, TextConfig, Vision,
     clip_config::{VisionConfig, encoder_memory},
     names::{decoder_name, is_computed},
     squared::Squared,
@@ -23,7 +23,10 @@ use crate::{
 };
 
 /// LLaVA-1.5.
-pub const ARCHITECTURE: Architecture = Architecture { model_types: &["llava"], open: |files| Ok(Box::new(Llava::open(files)?)) };
+pub const ARCHITECTURE: Architecture = Architecture {
+    model_types: &["llava"],
+    open: |files| Ok(Box::new(Llava::open(files)?)),
+};
 
 /// What stands for a picture.
 const MARKER: &str = "<image>";
@@ -45,35 +48,92 @@ impl Llava {
     fn open(files: &Files) -> Result<Llava> {
         let (path, config) = (&files.config_path, &files.config);
         let unsupported = |what: String| Error::unsupported(path, what);
-        let kind = config.pointer("/text_config/model_type").and_then(Value::as_str).unwrap_or("llama");
+        let kind = config
+            .pointer("/text_config/model_type")
+            .and_then(Value::as_str)
+            .unwrap_or("llama");
         if kind != "llama" {
-            return Err(unsupported(format!("text_config.model_type is {kind:?}; \"llama\" is expected")));
+            return Err(unsupported(format!(
+                "text_config.model_type is {kind:?}; \"llama\" is expected"
+            )));
         }
         let text = TextConfig::new(path, config, defaults())?;
-        let has_head = files.checkpoint.tensor_names().any(|name| name.ends_with("lm_head.weight"));
+        let has_head = files
+            .checkpoint
+            .tensor_names()
+            .any(|name| name.ends_with("lm_head.weight"));
         let decoder = text.decoder(path, !has_head)?;
         let all = VisionConfig::read(path, config, true)?;
-        let layer = config.get("vision_feature_layer").map_or(Some(-2), Value::as_i64);
-        let layers = layer.and_then(|layer| usize::try_from(if layer < 0 { all.layers as i64 + 1 + layer } else { layer }).ok());
-        let layers = layers.filter(|layers| (1..=all.layers).contains(layers)).ok_or_else(|| {
-            unsupported(format!(
-                "vision_feature_layer is {}; the number of one of {} layers is expected",
-                config["vision_feature_layer"], all.layers
-            ))
-        })?;
-        let with_class = match config.get("vision_feature_select_strategy").and_then(Value::as_str).unwrap_or("default") {
+        let layer = config
+            .get("vision_feature_layer")
+            .map_or(Some(-2), Value::as_i64);
+        let layers = layer.and_then(|layer| {
+            usize::try_from(if layer < 0 {
+                all.layers as i64 + 1 + layer
+            } else {
+                layer
+            })
+            .ok()
+        });
+        let layers = layers
+            .filter(|layers| (1..=all.layers).contains(layers))
+            .ok_or_else(|| {
+                unsupported(format!(
+                    "vision_feature_layer is {}; the number of one of {} layers is expected",
+                    config["vision_feature_layer"], all.layers
+                ))
+            })?;
+        let with_class = match config
+            .get("vision_feature_select_strategy")
+            .and_then(Value::as_str)
+            .unwrap_or("default")
+        {
             "default" => false,
             "full" => true,
-            other => return Err(unsupported(format!("vision_feature_select_strategy is {other:?}; default or full is expected"))),
+            other => {
+                return Err(unsupported(format!(
+                    "vision_feature_select_strategy is {other:?}; default or full is expected"
+                )));
+            }
         };
-        let name = config.get("projector_hidden_act").and_then(Value::as_str).unwrap_or("gelu");
-        let activation =
-            Activation::from_name(name).ok_or_else(|| unsupported(format!("projector_hidden_act is {name:?}; gelu is expected")))?;
-        files.processor.expect("llava", &["CLIPImageProcessor", "LlavaImageProcessor", "LlavaProcessor"])?;
+        let name = config
+            .get("projector_hidden_act")
+            .and_then(Value::as_str)
+            .unwrap_or("gelu");
+        let activation = Activation::from_name(name).ok_or_else(|| {
+            unsupported(format!(
+                "projector_hidden_act is {name:?}; gelu is expected"
+            ))
+        })?;
+        files.processor.expect(
+            "llava",
+            &[
+                "CLIPImageProcessor",
+                "LlavaImageProcessor",
+                "LlavaProcessor",
+            ],
+        )?;
         let processor = Squared::read_clip(&files.processor, all.image_size)?;
-        let image_token = token_id(path, config, &["image_token_index", "image_token_id"], 32_000)?;
-        let vision = ClipConfig { layers, post_norm: false, ..all };
-        Ok(Llava { text, decoder, vision, with_class, activation, processor, image_token })
+        let image_token = token_id(
+            path,
+            config,
+            &["image_token_index", "image_token_id"],
+            32_000,
+        )?;
+        let vision = ClipConfig {
+            layers,
+            post_norm: false,
+            ..all
+        };
+        Ok(Llava {
+            text,
+            decoder,
+            vision,
+            with_class,
+            activation,
+            processor,
+            image_token,
+        })
     }
 }
 
@@ -116,11 +176,16 @@ impl Blueprint for Llava {
             return Some(name);
         }
         let name = stored.strip_prefix("model.").unwrap_or(stored);
-        let Some(rest) = name.strip_prefix("vision_tower.") else { return Some(name.into()) };
+        let Some(rest) = name.strip_prefix("vision_tower.") else {
+            return Some(name.into());
+        };
         // transformers 5 keeps the encoder without the inner name in memory.
         let rest = rest.strip_prefix("vision_model.").unwrap_or(rest);
-        let layer = rest.strip_prefix("encoder.layers.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
-        let runs = layer.is_none_or(|layer| layer < self.vision.layers) && !rest.starts_with("post_layernorm.");
+        let layer = rest
+            .strip_prefix("encoder.layers.")
+            .and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+        let runs = layer.is_none_or(|layer| layer < self.vision.layers)
+            && !rest.starts_with("post_layernorm.");
         runs.then(|| format!("vision_tower.vision_model.{rest}"))
     }
 
@@ -129,7 +194,9 @@ impl Blueprint for Llava {
     }
 
     fn plan(&self, _: MediumSize, _: Budget) -> Result<MediaPlan> {
-        Ok(self.processor.plan(self.vision.patches() + usize::from(self.with_class), MARKER))
+        Ok(self
+            .processor
+            .plan(self.vision.patches() + usize::from(self.with_class), MARKER))
     }
 
     fn preprocess(&self, picture: &Picture, _: &MediaPlan) -> Result<Pixels> {
@@ -142,16 +209,36 @@ impl Blueprint for Llava {
 
     fn vision_memory(&self, _: &MediaPlan, sizes: &Sizes) -> u64 {
         let encoder = encoder_memory(&self.vision, "vision_tower.vision_model", sizes);
-        encoder.max(projector_memory(&self.vision, self.decoder.hidden_size, sizes)).0
+        encoder
+            .max(projector_memory(
+                &self.vision,
+                self.decoder.hidden_size,
+                sizes,
+            ))
+            .0
     }
 
     fn format(&self) -> PromptFormat {
-        let marker = Marker { text: MARKER.into(), id: self.image_token };
-        PromptFormat::Template { marker, content: ContentStyle::Parts, default: None }
+        let marker = Marker {
+            text: MARKER.into(),
+            id: self.image_token,
+        };
+        PromptFormat::Template {
+            marker,
+            content: ContentStyle::Parts,
+            default: None,
+        }
     }
 
     fn load_vision(&self, weights: &Weights, device: &Device) -> Result<Box<dyn Vision>> {
         let hidden = self.decoder.hidden_size;
-        Ok(Box::new(LlavaVision::load(weights, &self.vision, hidden, self.activation, self.with_class, device.dtype)?))
+        Ok(Box::new(LlavaVision::load(
+            weights,
+            &self.vision,
+            hidden,
+            self.activation,
+            self.with_class,
+            device.dtype,
+        )?))
     }
 }

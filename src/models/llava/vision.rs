@@ -38,7 +38,11 @@ impl LlavaVision {
     ) -> Result<LlavaVision> {
         let projector = weights.at("multi_modal_projector");
         Ok(LlavaVision {
-            encoder: ClipEncoder::load(&weights.at("vision_tower.vision_model"), config.clone(), dtype)?,
+            encoder: ClipEncoder::load(
+                &weights.at("vision_tower.vision_model"),
+                config.clone(),
+                dtype,
+            )?,
             linear_1: Linear::load(&projector.at("linear_1"), hidden, config.hidden_size, dtype)?,
             linear_2: Linear::load(&projector.at("linear_2"), hidden, hidden, dtype)?,
             activation,
@@ -48,9 +52,18 @@ impl LlavaVision {
 }
 
 impl Vision for LlavaVision {
-    fn encode(&self, pixels: &Pixels, _: &MediaPlan, progress: &dyn Fn(f32) -> Result<()>) -> Result<Features> {
+    fn encode(
+        &self,
+        pixels: &Pixels,
+        _: &MediaPlan,
+        progress: &dyn Fn(f32) -> Result<()>,
+    ) -> Result<Features> {
         let encoded = self.encoder.forward(&pixels.data, progress)?;
-        let encoded = if self.with_class { encoded } else { slice(&encoded, 1, 1..encoded.dim(1))? };
+        let encoded = if self.with_class {
+            encoded
+        } else {
+            slice(&encoded, 1, 1..encoded.dim(1))?
+        };
         let inner = activate(&self.linear_1.forward(&encoded)?, self.activation)?;
         let rows = inject_into("projector", self.linear_2.forward(&inner)?)?;
         let rows = rows.reshape(&[rows.dim(1), rows.dim(2)])?;
@@ -61,14 +74,21 @@ impl Vision for LlavaVision {
     fn matrices(&mut self) -> Vec<(String, &mut Matrix)> {
         let mut all = Vec::new();
         self.encoder.matrices("vision_tower.vision_model", &mut all);
-        all.push(("multi_modal_projector.linear_1".into(), &mut self.linear_1.weight));
-        all.push(("multi_modal_projector.linear_2".into(), &mut self.linear_2.weight));
+        all.push((
+            "multi_modal_projector.linear_1".into(),
+            &mut self.linear_1.weight,
+        ));
+        all.push((
+            "multi_modal_projector.linear_2".into(),
+            &mut self.linear_2.weight,
+        ));
         all
     }
 }
 
 /// Bytes that the projector takes at work.
 pub fn projector_memory(config: &ClipConfig, hidden: usize, sizes: &Sizes) -> Count {
-    let activations = count(config.patches() + 1) * (count(config.hidden_size) + Saturating(4) * count(hidden));
+    let activations =
+        count(config.patches() + 1) * (count(config.hidden_size) + Saturating(4) * count(hidden));
     sizes.widened("multi_modal_projector.") + activations * Saturating(sizes.item())
 }

@@ -13,8 +13,8 @@ use serde_json::Value;
 
 use self::vision::{PaliGemmaVision, projector_memory};
 use super::{
-    Architecture, Blueprint, Budget, DEFAULT_CONTEXT, Files, Limits, Marker, MediaPlan, MediumSize, PlacedMedium, PromptFormat, Sizes,
-    TextConfig, Vision,
+    Architecture, Blueprint, Budget, DEFAULT_CONTEXT, Files, Limits, Marker, MediaPlan, MediumSize,
+    PlacedMedium, PromptFormat, Sizes, TextConfig, Vision,
     clip_config::{VisionConfig, encoder_memory},
     names::{decoder_name, is_computed},
     squared::Squared,
@@ -30,7 +30,10 @@ use crate::{
 };
 
 /// PaliGemma 1 and 2.
-pub const ARCHITECTURE: Architecture = Architecture { model_types: &["paligemma"], open: |files| Ok(Box::new(PaliGemma::open(files)?)) };
+pub const ARCHITECTURE: Architecture = Architecture {
+    model_types: &["paligemma"],
+    open: |files| Ok(Box::new(PaliGemma::open(files)?)),
+};
 
 /// What stands for a picture.
 const MARKER: &str = "<image>";
@@ -47,17 +50,40 @@ struct PaliGemma {
 impl PaliGemma {
     fn open(files: &Files) -> Result<PaliGemma> {
         let (path, config) = (&files.config_path, &files.config);
-        let kind = config.pointer("/text_config/model_type").and_then(Value::as_str).unwrap_or("gemma");
-        let defaults = defaults(kind)
-            .ok_or_else(|| Error::unsupported(path, format!("text_config.model_type is {kind:?}; \"gemma\" or \"gemma2\" is expected")))?;
+        let kind = config
+            .pointer("/text_config/model_type")
+            .and_then(Value::as_str)
+            .unwrap_or("gemma");
+        let defaults = defaults(kind).ok_or_else(|| {
+            Error::unsupported(
+                path,
+                format!("text_config.model_type is {kind:?}; \"gemma\" or \"gemma2\" is expected"),
+            )
+        })?;
         let text = TextConfig::new(path, config, defaults)?;
-        let has_head = files.checkpoint.tensor_names().any(|name| name.ends_with("lm_head.weight"));
+        let has_head = files
+            .checkpoint
+            .tensor_names()
+            .any(|name| name.ends_with("lm_head.weight"));
         let decoder = gemma(&text, kind == "gemma2", text.decoder(path, !has_head)?);
         let vision = VisionConfig::read(path, config, false)?;
-        files.processor.expect("paligemma", &["SiglipImageProcessor", "PaliGemmaProcessor"])?;
+        files
+            .processor
+            .expect("paligemma", &["SiglipImageProcessor", "PaliGemmaProcessor"])?;
         let processor = Squared::read(&files.processor, vision.image_size)?;
-        let image_token = token_id(path, config, &["image_token_index", "image_token_id"], 256_000)?;
-        Ok(PaliGemma { text, decoder, vision, processor, image_token })
+        let image_token = token_id(
+            path,
+            config,
+            &["image_token_index", "image_token_id"],
+            256_000,
+        )?;
+        Ok(PaliGemma {
+            text,
+            decoder,
+            vision,
+            processor,
+            image_token,
+        })
     }
 }
 
@@ -147,8 +173,13 @@ impl Blueprint for PaliGemma {
         }
         let name = stored.strip_prefix("model.").unwrap_or(stored);
         // transformers 5 keeps the encoder without the inner name in memory.
-        let vision = name.strip_prefix("vision_tower.").map(|rest| rest.strip_prefix("vision_model.").unwrap_or(rest));
-        Some(vision.map_or_else(|| name.to_owned(), |rest| format!("vision_tower.vision_model.{rest}")))
+        let vision = name
+            .strip_prefix("vision_tower.")
+            .map(|rest| rest.strip_prefix("vision_model.").unwrap_or(rest));
+        Some(vision.map_or_else(
+            || name.to_owned(),
+            |rest| format!("vision_tower.vision_model.{rest}"),
+        ))
     }
 
     fn decoder(&self) -> &DecoderSettings {
@@ -169,12 +200,25 @@ impl Blueprint for PaliGemma {
 
     fn vision_memory(&self, _: &MediaPlan, sizes: &Sizes) -> u64 {
         let encoder = encoder_memory(&self.vision, "vision_tower.vision_model", sizes);
-        encoder.max(projector_memory(&self.vision, self.decoder.hidden_size, sizes)).0
+        encoder
+            .max(projector_memory(
+                &self.vision,
+                self.decoder.hidden_size,
+                sizes,
+            ))
+            .0
     }
 
     fn format(&self) -> PromptFormat {
-        let marker = Marker { text: MARKER.into(), id: self.image_token };
-        PromptFormat::Plain { marker: Some(marker), render, framed: false }
+        let marker = Marker {
+            text: MARKER.into(),
+            id: self.image_token,
+        };
+        PromptFormat::Plain {
+            marker: Some(marker),
+            render,
+            framed: false,
+        }
     }
 
     fn spans(&self, rows: usize, _: &[PlacedMedium]) -> Vec<Range<usize>> {
@@ -183,7 +227,12 @@ impl Blueprint for PaliGemma {
     }
 
     fn load_vision(&self, weights: &Weights, device: &Device) -> Result<Box<dyn Vision>> {
-        Ok(Box::new(PaliGemmaVision::load(weights, &self.vision, self.decoder.hidden_size, device.dtype)?))
+        Ok(Box::new(PaliGemmaVision::load(
+            weights,
+            &self.vision,
+            self.decoder.hidden_size,
+            device.dtype,
+        )?))
     }
 }
 
@@ -191,10 +240,16 @@ impl Blueprint for PaliGemma {
 /// (<https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/paligemma/processing_paligemma.py>).
 fn render(messages: &[Message]) -> Result<Prompt> {
     let [message] = messages else {
-        return Err(Error::InvalidState("this model answers one message; begin a new session for another question".into()));
+        return Err(Error::InvalidState(
+            "this model answers one message; begin a new session for another question".into(),
+        ));
     };
     let mut prompt = Prompt::default();
-    let images = message.parts.iter().filter(|part| part.text().is_none()).count();
+    let images = message
+        .parts
+        .iter()
+        .filter(|part| part.text().is_none())
+        .count();
     (0..images).for_each(|_| prompt.push_markup(MARKER));
     prompt.push_markup("<bos>");
     prompt.push(&message.text(""));

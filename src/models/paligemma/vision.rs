@@ -22,16 +22,35 @@ pub struct PaliGemmaVision {
 
 impl PaliGemmaVision {
     /// Reads `vision_tower.vision_model` and `multi_modal_projector.linear`.
-    pub fn load(weights: &Weights, config: &ClipConfig, hidden: usize, dtype: Dtype) -> Result<PaliGemmaVision> {
+    pub fn load(
+        weights: &Weights,
+        config: &ClipConfig,
+        hidden: usize,
+        dtype: Dtype,
+    ) -> Result<PaliGemmaVision> {
         Ok(PaliGemmaVision {
-            encoder: ClipEncoder::load(&weights.at("vision_tower.vision_model"), config.clone(), dtype)?,
-            projector: Linear::load(&weights.at("multi_modal_projector.linear"), hidden, config.hidden_size, dtype)?,
+            encoder: ClipEncoder::load(
+                &weights.at("vision_tower.vision_model"),
+                config.clone(),
+                dtype,
+            )?,
+            projector: Linear::load(
+                &weights.at("multi_modal_projector.linear"),
+                hidden,
+                config.hidden_size,
+                dtype,
+            )?,
         })
     }
 }
 
 impl Vision for PaliGemmaVision {
-    fn encode(&self, pixels: &Pixels, _: &MediaPlan, progress: &dyn Fn(f32) -> Result<()>) -> Result<Features> {
+    fn encode(
+        &self,
+        pixels: &Pixels,
+        _: &MediaPlan,
+        progress: &dyn Fn(f32) -> Result<()>,
+    ) -> Result<Features> {
         let encoded = self.encoder.forward(&pixels.data, progress)?;
         let rows = inject_into("projector", self.projector.forward(&encoded)?)?;
         let rows = rows.reshape(&[rows.dim(1), rows.dim(2)])?;
@@ -42,13 +61,17 @@ impl Vision for PaliGemmaVision {
     fn matrices(&mut self) -> Vec<(String, &mut Matrix)> {
         let mut all = Vec::new();
         self.encoder.matrices("vision_tower.vision_model", &mut all);
-        all.push(("multi_modal_projector.linear".into(), &mut self.projector.weight));
+        all.push((
+            "multi_modal_projector.linear".into(),
+            &mut self.projector.weight,
+        ));
         all
     }
 }
 
 /// Bytes that the projector takes at work.
 pub fn projector_memory(config: &ClipConfig, hidden: usize, sizes: &Sizes) -> Count {
-    let activations = count(config.patches()) * (count(config.hidden_size) + Saturating(2) * count(hidden));
+    let activations =
+        count(config.patches()) * (count(config.hidden_size) + Saturating(2) * count(hidden));
     sizes.widened("multi_modal_projector.") + activations * Saturating(sizes.item())
 }

@@ -1,8 +1,9 @@
 //! `config.json` of a Prismatic checkpoint.
 //!
 //! `text_config` lists only what differs from the defaults of transformers' `MistralConfig`
-//! (<https://github.com/huggingface/transformers/blob/v4.46.0/src/transformers/models/mistral/configuration_mistral.py>), so every missing
-//! field takes the default from there; above all `rms_norm_eps` 1e-6, not the 1e-5 of the language model's own file.
+//! (<https://github.com/huggingface/transformers/blob/v4.46.0/src/transformers/models/mistral/configuration_mistral.py>),
+//! so every missing field takes the default from there; above all `rms_norm_eps` 1e-6, not the 1e-5
+//! of the language model's own file.
 
 use std::path::Path;
 
@@ -42,10 +43,14 @@ fn image_sizes() -> Vec<usize> {
 }
 
 fn timm_model_ids() -> Vec<String> {
-    vec!["vit_large_patch14_reg4_dinov2.lvd142m".into(), "vit_so400m_patch14_siglip_224".into()]
+    vec![
+        "vit_large_patch14_reg4_dinov2.lvd142m".into(),
+        "vit_so400m_patch14_siglip_224".into(),
+    ]
 }
 
-/// What the shapes of the tensors cannot tell. Other arguments are not read: the shapes say the same.
+/// What the shapes of the tensors cannot tell. Other arguments are not read: the shapes say the
+/// same.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct TimmOverrides {
     /// Attention heads.
@@ -61,23 +66,38 @@ impl VLMConfig {
 
     /// Parses and checks the content of a `config.json`.
     pub(super) fn parse(path: &Path, config: &serde_json::Value) -> Result<VLMConfig> {
-        let config: VLMConfig = serde_path_to_error::deserialize(config).map_err(|error| Error::corrupt(path, error.to_string()))?;
-        config.check().map_err(|what| Error::unsupported(path, what))?;
+        let config: VLMConfig = serde_path_to_error::deserialize(config)
+            .map_err(|error| Error::corrupt(path, error.to_string()))?;
+        config
+            .check()
+            .map_err(|what| Error::unsupported(path, what))?;
         Ok(config)
     }
 
     fn check(&self) -> Result<(), String> {
         let encoders = self.timm_model_ids.len();
         if self.model_type != "prismatic" {
-            return Err(format!("model_type is {:?}; \"prismatic\" is expected", self.model_type));
+            return Err(format!(
+                "model_type is {:?}; \"prismatic\" is expected",
+                self.model_type
+            ));
         }
         if !(1..=2).contains(&encoders) {
-            return Err(format!("timm_model_ids has {encoders} entries; 1 or 2 are expected"));
+            return Err(format!(
+                "timm_model_ids has {encoders} entries; 1 or 2 are expected"
+            ));
         }
         if self.image_sizes.len() < encoders {
-            return Err(format!("image_sizes has {} entries for {encoders} encoders", self.image_sizes.len()));
+            return Err(format!(
+                "image_sizes has {} entries for {encoders} encoders",
+                self.image_sizes.len()
+            ));
         }
-        if let Some(size) = self.image_sizes.iter().find(|size| !(1..=4096).contains(*size)) {
+        if let Some(size) = self
+            .image_sizes
+            .iter()
+            .find(|size| !(1..=4096).contains(*size))
+        {
             return Err(format!("image_sizes holds {size}; 1 to 4096 is expected"));
         }
         self.text_config.check()
@@ -85,24 +105,40 @@ impl VLMConfig {
 
     /// Attention heads of the `i`th encoder.
     pub fn num_heads(&self, i: usize) -> Result<usize, String> {
-        if let Some(heads) = self.timm_override_kwargs.get(i).and_then(|kwargs| kwargs.num_heads) {
+        if let Some(heads) = self
+            .timm_override_kwargs
+            .get(i)
+            .and_then(|kwargs| kwargs.num_heads)
+        {
             return Ok(heads);
         }
         let id = &self.timm_model_ids[i];
         match id.split('.').next().unwrap_or(id) {
-            "vit_large_patch14_reg4_dinov2" | "vit_so400m_patch14_siglip_224" | "vit_so400m_patch14_siglip_384" => Ok(16),
+            "vit_large_patch14_reg4_dinov2"
+            | "vit_so400m_patch14_siglip_224"
+            | "vit_so400m_patch14_siglip_384" => Ok(16),
             _ => Err(format!(
-                "timm_model_ids[{i}] is {id:?}, whose number of attention heads is not known; put num_heads into timm_override_kwargs[{i}]"
+                "timm_model_ids[{i}] is {id:?}, whose number of attention heads is not known; put \
+                 num_heads into timm_override_kwargs[{i}]"
             )),
         }
     }
 
-    /// The activation in the MLPs of the `i`th encoder: exact GELU in timm's DINOv2 and SigLIP, unless overridden.
+    /// The activation in the MLPs of the `i`th encoder: exact GELU in timm's DINOv2 and SigLIP,
+    /// unless overridden.
     pub fn activation(&self, i: usize) -> Result<Activation, String> {
-        match self.timm_override_act_layers.get(i).and_then(Option::as_deref) {
+        match self
+            .timm_override_act_layers
+            .get(i)
+            .and_then(Option::as_deref)
+        {
             None => Ok(Activation::Gelu),
-            Some(name) => Activation::from_name(name)
-                .ok_or_else(|| format!("timm_override_act_layers[{i}] is {name:?}; gelu, gelu_tanh or quick_gelu is expected")),
+            Some(name) => Activation::from_name(name).ok_or_else(|| {
+                format!(
+                    "timm_override_act_layers[{i}] is {name:?}; gelu, gelu_tanh \
+                    or quick_gelu is expected"
+                )
+            }),
         }
     }
 }
@@ -159,7 +195,9 @@ pub struct RopeParameters {
 }
 
 /// Reads `null` as the default.
-fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(value: D) -> Result<T, D::Error> {
+fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    value: D,
+) -> Result<T, D::Error> {
     Ok(Option::deserialize(value)?.unwrap_or_default())
 }
 
@@ -213,7 +251,8 @@ impl Default for MistralConfig {
 impl MistralConfig {
     /// Width of a head.
     pub fn head_dim(&self) -> usize {
-        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
+        self.head_dim
+            .unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
     }
 
     /// Base of the rotary position embedding.
@@ -223,7 +262,11 @@ impl MistralConfig {
 
     /// The decoder that it describes.
     pub fn decoder(&self) -> DecoderSettings {
-        let rope = Rope { theta: self.rope_theta(), scaling: 1.0, kind: RopeKind::Sequential };
+        let rope = Rope {
+            theta: self.rope_theta(),
+            scaling: 1.0,
+            kind: RopeKind::Sequential,
+        };
         DecoderSettings {
             vocab_size: self.vocab_size,
             hidden_size: self.hidden_size,
@@ -260,30 +303,56 @@ impl MistralConfig {
             ("sliding_window", self.sliding_window.unwrap_or(1)),
         ];
         if let Some((name, size)) = sizes.iter().find(|(_, size)| !(1..=1 << 24).contains(size)) {
-            return Err(format!("text_config.{name} is {size}; 1 to {} is expected", 1 << 24));
+            return Err(format!(
+                "text_config.{name} is {size}; 1 to {} is expected",
+                1 << 24
+            ));
         }
         if self.model_type != "mistral" {
-            return Err(format!("text_config.model_type is {:?}; \"mistral\" is expected", self.model_type));
+            return Err(format!(
+                "text_config.model_type is {:?}; \"mistral\" is expected",
+                self.model_type
+            ));
         }
         if self.hidden_act != "silu" {
-            return Err(format!("text_config.hidden_act is {:?}; \"silu\" is expected", self.hidden_act));
-        }
-        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             return Err(format!(
-                "text_config.num_attention_heads ({}) is not a multiple of num_key_value_heads ({})",
+                "text_config.hidden_act is {:?}; \"silu\" is expected",
+                self.hidden_act
+            ));
+        }
+        if !self
+            .num_attention_heads
+            .is_multiple_of(self.num_key_value_heads)
+        {
+            return Err(format!(
+                "text_config.num_attention_heads ({}) is not a multiple of num_key_value_heads \
+                 ({})",
                 self.num_attention_heads, self.num_key_value_heads
             ));
         }
         if !self.head_dim().is_multiple_of(2) {
-            return Err(format!("text_config.head_dim is {}; rotary positions need an even one", self.head_dim()));
+            return Err(format!(
+                "text_config.head_dim is {}; rotary positions need an even one",
+                self.head_dim()
+            ));
         }
         if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
-            return Err(format!("text_config.rms_norm_eps is {}; more than 0 and less than 1 is expected", self.rms_norm_eps));
+            return Err(format!(
+                "text_config.rms_norm_eps is {}; more than 0 and less than 1 is expected",
+                self.rms_norm_eps
+            ));
         }
         if !(self.rope_theta() > 1.0 && self.rope_theta().is_finite()) {
-            return Err(format!("text_config.rope_theta is {}; more than 1 is expected", self.rope_theta()));
+            return Err(format!(
+                "text_config.rope_theta is {}; more than 1 is expected",
+                self.rope_theta()
+            ));
         }
-        let rope_type = self.rope_parameters.rope_type.as_deref().unwrap_or("default");
+        let rope_type = self
+            .rope_parameters
+            .rope_type
+            .as_deref()
+            .unwrap_or("default");
         if rope_type != "default" || self.rope_scaling.is_some() {
             return Err("text_config scales its rotary positions, which is not supported".into());
         }
@@ -308,23 +377,57 @@ mod tests {
         );
         config.check().unwrap();
         let text = &config.text_config;
-        assert_eq!((text.num_hidden_layers, text.vocab_size, text.hidden_size, text.intermediate_size), (36, 32064, 4096, 14336));
-        assert_eq!((text.num_attention_heads, text.num_key_value_heads, text.head_dim()), (32, 8, 128));
-        assert_eq!((text.rms_norm_eps, text.rope_theta(), text.sliding_window), (1e-6, 10000.0, Some(4096)));
-        assert_eq!((text.max_position_embeddings, text.tie_word_embeddings, text.eos_token_id.to_vec()), (131_072, false, vec![2]));
+        assert_eq!(
+            (
+                text.num_hidden_layers,
+                text.vocab_size,
+                text.hidden_size,
+                text.intermediate_size
+            ),
+            (36, 32064, 4096, 14336)
+        );
+        assert_eq!(
+            (
+                text.num_attention_heads,
+                text.num_key_value_heads,
+                text.head_dim()
+            ),
+            (32, 8, 128)
+        );
+        assert_eq!(
+            (text.rms_norm_eps, text.rope_theta(), text.sliding_window),
+            (1e-6, 10000.0, Some(4096))
+        );
+        assert_eq!(
+            (
+                text.max_position_embeddings,
+                text.tie_word_embeddings,
+                text.eos_token_id.to_vec()
+            ),
+            (131_072, false, vec![2])
+        );
     }
 
     #[test]
     fn a_null_sliding_window_is_none() {
-        assert_eq!(parse(r#"{"model_type":"prismatic","text_config":{"sliding_window":null}}"#).text_config.sliding_window, None);
+        assert_eq!(
+            parse(r#"{"model_type":"prismatic","text_config":{"sliding_window":null}}"#)
+                .text_config
+                .sliding_window,
+            None
+        );
     }
 
     #[test]
     fn transformers_5_keeps_rope_theta_elsewhere() {
-        let config = parse(r#"{"model_type":"prismatic","text_config":{"rope_parameters":{"rope_theta":5000.0,"rope_type":"default"}}}"#);
+        let config = parse(
+            r#"{"model_type":"prismatic","text_config":{"rope_parameters":{"rope_theta":5000.0,"rope_type":"default"}}}"#,
+        );
         config.check().unwrap();
         assert_eq!(config.text_config.rope_theta(), 5000.0);
-        let config = parse(r#"{"model_type":"prismatic","text_config":{"rope_parameters":null,"rope_theta":4000.0}}"#);
+        let config = parse(
+            r#"{"model_type":"prismatic","text_config":{"rope_parameters":null,"rope_theta":4000.0}}"#,
+        );
         assert_eq!(config.text_config.rope_theta(), 4000.0);
     }
 
@@ -332,16 +435,46 @@ mod tests {
     fn what_cannot_run_is_refused_with_its_field() {
         for (json, field) in [
             (r#"{"model_type":"llava"}"#, "model_type"),
-            (r#"{"model_type":"prismatic","timm_model_ids":[]}"#, "timm_model_ids"),
-            (r#"{"model_type":"prismatic","image_sizes":[224]}"#, "image_sizes"),
-            (r#"{"model_type":"prismatic","image_sizes":[224,0]}"#, "image_sizes"),
-            (r#"{"model_type":"prismatic","text_config":{"model_type":"llama"}}"#, "text_config.model_type"),
-            (r#"{"model_type":"prismatic","text_config":{"num_attention_heads":0}}"#, "num_attention_heads"),
-            (r#"{"model_type":"prismatic","text_config":{"num_key_value_heads":7}}"#, "num_key_value_heads"),
-            (r#"{"model_type":"prismatic","text_config":{"hidden_act":"gelu"}}"#, "hidden_act"),
-            (r#"{"model_type":"prismatic","text_config":{"head_dim":3}}"#, "head_dim"),
-            (r#"{"model_type":"prismatic","text_config":{"rms_norm_eps":0}}"#, "rms_norm_eps"),
-            (r#"{"model_type":"prismatic","text_config":{"rope_scaling":{"type":"linear"}}}"#, "rotary"),
+            (
+                r#"{"model_type":"prismatic","timm_model_ids":[]}"#,
+                "timm_model_ids",
+            ),
+            (
+                r#"{"model_type":"prismatic","image_sizes":[224]}"#,
+                "image_sizes",
+            ),
+            (
+                r#"{"model_type":"prismatic","image_sizes":[224,0]}"#,
+                "image_sizes",
+            ),
+            (
+                r#"{"model_type":"prismatic","text_config":{"model_type":"llama"}}"#,
+                "text_config.model_type",
+            ),
+            (
+                r#"{"model_type":"prismatic","text_config":{"num_attention_heads":0}}"#,
+                "num_attention_heads",
+            ),
+            (
+                r#"{"model_type":"prismatic","text_config":{"num_key_value_heads":7}}"#,
+                "num_key_value_heads",
+            ),
+            (
+                r#"{"model_type":"prismatic","text_config":{"hidden_act":"gelu"}}"#,
+                "hidden_act",
+            ),
+            (
+                r#"{"model_type":"prismatic","text_config":{"head_dim":3}}"#,
+                "head_dim",
+            ),
+            (
+                r#"{"model_type":"prismatic","text_config":{"rms_norm_eps":0}}"#,
+                "rms_norm_eps",
+            ),
+            (
+                r#"{"model_type":"prismatic","text_config":{"rope_scaling":{"type":"linear"}}}"#,
+                "rotary",
+            ),
         ] {
             let error = parse(json).check().expect_err(json);
             assert!(error.contains(field), "{json}: {error}");

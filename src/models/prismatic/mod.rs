@@ -20,7 +20,8 @@ use std::num::Saturating;
 
 use self::vision::{ENCODERS, canonical_name, depths, is_unused, patches};
 use super::{
-    Architecture, Blueprint, Budget, DEFAULT_CONTEXT, Files, Limits, MediaPlan, MediumSize, PromptFormat, Sizes, Vision,
+    Architecture, Blueprint, Budget, DEFAULT_CONTEXT, Files, Limits, MediaPlan, MediumSize,
+    PromptFormat, Sizes, Vision,
     memory::{Count, count},
 };
 use crate::{
@@ -32,7 +33,10 @@ use crate::{
 };
 
 /// Prismatic models.
-pub const ARCHITECTURE: Architecture = Architecture { model_types: &["prismatic"], open: |files| Ok(Box::new(Prismatic::open(files)?)) };
+pub const ARCHITECTURE: Architecture = Architecture {
+    model_types: &["prismatic"],
+    open: |files| Ok(Box::new(Prismatic::open(files)?)),
+};
 
 #[derive(Debug)]
 struct Prismatic {
@@ -49,10 +53,17 @@ struct Prismatic {
 impl Prismatic {
     fn open(files: &Files) -> Result<Prismatic> {
         let config = VLMConfig::parse(&files.config_path, &files.config)?;
-        files.processor.expect("prismatic", &["PrismaticImageProcessor", "PrismaticProcessor"])?;
+        files.processor.expect(
+            "prismatic",
+            &["PrismaticImageProcessor", "PrismaticProcessor"],
+        )?;
         let processor = Processor::from_settings(files.processor.values(), files.processor.path())?;
-        check_processor(&processor, &config).map_err(|what| Error::corrupt(files.processor.path(), what))?;
-        let renamed = files.checkpoint.clone().rename(|name| Some(canonical_name(name)))?;
+        check_processor(&processor, &config)
+            .map_err(|what| Error::corrupt(files.processor.path(), what))?;
+        let renamed = files
+            .checkpoint
+            .clone()
+            .rename(|name| Some(canonical_name(name)))?;
         Ok(Prismatic {
             config_path: files.config_path.clone(),
             decoder: config.text_config.decoder(),
@@ -64,14 +75,23 @@ impl Prismatic {
     }
 
     fn load(&self, weights: &Weights, device: &Device) -> Result<PrismaticVision> {
-        PrismaticVision::load(weights, &self.config, self.depths, &self.config_path, device.dtype)
+        PrismaticVision::load(
+            weights,
+            &self.config,
+            self.depths,
+            &self.config_path,
+            device.dtype,
+        )
     }
 
     /// An encoder's block at work, with the pixels.
     fn encoder_memory(&self, i: usize, sizes: &Sizes) -> Count {
         let encoder = ENCODERS[i];
         let rows = |name: &str| sizes.size(&format!("{encoder}.{name}"), 1);
-        let (width, inner) = (rows("blocks.0.mlp.fc1.weight"), sizes.size(&format!("{encoder}.blocks.0.mlp.fc1.weight"), 0));
+        let (width, inner) = (
+            rows("blocks.0.mlp.fc1.weight"),
+            sizes.size(&format!("{encoder}.blocks.0.mlp.fc1.weight"), 0),
+        );
         let tokens = rows("pos_embed") + rows("reg_token") + rows("cls_token");
         let heads = count(self.config.num_heads(i).unwrap_or(1));
         let edge = count(self.config.image_sizes[i]);
@@ -85,7 +105,10 @@ impl Prismatic {
     }
 
     fn projector_memory(&self, sizes: &Sizes) -> Count {
-        let (inner, input) = (sizes.size("projector.fc1.weight", 0), sizes.size("projector.fc1.weight", 1));
+        let (inner, input) = (
+            sizes.size("projector.fc1.weight", 0),
+            sizes.size("projector.fc1.weight", 1),
+        );
         let tokens = sizes.size(&format!("{}.pos_embed", ENCODERS[0]), 1);
         let outside = input + count(self.config.text_config.hidden_size);
         let activations = match sizes.own_kernels() {
@@ -122,7 +145,12 @@ impl Blueprint for Prismatic {
 
     fn plan(&self, _: MediumSize, _: Budget) -> Result<MediaPlan> {
         let size = self.processor.size();
-        Ok(MediaPlan { grids: Vec::new(), pixels: [size, size], markup: String::new(), runs: vec![self.patches] })
+        Ok(MediaPlan {
+            grids: Vec::new(),
+            pixels: [size, size],
+            markup: String::new(),
+            runs: vec![self.patches],
+        })
     }
 
     fn preprocess(&self, picture: &Picture, _: &MediaPlan) -> Result<Pixels> {
@@ -130,8 +158,15 @@ impl Blueprint for Prismatic {
     }
 
     fn pixel_bytes(&self, _: &MediaPlan) -> u64 {
-        let edges = self.config.image_sizes.iter().take(self.config.timm_model_ids.len());
-        edges.map(|size| Saturating(12) * count(*size) * count(*size)).fold(Saturating(0), |sum, bytes| sum + bytes).0
+        let edges = self
+            .config
+            .image_sizes
+            .iter()
+            .take(self.config.timm_model_ids.len());
+        edges
+            .map(|size| Saturating(12) * count(*size) * count(*size))
+            .fold(Saturating(0), |sum, bytes| sum + bytes)
+            .0
     }
 
     fn preprocess_memory(&self, size: MediumSize, _: &MediaPlan) -> u64 {
@@ -140,11 +175,19 @@ impl Blueprint for Prismatic {
 
     fn vision_memory(&self, _: &MediaPlan, sizes: &Sizes) -> u64 {
         let encoders = (0..self.config.timm_model_ids.len()).map(|i| self.encoder_memory(i, sizes));
-        encoders.max().unwrap_or_default().max(self.projector_memory(sizes)).0
+        encoders
+            .max()
+            .unwrap_or_default()
+            .max(self.projector_memory(sizes))
+            .0
     }
 
     fn format(&self) -> PromptFormat {
-        PromptFormat::Plain { marker: None, render: prompt::render, framed: true }
+        PromptFormat::Plain {
+            marker: None,
+            render: prompt::render,
+            framed: true,
+        }
     }
 
     fn load_vision(&self, weights: &Weights, device: &Device) -> Result<Box<dyn Vision>> {
@@ -153,17 +196,30 @@ impl Blueprint for Prismatic {
 }
 
 /// Loads the vision of a Prismatic model.
-pub(crate) fn load_vision(files: &Files, weights: &Weights, device: &Device) -> Result<PrismaticVision> {
+pub(crate) fn load_vision(
+    files: &Files,
+    weights: &Weights,
+    device: &Device,
+) -> Result<PrismaticVision> {
     Prismatic::open(files)?.load(weights, device)
 }
 
 fn check_processor(processor: &Processor, config: &VLMConfig) -> Result<(), String> {
     let encoders = config.timm_model_ids.len();
     if processor.encoders() != encoders {
-        return Err(format!("input_sizes has {} entries; the model has {encoders} encoders", processor.encoders()));
+        return Err(format!(
+            "input_sizes has {} entries; the model has {encoders} encoders",
+            processor.encoders()
+        ));
     }
-    match config.image_sizes[..encoders].iter().find(|size| **size != processor.size()) {
-        Some(size) => Err(format!("input_sizes makes pictures of {} pixels; image_sizes in config.json has {size}", processor.size())),
+    match config.image_sizes[..encoders]
+        .iter()
+        .find(|size| **size != processor.size())
+    {
+        Some(size) => Err(format!(
+            "input_sizes makes pictures of {} pixels; image_sizes in config.json has {size}",
+            processor.size()
+        )),
         None => Ok(()),
     }
 }

@@ -1,4 +1,5 @@
-//! The image processor of Prismatic checkpoints: a picture becomes the numbers that their image encoders take.
+//! The image processor of Prismatic checkpoints: a picture becomes the numbers that their image
+//! encoders take.
 
 use std::path::Path;
 
@@ -13,7 +14,8 @@ use crate::{
     image::{Axis, Canvas, Filter, Picture, Pixels, resize_window},
 };
 
-/// The largest side that an encoder's input may have; it bounds the memory that a configuration can ask for.
+/// The largest side that an encoder's input may have; it bounds the memory that a configuration can
+/// ask for.
 const MAX_SIZE: u64 = 4096;
 
 /// Pillow's number for bicubic, as torchvision's settings hold it.
@@ -24,7 +26,8 @@ const PIL_BICUBIC: u64 = 3;
 pub enum Strategy {
     /// `resize-naive`: both sides are resized to the square's; proportions are lost.
     ResizeNaive,
-    /// `resize-crop`: the shorter side is resized to the square's, and the middle of the longer one is kept.
+    /// `resize-crop`: the shorter side is resized to the square's, and the middle of the longer one
+    /// is kept.
     ResizeCrop,
     /// `letterbox`: a border makes the picture square, which is then resized.
     Letterbox {
@@ -42,9 +45,10 @@ struct Normalization {
 
 /// The settings in a checkpoint's `preprocessor_config.json`.
 ///
-/// A key that is missing has the default of the checkpoints' own processor: `image_resize_strategy` "letterbox", `input_sizes`
-/// [[3, 224, 224]], `means` and `stds` 0.5, `interpolations` "bicubic" (the only one supported). Keys that start with `tvf_` are
-/// what that processor saved as its effective settings, and win over the others: in published checkpoints their means are rounded to
+/// A key that is missing has the default of the checkpoints' own processor: `image_resize_strategy`
+/// "letterbox", `input_sizes` [[3, 224, 224]], `means` and `stds` 0.5, `interpolations` "bicubic"
+/// (the only one supported). Keys that start with `tvf_` are what that processor saved as its
+/// effective settings, and win over the others: in published checkpoints their means are rounded to
 /// bfloat16, and those are the ones the models were used with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Processor {
@@ -57,20 +61,28 @@ impl Processor {
     /// Reads a `preprocessor_config.json`.
     ///
     /// # Errors
-    /// The file is missing or cannot be read; it is no JSON, or a value in it is of a wrong kind or out of range
-    /// ([`Error::CorruptModel`]); it asks for what this library does not do ([`Error::UnsupportedModel`]). The message names the key.
+    /// The file is missing or cannot be read; it is no JSON, or a value in it is of a wrong kind or
+    /// out of range ([`Error::CorruptModel`]); it asks for what this library does not do
+    /// ([`Error::UnsupportedModel`]). The message names the key.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let bytes = file::read_json(path, "the settings of the image processor", file::MAX_JSON_BYTES)?;
-        let json = std::str::from_utf8(&bytes).map_err(|error| Error::corrupt(path, format!("not UTF-8: {error}")))?;
+        let bytes = file::read_json(
+            path,
+            "the settings of the image processor",
+            file::MAX_JSON_BYTES,
+        )?;
+        let json = std::str::from_utf8(&bytes)
+            .map_err(|error| Error::corrupt(path, format!("not UTF-8: {error}")))?;
         Self::from_json(json, path)
     }
 
-    /// Reads the text of a `preprocessor_config.json`; `path` is where it came from, for error messages.
+    /// Reads the text of a `preprocessor_config.json`; `path` is where it came from, for error
+    /// messages.
     ///
     /// # Errors
     /// As [`Processor::from_file`].
     pub fn from_json(json: &str, path: &Path) -> Result<Self> {
-        let fields = serde_json::from_str(json).map_err(|error| Error::corrupt(path, format!("not a JSON object: {error}")))?;
+        let fields = serde_json::from_str(json)
+            .map_err(|error| Error::corrupt(path, format!("not a JSON object: {error}")))?;
         Self::from_settings(&fields, path)
     }
 
@@ -79,7 +91,11 @@ impl Processor {
     /// # Errors
     /// As [`Processor::from_file`].
     pub fn from_settings(fields: &Map<String, Value>, path: &Path) -> Result<Self> {
-        Settings { fields: fields.clone(), path }.processor()
+        Settings {
+            fields: fields.clone(),
+            path,
+        }
+        .processor()
     }
 
     /// How a picture becomes a square.
@@ -103,19 +119,38 @@ impl Processor {
     /// [`Error::OutOfMemory`] where there is no room for the result.
     pub fn process(&self, picture: &Picture) -> Result<Pixels> {
         let square = self.square(picture)?;
-        let mut data = room(3 * self.encoders() * self.size * self.size, || "the pixels of a picture".into())?;
-        self.normalizations.iter().for_each(|n| data.extend(normalized(&square, n.mean, n.std)));
-        Ok(Pixels { data, channels: 3 * self.encoders(), height: self.size, width: self.size })
+        let mut data = room(3 * self.encoders() * self.size * self.size, || {
+            "the pixels of a picture".into()
+        })?;
+        self.normalizations
+            .iter()
+            .for_each(|n| data.extend(normalized(&square, n.mean, n.std)));
+        Ok(Pixels {
+            data,
+            channels: 3 * self.encoders(),
+            height: self.size,
+            width: self.size,
+        })
     }
 
     /// The picture as a square of RGB8.
     fn square(&self, picture: &Picture) -> Result<Vec<u8>> {
-        let mut canvas = Canvas { picture, border_x: 0, border_y: 0, fill: [0; 3] };
+        let mut canvas = Canvas {
+            picture,
+            border_x: 0,
+            border_y: 0,
+            fill: [0; 3],
+        };
         if let Strategy::Letterbox { fill } = self.strategy {
             let (width, height) = (canvas.width(), canvas.height());
             let side = width.max(height);
             // An odd difference leaves one side a pixel short.
-            canvas = Canvas { picture, border_x: (side - width) / 2, border_y: (side - height) / 2, fill };
+            canvas = Canvas {
+                picture,
+                border_x: (side - width) / 2,
+                border_y: (side - height) / 2,
+                fill,
+            };
         }
         let (width, height) = (canvas.width(), canvas.height());
         let (scaled_width, scaled_height) = match self.strategy {
@@ -123,13 +158,23 @@ impl Processor {
             _ if width <= height => (self.size, self.size * height / width),
             _ => (self.size * width / height, self.size),
         };
-        resize_window(&canvas, &self.middle(width, scaled_width), &self.middle(height, scaled_height), Filter::Bicubic)
+        resize_window(
+            &canvas,
+            &self.middle(width, scaled_width),
+            &self.middle(height, scaled_height),
+            Filter::Bicubic,
+        )
     }
 
-    /// The axis that keeps the middle of `scaled` samples. A half is rounded to the even number, as Python's `round` does.
+    /// The axis that keeps the middle of `scaled` samples. A half is rounded to the even number, as
+    /// Python's `round` does.
     fn middle(&self, source: usize, scaled: usize) -> Axis {
         let start = ((scaled - self.size) as f64 / 2.0).round_ties_even() as usize;
-        Axis { source, scaled, window: start..start + self.size }
+        Axis {
+            source,
+            scaled,
+            window: start..start + self.size,
+        }
     }
 }
 
@@ -140,13 +185,16 @@ pub fn normalize(rgb: &[u8], mean: [f32; 3], std: [f32; 3]) -> Vec<f32> {
 
 fn normalized(rgb: &[u8], mean: [f32; 3], std: [f32; 3]) -> impl Iterator<Item = f32> {
     let plane = move |channel: usize| {
-        let table: [f32; 256] = std::array::from_fn(|value| (value as f32 / 255.0 - mean[channel]) / std[channel]);
-        rgb.chunks_exact(3).map(move |pixel| table[usize::from(pixel[channel])])
+        let table: [f32; 256] =
+            std::array::from_fn(|value| (value as f32 / 255.0 - mean[channel]) / std[channel]);
+        rgb.chunks_exact(3)
+            .map(move |pixel| table[usize::from(pixel[channel])])
     };
     (0..3).flat_map(plane)
 }
 
-/// `tvf_resize_params`: what torchvision's `resize` is called with. A size of one number is that of the shorter side.
+/// `tvf_resize_params`: what torchvision's `resize` is called with. A size of one number is that of
+/// the shorter side.
 #[derive(Deserialize)]
 struct ResizeParams {
     size: OneOrMore,
@@ -180,10 +228,18 @@ struct Settings<'a> {
 
 impl Settings<'_> {
     fn processor(&self) -> Result<Processor> {
-        if let Some(kind) = self.get::<String>("image_processor_type")?.filter(|kind| kind != "PrismaticImageProcessor") {
-            return Err(self.unsupported("image_processor_type", format!("{kind:?}; PrismaticImageProcessor is")));
+        if let Some(kind) = self
+            .get::<String>("image_processor_type")?
+            .filter(|kind| kind != "PrismaticImageProcessor")
+        {
+            return Err(self.unsupported(
+                "image_processor_type",
+                format!("{kind:?}; PrismaticImageProcessor is"),
+            ));
         }
-        let sizes = self.get("input_sizes")?.unwrap_or_else(|| vec![[3, 224, 224]]);
+        let sizes = self
+            .get("input_sizes")?
+            .unwrap_or_else(|| vec![[3, 224, 224]]);
         let size = self.size(&sizes)?;
         let naive = self.resizes_both_sides(size, sizes.len())?;
         self.check_interpolations(sizes.len())?;
@@ -193,25 +249,44 @@ impl Settings<'_> {
             None => self.strategy_name()? == "letterbox",
         };
         let strategy = match (letterbox, naive) {
-            (true, false) => Strategy::Letterbox { fill: self.letterbox_fill()? },
+            (true, false) => Strategy::Letterbox {
+                fill: self.letterbox_fill()?,
+            },
             (false, true) => Strategy::ResizeNaive,
             (false, false) => Strategy::ResizeCrop,
-            (true, true) => return Err(self.corrupt("tvf_do_letterbox", "true, but tvf_resize_params resizes both sides".into())),
+            (true, true) => {
+                return Err(self.corrupt(
+                    "tvf_do_letterbox",
+                    "true, but tvf_resize_params resizes both sides".into(),
+                ));
+            }
         };
-        Ok(Processor { strategy, size: size as usize, normalizations: self.normalizations(sizes.len())? })
+        Ok(Processor {
+            strategy,
+            size: size as usize,
+            normalizations: self.normalizations(sizes.len())?,
+        })
     }
 
     /// The side of the encoders' input.
     fn size(&self, sizes: &[[u64; 3]]) -> Result<u64> {
         const FIELD: &str = "input_sizes";
         let Some(&[channels, height, width]) = sizes.first().filter(|_| sizes.len() <= 2) else {
-            return Err(self.unsupported(FIELD, format!("{} encoders; one or two are", sizes.len())));
+            return Err(
+                self.unsupported(FIELD, format!("{} encoders; one or two are", sizes.len()))
+            );
         };
         if !(1..=MAX_SIZE).contains(&height) {
-            return Err(self.corrupt(FIELD, format!("a side of {height}, expected 1 to {MAX_SIZE}")));
+            return Err(self.corrupt(
+                FIELD,
+                format!("a side of {height}, expected 1 to {MAX_SIZE}"),
+            ));
         }
         if channels != 3 || height != width || sizes.iter().any(|other| other != &sizes[0]) {
-            return Err(self.unsupported(FIELD, format!("{sizes:?}; three channels and the same square for each encoder are")));
+            return Err(self.unsupported(
+                FIELD,
+                format!("{sizes:?}; three channels and the same square for each encoder are"),
+            ));
         }
         Ok(height)
     }
@@ -221,7 +296,10 @@ impl Settings<'_> {
         let name = self.get(FIELD)?.unwrap_or_else(|| "letterbox".to_string());
         match name.as_str() {
             "resize-naive" | "resize-crop" | "letterbox" => Ok(name),
-            _ => Err(self.unsupported(FIELD, format!("{name:?}; resize-naive, resize-crop and letterbox are"))),
+            _ => Err(self.unsupported(
+                FIELD,
+                format!("{name:?}; resize-naive, resize-crop and letterbox are"),
+            )),
         }
     }
 
@@ -233,9 +311,17 @@ impl Settings<'_> {
         };
         self.check_count(FIELD, params.len(), encoders)?;
         let mut both = Vec::new();
-        for ResizeParams { size: target, interpolation, max_size } in &params {
+        for ResizeParams {
+            size: target,
+            interpolation,
+            max_size,
+        } in &params
+        {
             if interpolation != PIL_BICUBIC && interpolation != "bicubic" {
-                return Err(self.unsupported(FIELD, format!("interpolation {interpolation}; bicubic ({PIL_BICUBIC}) is")));
+                return Err(self.unsupported(
+                    FIELD,
+                    format!("interpolation {interpolation}; bicubic ({PIL_BICUBIC}) is"),
+                ));
             }
             if max_size.is_some() {
                 return Err(self.unsupported(FIELD, "max_size; null is".into()));
@@ -245,12 +331,20 @@ impl Settings<'_> {
                 OneOrMore::More(sides) => sides.clone(),
             };
             if !matches!(sides.len(), 1 | 2) || sides.iter().any(|&side| side != size) {
-                return Err(self.corrupt(FIELD, format!("size {sides:?}, expected {size} or [{size}, {size}] as in input_sizes")));
+                return Err(self.corrupt(
+                    FIELD,
+                    format!(
+                        "size {sides:?}, expected {size} or [{size}, {size}] as in input_sizes"
+                    ),
+                ));
             }
             both.push(sides.len() == 2);
         }
         if both.iter().any(|other| other != &both[0]) {
-            return Err(self.unsupported(FIELD, "a different way of resizing for each encoder; the same for all is".into()));
+            return Err(self.unsupported(
+                FIELD,
+                "a different way of resizing for each encoder; the same for all is".into(),
+            ));
         }
         Ok(both[0])
     }
@@ -280,10 +374,15 @@ impl Settings<'_> {
         for CropParams { output_size } in params {
             let fits = match &output_size {
                 OneOrMore::One(side) => *side == size,
-                OneOrMore::More(sides) => sides.len() <= 2 && !sides.is_empty() && sides.iter().all(|&side| side == size),
+                OneOrMore::More(sides) => {
+                    sides.len() <= 2 && !sides.is_empty() && sides.iter().all(|&side| side == size)
+                }
             };
             if !fits {
-                return Err(self.corrupt(FIELD, format!("output_size differs from input_sizes, expected [{size}, {size}]")));
+                return Err(self.corrupt(
+                    FIELD,
+                    format!("output_size differs from input_sizes, expected [{size}, {size}]"),
+                ));
             }
         }
         Ok(())
@@ -296,8 +395,13 @@ impl Settings<'_> {
         }
         match self.get::<Vec<[f64; 3]>>("means")?.as_deref() {
             None => Ok([127; 3]),
-            Some([.., last]) if last.iter().all(|mean| (0.0..=1.0).contains(mean)) => Ok(last.map(|mean| (mean * 255.0) as u8)),
-            Some(means) => Err(self.corrupt("means", format!("{means:?}, expected values from 0 to 1 for the colour of the letterbox"))),
+            Some([.., last]) if last.iter().all(|mean| (0.0..=1.0).contains(mean)) => {
+                Ok(last.map(|mean| (mean * 255.0) as u8))
+            }
+            Some(means) => Err(self.corrupt(
+                "means",
+                format!("{means:?}, expected values from 0 to 1 for the colour of the letterbox"),
+            )),
         }
     }
 
@@ -305,7 +409,10 @@ impl Settings<'_> {
         const SAVED: &str = "tvf_normalize_params";
         if let Some(params) = self.get::<Vec<NormalizeParams>>(SAVED)? {
             self.check_count(SAVED, params.len(), encoders)?;
-            return params.iter().map(|params| self.normalization([SAVED, SAVED], params.mean, params.std)).collect();
+            return params
+                .iter()
+                .map(|params| self.normalization([SAVED, SAVED], params.mean, params.std))
+                .collect();
         }
         let of_encoders = |field| -> Result<Vec<[f64; 3]>> {
             let values = self.get(field)?.unwrap_or_else(|| vec![[0.5; 3]; encoders]);
@@ -313,20 +420,45 @@ impl Settings<'_> {
             Ok(values)
         };
         let (means, stds) = (of_encoders("means")?, of_encoders("stds")?);
-        means.into_iter().zip(stds).map(|(mean, std)| self.normalization(["means", "stds"], mean, std)).collect()
+        means
+            .into_iter()
+            .zip(stds)
+            .map(|(mean, std)| self.normalization(["means", "stds"], mean, std))
+            .collect()
     }
 
-    fn normalization(&self, fields: [&str; 2], mean: [f64; 3], std: [f64; 3]) -> Result<Normalization> {
-        let normalization = Normalization { mean: mean.map(|value| value as f32), std: std.map(|value| value as f32) };
+    fn normalization(
+        &self,
+        fields: [&str; 2],
+        mean: [f64; 3],
+        std: [f64; 3],
+    ) -> Result<Normalization> {
+        let normalization = Normalization {
+            mean: mean.map(|value| value as f32),
+            std: std.map(|value| value as f32),
+        };
         if !normalization.mean.iter().all(|value| value.is_finite()) {
-            return Err(self.corrupt(fields[0], format!("a mean of {mean:?}, expected finite 32-bit numbers")));
+            return Err(self.corrupt(
+                fields[0],
+                format!("a mean of {mean:?}, expected finite 32-bit numbers"),
+            ));
         }
         if !normalization.std.iter().all(|value| value.is_normal()) {
-            return Err(self.corrupt(fields[1], format!("a standard deviation of {std:?}, expected finite 32-bit numbers other than 0")));
+            return Err(self.corrupt(
+                fields[1],
+                format!(
+                    "a standard deviation of {std:?}, expected finite 32-bit numbers other than 0"
+                ),
+            ));
         }
         let Normalization { mean: m, std: s } = normalization;
-        if !normalize(&[0, 0, 0, 255, 255, 255], m, s).iter().all(|value| value.is_finite()) {
-            let what = format!("a standard deviation of {std:?} for a mean of {mean:?} makes infinite pixels");
+        if !normalize(&[0, 0, 0, 255, 255, 255], m, s)
+            .iter()
+            .all(|value| value.is_finite())
+        {
+            let what = format!(
+                "a standard deviation of {std:?} for a mean of {mean:?} makes infinite pixels"
+            );
             return Err(self.corrupt(fields[1], what));
         }
         Ok(normalization)
@@ -342,7 +474,10 @@ impl Settings<'_> {
         if found == encoders {
             return Ok(());
         }
-        Err(self.corrupt(field, format!("{found} entries, expected {encoders}: one for each of input_sizes")))
+        Err(self.corrupt(
+            field,
+            format!("{found} entries, expected {encoders}: one for each of input_sizes"),
+        ))
     }
 
     fn corrupt(&self, field: &str, what: String) -> Error {

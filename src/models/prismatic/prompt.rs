@@ -1,4 +1,5 @@
-//! The prompt format of the Prismatic models, "pure": `In: question\nOut: answer</s>In: next question\nOut:`.
+//! The prompt format of the Prismatic models, "pure":
+//! `In: question\nOut: answer</s>In: next question\nOut:`.
 //!
 //! Source: `PurePromptBuilder` in TRI-ML/prismatic-vlms. The prompt of a conversation is always
 //! that of its whole history, and is tokenized whole; who keeps a KV cache compares the new rows
@@ -23,7 +24,11 @@ pub fn render(messages: &[Message]) -> Result<Prompt> {
     let mut asked = None;
     for (i, message) in messages.iter().enumerate() {
         check_order(i, message)?;
-        let text = message.text(if message.role == Role::Prompt { "" } else { "\n" });
+        let text = message.text(if message.role == Role::Prompt {
+            ""
+        } else {
+            "\n"
+        });
         match (message.role, asked) {
             (Role::Prompt, _) => prompt.push_markup(&text),
             (Role::Assistant, Some(Role::Prompt)) => push_answer(&mut prompt, &text),
@@ -55,20 +60,33 @@ fn push_answer(prompt: &mut Prompt, text: &str) {
 fn check_order(i: usize, message: &Message) -> Result<()> {
     if message.role == Role::System {
         return Err(Error::InvalidState(
-            "this model takes no system text: its prompt format has only the user's and the assistant's messages; put the instruction into the user's first message".into(),
+            "this model takes no system text: its prompt format has only the user's and the \
+             assistant's messages; put the instruction into the user's first message"
+                .into(),
         ));
     }
     if message.role.asks() != i.is_multiple_of(2) {
-        let (number, expected) = (i + 1, if i.is_multiple_of(2) { Role::User } else { Role::Assistant });
+        let (number, expected) = (
+            i + 1,
+            if i.is_multiple_of(2) {
+                Role::User
+            } else {
+                Role::Assistant
+            },
+        );
         let found = message.role;
-        return Err(Error::InvalidArgument(format!("message {number} of the conversation is the {expected:?}'s, found {found:?}")));
+        return Err(Error::InvalidArgument(format!(
+            "message {number} of the conversation is the {expected:?}'s, found {found:?}"
+        )));
     }
     Ok(())
 }
 
 /// A message as the format takes it.
 fn spoken(text: &str) -> String {
-    text.replace("<image>", "").trim_matches(is_python_space).into()
+    text.replace("<image>", "")
+        .trim_matches(is_python_space)
+        .into()
 }
 
 /// What Python's `str.strip` removes: Unicode's white space and four ASCII separators.

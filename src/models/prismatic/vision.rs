@@ -17,7 +17,10 @@ use crate::{
 };
 
 /// Where the encoders' tensors stand, in the order in which their features are concatenated.
-pub(super) const ENCODERS: [&str; 2] = ["vision_backbone.featurizer", "vision_backbone.fused_featurizer"];
+pub(super) const ENCODERS: [&str; 2] = [
+    "vision_backbone.featurizer",
+    "vision_backbone.fused_featurizer",
+];
 
 /// One or two vision encoders (DINOv2 then SigLIP) and the projector.
 #[derive(Debug, Clone)]
@@ -30,17 +33,30 @@ pub struct PrismaticVision {
 
 impl PrismaticVision {
     /// Reads encoders of these depths, and the projector.
-    pub(super) fn load(weights: &Weights, config: &VLMConfig, depths: [usize; 2], path: &Path, dtype: Dtype) -> Result<Self> {
+    pub(super) fn load(
+        weights: &Weights,
+        config: &VLMConfig,
+        depths: [usize; 2],
+        path: &Path,
+        dtype: Dtype,
+    ) -> Result<Self> {
         let encoders = (0..config.timm_model_ids.len())
             .map(|i| load_encoder(weights, config, i, depths[i], path, dtype))
             .collect::<Result<Vec<_>>>()?;
         let projector = load_projector_for(weights, &encoders, config, path, dtype)?;
-        Ok(PrismaticVision { encoders, projector })
+        Ok(PrismaticVision {
+            encoders,
+            projector,
+        })
     }
 
     /// Features of each encoder, `[1, patches, width]`. `progress` is told the part that is done, 0
     /// to 1, after every block; an error from it ends the work.
-    pub fn encode_by_blocks(&self, pixels: &Pixels, progress: &dyn Fn(f32) -> Result<()>) -> Result<Vec<Tensor>> {
+    pub fn encode_by_blocks(
+        &self,
+        pixels: &Pixels,
+        progress: &dyn Fn(f32) -> Result<()>,
+    ) -> Result<Vec<Tensor>> {
         let blocks: usize = self.encoders.iter().map(ViTEncoder::blocks).sum();
         let mut done = 0;
         let mut each = || {
@@ -48,29 +64,50 @@ impl PrismaticVision {
             progress(done as f32 / blocks as f32)
         };
         let encoders = self.encoders.iter().enumerate();
-        encoders.map(|(i, encoder)| encoder.forward_by_blocks(&self.encoder_input(pixels, i)?, &mut each)).collect()
+        encoders
+            .map(|(i, encoder)| {
+                encoder.forward_by_blocks(&self.encoder_input(pixels, i)?, &mut each)
+            })
+            .collect()
     }
 
     /// Encoders' features to the decoder's space, `[1, patches, hidden]`. Calls `poll` before every
     /// layer; an error from it ends the work.
-    pub fn project_by_layers(&self, features: &[Tensor], poll: &dyn Fn() -> Result<()>) -> Result<Tensor> {
+    pub fn project_by_layers(
+        &self,
+        features: &[Tensor],
+        poll: &dyn Fn() -> Result<()>,
+    ) -> Result<Tensor> {
         let features: Vec<&Tensor> = features.iter().collect();
-        self.projector.forward_by_layers(&concat(&features, -1)?, poll)
+        self.projector
+            .forward_by_layers(&concat(&features, -1)?, poll)
     }
 
     /// The `i`th encoder's share of the pixels, `[1, height, width, 3]`.
     fn encoder_input(&self, pixels: &Pixels, i: usize) -> Result<Tensor> {
         let plane = pixels.height * pixels.width;
-        let share = pixels.data.get(i * 3 * plane..(i + 1) * 3 * plane).ok_or_else(|| {
-            Error::InvalidArgument(format!("{} channels of pixels; the model has {} encoders of 3", pixels.channels, self.encoders.len()))
-        })?;
+        let share = pixels
+            .data
+            .get(i * 3 * plane..(i + 1) * 3 * plane)
+            .ok_or_else(|| {
+                Error::InvalidArgument(format!(
+                    "{} channels of pixels; the model has {} encoders of 3",
+                    pixels.channels,
+                    self.encoders.len()
+                ))
+            })?;
         let planes = floats(share, &[1, 3, pixels.height as i32, pixels.width as i32]);
         Ok(planes.transpose_axes(&[0, 2, 3, 1])?)
     }
 }
 
 impl Vision for PrismaticVision {
-    fn encode(&self, pixels: &Pixels, _: &MediaPlan, progress: &dyn Fn(f32) -> Result<()>) -> Result<Features> {
+    fn encode(
+        &self,
+        pixels: &Pixels,
+        _: &MediaPlan,
+        progress: &dyn Fn(f32) -> Result<()>,
+    ) -> Result<Features> {
         let features = self.encode_by_blocks(pixels, progress)?;
         let rows = self.project_by_layers(&features, &|| progress(1.0))?;
         let rows = rows.reshape(&[rows.dim(1), rows.dim(2)])?;
@@ -91,7 +128,10 @@ impl Vision for PrismaticVision {
 /// Patches that a picture is cut into, as the first encoder's weights tell.
 pub(super) fn patches(checkpoint: &Checkpoint, config: &VLMConfig) -> Result<usize> {
     let context = LoadContext::new(checkpoint, &|_, _| Ok(()));
-    let vit = ViTConfig { image_size: config.image_sizes[0], ..shapes_of(&context.weights().at(ENCODERS[0]))? };
+    let vit = ViTConfig {
+        image_size: config.image_sizes[0],
+        ..shapes_of(&context.weights().at(ENCODERS[0]))?
+    };
     Ok(vit.num_patches())
 }
 
@@ -100,18 +140,31 @@ pub(super) fn depths(checkpoint: &Checkpoint) -> [usize; 2] {
     ENCODERS.map(|encoder| depth(checkpoint, encoder))
 }
 
-/// Resolves the spellings of the format: timm's own (`gamma`), the native training checkpoints' (`dino_featurizer`, `projector.projector.0`,
-/// `llm_backbone.llm`), and newer transformers' (`model.` in front).
+/// Resolves the spellings of the format: timm's own (`gamma`), the native training checkpoints'
+/// (`dino_featurizer`, `projector.projector.0`, `llm_backbone.llm`), and newer transformers'
+/// (`model.` in front).
 pub(super) fn canonical_name(name: &str) -> String {
     let parts = ["vision_backbone.", "projector.", "language_model."];
-    let name = name.strip_prefix("model.").filter(|rest| parts.iter().any(|part| rest.starts_with(part))).unwrap_or(name);
+    let name = name
+        .strip_prefix("model.")
+        .filter(|rest| parts.iter().any(|part| rest.starts_with(part)))
+        .unwrap_or(name);
     let mut name = name
-        .replace("vision_backbone.dino_featurizer.", "vision_backbone.featurizer.")
-        .replace("vision_backbone.siglip_featurizer.", "vision_backbone.fused_featurizer.")
+        .replace(
+            "vision_backbone.dino_featurizer.",
+            "vision_backbone.featurizer.",
+        )
+        .replace(
+            "vision_backbone.siglip_featurizer.",
+            "vision_backbone.fused_featurizer.",
+        )
         .replace("llm_backbone.llm.", "language_model.")
         .replace("projector.projector.", "projector.");
     for (position, layer) in [("0", "fc1"), ("2", "fc2"), ("4", "fc3")] {
-        name = name.replace(&format!("projector.{position}."), &format!("projector.{layer}."));
+        name = name.replace(
+            &format!("projector.{position}."),
+            &format!("projector.{layer}."),
+        );
     }
     if name.starts_with("vision_backbone.")
         && let Some(stem) = name.strip_suffix(".gamma")
@@ -119,33 +172,57 @@ pub(super) fn canonical_name(name: &str) -> String {
         name = format!("{stem}.scale_factor");
     }
     match name.strip_prefix("language_model.") {
-        Some(rest) if !rest.starts_with("model.") && !rest.starts_with("lm_head.") => format!("language_model.model.{rest}"),
+        Some(rest) if !rest.starts_with("model.") && !rest.starts_with("lm_head.") => {
+            format!("language_model.model.{rest}")
+        }
         None if name.starts_with("lm_head.") => format!("language_model.{name}"),
         _ => name,
     }
 }
 
-/// Blocks of an encoder, the last one counted by its number: a gap before it is then a missing tensor, not a shallower model.
+/// Blocks of an encoder, the last one counted by its number: a gap before it is then a missing
+/// tensor, not a shallower model.
 fn depth(checkpoint: &Checkpoint, encoder: &str) -> usize {
     let prefix = format!("{encoder}.blocks.");
-    let blocks = checkpoint.tensor_names().filter_map(|name| name.strip_prefix(&prefix)?.split('.').next()?.parse::<usize>().ok());
+    let blocks = checkpoint.tensor_names().filter_map(|name| {
+        name.strip_prefix(&prefix)?
+            .split('.')
+            .next()?
+            .parse::<usize>()
+            .ok()
+    });
     blocks.max().map_or(0, |last| last.saturating_add(1))
 }
 
-/// The last block of an encoder, its final norm and its pooling head are in the file but features are taken before them; rotary frequencies
-/// are computed.
+/// The last block of an encoder, its final norm and its pooling head are in the file but features
+/// are taken before them; rotary frequencies are computed.
 pub(super) fn is_unused(name: &str, depths: [usize; 2]) -> bool {
     if name.ends_with("rotary_emb.inv_freq") {
         return true;
     }
     ENCODERS.iter().zip(depths).any(|(encoder, depth)| {
-        let Some(rest) = name.strip_prefix(encoder).and_then(|rest| rest.strip_prefix('.')) else { return false };
+        let Some(rest) = name
+            .strip_prefix(encoder)
+            .and_then(|rest| rest.strip_prefix('.'))
+        else {
+            return false;
+        };
         let last = format!("blocks.{}.", depth.saturating_sub(1));
-        rest.starts_with("norm.") || rest.starts_with("attn_pool.") || rest.starts_with("head.") || rest.starts_with(&last)
+        rest.starts_with("norm.")
+            || rest.starts_with("attn_pool.")
+            || rest.starts_with("head.")
+            || rest.starts_with(&last)
     })
 }
 
-fn load_encoder(weights: &Weights, config: &VLMConfig, i: usize, depth: usize, config_path: &Path, dtype: Dtype) -> Result<ViTEncoder> {
+fn load_encoder(
+    weights: &Weights,
+    config: &VLMConfig,
+    i: usize,
+    depth: usize,
+    config_path: &Path,
+    dtype: Dtype,
+) -> Result<ViTEncoder> {
     let weights = weights.at(ENCODERS[i]);
     let unsupported = |what: String| Error::unsupported(config_path, what);
     let vit = ViTConfig {
@@ -171,7 +248,11 @@ fn shapes_of(weights: &Weights) -> Result<ViTConfig> {
         num_positions: size("pos_embed", 1)?,
         intermediate_dim: size("blocks.0.mlp.fc1.weight", 0)?,
         has_cls_token: weights.has("cls_token"),
-        num_registers: if weights.has("reg_token") { size("reg_token", 1)? } else { 0 },
+        num_registers: if weights.has("reg_token") {
+            size("reg_token", 1)?
+        } else {
+            0
+        },
         has_layer_scale: weights.has("blocks.0.ls1.scale_factor"),
         ..ViTConfig::dinov2_large()
     })
@@ -180,19 +261,25 @@ fn shapes_of(weights: &Weights) -> Result<ViTConfig> {
 fn check_encoder(vit: &ViTConfig, i: usize) -> Result<(), String> {
     let encoder = ENCODERS[i];
     if vit.num_heads == 0 || !vit.embed_dim.is_multiple_of(vit.num_heads) {
-        return Err(format!("{encoder} is {} wide, which {} attention heads do not divide", vit.embed_dim, vit.num_heads));
+        return Err(format!(
+            "{encoder} is {} wide, which {} attention heads do not divide",
+            vit.embed_dim, vit.num_heads
+        ));
     }
     let patches = vit.num_patches();
     if patches == 0 {
         return Err(format!(
-            "image_sizes[{i}] is {}, less than one patch of {} pixels: {encoder} would make nothing of a picture",
+            "image_sizes[{i}] is {}, less than one patch of {} pixels: {encoder} would make \
+             nothing of a picture",
             vit.image_size, vit.patch_size
         ));
     }
-    let with_class_token = vit.has_cls_token && vit.num_registers == 0 && vit.num_positions == patches + 1;
+    let with_class_token =
+        vit.has_cls_token && vit.num_registers == 0 && vit.num_positions == patches + 1;
     if vit.num_positions != patches && !with_class_token {
         return Err(format!(
-            "image_sizes[{i}] is {}, which makes {patches} patches of {} pixels; {encoder}.pos_embed has {} positions",
+            "image_sizes[{i}] is {}, which makes {patches} patches of {} pixels; \
+             {encoder}.pos_embed has {} positions",
             vit.image_size, vit.patch_size, vit.num_positions
         ));
     }
@@ -206,15 +293,28 @@ fn load_projector_for(
     config_path: &Path,
     dtype: Dtype,
 ) -> Result<FusedMLPProjector> {
-    let patches: Vec<usize> = encoders.iter().map(|encoder| encoder.config.num_patches()).collect();
+    let patches: Vec<usize> = encoders
+        .iter()
+        .map(|encoder| encoder.config.num_patches())
+        .collect();
     if patches.windows(2).any(|pair| pair[0] != pair[1]) {
         return Err(Error::corrupt(
             config_path,
-            format!("the encoders make {patches:?} patches of a picture; the same number is expected"),
+            format!(
+                "the encoders make {patches:?} patches of a picture; the same number is expected"
+            ),
         ));
     }
-    let width = encoders.iter().map(|encoder| encoder.config.embed_dim).sum();
-    load_projector(&weights.at("projector"), width, config.text_config.hidden_size, dtype)
+    let width = encoders
+        .iter()
+        .map(|encoder| encoder.config.embed_dim)
+        .sum();
+    load_projector(
+        &weights.at("projector"),
+        width,
+        config.text_config.hidden_size,
+        dtype,
+    )
 }
 
 #[cfg(test)]
@@ -224,18 +324,45 @@ mod tests {
     #[test]
     fn every_spelling_has_one_name() {
         for (stored, name) in [
-            ("vision_backbone.featurizer.blocks.0.ls1.gamma", "vision_backbone.featurizer.blocks.0.ls1.scale_factor"),
-            ("vision_backbone.dino_featurizer.cls_token", "vision_backbone.featurizer.cls_token"),
-            ("vision_backbone.siglip_featurizer.norm.bias", "vision_backbone.fused_featurizer.norm.bias"),
-            ("model.vision_backbone.fused_featurizer.pos_embed", "vision_backbone.fused_featurizer.pos_embed"),
+            (
+                "vision_backbone.featurizer.blocks.0.ls1.gamma",
+                "vision_backbone.featurizer.blocks.0.ls1.scale_factor",
+            ),
+            (
+                "vision_backbone.dino_featurizer.cls_token",
+                "vision_backbone.featurizer.cls_token",
+            ),
+            (
+                "vision_backbone.siglip_featurizer.norm.bias",
+                "vision_backbone.fused_featurizer.norm.bias",
+            ),
+            (
+                "model.vision_backbone.fused_featurizer.pos_embed",
+                "vision_backbone.fused_featurizer.pos_embed",
+            ),
             ("projector.0.weight", "projector.fc1.weight"),
             ("projector.projector.4.bias", "projector.fc3.bias"),
             ("model.projector.fc2.bias", "projector.fc2.bias"),
-            ("language_model.model.layers.0.mlp.up_proj.weight", "language_model.model.layers.0.mlp.up_proj.weight"),
-            ("llm_backbone.llm.model.layers.3.mlp.up_proj.weight", "language_model.model.layers.3.mlp.up_proj.weight"),
-            ("llm_backbone.llm.lm_head.weight", "language_model.lm_head.weight"),
-            ("model.language_model.layers.3.mlp.up_proj.weight", "language_model.model.layers.3.mlp.up_proj.weight"),
-            ("model.language_model.embed_tokens.weight", "language_model.model.embed_tokens.weight"),
+            (
+                "language_model.model.layers.0.mlp.up_proj.weight",
+                "language_model.model.layers.0.mlp.up_proj.weight",
+            ),
+            (
+                "llm_backbone.llm.model.layers.3.mlp.up_proj.weight",
+                "language_model.model.layers.3.mlp.up_proj.weight",
+            ),
+            (
+                "llm_backbone.llm.lm_head.weight",
+                "language_model.lm_head.weight",
+            ),
+            (
+                "model.language_model.layers.3.mlp.up_proj.weight",
+                "language_model.model.layers.3.mlp.up_proj.weight",
+            ),
+            (
+                "model.language_model.embed_tokens.weight",
+                "language_model.model.embed_tokens.weight",
+            ),
             ("lm_head.weight", "language_model.lm_head.weight"),
         ] {
             assert_eq!(canonical_name(stored), name);
@@ -245,11 +372,26 @@ mod tests {
     #[test]
     fn the_forward_pass_needs_no_last_block() {
         let depths = [24, 27];
-        assert!(is_unused("vision_backbone.featurizer.blocks.23.mlp.fc1.bias", depths));
-        assert!(!is_unused("vision_backbone.featurizer.blocks.22.mlp.fc1.bias", depths));
-        assert!(!is_unused("vision_backbone.featurizer.blocks.2.norm1.bias", depths));
-        assert!(is_unused("vision_backbone.fused_featurizer.blocks.26.norm1.bias", depths));
-        assert!(is_unused("vision_backbone.fused_featurizer.attn_pool.latent", depths));
+        assert!(is_unused(
+            "vision_backbone.featurizer.blocks.23.mlp.fc1.bias",
+            depths
+        ));
+        assert!(!is_unused(
+            "vision_backbone.featurizer.blocks.22.mlp.fc1.bias",
+            depths
+        ));
+        assert!(!is_unused(
+            "vision_backbone.featurizer.blocks.2.norm1.bias",
+            depths
+        ));
+        assert!(is_unused(
+            "vision_backbone.fused_featurizer.blocks.26.norm1.bias",
+            depths
+        ));
+        assert!(is_unused(
+            "vision_backbone.fused_featurizer.attn_pool.latent",
+            depths
+        ));
         assert!(is_unused("vision_backbone.featurizer.norm.bias", depths));
         assert!(!is_unused("language_model.model.norm.weight", depths));
     }

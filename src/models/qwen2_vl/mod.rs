@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use self::vision::{Qwen2Vision, encoder_memory};
 use super::{
-    Architecture, Blueprint, Budget, DEFAULT_CONTEXT, Files, Limits, Marker, MediaPlan, MediumSize, PlacedMedium, PromptFormat, Sizes,
-    TextConfig, Vision,
+    Architecture, Blueprint, Budget, DEFAULT_CONTEXT, Files, Limits, Marker, MediaPlan, MediumSize,
+    PlacedMedium, PromptFormat, Sizes, TextConfig, Vision,
     names::{decoder_name, is_computed},
     squared::{CLIP_MEAN, CLIP_STD},
     text_config::token_id,
@@ -19,13 +19,18 @@ use crate::{
     Error, Result,
     checkpoint::Weights,
     device::Device,
-    image::{Filter, Normalization, Patches, Picture, Pixels, patchify, planes, resize, smart_resize},
+    image::{
+        Filter, Normalization, Patches, Picture, Pixels, patchify, planes, resize, smart_resize,
+    },
     nn::{Activation, DecoderSettings, QwenVitConfig},
     text::ContentStyle,
 };
 
 /// Qwen2-VL.
-pub const ARCHITECTURE: Architecture = Architecture { model_types: &["qwen2_vl"], open: |files| Ok(Box::new(Qwen2Vl::open(files)?)) };
+pub const ARCHITECTURE: Architecture = Architecture {
+    model_types: &["qwen2_vl"],
+    open: |files| Ok(Box::new(Qwen2Vl::open(files)?)),
+};
 
 /// What stands for a picture.
 const MARKER: &str = "<|image_pad|>";
@@ -106,17 +111,35 @@ impl VisionConfig {
             ("temporal_patch_size", self.temporal_patch_size),
         ];
         if let Some((name, size)) = sizes.iter().find(|(_, size)| !(1..=1 << 16).contains(size)) {
-            return Err(format!("vision_config.{name} is or makes {size}; 1 to {} is expected", 1 << 16));
+            return Err(format!(
+                "vision_config.{name} is or makes {size}; 1 to {} is expected",
+                1 << 16
+            ));
         }
         if !self.embed_dim.is_multiple_of(4 * self.num_heads) {
             let (width, heads) = (self.embed_dim, self.num_heads);
-            return Err(format!("vision_config.embed_dim is {width}: {heads} heads, each a multiple of 4 wide, are expected in it"));
+            return Err(format!(
+                "vision_config.embed_dim is {width}: {heads} heads, each a multiple of 4 wide, are \
+                 expected in it"
+            ));
         }
-        if self.in_channels != 3 || self.patch_size > 256 || self.spatial_merge_size > 16 || self.temporal_patch_size > 16 {
-            return Err("vision_config: 3 channels, patches of up to 256 pixels and 16 frames, merged up to 16, are supported".into());
+        if self.in_channels != 3
+            || self.patch_size > 256
+            || self.spatial_merge_size > 16
+            || self.temporal_patch_size > 16
+        {
+            return Err(
+                "vision_config: 3 channels, patches of up to 256 pixels and 16 frames, \
+                merged up to 16, are supported"
+                    .into(),
+            );
         }
-        let activation = Activation::from_name(&self.hidden_act)
-            .ok_or_else(|| format!("vision_config.hidden_act is {:?}; quick_gelu is expected", self.hidden_act))?;
+        let activation = Activation::from_name(&self.hidden_act).ok_or_else(|| {
+            format!(
+                "vision_config.hidden_act is {:?}; quick_gelu is expected",
+                self.hidden_act
+            )
+        })?;
         Ok(QwenVitConfig {
             width: self.embed_dim,
             inner,
@@ -135,22 +158,50 @@ impl Qwen2Vl {
     fn open(files: &Files) -> Result<Qwen2Vl> {
         let (path, config) = (&files.config_path, &files.config);
         let text = TextConfig::new(path, config, defaults())?;
-        let has_head = files.checkpoint.tensor_names().any(|name| name.ends_with("lm_head.weight"));
+        let has_head = files
+            .checkpoint
+            .tensor_names()
+            .any(|name| name.ends_with("lm_head.weight"));
         let plain = text.decoder(path, !has_head)?;
-        let uses_window = |config: &Value| config.get("use_sliding_window").and_then(Value::as_bool) == Some(true);
+        let uses_window = |config: &Value| {
+            config.get("use_sliding_window").and_then(Value::as_bool) == Some(true)
+        };
         if uses_window(config) || config.get("text_config").is_some_and(uses_window) {
-            return Err(Error::unsupported(path, "use_sliding_window is true; only false, as published, is supported"));
+            return Err(Error::unsupported(
+                path,
+                "use_sliding_window is true; only false, as published, is supported",
+            ));
         }
         if text.rope_sections().is_none() {
-            return Err(Error::unsupported(path, "mrope_section is missing in rope_scaling or rope_parameters"));
+            return Err(Error::unsupported(
+                path,
+                "mrope_section is missing in rope_scaling or rope_parameters",
+            ));
         }
-        let decoder = DecoderSettings { qkv_bias: true, windows: vec![None], ..plain };
-        let vision = config.get("vision_config").filter(|value| !value.is_null()).cloned().unwrap_or_else(|| serde_json::json!({}));
-        let vision = VisionConfig::deserialize(vision).map_err(|error| Error::corrupt(path, format!("vision_config: {error}")))?;
-        let vision = vision.checked(decoder.hidden_size).map_err(|what| Error::unsupported(path, what))?;
+        let decoder = DecoderSettings {
+            qkv_bias: true,
+            windows: vec![None],
+            ..plain
+        };
+        let vision = config
+            .get("vision_config")
+            .filter(|value| !value.is_null())
+            .cloned()
+            .unwrap_or_else(|| serde_json::json!({}));
+        let vision = VisionConfig::deserialize(vision)
+            .map_err(|error| Error::corrupt(path, format!("vision_config: {error}")))?;
+        let vision = vision
+            .checked(decoder.hidden_size)
+            .map_err(|what| Error::unsupported(path, what))?;
         let processor = Processor::read(files, &vision)?;
         let image_token = token_id(path, config, &["image_token_id"], 151_655)?;
-        Ok(Qwen2Vl { text, decoder, vision, processor, image_token })
+        Ok(Qwen2Vl {
+            text,
+            decoder,
+            vision,
+            processor,
+            image_token,
+        })
     }
 
     /// Edge of the square that becomes one feature, in pixels.
@@ -179,16 +230,27 @@ impl Processor {
     fn read(files: &Files, vision: &QwenVitConfig) -> Result<Processor> {
         let settings = &files.processor;
         settings.expect("qwen2_vl", &["Qwen2VLImageProcessor", "Qwen2VLProcessor"])?;
-        ["do_resize", "do_rescale", "do_normalize"].into_iter().try_for_each(|step| settings.require(step, true))?;
-        let sizes = [("patch_size", vision.patch_size), ("merge_size", vision.merge), ("temporal_patch_size", vision.temporal_patch)];
+        ["do_resize", "do_rescale", "do_normalize"]
+            .into_iter()
+            .try_for_each(|step| settings.require(step, true))?;
+        let sizes = [
+            ("patch_size", vision.patch_size),
+            ("merge_size", vision.merge),
+            ("temporal_patch_size", vision.temporal_patch),
+        ];
         for (name, expected) in sizes {
             if let Some(found) = settings.count(name)?.filter(|found| *found != expected) {
-                let what = format!("field `{name}` is {found}; vision_config in config.json has {expected}");
+                let what = format!(
+                    "field `{name}` is {found}; vision_config in config.json has {expected}"
+                );
                 return Err(Error::corrupt(settings.path(), what));
             }
         }
         let bound = |name: &str, side: &str, default: usize| -> Result<usize> {
-            Ok(settings.count(name)?.or(settings.count_in("size", side)?).unwrap_or(default))
+            Ok(settings
+                .count(name)?
+                .or(settings.count_in("size", side)?)
+                .unwrap_or(default))
         };
         let processor = Processor {
             min_pixels: bound("min_pixels", "shortest_edge", 56 * 56)?,
@@ -198,7 +260,10 @@ impl Processor {
         };
         match processor.min_pixels <= processor.max_pixels {
             true => Ok(processor),
-            false => Err(Error::corrupt(settings.path(), "field `min_pixels` is more than `max_pixels`")),
+            false => Err(Error::corrupt(
+                settings.path(),
+                "field `min_pixels` is more than `max_pixels`",
+            )),
         }
     }
 }
@@ -225,7 +290,10 @@ impl Blueprint for Qwen2Vl {
             return Some(name);
         }
         let name = stored.strip_prefix("model.").unwrap_or(stored);
-        Some(name.strip_prefix("visual.").map_or_else(|| name.to_owned(), |rest| format!("vision_tower.{rest}")))
+        Some(
+            name.strip_prefix("visual.")
+                .map_or_else(|| name.to_owned(), |rest| format!("vision_tower.{rest}")),
+        )
     }
 
     fn decoder(&self) -> &DecoderSettings {
@@ -242,22 +310,48 @@ impl Blueprint for Qwen2Vl {
         };
         if max < self.square().pow(2) {
             let least = self.square().pow(2);
-            return Err(Error::InvalidArgument(format!("max_pixels is {max}; this model's smallest picture has {least}")));
+            return Err(Error::InvalidArgument(format!(
+                "max_pixels is {max}; this model's smallest picture has {least}"
+            )));
         }
         let [height, width] = smart_resize(height, width, self.square(), min, max)?;
         let [rows, columns] = [height, width].map(|side| side / self.vision.patch_size);
         let features = rows * columns / self.vision.merge.pow(2);
         let grid = [1, rows as u32, columns as u32];
-        Ok(MediaPlan { grids: vec![grid], pixels: [width, height], markup: MARKER.into(), runs: vec![features] })
+        Ok(MediaPlan {
+            grids: vec![grid],
+            pixels: [width, height],
+            markup: MARKER.into(),
+            runs: vec![features],
+        })
     }
 
     fn preprocess(&self, picture: &Picture, plan: &MediaPlan) -> Result<Pixels> {
         let [width, height] = plan.pixels;
         let resized = resize(picture, width, height, self.processor.filter)?;
-        let QwenVitConfig { patch_size, temporal_patch, merge, .. } = self.vision;
-        let patches = Patches { size: patch_size, frames: temporal_patch, merge };
-        let data = patchify(&planes(&resized, &self.processor.normalization)?, height, width, patches)?;
-        Ok(Pixels { channels: 1, height: data.len() / self.vision.patch_numbers(), width: self.vision.patch_numbers(), data })
+        let QwenVitConfig {
+            patch_size,
+            temporal_patch,
+            merge,
+            ..
+        } = self.vision;
+        let patches = Patches {
+            size: patch_size,
+            frames: temporal_patch,
+            merge,
+        };
+        let data = patchify(
+            &planes(&resized, &self.processor.normalization)?,
+            height,
+            width,
+            patches,
+        )?;
+        Ok(Pixels {
+            channels: 1,
+            height: data.len() / self.vision.patch_numbers(),
+            width: self.vision.patch_numbers(),
+            data,
+        })
     }
 
     fn pixel_bytes(&self, plan: &MediaPlan) -> u64 {
@@ -278,8 +372,15 @@ impl Blueprint for Qwen2Vl {
     }
 
     fn format(&self) -> PromptFormat {
-        let marker = Marker { text: MARKER.into(), id: self.image_token };
-        PromptFormat::Template { marker, content: ContentStyle::Parts, default: Some(TEMPLATE) }
+        let marker = Marker {
+            text: MARKER.into(),
+            id: self.image_token,
+        };
+        PromptFormat::Template {
+            marker,
+            content: ContentStyle::Parts,
+            default: Some(TEMPLATE),
+        }
     }
 
     fn positions(&self, rows: usize, media: &[PlacedMedium]) -> Vec<[i32; 3]> {
@@ -287,6 +388,10 @@ impl Blueprint for Qwen2Vl {
     }
 
     fn load_vision(&self, weights: &Weights, device: &Device) -> Result<Box<dyn Vision>> {
-        Ok(Box::new(Qwen2Vision::load(weights, &self.vision, device.dtype)?))
+        Ok(Box::new(Qwen2Vision::load(
+            weights,
+            &self.vision,
+            device.dtype,
+        )?))
     }
 }

@@ -14,7 +14,10 @@ pub fn positions(rows: usize, media: &[PlacedMedium], merge: u32) -> Vec<[i32; 3
             *next += 1;
         }
     };
-    let mut runs: Vec<_> = media.iter().flat_map(|medium| medium.runs.iter().zip(&medium.plan.grids)).collect();
+    let mut runs: Vec<_> = media
+        .iter()
+        .flat_map(|medium| medium.runs.iter().zip(&medium.plan.grids))
+        .collect();
     runs.sort_by_key(|(run, _)| run.start);
     for (run, [frames, height, width]) in runs {
         text_until(&mut all, run.start.min(rows), &mut next);
@@ -40,10 +43,29 @@ mod tests {
     /// The example of transformers' `get_rope_index`, for a picture of 2 x 3 features.
     #[test]
     fn text_goes_on_behind_the_picture() {
-        let plan = MediaPlan { grids: vec![[1, 4, 6]], pixels: [84, 56], markup: String::new(), runs: vec![6] };
+        let plan = MediaPlan {
+            grids: vec![[1, 4, 6]],
+            pixels: [84, 56],
+            markup: String::new(),
+            runs: vec![6],
+        };
         let run = 2..8;
-        let media = [PlacedMedium { runs: vec![run], plan: &plan }];
-        let expected = [[0, 0, 0], [1, 1, 1], [2, 2, 2], [2, 2, 3], [2, 2, 4], [2, 3, 2], [2, 3, 3], [2, 3, 4], [5, 5, 5], [6, 6, 6]];
+        let media = [PlacedMedium {
+            runs: vec![run],
+            plan: &plan,
+        }];
+        let expected = [
+            [0, 0, 0],
+            [1, 1, 1],
+            [2, 2, 2],
+            [2, 2, 3],
+            [2, 2, 4],
+            [2, 3, 2],
+            [2, 3, 3],
+            [2, 3, 4],
+            [5, 5, 5],
+            [6, 6, 6],
+        ];
         assert_eq!(positions(10, &media, 2), expected);
         assert_eq!(positions(8, &media, 2), expected[..8]);
     }

@@ -25,7 +25,12 @@ impl Qwen2Vision {
 }
 
 impl Vision for Qwen2Vision {
-    fn encode(&self, pixels: &Pixels, plan: &MediaPlan, progress: &dyn Fn(f32) -> Result<()>) -> Result<Features> {
+    fn encode(
+        &self,
+        pixels: &Pixels,
+        plan: &MediaPlan,
+        progress: &dyn Fn(f32) -> Result<()>,
+    ) -> Result<Features> {
         let rows = self.0.forward(&pixels.data, &plan.grids, progress)?;
         rows.eval()?;
         Ok(Features { rows })
@@ -40,16 +45,34 @@ impl Vision for Qwen2Vision {
 
 /// Bytes that encoding takes beyond weights and pixels.
 pub fn encoder_memory(config: &QwenVitConfig, plan: &MediaPlan, sizes: &Sizes) -> Count {
-    let patches: Count = plan.grids.iter().map(|grid| grid.iter().map(|side| count(*side as usize)).product::<Count>()).sum();
-    let largest = plan.grids.iter().map(|[_, h, w]| count(*h as usize) * count(*w as usize)).max().unwrap_or_default();
-    let (width, inner, heads) = (count(config.width), count(config.inner), count(config.heads));
+    let patches: Count = plan
+        .grids
+        .iter()
+        .map(|grid| {
+            grid.iter()
+                .map(|side| count(*side as usize))
+                .product::<Count>()
+        })
+        .sum();
+    let largest = plan
+        .grids
+        .iter()
+        .map(|[_, h, w]| count(*h as usize) * count(*w as usize))
+        .max()
+        .unwrap_or_default();
+    let (width, inner, heads) = (
+        count(config.width),
+        count(config.inner),
+        count(config.heads),
+    );
     let pixels = patches * count(config.patch_numbers());
     let [two, four, five, seven] = [2, 4, 5, 7].map(Saturating);
     let item = Saturating(sizes.item());
     let block = match sizes.own_kernels() {
         true => patches * (five * width + two * width / heads + four * inner) + pixels,
         // MLX takes most for the scores of attention and all that is rotated, or in the MLP.
-        false => (patches * Saturating(26) * width + heads * largest * largest).max(patches * (four * width + five * inner)),
+        false => (patches * Saturating(26) * width + heads * largest * largest)
+            .max(patches * (four * width + five * inner)),
     };
     let block = sizes.widened("vision_tower.blocks.0.") + (block + pixels) * item;
     let merger = sizes.widened("vision_tower.merger.") + patches * seven * width * item;

@@ -1,14 +1,15 @@
 // swift-tools-version: 6.0
 import PackageDescription
 
-// The app, for macOS: `swift run PictureChat`, or open this folder in Xcode. What it does without views is a target of its own, which is also
-// built and tested on Linux.
+// The app, for macOS: `swift run PictureChat`, or open this folder in Xcode. What it does without
+// views is a target of its own, which is also built and tested on Linux.
 var targets: [Target] = [
-    .target(name: "PictureChatLogic", dependencies: [.product(name: "MoxinVLM", package: "moxin-vlm")]),
+    .target(
+        name: "PictureChatLogic", dependencies: [.product(name: "MoxinVLM", package: "moxin-vlm")]),
     .testTarget(name: "PictureChatLogicTests", dependencies: ["PictureChatLogic"]),
 ]
 #if !os(Linux)
-targets.append(.executableTarget(name: "PictureChat", dependencies: ["PictureChatLogic"]))
+    targets.append(.executableTarget(name: "PictureChat", dependencies: ["PictureChatLogic"]))
 #endif
 
 let package = Package(

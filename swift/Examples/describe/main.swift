@@ -1,4 +1,5 @@
-// Asks a model about a picture and streams the answers: describe photo.jpg "What is this?" "And what is below it?"
+// Asks a model about a picture and streams the answers: describe photo.jpg "What is this?" "And
+// what is below it?"
 
 import Foundation
 import MoxinVLM
@@ -59,11 +60,17 @@ func write(_ text: String, to file: FileHandle = .standardOutput) {
 }
 
 func run(_ arguments: Arguments) async throws {
-    let model = try await VLMModel.load(from: URL(fileURLWithPath: arguments.model), options: arguments.load) { progress in
-        write("\rloading \(Int(progress.fraction * 100)) %\(progress.fraction == 1 ? "\n" : "")", to: .standardError)
+    let model = try await VLMModel.load(
+        from: URL(fileURLWithPath: arguments.model), options: arguments.load
+    ) { progress in
+        write(
+            "\rloading \(Int(progress.fraction * 100)) %\(progress.fraction == 1 ? "\n" : "")",
+            to: .standardError)
     }
     let session = try await model.makeSession(options: arguments.options)
-    try await session.prewarm(images: [VLMImage(contentsOf: URL(fileURLWithPath: arguments.picture))])
+    try await session.prewarm(images: [
+        VLMImage(contentsOf: URL(fileURLWithPath: arguments.picture))
+    ])
     for question in arguments.questions {
         write("> \(question)\n")
         for try await event in session.stream(question) {
@@ -72,7 +79,9 @@ func run(_ arguments: Arguments) async throws {
             case .text(let text, _): write(text)
             case .finished(let stats, _):
                 write("\n")
-                write("[\(stats.generatedTokens) tokens, \(Int(stats.decodeRate)) a second]\n", to: .standardError)
+                write(
+                    "[\(stats.generatedTokens) tokens, \(Int(stats.decodeRate)) a second]\n",
+                    to: .standardError)
             }
         }
     }

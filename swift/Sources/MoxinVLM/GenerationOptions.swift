@@ -33,7 +33,8 @@ public struct GenerationOptions: Sendable, Equatable {
     public init() {}
 
     /// The defaults with another temperature, length, seed or stop texts; the rest are properties.
-    public init(temperature: Float = 0, maxTokens: Int = 512, seed: UInt64 = 0, stop: [String] = []) {
+    public init(temperature: Float = 0, maxTokens: Int = 512, seed: UInt64 = 0, stop: [String] = [])
+    {
         self.temperature = temperature
         self.maxTokens = maxTokens
         self.seed = seed
@@ -42,8 +43,10 @@ public struct GenerationOptions: Sendable, Equatable {
 
     /// Calls `body` with the library's form of it.
     func withParams<R>(_ body: (UnsafePointer<moxin_session_params>) throws -> R) throws -> R {
-        for (name, number) in [("topK", topK), ("repetitionWindow", repetitionWindow)] where (number ?? 1) < 1 {
-            throw VLMError.invalidArgument(.init(message: "\(name) is \(number ?? 0); 1 or more is expected, or nil for all"))
+        for (name, number) in [("topK", topK), ("repetitionWindow", repetitionWindow)]
+        where (number ?? 1) < 1 {
+            throw VLMError.invalidArgument(
+                .init(message: "\(name) is \(number ?? 0); 1 or more is expected, or nil for all"))
         }
         return try withCStrings(stop) { stop in
             try stop.withUnsafeBufferPointer { stop in

@@ -2,10 +2,11 @@ import Foundation
 
 /// What one step of an answer brought.
 public enum GenerationEvent: Sendable, Equatable {
-    /// Part of the prompt was read: `done` of `total` positions. The first such event may be the picture's encoding, with `done` 0.
+    /// Part of the prompt was read: `done` of `total` positions. The first such event may be the
+    /// picture's encoding, with `done` 0.
     case prefill(done: Int, total: Int)
-    /// Text that became complete, empty while the bytes of a character are waiting, and the token that brought it; `nil` for what was still
-    /// waiting at the end.
+    /// Text that became complete, empty while the bytes of a character are waiting, and the token
+    /// that brought it; `nil` for what was still waiting at the end.
     case text(String, Token?)
     /// The answer is complete.
     case finished(GenerationStats, StopReason)
@@ -13,9 +14,10 @@ public enum GenerationEvent: Sendable, Equatable {
 
 /// An answer, as it is generated: `for try await event in session.stream("What is this?")`.
 ///
-/// It is cold: nothing is asked before the first event is, and each loop over it asks anew. It is pulled: a step is computed when an event is
-/// asked for, never ahead. Leaving the loop, or cancelling its task, takes the turn back, and the session is ready for the next; a loop that
-/// was cancelled throws `CancellationError`, so that an answer that ended without an error is complete.
+/// It is cold: nothing is asked before the first event is, and each loop over it asks anew. It is
+/// pulled: a step is computed when an event is asked for, never ahead. Leaving the loop, or
+/// cancelling its task, takes the turn back, and the session is ready for the next; a loop that was
+/// cancelled throws `CancellationError`, so that an answer that ended without an error is complete.
 public struct GenerationStream: AsyncSequence, Sendable {
     public typealias Element = GenerationEvent
 
@@ -93,7 +95,8 @@ struct Request: Sendable {
     var options: GenerationOptions?
 }
 
-/// One answer under way. Its session holds it weakly: where the loop over it is left, it goes, and the session takes the turn back.
+/// One answer under way. Its session holds it weakly: where the loop over it is left, it goes, and
+/// the session takes the turn back.
 final class Generation: @unchecked Sendable {
     enum Phase {
         case fresh

@@ -1,7 +1,8 @@
 import CMoxinVLM
 
-/// A picture's tokens in the space of the model that made them: for asking about one picture in several sessions without encoding it twice, also
-/// after the model was loaded anew. It needs nothing else to stay alive.
+/// A picture's tokens in the space of the model that made them: for asking about one picture in
+/// several sessions without encoding it twice, also after the model was loaded anew. It needs
+/// nothing else to stay alive.
 public struct ImageEmbedding: Sendable {
     /// Positions it takes in a prompt.
     public let tokenCount: Int

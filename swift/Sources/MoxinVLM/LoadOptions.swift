@@ -2,22 +2,27 @@ import CMoxinVLM
 
 /// How a model is loaded.
 public struct LoadOptions: Sendable, Equatable {
-    /// Bytes that loading may take; a model that needs more is refused before it is read. `nil`: what is available.
+    /// Bytes that loading may take; a model that needs more is refused before it is read. `nil`:
+    /// what is available.
     public var memoryLimit: UInt64?
-    /// Bytes for the tokens of pictures that were encoded before, so that the same picture need not be again. 0: none are kept.
+    /// Bytes for the tokens of pictures that were encoded before, so that the same picture need not
+    /// be again. 0: none are kept.
     public var imageCacheBytes: UInt64
     /// Where it computes.
     public var backend: VLMBackend
     /// The type of activations.
     public var dtype: VLMDType
-    /// Quantizes the language model while it is read, so that all of it is never in memory as it is stored.
+    /// Quantizes the language model while it is read, so that all of it is never in memory as it is
+    /// stored.
     public var quantization: Quantization.Scheme?
     /// A chat template, in Jinja, that takes the place of the folder's. `nil`: the folder's.
     public var chatTemplate: String?
 
-    /// The defaults: what is available, 64 MiB for pictures, the best backend, weights and template as they are stored.
+    /// The defaults: what is available, 64 MiB for pictures, the best backend, weights and template
+    /// as they are stored.
     public init(
-        memoryLimit: UInt64? = nil, imageCacheBytes: UInt64 = 64 << 20, backend: VLMBackend = .automatic, dtype: VLMDType = .automatic,
+        memoryLimit: UInt64? = nil, imageCacheBytes: UInt64 = 64 << 20,
+        backend: VLMBackend = .automatic, dtype: VLMDType = .automatic,
         quantization: Quantization.Scheme? = nil, chatTemplate: String? = nil
     ) {
         self.memoryLimit = memoryLimit
@@ -53,7 +58,8 @@ public struct LoadOptions: Sendable, Equatable {
 public struct Quantization: Sendable, Equatable {
     /// How numbers are told.
     public enum Scheme: Sendable, Equatable, Hashable {
-        /// A whole number of 2, 3, 4, 5, 6 or 8 bits, times a scale, plus a bias; 32, 64 or 128 neighbours share scale and bias.
+        /// A whole number of 2, 3, 4, 5, 6 or 8 bits, times a scale, plus a bias; 32, 64 or 128
+        /// neighbours share scale and bias.
         case affine(bits: Int, groupSize: Int = 64)
         /// Floats of 4 bits; 32 share a power of two.
         case mxfp4
@@ -71,13 +77,16 @@ public struct Quantization: Sendable, Equatable {
     public var head: Bool
     /// Vision encoders and projector too, where the group size divides their widths.
     public var vision: Bool
-    /// Exceptions by a module's path in the checkpoint, such as `language_model.lm_head`, or the beginning of several up to a dot; `nil`: it is
-    /// not quantized. Of several that fit a module the longest counts.
+    /// Exceptions by a module's path in the checkpoint, such as `language_model.lm_head`, or the
+    /// beginning of several up to a dot; `nil`: it is not quantized. Of several that fit a module
+    /// the longest counts.
     public var modules: [String: Scheme?]
 
-    /// The defaults, those of MLX's community: the language model with its embedding and output head, in 4 bits and groups of 64.
+    /// The defaults, those of MLX's community: the language model with its embedding and output
+    /// head, in 4 bits and groups of 64.
     public init(
-        _ scheme: Scheme = .affine(bits: 4), embedding: Bool = true, head: Bool = true, vision: Bool = false, modules: [String: Scheme?] = [:]
+        _ scheme: Scheme = .affine(bits: 4), embedding: Bool = true, head: Bool = true,
+        vision: Bool = false, modules: [String: Scheme?] = [:]
     ) {
         self.scheme = scheme
         self.embedding = embedding
@@ -160,7 +169,8 @@ extension UInt32 {
 }
 
 /// Calls `body` with NUL-terminated copies of texts.
-func withCStrings<R>(_ texts: [String], _ body: ([UnsafePointer<CChar>?]) throws -> R) rethrows -> R {
+func withCStrings<R>(_ texts: [String], _ body: ([UnsafePointer<CChar>?]) throws -> R) rethrows -> R
+{
     let copies = texts.map { $0.utf8CString }
     var pointers: [UnsafePointer<CChar>?] = []
     func next(_ index: Int) throws -> R {

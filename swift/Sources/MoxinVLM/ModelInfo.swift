@@ -53,7 +53,8 @@ public struct ModelInfo: Sendable, Equatable {
     public var parameterCount: UInt64
     /// Bytes of these tensors.
     public var weightBytes: UInt64
-    /// The same for models whose embeddings may stand for each other's; 0 for a model that is not loaded.
+    /// The same for models whose embeddings may stand for each other's; 0 for a model that is not
+    /// loaded.
     public var fingerprint: UInt64
     /// Positions that the decoder was made for.
     public var contextLength: Int
@@ -61,7 +62,8 @@ public struct ModelInfo: Sendable, Equatable {
     public var vocabularySize: Int
     /// Width of a token.
     public var hiddenSize: Int
-    /// Edge of the square that a picture is brought to, in pixels; 0 where that depends on the picture.
+    /// Edge of the square that a picture is brought to, in pixels; 0 where that depends on the
+    /// picture.
     public var imageSize: Int
     /// Positions that a picture takes; 0 where that depends on the picture: see
     /// ``VLMModel/imageTokens(width:height:budget:)``.
@@ -72,7 +74,8 @@ public struct ModelInfo: Sendable, Equatable {
     public var takesSystem: Bool
     /// Whether a conversation goes on after an answer.
     public var takesTurns: Bool
-    /// What to ask about a picture where a user has no question, in the words that the model was made for.
+    /// What to ask about a picture where a user has no question, in the words that the model was
+    /// made for.
     public var defaultPrompt: String
     /// Where the model computes, or would; never ``VLMBackend/automatic``.
     public var backend: VLMBackend
@@ -82,7 +85,9 @@ public struct ModelInfo: Sendable, Equatable {
     public var quantization: Quantization.Scheme?
 
     init(_ info: moxin_model_info) {
-        modelType = withUnsafeBytes(of: info.model_type) { String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self) }
+        modelType = withUnsafeBytes(of: info.model_type) {
+            String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)
+        }
         parameterCount = info.parameter_count
         weightBytes = info.weight_bytes
         fingerprint = info.fingerprint
@@ -94,13 +99,19 @@ public struct ModelInfo: Sendable, Equatable {
         maxImages = info.max_images == 0 ? nil : Int(info.max_images)
         takesSystem = info.takes_system != 0
         takesTurns = info.takes_turns != 0
-        defaultPrompt = withUnsafeBytes(of: info.default_prompt) { String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self) }
+        defaultPrompt = withUnsafeBytes(of: info.default_prompt) {
+            String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)
+        }
         backend = VLMBackend.allCases.first { $0.rawValue == info.backend } ?? .automatic
         dtype = VLMDType.allCases.first { $0.rawValue == info.dtype } ?? .automatic
-        quantization = Quantization.Scheme(mode: info.quant_mode, bits: info.quant_bits, groupSize: info.quant_group_size)
+        quantization = Quantization.Scheme(
+            mode: info.quant_mode, bits: info.quant_bits, groupSize: info.quant_group_size)
     }
 
-    init(call: (UnsafeMutablePointer<moxin_model_info>, UnsafeMutablePointer<OpaquePointer?>) -> moxin_status) throws {
+    init(
+        call: (UnsafeMutablePointer<moxin_model_info>, UnsafeMutablePointer<OpaquePointer?>) ->
+            moxin_status
+    ) throws {
         var info = moxin_model_info()
         info.struct_size = MemoryLayout<moxin_model_info>.size
         try check { call(&info, $0) }

@@ -1,15 +1,18 @@
-// Swift's Observation is part of every Apple system, but programs on Linux do not link with it before Swift 6.2.
+// Swift's Observation is part of every Apple system, but programs on Linux do not link with it
+// before Swift 6.2.
 #if canImport(Darwin)
-import Observation
+    import Observation
 #endif
 
-/// A conversation for a view to show: what was said, the answer as it grows, and a field for the next question.
+/// A conversation for a view to show: what was said, the answer as it grows, and a field for the
+/// next question.
 ///
-/// On Apple systems it is observable. The answer's text changes at most some thirty times a second, however fast tokens come, so that a view has
-/// time to draw. A turn that is stopped or fails disappears, as it does from the session; its question goes back to ``draft``.
+/// On Apple systems it is observable. The answer's text changes at most some thirty times a second,
+/// however fast tokens come, so that a view has time to draw. A turn that is stopped or fails
+/// disappears, as it does from the session; its question goes back to ``draft``.
 @MainActor
 #if canImport(Darwin)
-@Observable
+    @Observable
 #endif
 public final class VLMChat {
     /// A message, with an identity for lists.
@@ -54,7 +57,9 @@ public final class VLMChat {
     ///   - session: Nothing else should ask it meanwhile.
     ///   - transcript: What the session was begun with.
     ///   - interval: The shortest time between two changes of the answer's text.
-    public init(session: VLMSession, transcript: [Turn] = [], interval: Duration = .milliseconds(33)) {
+    public init(
+        session: VLMSession, transcript: [Turn] = [], interval: Duration = .milliseconds(33)
+    ) {
         self.session = session
         self.interval = interval
         messages = transcript.enumerated().map { Message(id: $0, role: $1.role, text: $1.text) }
@@ -96,7 +101,9 @@ public final class VLMChat {
     }
 
     /// Passes events on, with texts that follow each other quickly as one.
-    private static func show(_ stream: GenerationStream, every interval: Duration, _ take: (GenerationEvent) -> Void) async throws {
+    private static func show(
+        _ stream: GenerationStream, every interval: Duration, _ take: (GenerationEvent) -> Void
+    ) async throws {
         var waiting = ""
         var last = ContinuousClock.now - interval
         for try await event in stream {

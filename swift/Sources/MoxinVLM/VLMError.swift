@@ -1,13 +1,15 @@
 import CMoxinVLM
 import Foundation
 
-/// Why a call failed. Work that ended because its task was cancelled throws `CancellationError` instead.
+/// Why a call failed. Work that ended because its task was cancelled throws `CancellationError`
+/// instead.
 public enum VLMError: LocalizedError, Sendable, Equatable {
     /// The package is at fault: it gave the library a null pointer.
     case nullArgument(Details)
     /// A value is out of its range, or an embedding belongs to another model.
     case invalidArgument(Details)
-    /// The call does not fit the state of its object, such as a second picture, or a model that was unloaded.
+    /// The call does not fit the state of its object, such as a second picture, or a model that was
+    /// unloaded.
     case invalidState(Details)
     /// It was cancelled, by other means than its task; everything stays usable.
     case cancelled(Details)
@@ -46,7 +48,8 @@ public enum VLMError: LocalizedError, Sendable, Equatable {
     public struct Details: Sendable, Equatable {
         /// What went wrong, where, and what to do, for a person to read.
         public var message: String
-        /// What lies behind it, such as the system's own words for a file that could not be read; the nearest cause first.
+        /// What lies behind it, such as the system's own words for a file that could not be read;
+        /// the nearest cause first.
         public var causes: [String]
 
         /// What an error says.
@@ -59,14 +62,20 @@ public enum VLMError: LocalizedError, Sendable, Equatable {
     /// What the library says about the error.
     public var details: Details {
         switch self {
-        case .nullArgument(let details), .invalidArgument(let details), .invalidState(let details), .cancelled(let details),
-            .timedOut(let details), .sessionBusy(let details), .suspended(let details), .notFound(let details), .io(let details),
-            .corruptModel(let details), .unsupportedModel(let details), .unsupportedImage(let details), .contextFull(let details),
-            .outOfMemory(let details), .backendUnavailable(let details), .backend(let details), .internalFailure(let details),
+        case .nullArgument(let details), .invalidArgument(let details), .invalidState(let details),
+            .cancelled(let details),
+            .timedOut(let details), .sessionBusy(let details), .suspended(let details),
+            .notFound(let details), .io(let details),
+            .corruptModel(let details), .unsupportedModel(let details),
+            .unsupportedImage(let details), .contextFull(let details),
+            .outOfMemory(let details), .backendUnavailable(let details), .backend(let details),
+            .internalFailure(let details),
             .unknown(_, let details):
             return details
         case .incompatibleLibrary(let expected, let found):
-            return Details(message: "the library has ABI \(found); this package was written for ABI \(expected)")
+            return Details(
+                message:
+                    "the library has ABI \(found); this package was written for ABI \(expected)")
         }
     }
 
@@ -79,20 +88,24 @@ public enum VLMError: LocalizedError, Sendable, Equatable {
     /// What a person, or the app, can do about it.
     public var recoverySuggestion: String? {
         switch self {
-        case .nullArgument, .internalFailure, .unknown: "This is a fault of moxin-vlm. Please report it, with this message."
+        case .nullArgument, .internalFailure, .unknown:
+            "This is a fault of moxin-vlm. Please report it, with this message."
         case .invalidArgument: "Correct the value that the message names."
         case .invalidState: "Do first what the message says, or begin a new session."
         case .cancelled: "Ask again."
         case .timedOut: "Allow more time, or ask for less: a shorter answer, a smaller context."
-        case .sessionBusy: "Wait for the answer that is under way, or cancel it. For two answers at once take two sessions."
+        case .sessionBusy:
+            "Wait for the answer that is under way, or cancel it. For two answers at once take two sessions."
         case .suspended: "Call VLMRuntime.resume() when the app is in the foreground again."
         case .notFound: "Check the path that the message names, and that the download is complete."
-        case .io: "Check that the file can be read, that the folder can be written to, and that the disk is not full."
+        case .io:
+            "Check that the file can be read, that the folder can be written to, and that the disk is not full."
         case .corruptModel: "Download the model again."
         case .unsupportedModel: "Choose a model of a kind that VLMRuntime.buildInfo lists."
         case .unsupportedImage: "Choose another picture: PNG, JPEG, WebP, GIF, BMP or TIFF."
         case .contextFull: "Ask less, rewind or reset the session, or raise maxContext."
-        case .outOfMemory: "Load the model quantized, lower maxContext, unload other models, or close other apps."
+        case .outOfMemory:
+            "Load the model quantized, lower maxContext, unload other models, or close other apps."
         case .backendUnavailable: "Choose another backend, or .automatic."
         case .backend: "Try again. If it goes on, load the model anew."
         case .incompatibleLibrary: "Use the library and the Swift package of the same release."
@@ -128,7 +141,8 @@ extension VLMError {
         MOXIN_STATUS_PANIC.rawValue: { .internalFailure($0) },
     ]
 
-    static let busy = VLMError.sessionBusy(Details(message: "the session is answering, or reading ahead, already"))
+    static let busy = VLMError.sessionBusy(
+        Details(message: "the session is answering, or reading ahead, already"))
 }
 
 extension VLMError.Details {

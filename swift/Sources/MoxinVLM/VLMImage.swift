@@ -3,7 +3,8 @@ import Foundation
 
 /// A picture to ask about: a file, the bytes of one, pixels, or what a model made of one.
 ///
-/// Files are PNG, JPEG, WebP, GIF (the first frame), BMP or TIFF, told by their content, and are turned upright as their metadata says.
+/// Files are PNG, JPEG, WebP, GIF (the first frame), BMP or TIFF, told by their content, and are
+/// turned upright as their metadata says.
 public struct VLMImage: Sendable {
     /// How pixels lie in memory.
     public enum PixelFormat: Sendable {
@@ -67,10 +68,12 @@ public struct VLMImage: Sendable {
 
     private var source: Source
 
-    /// Pixels that a file may have; a larger one is refused by its header. Does not count for pixels and embeddings.
+    /// Pixels that a file may have; a larger one is refused by its header. Does not count for
+    /// pixels and embeddings.
     public var maxPixels: UInt64 = 100_000_000
 
-    /// Leaves a file's picture as it is stored, whatever orientation its metadata gives. Does not count for pixels and embeddings.
+    /// Leaves a file's picture as it is stored, whatever orientation its metadata gives. Does not
+    /// count for pixels and embeddings.
     public var ignoresOrientation = false
 
     /// How many pixels it may have in front of the encoder. Does not count for embeddings.
@@ -86,9 +89,13 @@ public struct VLMImage: Sendable {
         source = .data(data)
     }
 
-    /// Pixels, rows from top to bottom. `bytesPerRow`: from the beginning of a row to the beginning of the next; `nil`: rows follow each other.
-    public init(pixels: Data, width: Int, height: Int, bytesPerRow: Int? = nil, format: PixelFormat) {
-        let bytesPerRow = bytesPerRow ?? (width.multipliedReportingOverflow(by: format.bytesPerPixel).partialValue)
+    /// Pixels, rows from top to bottom. `bytesPerRow`: from the beginning of a row to the beginning
+    /// of the next; `nil`: rows follow each other.
+    public init(pixels: Data, width: Int, height: Int, bytesPerRow: Int? = nil, format: PixelFormat)
+    {
+        let bytesPerRow =
+            bytesPerRow
+            ?? (width.multipliedReportingOverflow(by: format.bytesPerPixel).partialValue)
         source = .pixels(pixels, width: width, height: height, bytesPerRow: bytesPerRow, format)
     }
 
@@ -99,7 +106,8 @@ public struct VLMImage: Sendable {
 
     /// The picture's size in pixels, upright. Reads and decodes it.
     ///
-    /// - Throws: ``VLMError/unsupportedImage(_:)``, ``VLMError/notFound(_:)``; ``VLMError/invalidArgument(_:)`` for an embedding.
+    /// - Throws: ``VLMError/unsupportedImage(_:)``, ``VLMError/notFound(_:)``;
+    ///   ``VLMError/invalidArgument(_:)`` for an embedding.
     public func size() async throws -> (width: Int, height: Int) {
         try VLMRuntime.requireABI()
         return try await Engine.run {
@@ -132,11 +140,15 @@ public struct VLMImage: Sendable {
         params.ignore_orientation = ignoresOrientation ? 1 : 0
         switch source {
         case .file(let url):
-            return try Handle(free: moxin_image_free) { moxin_image_from_file(url.path, &params, $0, $1) }
+            return try Handle(free: moxin_image_free) {
+                moxin_image_from_file(url.path, &params, $0, $1)
+            }
         case .data(let data):
             return try data.withUnsafeBytes { bytes in
                 try withStart(of: bytes) { start in
-                    try Handle(free: moxin_image_free) { moxin_image_from_bytes(start, bytes.count, &params, $0, $1) }
+                    try Handle(free: moxin_image_free) {
+                        moxin_image_from_bytes(start, bytes.count, &params, $0, $1)
+                    }
                 }
             }
         case .pixels(let data, let width, let height, let bytesPerRow, let format):
@@ -144,7 +156,9 @@ public struct VLMImage: Sendable {
             return try data.withUnsafeBytes { bytes in
                 try withStart(of: bytes) { start in
                     try Handle(free: moxin_image_free) {
-                        moxin_image_from_pixels(start, UInt32(width), UInt32(height), bytesPerRow, format.rawValue, $0, $1)
+                        moxin_image_from_pixels(
+                            start, UInt32(width), UInt32(height), bytesPerRow, format.rawValue, $0,
+                            $1)
                     }
                 }
             }
@@ -154,19 +168,27 @@ public struct VLMImage: Sendable {
     }
 
     /// The library cannot know how many bytes there are.
-    private func requireRoom(_ count: Int, _ width: Int, _ height: Int, _ bytesPerRow: Int, _ format: PixelFormat) throws {
+    private func requireRoom(
+        _ count: Int, _ width: Int, _ height: Int, _ bytesPerRow: Int, _ format: PixelFormat
+    ) throws {
         let edges = 1...65_535
-        guard edges.contains(width), edges.contains(height), (0...(Int.max >> 17)).contains(bytesPerRow),
+        guard edges.contains(width), edges.contains(height),
+            (0...(Int.max >> 17)).contains(bytesPerRow),
             bytesPerRow * (height - 1) + width * format.bytesPerPixel <= count
         else {
             throw VLMError.invalidArgument(
-                .init(message: "\(count) bytes are no picture of \(width) x \(height) pixels in rows of \(bytesPerRow) bytes"))
+                .init(
+                    message:
+                        "\(count) bytes are no picture of \(width) x \(height) pixels in rows of \(bytesPerRow) bytes"
+                ))
         }
     }
 }
 
 /// Calls `body` with the beginning of bytes, which is not NULL where there are none.
-private func withStart<R>(of bytes: UnsafeRawBufferPointer, _ body: (UnsafeRawPointer) throws -> R) rethrows -> R {
+private func withStart<R>(of bytes: UnsafeRawBufferPointer, _ body: (UnsafeRawPointer) throws -> R)
+    rethrows -> R
+{
     try withUnsafePointer(to: 0 as UInt8) { empty in
         try body(bytes.baseAddress ?? UnsafeRawPointer(empty))
     }

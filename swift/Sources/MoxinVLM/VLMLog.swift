@@ -1,7 +1,7 @@
 import CMoxinVLM
 
 #if canImport(os)
-import os
+    import os
 #endif
 
 /// What the library has to say about its work.
@@ -43,7 +43,8 @@ public enum VLMLog {
         public var text: String
     }
 
-    /// Has messages up to a level go to `handler` from now on, in the place of the one before; `nil`: nowhere.
+    /// Has messages up to a level go to `handler` from now on, in the place of the one before;
+    /// `nil`: nowhere.
     ///
     /// It is called on a thread of the library that does nothing else, one message after the other.
     public static func set(_ level: Level, handler: (@Sendable (Message) -> Void)?) throws {
@@ -69,13 +70,14 @@ public enum VLMLog {
     }
 
     #if canImport(os)
-    /// Has messages up to a level go to the system's log, where Console shows them under the subsystem `moxin-vlm`.
-    public static func useSystemLog(_ level: Level = .info) throws {
-        try set(level) { message in
-            let logger = Logger(subsystem: "moxin-vlm", category: message.target)
-            logger.log(level: message.level.systemLevel, "\(message.text, privacy: .public)")
+        /// Has messages up to a level go to the system's log, where Console shows them under the
+        /// subsystem `moxin-vlm`.
+        public static func useSystemLog(_ level: Level = .info) throws {
+            try set(level) { message in
+                let logger = Logger(subsystem: "moxin-vlm", category: message.target)
+                logger.log(level: message.level.systemLevel, "\(message.text, privacy: .public)")
+            }
         }
-    }
     #endif
 }
 
@@ -88,14 +90,14 @@ private final class Receiver: Sendable {
 }
 
 #if canImport(os)
-extension VLMLog.Level {
-    fileprivate var systemLevel: OSLogType {
-        switch self {
-        case .off, .trace, .debug: .debug
-        case .info: .info
-        case .warning: .default
-        case .error: .error
+    extension VLMLog.Level {
+        fileprivate var systemLevel: OSLogType {
+            switch self {
+            case .off, .trace, .debug: .debug
+            case .info: .info
+            case .warning: .default
+            case .error: .error
+            }
         }
     }
-}
 #endif

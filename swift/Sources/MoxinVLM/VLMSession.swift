@@ -29,9 +29,11 @@ public struct Turn: Sendable, Equatable, Codable {
 
 /// A conversation with a model, about a picture.
 ///
-/// One operation at a time: a second one meanwhile throws ``VLMError/sessionBusy(_:)``. For two answers at once take two sessions.
+/// One operation at a time: a second one meanwhile throws ``VLMError/sessionBusy(_:)``. For two
+/// answers at once take two sessions.
 public actor VLMSession {
-    /// The messages so far. A question appears with its complete answer; one that was cancelled, or failed, does not.
+    /// The messages so far. A question appears with its complete answer; one that was cancelled, or
+    /// failed, does not.
     public private(set) var transcript: [Turn]
     /// How answers are generated unless asked otherwise.
     public private(set) var options: GenerationOptions
@@ -40,11 +42,13 @@ public actor VLMSession {
     /// What the library's session has been told.
     private var appliedOptions: GenerationOptions
     private weak var generation: Generation?
-    /// Whether the library's session may have a turn under way: that of `generation`, or of one that is gone and is still to be taken back.
+    /// Whether the library's session may have a turn under way: that of `generation`, or of one
+    /// that is gone and is still to be taken back.
     private var mayHaveTurn = false
     /// Whether it is reading ahead.
     private var isReading = false
-    /// The conversation's pictures. The library forgets them with a first turn that is taken back; then they are added again.
+    /// The conversation's pictures. The library forgets them with a first turn that is taken back;
+    /// then they are added again.
     private var images: [VLMImage] = []
     private var hasLostImages = false
     /// Instructions before the conversation, which the library counts as a message.
@@ -52,9 +56,14 @@ public actor VLMSession {
     /// Whether the picture belongs to the whole conversation, and to no message.
     private let keepsImages: Bool
 
-    public nonisolated var unownedExecutor: UnownedSerialExecutor { EngineThread.shared.asUnownedSerialExecutor() }
+    public nonisolated var unownedExecutor: UnownedSerialExecutor {
+        EngineThread.shared.asUnownedSerialExecutor()
+    }
 
-    init(handle: Handle, options: GenerationOptions, system: String?, keepsImages: Bool, transcript: [Turn] = []) {
+    init(
+        handle: Handle, options: GenerationOptions, system: String?, keepsImages: Bool,
+        transcript: [Turn] = []
+    ) {
         self.handle = handle
         self.options = options
         self.system = system
@@ -69,15 +78,23 @@ public actor VLMSession {
     ///   - prompt: The question.
     ///   - images: What it is about; see ``ModelInfo/maxImages``.
     ///   - options: How this answer is generated; `nil`: as ``options`` say.
-    /// - Throws: `CancellationError` where the task is cancelled; ``VLMError``. The turn is taken back then, its picture too, and the
-    ///   session goes on with the next.
-    public func respond(to prompt: String, images: [VLMImage] = [], options: GenerationOptions? = nil) async throws -> Response {
+    /// - Throws: `CancellationError` where the task is cancelled; ``VLMError``. The turn is taken
+    ///   back then, its picture too, and the session goes on with the next.
+    public func respond(
+        to prompt: String, images: [VLMImage] = [], options: GenerationOptions? = nil
+    ) async throws -> Response {
         try await stream(prompt, images: images, options: options).response()
     }
 
-    /// Answers a question as a stream of events; see ``GenerationStream``. Nothing is asked before the first event is.
-    public nonisolated func stream(_ prompt: String, images: [VLMImage] = [], options: GenerationOptions? = nil) -> GenerationStream {
-        GenerationStream(session: self, request: Request(question: .new(Turn(role: .user, text: prompt), images), options: options))
+    /// Answers a question as a stream of events; see ``GenerationStream``. Nothing is asked before
+    /// the first event is.
+    public nonisolated func stream(
+        _ prompt: String, images: [VLMImage] = [], options: GenerationOptions? = nil
+    ) -> GenerationStream {
+        GenerationStream(
+            session: self,
+            request: Request(
+                question: .new(Turn(role: .user, text: prompt), images), options: options))
     }
 
     /// Answers prompt text in a format of your own, which is used as it is: control tokens spelt in
@@ -88,28 +105,35 @@ public actor VLMSession {
     public nonisolated func stream(
         rawPrompt prompt: String, images: [VLMImage] = [], options: GenerationOptions? = nil
     ) -> GenerationStream {
-        GenerationStream(session: self, request: Request(question: .new(Turn(role: .prompt, text: prompt), images), options: options))
+        GenerationStream(
+            session: self,
+            request: Request(
+                question: .new(Turn(role: .prompt, text: prompt), images), options: options))
     }
 
-    /// Answers the last question once more, in place of its answer: with another seed, say. Where that is cancelled, the question is taken back
-    /// as well.
+    /// Answers the last question once more, in place of its answer: with another seed, say. Where
+    /// that is cancelled, the question is taken back as well.
     public nonisolated func regenerate(options: GenerationOptions? = nil) -> GenerationStream {
         GenerationStream(session: self, request: Request(question: .again, options: options))
     }
 
-    /// Ends the answer that is being generated, within a step: its stream throws ``VLMError/cancelled(_:)``. Where there is none it does nothing.
-    /// A task's own cancellation does the same.
+    /// Ends the answer that is being generated, within a step: its stream throws
+    /// ``VLMError/cancelled(_:)``. Where there is none it does nothing. A task's own cancellation
+    /// does the same.
     public nonisolated func cancel() {
         handle.cancel()
     }
 
-    /// Reads the picture and the conversation ahead, so that the first token of the answer comes at once, while a question is being typed.
+    /// Reads the picture and the conversation ahead, so that the first token of the answer comes at
+    /// once, while a question is being typed.
     ///
     /// Other sessions go on meanwhile.
     ///
-    /// - Throws: ``VLMError/invalidState(_:)`` where there is nothing to read. Where it throws, for whatever reason, `images` are not part of
-    ///   the conversation: pass them again.
-    public func prewarm(images: [VLMImage] = [], timeout: Duration? = nil, progress: ProgressHandler? = nil) async throws {
+    /// - Throws: ``VLMError/invalidState(_:)`` where there is nothing to read. Where it throws, for
+    ///   whatever reason, `images` are not part of the conversation: pass them again.
+    public func prewarm(
+        images: [VLMImage] = [], timeout: Duration? = nil, progress: ProgressHandler? = nil
+    ) async throws {
         try claim()
         isReading = true
         defer { isReading = false }
@@ -127,13 +151,16 @@ public actor VLMSession {
         }
     }
 
-    /// A session of its own whose conversation has been the same until now: to ask two things about one picture without reading it twice.
+    /// A session of its own whose conversation has been the same until now: to ask two things about
+    /// one picture without reading it twice.
     ///
     /// - Throws: ``VLMError/sessionBusy(_:)`` while this one answers; ``VLMError/outOfMemory(_:)``.
     public func fork() throws -> VLMSession {
         try claim()
         try restoreImages()
-        let copy = try Handle(free: moxin_session_free) { place, error in handle.use { moxin_session_fork($0, place, error) } }
+        let copy = try Handle(free: moxin_session_free) { place, error in
+            handle.use { moxin_session_fork($0, place, error) }
+        }
         return VLMSession(copying: self, handle: copy)
     }
 
@@ -161,17 +188,24 @@ public actor VLMSession {
             }
             hasLostImages = true
         } else {
-            try handle.call { [kept = messages(transcript.count)] in moxin_session_rewind($0, kept, $1) }
+            try handle.call { [kept = messages(transcript.count)] in
+                moxin_session_rewind($0, kept, $1)
+            }
         }
     }
 
-    /// Forgets all but the first messages, with the pictures in them; a picture that stands before all messages, as with Moxin, stays.
-    /// What was read and still holds is not read again.
+    /// Forgets all but the first messages, with the pictures in them; a picture that stands before
+    /// all messages, as with Moxin, stays. What was read and still holds is not read again.
     ///
-    /// - Throws: ``VLMError/invalidArgument(_:)`` where there are fewer messages, or a question would stay without its answer.
+    /// - Throws: ``VLMError/invalidArgument(_:)`` where there are fewer messages, or a question
+    ///   would stay without its answer.
     public func rewind(toCount count: Int) throws {
         guard (0...transcript.count).contains(count), count.isMultiple(of: 2) else {
-            throw VLMError.invalidArgument(.init(message: "\(count) of \(transcript.count) messages cannot be kept: give an even number, no larger"))
+            throw VLMError.invalidArgument(
+                .init(
+                    message:
+                        "\(count) of \(transcript.count) messages cannot be kept: give an even number, no larger"
+                ))
         }
         try claim()
         try handle.call { [kept = messages(count)] in moxin_session_rewind($0, kept, $1) }
@@ -196,7 +230,8 @@ public actor VLMSession {
 
     /// Has answers from the next on generated with other options.
     ///
-    /// - Throws: ``VLMError/invalidArgument(_:)`` naming the option; ``VLMError/outOfMemory(_:)`` where there is no room for the context.
+    /// - Throws: ``VLMError/invalidArgument(_:)`` naming the option; ``VLMError/outOfMemory(_:)``
+    ///   where there is no room for the context.
     public func setOptions(_ options: GenerationOptions) throws {
         try claim()
         try apply(options)
@@ -216,7 +251,8 @@ public actor VLMSession {
             do {
                 return try step(of: generation)
             } catch VLMError.suspended {
-                // The library tells nobody when it resumes. A task that is cancelled does not wait: its next step works all the same.
+                // The library tells nobody when it resumes. A task that is cancelled does not wait:
+                // its next step works all the same.
                 try? await Task.sleep(for: .milliseconds(20))
             }
         }
@@ -264,7 +300,9 @@ public actor VLMSession {
                 guard let last = transcript.dropLast().last else {
                     throw VLMError.invalidState(.init(message: "there is no answer yet"))
                 }
-                try handle.call { [kept = messages(transcript.count - 1)] in moxin_session_rewind($0, kept, $1) }
+                try handle.call { [kept = messages(transcript.count - 1)] in
+                    moxin_session_rewind($0, kept, $1)
+                }
                 transcript.removeLast(2)
                 generation.question = last
             }
@@ -294,7 +332,9 @@ public actor VLMSession {
 
     private func finish(_ generation: Generation, _ event: moxin_event) throws -> GenerationEvent {
         guard let reason = StopReason(event.finish) else {
-            throw Task.isCancelled ? CancellationError() : VLMError.cancelled(.init(message: "the answer was cancelled"))
+            throw Task.isCancelled
+                ? CancellationError()
+                : VLMError.cancelled(.init(message: "the answer was cancelled"))
         }
         let rest = String(event.text)
         let finished = GenerationEvent.finished(try GenerationStats(session: handle), reason)
@@ -309,7 +349,8 @@ public actor VLMSession {
         return rest.isEmpty ? finished : .text(rest, nil)
     }
 
-    /// Makes sure that nothing is under way on this session; a turn whose loop was left is taken back.
+    /// Makes sure that nothing is under way on this session; a turn whose loop was left is taken
+    /// back.
     private func claim() throws {
         guard generation == nil, !isReading else { throw VLMError.busy }
         guard mayHaveTurn else { return }
@@ -371,7 +412,9 @@ extension Handle {
                 try withUnsafePointer(to: 0 as CChar) { empty in
                     let start = start ?? empty
                     try call { session, error in
-                        guard let role else { return moxin_session_add_prompt(session, start, bytes.count, error) }
+                        guard let role else {
+                            return moxin_session_add_prompt(session, start, bytes.count, error)
+                        }
                         return moxin_session_add_text(session, role, start, bytes.count, error)
                     }
                 }

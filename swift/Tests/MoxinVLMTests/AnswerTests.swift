@@ -15,7 +15,11 @@ extension All {
                 #expect(response.tokens.count == response.stats.generatedTokens)
                 #expect(response.stats.imageTokens == 64)
                 #expect(response.stats.messageCount == 2)
-                #expect(await session.transcript == [Turn(role: .user, text: written), Turn(role: .assistant, text: response.text)])
+                #expect(
+                    await session.transcript == [
+                        Turn(role: .user, text: written),
+                        Turn(role: .assistant, text: response.text),
+                    ])
 
                 let next = try await session.respond(to: "What is below it?")
                 #expect(next.stats.reusedTokens > 64)
@@ -26,7 +30,9 @@ extension All {
         @Test func aRawPromptIsAnsweredAsItIs() async throws {
             try await withModel { model in
                 let session = try await model.makeSession()
-                let response = try await session.stream(rawPrompt: "In: \(written)\nOut:", images: [picture]).response()
+                let response = try await session.stream(
+                    rawPrompt: "In: \(written)\nOut:", images: [picture]
+                ).response()
                 #expect(response.text == " The word FISH.")
                 #expect(await session.transcript.map(\.role) == [.prompt, .assistant])
                 let next = try await session.respond(to: "What is below it?")
@@ -45,15 +51,21 @@ extension All {
 
         private static let expected = ProcessInfo.processInfo.environment["MOXIN_C_ANSWERS"]
 
-        @Test(.enabled(if: expected != nil, "MOXIN_C_ANSWERS names no output of examples/c/describe.c --json"))
+        @Test(
+            .enabled(
+                if: expected != nil,
+                "MOXIN_C_ANSWERS names no output of examples/c/describe.c --json"))
         func tokensAreThoseOfTheCExample() async throws {
             let file = URL(fileURLWithPath: try #require(Answers.expected))
-            let answers = try #require(JSONDecoder().decode([String: [Answer]].self, from: Data(contentsOf: file))["answers"])
+            let answers = try #require(
+                JSONDecoder().decode([String: [Answer]].self, from: Data(contentsOf: file))[
+                    "answers"])
             #expect(answers.count > 1)
             try await withModel { model in
                 let session = try await model.makeSession()
                 for (number, (question, answer)) in zip(questions, answers).enumerated() {
-                    let response = try await session.respond(to: question, images: number == 0 ? [picture] : [])
+                    let response = try await session.respond(
+                        to: question, images: number == 0 ? [picture] : [])
                     #expect(response.text == answer.text)
                     #expect(response.tokens.map(\.id) == answer.tokens)
                     #expect(response.tokens.map(\.logProbability) == answer.logprobs)
@@ -63,7 +75,9 @@ extension All {
         }
 
         /// Those that `cargo xtask swift-test` has the C example answer.
-        private let questions = ["Describe the picture.", "What is at the top right?", "What is left of it?"]
+        private let questions = [
+            "Describe the picture.", "What is at the top right?", "What is left of it?",
+        ]
 
         @Test func eventsComeInOrderAndMakeUpTheAnswer() async throws {
             try await withModel { model in
@@ -103,11 +117,13 @@ extension All {
         @Test func optionsAreKeptTo() async throws {
             try await withModel { model in
                 let session = try await answered(model)
-                let brief = try await session.respond(to: describe, options: GenerationOptions(maxTokens: 3))
+                let brief = try await session.respond(
+                    to: describe, options: GenerationOptions(maxTokens: 3))
                 #expect(brief.stopReason == .maxTokens && brief.stats.generatedTokens == 3)
                 try await session.rewind(toCount: 2)
 
-                let stopped = try await session.respond(to: describe, options: GenerationOptions(stop: ["never", " star"]))
+                let stopped = try await session.respond(
+                    to: describe, options: GenerationOptions(stop: ["never", " star"]))
                 #expect(stopped.stopReason == .stopSequence && stopped.text.hasSuffix("a yellow"))
                 try await session.rewind(toCount: 2)
 
@@ -121,7 +137,9 @@ extension All {
                 let tokens = try await session.respond(to: written).tokens
                 for token in tokens {
                     #expect(token.alternatives.count == 2)
-                    #expect(token.alternatives[0].id == token.id && token.alternatives[0].logProbability == token.logProbability)
+                    #expect(
+                        token.alternatives[0].id == token.id
+                            && token.alternatives[0].logProbability == token.logProbability)
                     #expect(token.alternatives[1].logProbability <= token.logProbability)
                 }
                 #expect(await session.options == options)
@@ -133,7 +151,9 @@ extension All {
                 let session = try await model.makeSession()
                 try await session.prewarm(images: [picture])
                 func draw(_ seed: UInt64) async throws -> [Int32] {
-                    let response = try await session.respond(to: describe, options: GenerationOptions(temperature: 3, maxTokens: 20, seed: seed))
+                    let response = try await session.respond(
+                        to: describe,
+                        options: GenerationOptions(temperature: 3, maxTokens: 20, seed: seed))
                     try await session.rewind(toCount: 0)
                     return response.tokens.map(\.id)
                 }
@@ -148,7 +168,9 @@ extension All {
                 var options = GenerationOptions()
                 options.maxContext = 90
                 let session = try await model.makeSession(options: options)
-                #expect(try await session.respond(to: describe, images: [picture]).stopReason == .contextFull)
+                #expect(
+                    try await session.respond(to: describe, images: [picture]).stopReason
+                        == .contextFull)
             }
         }
 
@@ -171,20 +193,29 @@ extension All {
                 let session = try await answered(model)
                 let first = try await session.respond(to: describe)
                 let again = try await session.regenerate().response()
-                #expect(again.text == first.text && again.tokens.map(\.id) == first.tokens.map(\.id))
-                #expect(await session.transcript.map(\.text) == [written, "The word FISH.", describe, first.text])
+                #expect(
+                    again.text == first.text && again.tokens.map(\.id) == first.tokens.map(\.id))
+                #expect(
+                    await session.transcript.map(\.text) == [
+                        written, "The word FISH.", describe, first.text,
+                    ])
 
                 for count in [-1, 1, 3, 5, 6] {
-                    #expect(await failure { try await session.rewind(toCount: count) }?.name == "invalidArgument")
+                    #expect(
+                        await failure { try await session.rewind(toCount: count) }?.name
+                            == "invalidArgument")
                 }
                 try await session.rewind(toCount: 0)
-                #expect(try await session.respond(to: describe).text == first.text, "the picture stays")
+                #expect(
+                    try await session.respond(to: describe).text == first.text, "the picture stays")
                 try await session.reset()
                 #expect(await session.transcript.isEmpty)
                 let elsewhere = try await session.respond(to: describe, images: [picture])
                 #expect(elsewhere.text == first.text && elsewhere.stats.cachedImages == 1)
                 try await session.reset()
-                #expect(await failure { _ = try await session.regenerate().response() }?.name == "invalidState")
+                #expect(
+                    await failure { _ = try await session.regenerate().response() }?.name
+                        == "invalidState")
             }
         }
 
@@ -194,11 +225,17 @@ extension All {
                 _ = try await session.respond(to: written)
                 let transcript = await session.transcript
                 let later = try await model.makeSession(transcript: transcript)
-                let (expected, found) = try await (session.respond(to: describe), later.respond(to: describe))
-                #expect(found.text == expected.text && found.tokens.map(\.id) == expected.tokens.map(\.id))
+                let (expected, found) = try await (
+                    session.respond(to: describe), later.respond(to: describe)
+                )
+                #expect(
+                    found.text == expected.text
+                        && found.tokens.map(\.id) == expected.tokens.map(\.id))
                 #expect(await later.transcript == session.transcript)
                 let half = Array(transcript.dropLast())
-                #expect(await failure { _ = try await model.makeSession(transcript: half) }?.name == "invalidArgument")
+                #expect(
+                    await failure { _ = try await model.makeSession(transcript: half) }?.name
+                        == "invalidArgument")
             }
         }
 
@@ -206,11 +243,17 @@ extension All {
             try await withModel { model in
                 let session = try await model.makeSession()
                 let told = Locked<[VLMProgress]>([])
-                try await session.prewarm(images: [picture]) { progress in told.with { $0.append(progress) } }
-                #expect(told.value.contains { $0.stage == .encode } && told.value.contains { $0.stage == .prefill && $0.fraction == 1 })
+                try await session.prewarm(images: [picture]) { progress in
+                    told.with { $0.append(progress) }
+                }
+                #expect(
+                    told.value.contains { $0.stage == .encode }
+                        && told.value.contains { $0.stage == .prefill && $0.fraction == 1 })
                 let response = try await session.respond(to: written)
                 #expect(response.text == "The word FISH." && response.stats.reusedTokens > 64)
-                #expect(await failure { try await session.prewarm(images: [picture]) }?.name == "invalidState")
+                #expect(
+                    await failure { try await session.prewarm(images: [picture]) }?.name
+                        == "invalidState")
             }
         }
     }

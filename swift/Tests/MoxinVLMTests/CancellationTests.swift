@@ -26,7 +26,9 @@ extension All {
                 let session = try await model.makeSession()
                 _ = session.stream(describe, images: [picture])
                 _ = session.stream(describe, images: [picture]).makeAsyncIterator()
-                #expect(try await session.respond(to: written, images: [picture]).text == "The word FISH.")
+                #expect(
+                    try await session.respond(to: written, images: [picture]).text
+                        == "The word FISH.")
             }
         }
 
@@ -40,7 +42,9 @@ extension All {
                 task.cancel()
                 await #expect(throws: CancellationError.self) { try await task.value }
                 #expect(try await session.stats.promptTokens == 0)
-                #expect(try await session.respond(to: written, images: [picture]).text == "The word FISH.")
+                #expect(
+                    try await session.respond(to: written, images: [picture]).text
+                        == "The word FISH.")
             }
         }
 
@@ -61,11 +65,14 @@ extension All {
                     return true
                 }
                 await #expect(throws: CancellationError.self) { try await task.value }
-                // The picture's encoding, one chunk, and no step after the cancellation but the last.
+                // The picture's encoding, one chunk, and no step after the cancellation but the
+                // last.
                 #expect(prefills.value == 2)
                 #expect(try await session.stats.generatedTokens == 0)
                 #expect(await session.transcript.isEmpty)
-                #expect(try await session.respond(to: written, images: [picture]).text == "The word FISH.")
+                #expect(
+                    try await session.respond(to: written, images: [picture]).text
+                        == "The word FISH.")
             }
         }
 
@@ -83,7 +90,9 @@ extension All {
                     task.cancel()
                     let atCancel = texts.value
                     await #expect(throws: CancellationError.self) { try await task.value }
-                    #expect(texts.value <= atCancel + 2, "one step was under way, and one text may have been on its way here")
+                    #expect(
+                        texts.value <= atCancel + 2,
+                        "one step was under way, and one text may have been on its way here")
                     #expect(await session.transcript.count == 2)
                 }
                 #expect(try await session.respond(to: written).text == "The word FISH.")
@@ -118,7 +127,9 @@ extension All {
                     }
                     #expect(await session.transcript.isEmpty)
                 }
-                #expect(try await session.respond(to: written, images: [picture]).text == "The word FISH.")
+                #expect(
+                    try await session.respond(to: written, images: [picture]).text
+                        == "The word FISH.")
             }
         }
 
@@ -140,9 +151,12 @@ extension All {
                 let session = try await model.makeSession()
                 var first = session.stream(describe, images: [picture]).makeAsyncIterator()
                 _ = try await first.next()
-                #expect(await failure { _ = try await session.respond(to: written) }?.name == "sessionBusy")
+                #expect(
+                    await failure { _ = try await session.respond(to: written) }?.name
+                        == "sessionBusy")
                 #expect(await failure { _ = try await session.fork() }?.name == "sessionBusy")
-                #expect(await failure { try await session.rewind(toCount: 0) }?.name == "sessionBusy")
+                #expect(
+                    await failure { try await session.rewind(toCount: 0) }?.name == "sessionBusy")
                 #expect(await failure { try await session.reset() }?.name == "sessionBusy")
                 #expect(await failure { try await session.prewarm() }?.name == "sessionBusy")
                 // The first one has not noticed.
@@ -157,10 +171,14 @@ extension All {
         @Test func aCancelledLoadLeavesNothing() async throws {
             try await leavingNothing {
                 let task = Task {
-                    try await VLMModel.load(from: tiny) { _ in withUnsafeCurrentTask { $0?.cancel() } }
+                    try await VLMModel.load(from: tiny) { _ in
+                        withUnsafeCurrentTask { $0?.cancel() }
+                    }
                 }
                 await #expect(throws: CancellationError.self) { _ = try await task.value }
-                #expect(await failure { _ = try await VLMModel.load(from: tiny, timeout: .zero) }?.name == "timedOut")
+                #expect(
+                    await failure { _ = try await VLMModel.load(from: tiny, timeout: .zero) }?.name
+                        == "timedOut")
             }
         }
 
@@ -180,12 +198,16 @@ extension All {
                     }
                 }
                 while !reading.value { try await Task.sleep(for: .milliseconds(1)) }
-                #expect(await failure { _ = try await session.respond(to: written) }?.name == "sessionBusy")
+                #expect(
+                    await failure { _ = try await session.respond(to: written) }?.name
+                        == "sessionBusy")
                 #expect(try await other.respond(to: describe).text.hasSuffix("at the bottom."))
                 task.cancel()
                 release.signal()
                 await #expect(throws: CancellationError.self) { try await task.value }
-                #expect(try await session.respond(to: written, images: [picture]).text == "The word FISH.")
+                #expect(
+                    try await session.respond(to: written, images: [picture]).text
+                        == "The word FISH.")
             }
         }
 
@@ -198,9 +220,12 @@ extension All {
                     }
                 }
                 #expect(error?.name == "invalidState")
-                #expect(await failure { _ = try await session.respond(to: written) }?.name == "invalidState")
+                #expect(
+                    await failure { _ = try await session.respond(to: written) }?.name
+                        == "invalidState")
                 #expect(await failure { _ = try await model.makeSession() }?.name == "invalidState")
-                #expect(await failure { _ = try await model.encode(picture) }?.name == "invalidState")
+                #expect(
+                    await failure { _ = try await model.encode(picture) }?.name == "invalidState")
             }
         }
 
@@ -209,7 +234,8 @@ extension All {
                 let session = try await model.makeSession()
                 let texts = Locked(0)
                 let task = Task {
-                    try await session.stream(describe, images: [picture]).text.reduce(into: "") { text, delta in
+                    try await session.stream(describe, images: [picture]).text.reduce(into: "") {
+                        text, delta in
                         text += delta
                         texts.with { $0 += 1 }
                         if texts.value == 3 { try await VLMRuntime.quiesce() }
@@ -238,7 +264,8 @@ extension All {
                 let release = DispatchSemaphore(value: 0)
                 let load = Task {
                     try await VLMModel.load(from: tiny) { _ in
-                        // The call stands here, on the package's thread, until the library is quiet.
+                        // The call stands here, on the package's thread, until the library is
+                        // quiet.
                         if begun.with({ begun in
                             defer { begun = true }
                             return !begun

@@ -15,12 +15,16 @@ extension All {
                 chat.draft = written
                 #expect(chat.canSend)
                 chat.send(images: [picture])
-                #expect(chat.phase == .reading(done: 0, total: 0) && chat.draft.isEmpty && !chat.canSend)
+                #expect(
+                    chat.phase == .reading(done: 0, total: 0) && chat.draft.isEmpty && !chat.canSend
+                )
                 #expect(chat.messages.map(\.text) == [written, ""])
                 await chat.settle()
                 #expect(chat.phase == .idle && chat.error == nil)
                 #expect(chat.messages.map(\.text) == [written, "The word FISH."])
-                #expect(chat.messages.map(\.role) == [.user, .assistant] && chat.messages.map(\.id) == [0, 1])
+                #expect(
+                    chat.messages.map(\.role) == [.user, .assistant]
+                        && chat.messages.map(\.id) == [0, 1])
                 #expect(chat.stats?.generatedTokens ?? 0 > 3)
 
                 chat.draft = "What is below it?"
@@ -28,7 +32,9 @@ extension All {
                 await chat.settle()
                 let transcript = await chat.session.transcript
                 #expect(chat.messages.map(\.text) == transcript.map(\.text))
-                #expect(VLMChat(session: chat.session, transcript: transcript).messages == chat.messages)
+                #expect(
+                    VLMChat(session: chat.session, transcript: transcript).messages == chat.messages
+                )
             }
         }
 
@@ -40,7 +46,9 @@ extension All {
                 while chat.phase != .answering { try await Task.sleep(for: .milliseconds(1)) }
                 chat.stop()
                 await chat.settle()
-                #expect(chat.messages.isEmpty && chat.draft == describe && chat.error == nil && chat.phase == .idle)
+                #expect(
+                    chat.messages.isEmpty && chat.draft == describe && chat.error == nil
+                        && chat.phase == .idle)
                 chat.send()
                 await chat.settle()
                 #expect(chat.messages.last?.text.hasSuffix("at the bottom.") == true)

@@ -35,7 +35,8 @@ extension All {
                         }
                     case 1:
                         let task = Task { try await stream.response() }
-                        try await Task.sleep(for: .microseconds(Int.random(in: 0..<4000, using: &dice)))
+                        try await Task.sleep(
+                            for: .microseconds(Int.random(in: 0..<4000, using: &dice)))
                         task.cancel()
                         await #expect(throws: CancellationError.self) { try await task.value }
                     case 2:
@@ -52,10 +53,12 @@ extension All {
                     }
                     #expect(await session.transcript.isEmpty)
                 }
-                #expect(try await session.respond(to: written, images: [embedding]).text == "The word FISH.")
+                #expect(
+                    try await session.respond(to: written, images: [embedding]).text
+                        == "The word FISH.")
                 #if os(Linux)
-                // Those of Swift's own pool come and go.
-                #expect(try #require(threadCount()) <= #require(threads) + 2)
+                    // Those of Swift's own pool come and go.
+                    #expect(try #require(threadCount()) <= #require(threads) + 2)
                 #endif
             }
         }
@@ -67,7 +70,9 @@ extension All {
                     for number in 0..<2 {
                         let session = try await answered(model)
                         group.addTask {
-                            for try await _ in session.stream(describe).text { order.with { $0.append(number) } }
+                            for try await _ in session.stream(describe).text {
+                                order.with { $0.append(number) }
+                            }
                         }
                     }
                     try await group.waitForAll()
@@ -77,8 +82,11 @@ extension All {
             }
         }
 
-        /// The time by which a timer on Swift's own threads is late, the worst of some hundreds, while `body` runs.
-        private func lateness(_ body: () async throws -> Void) async throws -> (worst: Duration, median: Duration) {
+        /// The time by which a timer on Swift's own threads is late, the worst of some hundreds,
+        /// while `body` runs.
+        private func lateness(_ body: () async throws -> Void) async throws -> (
+            worst: Duration, median: Duration
+        ) {
             let ticks = Locked<[Duration]>([])
             let timer = Task {
                 while !Task.isCancelled {
@@ -99,7 +107,10 @@ extension All {
                 let long = String(repeating: "What is written? ", count: 400)
                 var options = GenerationOptions(maxTokens: 60)
                 options.prefillChunk = 4096
-                let sessions = [try await model.makeSession(options: options), try await model.makeSession(options: options)]
+                let sessions = [
+                    try await model.makeSession(options: options),
+                    try await model.makeSession(options: options),
+                ]
                 let busy = try await lateness {
                     try await withThrowingTaskGroup(of: Void.self) { group in
                         for session in sessions {
@@ -109,7 +120,9 @@ extension All {
                     }
                 }
                 let longest = try await sessions[0].stats.prefill
-                print("a timer of 2 ms is late by \(idle) while nothing runs, by \(busy) while two sessions answer; one step took \(longest)")
+                print(
+                    "a timer of 2 ms is late by \(idle) while nothing runs, by \(busy) while two sessions answer; one step took \(longest)"
+                )
                 // Long beside the timer, also on a fast machine: else the test would show nothing.
                 #expect(longest > .milliseconds(20))
                 #expect(busy.median < .milliseconds(20))

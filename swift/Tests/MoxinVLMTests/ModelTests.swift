@@ -9,29 +9,43 @@ extension All {
         @Test func aFolderIsInspectedAndReckoned() async throws {
             try await leavingNothing {
                 let info = try await VLMModel.inspect(tiny)
-                #expect(info.modelType == "prismatic" && info.tokensPerImage == 64 && info.hiddenSize == 192)
-                #expect(info.fingerprint == 0 && info.quantization == nil && info.backend != .automatic && info.dtype != .automatic)
+                #expect(
+                    info.modelType == "prismatic" && info.tokensPerImage == 64
+                        && info.hiddenSize == 192)
+                #expect(
+                    info.fingerprint == 0 && info.quantization == nil && info.backend != .automatic
+                        && info.dtype != .automatic)
                 let estimate = try await VLMModel.estimate(tiny)
-                #expect(estimate.fits && estimate.weights > info.weightBytes / 2 && estimate.total > estimate.weights)
+                #expect(
+                    estimate.fits && estimate.weights > info.weightBytes / 2
+                        && estimate.total > estimate.weights)
                 var short = GenerationOptions()
                 short.maxContext = 100
                 let less = try await VLMModel.estimate(tiny, session: short)
-                #expect(less.keyValues < estimate.keyValues && less.keyValuesPerToken == estimate.keyValuesPerToken)
+                #expect(
+                    less.keyValues < estimate.keyValues
+                        && less.keyValuesPerToken == estimate.keyValuesPerToken)
 
                 let model = try await VLMModel.load(from: tiny)
                 let loaded = await model.info
                 #expect(loaded.fingerprint != 0 && loaded.parameterCount == info.parameterCount)
                 #expect(try await model.metadata("model_type") == "prismatic")
-                #expect(await failure { _ = try await model.metadata("nothing.of.it") }?.name == "notFound")
+                #expect(
+                    await failure { _ = try await model.metadata("nothing.of.it") }?.name
+                        == "notFound")
             }
         }
 
         @Test func loadingTellsHowFarItIs() async throws {
             try await leavingNothing {
                 let told = Locked<[VLMProgress]>([])
-                _ = try await VLMModel.load(from: tiny) { progress in told.with { $0.append(progress) } }
+                _ = try await VLMModel.load(from: tiny) { progress in
+                    told.with { $0.append(progress) }
+                }
                 let fractions = told.value.map(\.fraction)
-                #expect(told.value.allSatisfy { $0.stage == .load } && fractions == fractions.sorted() && fractions.last == 1)
+                #expect(
+                    told.value.allSatisfy { $0.stage == .load } && fractions == fractions.sorted()
+                        && fractions.last == 1)
             }
         }
 
@@ -40,32 +54,44 @@ extension All {
                 try await withModel { model in
                     let saved = folder.appendingPathComponent("tiny-8bit")
                     let stages = Locked<Set<VLMProgress.Stage>>([])
-                    let tell: ProgressHandler = { progress in stages.with { _ = $0.insert(progress.stage) } }
+                    let tell: ProgressHandler = { progress in
+                        stages.with { _ = $0.insert(progress.stage) }
+                    }
                     var quantization = Quantization(.affine(bits: 8, groupSize: 32))
-                    quantization.modules = ["language_model.lm_head": .affine(bits: 4), "language_model.model.layers.0": nil]
+                    quantization.modules = [
+                        "language_model.lm_head": .affine(bits: 4),
+                        "language_model.model.layers.0": nil,
+                    ]
                     try await model.quantize(quantization, progress: tell)
                     #expect(await model.info.quantization == .affine(bits: 8, groupSize: 32))
                     try await model.save(to: saved, progress: tell)
                     #expect(stages.value == [.quantize, .save])
-                    #expect(await failure { try await model.save(to: saved) }?.name == "invalidArgument")
+                    #expect(
+                        await failure { try await model.save(to: saved) }?.name == "invalidArgument"
+                    )
                     try await model.save(to: saved, overwriting: true)
 
                     let again = try await VLMModel.load(from: saved)
                     #expect(await again.info.quantization == .affine(bits: 8, groupSize: 32))
-                    let (here, there) = (try await model.makeSession(), try await again.makeSession())
+                    let (here, there) = (
+                        try await model.makeSession(), try await again.makeSession()
+                    )
                     let expected = try await here.respond(to: describe, images: [picture])
                     let found = try await there.respond(to: describe, images: [picture])
                     #expect(found.tokens == expected.tokens)
-                    let config = try String(contentsOf: saved.appendingPathComponent("config.json"), encoding: .utf8)
+                    let config = try String(
+                        contentsOf: saved.appendingPathComponent("config.json"), encoding: .utf8)
                     #expect(config.contains("language_model.lm_head"))
                 }
                 try await leavingNothing {
-                    let model = try await VLMModel.load(from: tiny, options: LoadOptions(quantization: .mxfp8))
+                    let model = try await VLMModel.load(
+                        from: tiny, options: LoadOptions(quantization: .mxfp8))
                     #expect(await model.info.quantization == .mxfp8)
                     let whole = try await VLMModel.load(from: tiny)
                     try await whole.quantize(bits: 4)
                     #expect(await whole.info.quantization == .affine(bits: 4, groupSize: 64))
-                    #expect(await failure { try await whole.quantize(bits: 4) }?.name == "invalidState")
+                    #expect(
+                        await failure { try await whole.quantize(bits: 4) }?.name == "invalidState")
                 }
             }
         }
@@ -77,19 +103,25 @@ extension All {
                 let fingerprint = await model.info.fingerprint
                 #expect(embedding.modelFingerprint == fingerprint)
                 let values = try await embedding.values()
-                #expect(values.count == 64 * 192 && values.allSatisfy(\.isFinite) && Set(values).count > 1000)
+                #expect(
+                    values.count == 64 * 192 && values.allSatisfy(\.isFinite)
+                        && Set(values).count > 1000)
                 for _ in 0..<2 {
                     let session = try await model.makeSession()
-                    let response = try await session.respond(to: written, images: [VLMImage(embedding)])
+                    let response = try await session.respond(
+                        to: written, images: [VLMImage(embedding)])
                     #expect(response.text == "The word FISH." && response.stats.vision == .zero)
                 }
-                #expect(await failure { _ = try await VLMImage(embedding).size() }?.name == "invalidArgument")
+                #expect(
+                    await failure { _ = try await VLMImage(embedding).size() }?.name
+                        == "invalidArgument")
             }
         }
 
         @Test func aPictureComesInManyForms() async throws {
             try await withModel { model in
-                let data = try Data(contentsOf: repository.appendingPathComponent("models/demo.png"))
+                let data = try Data(
+                    contentsOf: repository.appendingPathComponent("models/demo.png"))
                 let expected = try await model.encode(picture).imageHash
                 #expect(try await model.encode(VLMImage(data: data)).imageHash == expected)
                 #expect(try await picture.size() == (448, 448))
@@ -98,7 +130,9 @@ extension All {
                 let (width, height) = (30, 20)
                 var (rgb, rgba, bgra, padded) = (Data(), Data(), Data(), Data())
                 for place in 0..<width * height {
-                    let (red, green, blue) = (UInt8(place % 251), UInt8(place % 83), UInt8(place % 7))
+                    let (red, green, blue) = (
+                        UInt8(place % 251), UInt8(place % 83), UInt8(place % 7)
+                    )
                     rgb += [red, green, blue]
                     rgba += [red, green, blue, 255]
                     bgra += [blue, green, red, 9]
@@ -111,33 +145,46 @@ extension All {
                 for image in [
                     VLMImage(pixels: rgba, width: width, height: height, format: .rgba8),
                     VLMImage(pixels: bgra, width: width, height: height, format: .bgra8),
-                    VLMImage(pixels: padded, width: width, height: height, bytesPerRow: width * 3 + 5, format: .rgb8),
+                    VLMImage(
+                        pixels: padded, width: width, height: height, bytesPerRow: width * 3 + 5,
+                        format: .rgb8),
                 ] {
                     #expect(try await model.encode(image).imageHash == hash)
                 }
-                let gray = VLMImage(pixels: Data(repeating: 128, count: 600), width: 30, height: 20, format: .gray8)
+                let gray = VLMImage(
+                    pixels: Data(repeating: 128, count: 600), width: 30, height: 20, format: .gray8)
                 #expect(try await gray.size() == (30, 20))
 
-                let tooFew = VLMImage(pixels: Data(count: 599), width: 30, height: 20, format: .gray8)
+                let tooFew = VLMImage(
+                    pixels: Data(count: 599), width: 30, height: 20, format: .gray8)
                 #expect(await failure { _ = try await tooFew.size() }?.name == "invalidArgument")
                 let none = VLMImage(pixels: Data(), width: 0, height: -1, format: .rgb8)
                 #expect(await failure { _ = try await none.size() }?.name == "invalidArgument")
                 let huge = VLMImage(pixels: Data(), width: .max, height: .max, format: .rgba8)
                 #expect(await failure { _ = try await huge.size() }?.name == "invalidArgument")
                 for bytes in [Data(), Data([1, 2, 3])] {
-                    #expect(await failure { _ = try await VLMImage(data: bytes).size() }?.name == "unsupportedImage")
+                    #expect(
+                        await failure { _ = try await VLMImage(data: bytes).size() }?.name
+                            == "unsupportedImage")
                 }
                 var limited = picture
                 limited.maxPixels = 1000
-                #expect(await failure { [limited] in _ = try await limited.size() }?.name == "unsupportedImage")
-                #expect(await failure { _ = try await VLMImage(contentsOf: URL(fileURLWithPath: "/nowhere.png")).size() }?.name == "notFound")
+                #expect(
+                    await failure { [limited] in _ = try await limited.size() }?.name
+                        == "unsupportedImage")
+                #expect(
+                    await failure {
+                        _ = try await VLMImage(contentsOf: URL(fileURLWithPath: "/nowhere.png"))
+                            .size()
+                    }?.name == "notFound")
             }
         }
 
         @Test func picturesAreTurnedUprightUnlessToldNotTo() async throws {
             try await leavingNothing {
                 for orientation in 1...8 {
-                    var image = VLMImage(contentsOf: turned.appendingPathComponent("orientation-\(orientation).jpg"))
+                    var image = VLMImage(
+                        contentsOf: turned.appendingPathComponent("orientation-\(orientation).jpg"))
                     let upright = try await image.size()
                     image.ignoresOrientation = true
                     let stored = try await image.size()
@@ -153,7 +200,9 @@ extension All {
             try await withModel { model in
                 _ = try await answered(model)
                 let before = try model.memory()
-                #expect(before.active > 0 && before.peak >= before.active && before.imageCache > 0 && before.limit == nil)
+                #expect(
+                    before.active > 0 && before.peak >= before.active && before.imageCache > 0
+                        && before.limit == nil)
                 model.trim()
                 for _ in 0..<100 where try model.memory().imageCache > 0 {
                     try await Task.sleep(for: .milliseconds(5))
@@ -162,7 +211,9 @@ extension All {
 
                 try VLMRuntime.setMemoryLimits(total: before.active, cache: nil)
                 #expect(try model.memory().limit == before.active)
-                #expect(await failure { _ = try await VLMModel.load(from: tiny) }?.name == "outOfMemory")
+                #expect(
+                    await failure { _ = try await VLMModel.load(from: tiny) }?.name == "outOfMemory"
+                )
                 try VLMRuntime.setMemoryLimits(total: nil, cache: nil)
 
                 try await model.unload()
@@ -172,7 +223,9 @@ extension All {
 
         @Test func theLibraryTellsAboutItself() throws {
             #expect(VLMRuntime.version.contains("."))
-            let info = try #require(JSONSerialization.jsonObject(with: Data(VLMRuntime.buildInfo.utf8)) as? [String: Any])
+            let info = try #require(
+                JSONSerialization.jsonObject(with: Data(VLMRuntime.buildInfo.utf8))
+                    as? [String: Any])
             #expect(info["version"] as? String == VLMRuntime.version)
             #expect((info["models"] as? [String])?.contains("prismatic") == true)
             #expect(VLMBackend.automatic.isAvailable && VLMBackend.cpu.isAvailable)
@@ -189,12 +242,21 @@ extension All {
                     gone = ear
                     try VLMLog.set(.debug) { message in ear.messages.with { $0.append(message) } }
                     _ = try await VLMModel.load(from: tiny)
-                    _ = await failure { _ = try await VLMModel.load(from: URL(fileURLWithPath: "/nowhere")) }
-                    for _ in 0..<200 where !ear.messages.value.contains(where: { $0.text.contains("/nowhere") }) {
+                    _ = await failure {
+                        _ = try await VLMModel.load(from: URL(fileURLWithPath: "/nowhere"))
+                    }
+                    for _ in 0..<200
+                    where !ear.messages.value.contains(where: { $0.text.contains("/nowhere") }) {
                         try await Task.sleep(for: .milliseconds(5))
                     }
-                    #expect(ear.messages.value.contains { $0.level == .info && $0.target.hasPrefix("moxin_vlm") })
-                    #expect(ear.messages.value.contains { $0.level == .debug && $0.text.contains("/nowhere") })
+                    #expect(
+                        ear.messages.value.contains {
+                            $0.level == .info && $0.target.hasPrefix("moxin_vlm")
+                        })
+                    #expect(
+                        ear.messages.value.contains {
+                            $0.level == .debug && $0.text.contains("/nowhere")
+                        })
                     try VLMLog.set(.off, handler: nil)
                 }
                 for _ in 0..<200 where gone != nil { try await Task.sleep(for: .milliseconds(5)) }

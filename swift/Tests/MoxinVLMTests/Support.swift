@@ -3,11 +3,13 @@ import Testing
 
 @testable import MoxinVLM
 
-/// All tests, one after the other: they count the library's objects, of which there is one number for the process.
+/// All tests, one after the other: they count the library's objects, of which there is one number
+/// for the process.
 @Suite(.serialized)
 enum All {}
 
-let repository = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
+let repository = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
+    .deletingLastPathComponent().deletingLastPathComponent()
     .deletingLastPathComponent()
 let tiny = repository.appendingPathComponent("models/tiny")
 let picture = VLMImage(contentsOf: repository.appendingPathComponent("models/demo.png"))
@@ -15,20 +17,25 @@ let picture = VLMImage(contentsOf: repository.appendingPathComponent("models/dem
 let written = "What is written?"
 let describe = "Describe the picture."
 
-/// Any token is about as likely as any other, and with this seed the first thousand do not end the answer.
+/// Any token is about as likely as any other, and with this seed the first thousand do not end the
+/// answer.
 let endless = GenerationOptions(temperature: 50, maxTokens: 4000, seed: 1)
 
 /// Lends the small model, and checks that nothing of the library's is left behind.
 func withModel(
-    _ options: LoadOptions = LoadOptions(), isolation: isolated (any Actor)? = #isolation, _ body: (VLMModel) async throws -> Void
+    _ options: LoadOptions = LoadOptions(), isolation: isolated (any Actor)? = #isolation,
+    _ body: (VLMModel) async throws -> Void
 ) async throws {
     try await leavingNothing {
         try await body(try await VLMModel.load(from: tiny, options: options))
     }
 }
 
-/// Checks that nothing of the library's is left behind. What a task let go of may take it a moment to be gone.
-func leavingNothing(isolation: isolated (any Actor)? = #isolation, _ body: () async throws -> Void) async throws {
+/// Checks that nothing of the library's is left behind. What a task let go of may take it a moment
+/// to be gone.
+func leavingNothing(isolation: isolated (any Actor)? = #isolation, _ body: () async throws -> Void)
+    async throws
+{
     try await body()
     for _ in 0..<200 where try VLMRuntime.memory().liveHandles > 0 {
         try await Task.sleep(for: .milliseconds(10))
@@ -37,14 +44,18 @@ func leavingNothing(isolation: isolated (any Actor)? = #isolation, _ body: () as
 }
 
 /// A session that has been shown the picture, and has answered a question about it.
-func answered(_ model: VLMModel, options: GenerationOptions = GenerationOptions()) async throws -> VLMSession {
+func answered(_ model: VLMModel, options: GenerationOptions = GenerationOptions()) async throws
+    -> VLMSession
+{
     let session = try await model.makeSession(options: options)
     _ = try await session.respond(to: written, images: [picture])
     return session
 }
 
 /// The statuses that fail `body`; nothing where it succeeds.
-func failure(isolation: isolated (any Actor)? = #isolation, _ body: () async throws -> Void) async -> VLMError? {
+func failure(isolation: isolated (any Actor)? = #isolation, _ body: () async throws -> Void) async
+    -> VLMError?
+{
     do {
         try await body()
         return nil

@@ -1,4 +1,5 @@
-//! Whether `verify` sees what it looks for: an xcframework with one fault at a time, of which each must be named.
+//! Whether `verify` sees what it looks for: an xcframework with one fault at a time, of which each
+//! must be named.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,23 +14,92 @@ use super::verify;
 type Fault = (&'static str, fn(&Path) -> Result<()>, &'static str);
 
 const FAULTS: [Fault; 12] = [
-    ("a slice is missing", |root| Ok(fs::remove_dir_all(root.join("ios-arm64-simulator"))?), "LibraryPath leads to nothing"),
-    ("a slice is for another system", another_system, "it is for platform"),
-    ("no GPU code", |root| Ok(fs::remove_file(resources(root).join("mlx.metallib"))?), "there is no GPU code"),
-    ("GPU code that is none", |root| replace(&resources(root).join("mlx.metallib"), b"MTLB", b"ELF "), "there is no GPU code"),
-    ("another version", |root| replace(&resources(root).join("Info.plist"), b"<string>0.", b"<string>9."), "CFBundleShortVersionString is"),
-    ("no privacy manifest", |root| Ok(fs::remove_file(resources(root).join("PrivacyInfo.xcprivacy"))?), "PrivacyInfo.xcprivacy"),
-    ("a header that the module map cannot find", lost_header, "clang cannot import the module"),
-    ("no libmlx.dylib", |root| Ok(fs::remove_file(binaries(root).join("libmlx.dylib"))?), "libmlx.dylib"),
-    ("another install name", |root| replace(&binaries(root).join(NAME), b"@rpath/CMoxin", b"@rpath/Xmoxin"), "the install name is"),
-    ("no run path", |root| replace(&binaries(root).join(NAME), b"@loader_path\0", b"@loader_patx\0"), "no run path leads to"),
+    (
+        "a slice is missing",
+        |root| Ok(fs::remove_dir_all(root.join("ios-arm64-simulator"))?),
+        "LibraryPath leads to nothing",
+    ),
+    (
+        "a slice is for another system",
+        another_system,
+        "it is for platform",
+    ),
+    (
+        "no GPU code",
+        |root| Ok(fs::remove_file(resources(root).join("mlx.metallib"))?),
+        "there is no GPU code",
+    ),
+    (
+        "GPU code that is none",
+        |root| replace(&resources(root).join("mlx.metallib"), b"MTLB", b"ELF "),
+        "there is no GPU code",
+    ),
+    (
+        "another version",
+        |root| {
+            replace(
+                &resources(root).join("Info.plist"),
+                b"<string>0.",
+                b"<string>9.",
+            )
+        },
+        "CFBundleShortVersionString is",
+    ),
+    (
+        "no privacy manifest",
+        |root| {
+            Ok(fs::remove_file(
+                resources(root).join("PrivacyInfo.xcprivacy"),
+            )?)
+        },
+        "PrivacyInfo.xcprivacy",
+    ),
+    (
+        "a header that the module map cannot find",
+        lost_header,
+        "clang cannot import the module",
+    ),
+    (
+        "no libmlx.dylib",
+        |root| Ok(fs::remove_file(binaries(root).join("libmlx.dylib"))?),
+        "libmlx.dylib",
+    ),
+    (
+        "another install name",
+        |root| {
+            replace(
+                &binaries(root).join(NAME),
+                b"@rpath/CMoxin",
+                b"@rpath/Xmoxin",
+            )
+        },
+        "the install name is",
+    ),
+    (
+        "no run path",
+        |root| {
+            replace(
+                &binaries(root).join(NAME),
+                b"@loader_path\0",
+                b"@loader_patx\0",
+            )
+        },
+        "no run path leads to",
+    ),
     ("no signature", unsigned, "it is not signed"),
     ("a broken link", broken_link, "Versions/Current is no link"),
 ];
 
 /// Fails where a fault goes unseen.
-pub fn prove(good: &Path, version: &str, functions: &[String], clang: impl Fn() -> Command) -> Result<()> {
-    let look = |folder: &Path, functions: &[String]| verify::xcframework(folder, version, functions, &clang);
+pub fn prove(
+    good: &Path,
+    version: &str,
+    functions: &[String],
+    clang: impl Fn() -> Command,
+) -> Result<()> {
+    let look = |folder: &Path, functions: &[String]| {
+        verify::xcframework(folder, version, functions, &clang)
+    };
     for (name, fault, expected) in FAULTS {
         let scratch = tempfile::tempdir_in(good.parent().unwrap_or(good))?;
         let broken = scratch.path().join("broken");
@@ -39,12 +109,23 @@ pub fn prove(good: &Path, version: &str, functions: &[String], clang: impl Fn() 
     }
     let mut more = functions.to_vec();
     more.push("moxin_made_up".into());
-    seen("a function that is not exported", "does not export [\"_moxin_made_up\"]", &look(good, &more)?)?;
-    seen("a function that the header does not have", "which the header does not have", &look(good, &functions[1..])?)
+    seen(
+        "a function that is not exported",
+        "does not export [\"_moxin_made_up\"]",
+        &look(good, &more)?,
+    )?;
+    seen(
+        "a function that the header does not have",
+        "which the header does not have",
+        &look(good, &functions[1..])?,
+    )
 }
 
 fn seen(name: &str, expected: &str, problems: &[String]) -> Result<()> {
-    ensure!(problems.iter().any(|problem| problem.contains(expected)), "this fault goes unseen: {name}; found are {problems:?}");
+    ensure!(
+        problems.iter().any(|problem| problem.contains(expected)),
+        "this fault goes unseen: {name}; found are {problems:?}"
+    );
     println!("seen: {name}");
     Ok(())
 }
@@ -57,7 +138,8 @@ fn resources(root: &Path) -> PathBuf {
     binaries(root).join("Resources")
 }
 
-/// The same files under another folder. Faults write new files in the place of these, never into them.
+/// The same files under another folder. Faults write new files in the place of these, never into
+/// them.
 fn link_folder(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir(to)?;
     for entry in fs::read_dir(from)? {
@@ -93,7 +175,11 @@ fn replace(path: &Path, from: &[u8], to: &[u8]) -> Result<()> {
         }
         at += 1;
     }
-    ensure!(changed, "{} does not hold what is to be changed", path.display());
+    ensure!(
+        changed,
+        "{} does not hold what is to be changed",
+        path.display()
+    );
     rewrite(path, &content)
 }
 
@@ -103,7 +189,11 @@ fn another_system(root: &Path) -> Result<()> {
 }
 
 fn lost_header(root: &Path) -> Result<()> {
-    replace(&binaries(root).join("Modules/module.modulemap"), b"moxin_vlm.h", b"moxin_xxx.h")
+    replace(
+        &binaries(root).join("Modules/module.modulemap"),
+        b"moxin_vlm.h",
+        b"moxin_xxx.h",
+    )
 }
 
 fn broken_link(root: &Path) -> Result<()> {
@@ -112,12 +202,18 @@ fn broken_link(root: &Path) -> Result<()> {
     Ok(std::os::unix::fs::symlink("B", link)?)
 }
 
-/// Makes another command of LC_CODE_SIGNATURE, LC_DATA_IN_CODE. The header has 32 bytes; a command begins with its number and its length.
+/// Makes another command of LC_CODE_SIGNATURE, LC_DATA_IN_CODE. The header has 32 bytes; a command
+/// begins with its number and its length.
 fn unsigned(root: &Path) -> Result<()> {
     let path = binaries(root).join(NAME);
     let mut content = fs::read(&path)?;
     let word = |content: &[u8], at: usize| -> Result<u32> {
-        Ok(u32::from_le_bytes(content.get(at..at + 4).context("the file is too short")?.try_into()?))
+        Ok(u32::from_le_bytes(
+            content
+                .get(at..at + 4)
+                .context("the file is too short")?
+                .try_into()?,
+        ))
     };
     let mut at = 32;
     for _ in 0..word(&content, 16)? {

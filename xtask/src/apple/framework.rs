@@ -53,14 +53,24 @@ impl Platform {
         }
     }
 
-    /// Where the library lies in the framework, and where resources do: macOS has versions, iOS has not.
+    /// Where the library lies in the framework, and where resources do: macOS has versions, iOS has
+    /// not.
     pub fn places(self) -> (&'static str, &'static str) {
-        if self == Platform::MacOs { ("Versions/A", "Versions/A/Resources") } else { ("", "") }
+        if self == Platform::MacOs {
+            ("Versions/A", "Versions/A/Resources")
+        } else {
+            ("", "")
+        }
     }
 
     /// How programs find the library.
     pub fn install_name(self) -> String {
-        Path::new("@rpath").join(format!("{NAME}.framework")).join(self.places().0).join(NAME).to_string_lossy().into_owned()
+        Path::new("@rpath")
+            .join(format!("{NAME}.framework"))
+            .join(self.places().0)
+            .join(NAME)
+            .to_string_lossy()
+            .into_owned()
     }
 }
 
@@ -78,7 +88,13 @@ pub struct Slice {
 impl Slice {
     /// Nothing yet.
     pub fn of(platform: Platform) -> Slice {
-        Slice { platform, library: PathBuf::new(), mlx: None, metallib: None, symbols: None }
+        Slice {
+            platform,
+            library: PathBuf::new(),
+            mlx: None,
+            metallib: None,
+            symbols: None,
+        }
     }
 }
 
@@ -90,16 +106,37 @@ pub fn write(slices: &[Slice], version: &str, folder: &Path) -> Result<()> {
         let root = folder.join(platform.folder());
         write_framework(slice, version, &root.join(format!("{NAME}.framework")))?;
         let mut entry = Dictionary::new();
-        entry.insert("BinaryPath".into(), format!("{NAME}.framework/{}", Path::new(platform.places().0).join(NAME).display()).into());
+        entry.insert(
+            "BinaryPath".into(),
+            format!(
+                "{NAME}.framework/{}",
+                Path::new(platform.places().0).join(NAME).display()
+            )
+            .into(),
+        );
         entry.insert("LibraryIdentifier".into(), platform.folder().into());
         entry.insert("LibraryPath".into(), format!("{NAME}.framework").into());
-        entry.insert("SupportedArchitectures".into(), Value::Array(vec!["arm64".into()]));
-        entry.insert("SupportedPlatform".into(), if platform == Platform::MacOs { "macos" } else { "ios" }.into());
+        entry.insert(
+            "SupportedArchitectures".into(),
+            Value::Array(vec!["arm64".into()]),
+        );
+        entry.insert(
+            "SupportedPlatform".into(),
+            if platform == Platform::MacOs {
+                "macos"
+            } else {
+                "ios"
+            }
+            .into(),
+        );
         if platform == Platform::Simulator {
             entry.insert("SupportedPlatformVariant".into(), "simulator".into());
         }
         if let Some(symbols) = &slice.symbols {
-            copy_folder(symbols, &root.join("dSYMs").join(format!("{NAME}.framework.dSYM")))?;
+            copy_folder(
+                symbols,
+                &root.join("dSYMs").join(format!("{NAME}.framework.dSYM")),
+            )?;
             entry.insert("DebugSymbolsPath".into(), "dSYMs".into());
         }
         libraries.push(Value::Dictionary(entry));
@@ -126,13 +163,19 @@ fn write_framework(slice: &Slice, version: &str, folder: &Path) -> Result<()> {
     if let Some(metallib) = &slice.metallib {
         copy(metallib, &resources.join("mlx.metallib"))?;
     }
-    copy(&setup::repository().join("include/moxin_vlm.h"), &headers.join("moxin_vlm.h"))?;
+    copy(
+        &setup::repository().join("include/moxin_vlm.h"),
+        &headers.join("moxin_vlm.h"),
+    )?;
     fs::write(
         modules.join("module.modulemap"),
         format!("framework module {NAME} {{\n  umbrella header \"moxin_vlm.h\"\n  export *\n}}\n"),
     )?;
     write_plist(info(platform, version), &resources.join("Info.plist"))?;
-    fs::write(resources.join("PrivacyInfo.xcprivacy"), include_str!("PrivacyInfo.xcprivacy"))?;
+    fs::write(
+        resources.join("PrivacyInfo.xcprivacy"),
+        include_str!("PrivacyInfo.xcprivacy"),
+    )?;
     if platform == Platform::MacOs {
         symlink("A", folder.join("Versions/Current"))?;
         for name in [NAME, "Headers", "Modules", "Resources"] {
@@ -158,12 +201,16 @@ fn info(platform: Platform, version: &str) -> Dictionary {
     ] {
         info.insert(key.into(), value.into());
     }
-    info.insert("CFBundleSupportedPlatforms".into(), Value::Array(vec![platform.bundle_name().into()]));
+    info.insert(
+        "CFBundleSupportedPlatforms".into(),
+        Value::Array(vec![platform.bundle_name().into()]),
+    );
     info
 }
 
 fn write_plist(content: Dictionary, path: &Path) -> Result<()> {
-    plist::to_file_xml(path, &Value::Dictionary(content)).with_context(|| format!("cannot write {}", path.display()))
+    plist::to_file_xml(path, &Value::Dictionary(content))
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
@@ -176,7 +223,11 @@ fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     for entry in fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
         let path = entry?.path();
         let target = to.join(path.file_name().unwrap_or_default());
-        if path.is_dir() { copy_folder(&path, &target)? } else { copy(&path, &target)? }
+        if path.is_dir() {
+            copy_folder(&path, &target)?
+        } else {
+            copy(&path, &target)?
+        }
     }
     Ok(())
 }

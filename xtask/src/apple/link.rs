@@ -1,5 +1,6 @@
-//! The dynamic library for macOS, linked on Linux: mlx-c by zig's compiler, our own by rustc, both by rustc's linker against the libmlx.dylib of
-//! MLX's wheel. A name that is nowhere to be found fails the link.
+//! The dynamic library for macOS, linked on Linux: mlx-c by zig's compiler, our own by rustc, both
+//! by rustc's linker against the libmlx.dylib of MLX's wheel. A name that is nowhere to be found
+//! fails the link.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,12 +35,16 @@ pub fn run(options: Options) -> Result<()> {
     if options.prove {
         prove(&steps, &home, &output)?;
     }
-    println!("{}: arm64, macOS {MACOS} or newer, exports the header's functions; it has never been loaded on a Mac", library.display());
+    println!(
+        "{}: arm64, macOS {MACOS} or newer, exports the header's functions; it has never been \
+         loaded on a Mac",
+        library.display()
+    );
     Ok(())
 }
 
-/// Links the library into a folder and looks at it; gives its path. libmlx.dylib and mlx.metallib lie in [`Home::mlx`].
-/// `needed`: a name that it shall refer to.
+/// Links the library into a folder and looks at it; gives its path. libmlx.dylib and mlx.metallib
+/// lie in [`Home::mlx`]. `needed`: a name that it shall refer to.
 pub fn link(steps: &Steps, home: &Home, output: &Path, needed: Option<&str>) -> Result<PathBuf> {
     let scratch = tempfile::tempdir_in(output)?;
     let objects = mlx_c(steps, home)?;
@@ -52,14 +57,34 @@ pub fn link(steps: &Steps, home: &Home, output: &Path, needed: Option<&str>) -> 
     let library = output.join("CMoxinVLM");
     let install_name = Platform::MacOs.install_name();
     let mut command = linker(home, scratch.path(), &functions)?;
-    command.args(["-platform_version", "macos", MACOS, MACOS, "-install_name", &install_name, "-rpath", "@loader_path"]);
-    command.arg("-syslibroot").arg(sdk::write(home, scratch.path())?).arg("-force_load").arg(archive);
-    command.arg(home.mlx().join("lib/libmlx.dylib")).args(["-lc++", "-lSystem", "-o"]).arg(&library);
+    command.args([
+        "-platform_version",
+        "macos",
+        MACOS,
+        MACOS,
+        "-install_name",
+        &install_name,
+        "-rpath",
+        "@loader_path",
+    ]);
+    command
+        .arg("-syslibroot")
+        .arg(sdk::write(home, scratch.path())?)
+        .arg("-force_load")
+        .arg(archive);
+    command
+        .arg(home.mlx().join("lib/libmlx.dylib"))
+        .args(["-lc++", "-lSystem", "-o"])
+        .arg(&library);
     command.args(needed.iter().flat_map(|name| ["-u", name]));
     steps.expect(&mut command, "the library cannot be linked for macOS")?;
     let problems = look(&macho::read(&library)?, &functions);
     if !problems.is_empty() {
-        bail!("{} is not as it should be:\n- {}", library.display(), problems.join("\n- "));
+        bail!(
+            "{} is not as it should be:\n- {}",
+            library.display(),
+            problems.join("\n- ")
+        );
     }
     Ok(library)
 }
@@ -73,7 +98,9 @@ fn prove(steps: &Steps, home: &Home, output: &Path) -> Result<()> {
             println!("seen: a function that MLX does not have");
             Ok(())
         }
-        Err(error) => Err(error.context("the link failed, but not for the function that is missing")),
+        Err(error) => {
+            Err(error.context("the link failed, but not for the function that is missing"))
+        }
         Ok(_) => bail!("this fault goes unseen: a function that MLX does not have"),
     }
 }
@@ -90,23 +117,51 @@ fn mlx_c(steps: &Steps, home: &Home) -> Result<PathBuf> {
     let mut objects = Vec::new();
     for entry in fs::read_dir(sources.join("mlx/c"))? {
         let source = entry?.path();
-        if source.extension().is_none_or(|extension| extension != "cpp") {
+        if source
+            .extension()
+            .is_none_or(|extension| extension != "cpp")
+        {
             continue;
         }
-        let object = part.path().join(source.file_stem().unwrap_or_default()).with_extension("o");
-        let mut compile = home.compiler(&["c++", "-target", &format!("aarch64-macos.{MACOS}"), "-std=gnu++20", "-O2", "-fno-sanitize=all"]);
-        // With availability, so that nothing is taken from C++'s library that this macOS lacks; without sized deletion, which MLX's own
-        // library does not use either: see `sdk`.
-        compile.args(["-fno-sized-deallocation", "-U_LIBCPP_HAS_VENDOR_AVAILABILITY_ANNOTATIONS"]);
+        let object = part
+            .path()
+            .join(source.file_stem().unwrap_or_default())
+            .with_extension("o");
+        let mut compile = home.compiler(&[
+            "c++",
+            "-target",
+            &format!("aarch64-macos.{MACOS}"),
+            "-std=gnu++20",
+            "-O2",
+            "-fno-sanitize=all",
+        ]);
+        // With availability, so that nothing is taken from C++'s library that this macOS lacks;
+        // without sized deletion, which MLX's own library does not use either: see `sdk`.
+        compile.args([
+            "-fno-sized-deallocation",
+            "-U_LIBCPP_HAS_VENDOR_AVAILABILITY_ANNOTATIONS",
+        ]);
         compile
-            .args(["-D_LIBCPP_HAS_VENDOR_AVAILABILITY_ANNOTATIONS=1", "-c", "-I"])
+            .args([
+                "-D_LIBCPP_HAS_VENDOR_AVAILABILITY_ANNOTATIONS=1",
+                "-c",
+                "-I",
+            ])
             .arg(&sources)
             .arg("-I")
             .arg(home.mlx().join("include"));
-        steps.expect(compile.arg(&source).arg("-o").arg(&object), &format!("cannot compile {}", source.display()))?;
+        steps.expect(
+            compile.arg(&source).arg("-o").arg(&object),
+            &format!("cannot compile {}", source.display()),
+        )?;
         objects.push(object);
     }
-    steps.expect(home.compiler(&["ar", "rcs"]).arg(part.path().join("libmlxc.a")).args(&objects), "cannot write libmlxc.a")?;
+    steps.expect(
+        home.compiler(&["ar", "rcs"])
+            .arg(part.path().join("libmlxc.a"))
+            .args(&objects),
+        "cannot write libmlxc.a",
+    )?;
     let made = part.keep();
     fs::rename(&made, &folder)?;
     Ok(folder)
@@ -115,28 +170,63 @@ fn mlx_c(steps: &Steps, home: &Home) -> Result<PathBuf> {
 /// Our static library, mlx-c inside.
 fn build(home: &Home, scratch: &Path, mlx_c: &Path, target: &str) -> Result<PathBuf> {
     let config = home.cargo_config(scratch, Some(mlx_c))?;
-    let config = config.to_str().context("the temporary folder's path is not UTF-8")?;
-    dist::static_library(&["--profile", "release", "--target", target, "--config", config])
+    let config = config
+        .to_str()
+        .context("the temporary folder's path is not UTF-8")?;
+    dist::static_library(&[
+        "--profile",
+        "release",
+        "--target",
+        target,
+        "--config",
+        config,
+    ])
 }
 
 /// A file with the functions to export, as Apple's linkers read it.
 pub fn export_list(scratch: &Path, functions: &[String]) -> Result<PathBuf> {
     let path = scratch.join("exports");
-    fs::write(&path, functions.iter().map(|name| format!("_{name}\n")).collect::<String>())?;
+    fs::write(
+        &path,
+        functions
+            .iter()
+            .map(|name| format!("_{name}\n"))
+            .collect::<String>(),
+    )?;
     Ok(path)
 }
 
 /// rustc's linker for Mach-O, told what to export.
 pub fn linker(home: &Home, scratch: &Path, functions: &[String]) -> Result<Command> {
     let exports = export_list(scratch, functions)?;
-    let output = Command::new("rustc").args(["--print", "target-libdir"]).output().context("cannot run rustc")?;
+    let output = Command::new("rustc")
+        .args(["--print", "target-libdir"])
+        .output()
+        .context("cannot run rustc")?;
     let libraries = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-    let lld = libraries.parent().context("rustc's libraries lie in no folder")?.join("bin/rust-lld");
+    let lld = libraries
+        .parent()
+        .context("rustc's libraries lie in no folder")?
+        .join("bin/rust-lld");
     if !lld.is_file() {
-        bail!("this Rust brings no linker for other systems: {} is missing; rustup's toolchains have it", lld.display());
+        bail!(
+            "this Rust brings no linker for other systems: {} is missing; rustup's toolchains have \
+             it",
+            lld.display()
+        );
     }
     let mut command = Command::new(lld);
-    command.args(["-flavor", "darwin", "-arch", "arm64", "-dylib", "-dead_strip", "-exported_symbols_list"]).arg(exports);
+    command
+        .args([
+            "-flavor",
+            "darwin",
+            "-arch",
+            "arm64",
+            "-dylib",
+            "-dead_strip",
+            "-exported_symbols_list",
+        ])
+        .arg(exports);
     command.current_dir(&home.path);
     Ok(command)
 }
@@ -144,8 +234,15 @@ pub fn linker(home: &Home, scratch: &Path, functions: &[String]) -> Result<Comma
 /// What is wrong with a library for macOS.
 fn look(library: &macho::Library, functions: &[String]) -> Vec<String> {
     let mut problems = super::verify::library(library, functions, Platform::MacOs);
-    let known = ["@rpath/libmlx.dylib", "/usr/lib/libc++.1.dylib", "/usr/lib/libSystem.B.dylib"];
-    let strangers = library.loads.iter().filter(|name| !known.contains(&name.as_str()));
+    let known = [
+        "@rpath/libmlx.dylib",
+        "/usr/lib/libc++.1.dylib",
+        "/usr/lib/libSystem.B.dylib",
+    ];
+    let strangers = library
+        .loads
+        .iter()
+        .filter(|name| !known.contains(&name.as_str()));
     problems.extend(strangers.map(|name| format!("it loads {name}")));
     problems
 }

@@ -38,27 +38,49 @@ fn parse(bytes: &[u8]) -> Result<Library> {
     let file = MachOFile64::<Endianness>::parse(bytes)?;
     let header = file.macho_header();
     let endian = file.endian();
-    ensure!(header.cputype(endian) == macho::CPU_TYPE_ARM64, "it is for another processor");
-    ensure!(header.filetype(endian) == macho::MH_DYLIB, "it is no dynamic library");
+    ensure!(
+        header.cputype(endian) == macho::CPU_TYPE_ARM64,
+        "it is for another processor"
+    );
+    ensure!(
+        header.filetype(endian) == macho::MH_DYLIB,
+        "it is no dynamic library"
+    );
     let mut library = Library::default();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let mut commands = header.load_commands(endian, bytes, 0)?;
     while let Some(command) = commands.next()? {
         match command.variant()? {
-            LoadCommandVariant::IdDylib(id) => library.install_name = text(command.string(endian, id.dylib.name)?),
-            LoadCommandVariant::Dylib(dylib) => library.loads.push(text(command.string(endian, dylib.dylib.name)?)),
-            LoadCommandVariant::Rpath(path) => library.run_paths.push(text(command.string(endian, path.path)?)),
+            LoadCommandVariant::IdDylib(id) => {
+                library.install_name = text(command.string(endian, id.dylib.name)?)
+            }
+            LoadCommandVariant::Dylib(dylib) => library
+                .loads
+                .push(text(command.string(endian, dylib.dylib.name)?)),
+            LoadCommandVariant::Rpath(path) => library
+                .run_paths
+                .push(text(command.string(endian, path.path)?)),
             LoadCommandVariant::BuildVersion(build) => {
                 let oldest = build.minos.get(endian);
                 library.oldest = format!("{}.{}", oldest >> 16, oldest >> 8 & 0xff);
                 library.platform = build.platform.get(endian);
             }
-            LoadCommandVariant::LinkeditData(_) if command.cmd() == macho::LC_CODE_SIGNATURE => library.signed = true,
+            LoadCommandVariant::LinkeditData(_) if command.cmd() == macho::LC_CODE_SIGNATURE => {
+                library.signed = true
+            }
             _ => {}
         }
     }
-    library.imports = file.imports()?.iter().map(|import| (text(import.name()), text(import.library()))).collect();
-    library.exports = file.exports()?.iter().map(|export| text(export.name())).collect();
+    library.imports = file
+        .imports()?
+        .iter()
+        .map(|import| (text(import.name()), text(import.library())))
+        .collect();
+    library.exports = file
+        .exports()?
+        .iter()
+        .map(|export| text(export.name()))
+        .collect();
     library.exports.sort();
     Ok(library)
 }

@@ -1,8 +1,10 @@
-//! The builds for Apple systems, as far as Linux can check them: nothing that comes of it has been run on a Mac.
+//! The builds for Apple systems, as far as Linux can check them: nothing that comes of it has been
+//! run on a Mac.
 //!
 //! - `check`: clippy for macOS and iOS, with the bindings that mlx-sys would make there.
 //! - `link`: the dynamic library for macOS, against the libmlx.dylib of MLX's wheel.
-//! - `xcframework`: frameworks for Swift and Objective-C. On a Mac the real ones, on Linux what `link` makes.
+//! - `xcframework`: frameworks for Swift and Objective-C. On a Mac the real ones, on Linux what
+//!   `link` makes.
 //! - `verify`: looks a finished xcframework over, wherever it was made.
 //!
 //! What they need lies in the cache folder, under a name made from all that went into it: [`Home`].
@@ -35,7 +37,10 @@ const IOS: &str = "17.0";
 const WHEELS: &str = include_str!("wheels.txt");
 
 /// What bindgen is to see: Rust's name of a target, and clang's.
-const TARGETS: [(&str, &str); 2] = [("aarch64-apple-darwin", "arm64-apple-macosx14.0"), ("aarch64-apple-ios", "arm64-apple-ios17.0")];
+const TARGETS: [(&str, &str); 2] = [
+    ("aarch64-apple-darwin", "arm64-apple-macosx14.0"),
+    ("aarch64-apple-ios", "arm64-apple-ios17.0"),
+];
 
 /// The tools, complete.
 pub struct Home {
@@ -46,13 +51,20 @@ impl Home {
     /// Gets them where they are not there yet.
     fn ensure() -> Result<Home> {
         if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
-            bail!("this chore stands in for a Mac on x86-64 Linux; on a Mac, cargo and Xcode do the real thing: `cargo xtask xcframework`");
+            bail!(
+                "this chore stands in for a Mac on x86-64 Linux; on a Mac, cargo and Xcode do the \
+                 real thing: `cargo xtask xcframework`"
+            );
         }
         setup::ensure()?;
         let cache = setup::cache_folder()?;
-        let hash = Sha256::new_with_prefix(WHEELS).chain_update(include_str!("mod.rs")).finalize();
+        let hash = Sha256::new_with_prefix(WHEELS)
+            .chain_update(include_str!("mod.rs"))
+            .finalize();
         let hash: String = hash[..6].iter().map(|byte| format!("{byte:02x}")).collect();
-        let home = Home { path: cache.join(format!("apple-{hash}")) };
+        let home = Home {
+            path: cache.join(format!("apple-{hash}")),
+        };
         if !home.path.is_dir() {
             setup::make(&home.path, || home.path.is_dir(), Home::build)?;
         }
@@ -66,7 +78,13 @@ impl Home {
             fs::create_dir_all(&path)?;
             Ok(path)
         };
-        let (downloads, tools, made) = (folder("wheels")?, folder("tools")?, Home { path: folder("home")? });
+        let (downloads, tools, made) = (
+            folder("wheels")?,
+            folder("tools")?,
+            Home {
+                path: folder("home")?,
+            },
+        );
         let steps = Steps::new(part.with_file_name("apple.log"), folder("tmp")?);
         wheels::check_python()?;
         steps.say("fetching a compiler with Apple's headers, and MLX for macOS (170 MB)");
@@ -94,7 +112,10 @@ impl Home {
     fn compiler(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.zig());
         let cache = self.path.join("zig-cache");
-        command.args(arguments).env("ZIG_GLOBAL_CACHE_DIR", &cache).env("ZIG_LOCAL_CACHE_DIR", &cache);
+        command
+            .args(arguments)
+            .env("ZIG_GLOBAL_CACHE_DIR", &cache)
+            .env("ZIG_LOCAL_CACHE_DIR", &cache);
         command
     }
 
@@ -102,7 +123,8 @@ impl Home {
         self.path.join("bindings").join(target)
     }
 
-    /// As the build script of mlx-sys would write them there. The compiler's arguments go through the variable that bindgen reads.
+    /// As the build script of mlx-sys would write them there. The compiler's arguments go through
+    /// the variable that bindgen reads.
     fn write_bindings(&self, steps: &Steps, tools: &Path, target: &str, clang: &str) -> Result<()> {
         let folder = self.bindings(target);
         fs::create_dir_all(&folder)?;
@@ -117,13 +139,23 @@ impl Home {
             .arg(empty)
             .arg(headers.join("include"))
             .arg(folder.join("bindings.rs"));
-        command.env("LIBCLANG_PATH", wheels::find_below(tools, "native/libclang.so")?);
-        let arguments = format!("--target={clang} -march=armv8.6-a+bf16 -nostdlibinc -isystem '{}'", apple.display());
-        steps.expect(command.env("BINDGEN_EXTRA_CLANG_ARGS", arguments), &format!("cannot write the bindings for {target}"))?;
+        command.env(
+            "LIBCLANG_PATH",
+            wheels::find_below(tools, "native/libclang.so")?,
+        );
+        let arguments = format!(
+            "--target={clang} -march=armv8.6-a+bf16 -nostdlibinc -isystem '{}'",
+            apple.display()
+        );
+        steps.expect(
+            command.env("BINDGEN_EXTRA_CLANG_ARGS", arguments),
+            &format!("cannot write the bindings for {target}"),
+        )?;
         Ok(())
     }
 
-    /// Tells cargo to take these bindings, and `libraries` to link, in place of the build script of mlx-sys. Returns the file, for `--config`.
+    /// Tells cargo to take these bindings, and `libraries` to link, in place of the build script of
+    /// mlx-sys. Returns the file, for `--config`.
     fn cargo_config(&self, folder: &Path, library_folder: Option<&Path>) -> Result<PathBuf> {
         let quote = |path: &Path| toml::Value::String(path.to_string_lossy().into_owned());
         let (search, libraries) = match library_folder {
@@ -132,13 +164,15 @@ impl Home {
         };
         let tables = TARGETS.map(|(target, _)| {
             format!(
-                "[target.{target}.mlx]\nrustc-link-search = [{}]\nrustc-link-lib = [{libraries}]\nrustc-env = {{ OUT_DIR = {} }}\n",
+                "[target.{target}.mlx]\nrustc-link-search = [{}]\nrustc-link-lib = \
+                 [{libraries}]\nrustc-env = {{ OUT_DIR = {} }}\n",
                 toml::Value::String(search.clone()),
                 quote(&self.bindings(target))
             )
         });
         let path = folder.join("cargo.toml");
-        fs::write(&path, tables.concat()).with_context(|| format!("cannot write {}", path.display()))?;
+        fs::write(&path, tables.concat())
+            .with_context(|| format!("cannot write {}", path.display()))?;
         Ok(path)
     }
 }
@@ -148,5 +182,9 @@ pub fn lacks() -> Option<String> {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         return Some("x86-64 Linux; on a Mac the other steps compile for it".to_owned());
     }
-    TARGETS.iter().find_map(|(target, _)| add_target(target).err().map(|_| format!("rustup target add {target}")))
+    TARGETS.iter().find_map(|(target, _)| {
+        add_target(target)
+            .err()
+            .map(|_| format!("rustup target add {target}"))
+    })
 }

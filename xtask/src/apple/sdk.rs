@@ -14,7 +14,8 @@ pub fn write(home: &Home, folder: &Path) -> Result<PathBuf> {
     let libraries = sdk.join("usr/lib");
     fs::create_dir_all(&libraries)?;
     let system = home.path.join("ziglang/lib/libc/darwin/libSystem.tbd");
-    let system = fs::read_to_string(&system).with_context(|| format!("cannot read {}", system.display()))?;
+    let system =
+        fs::read_to_string(&system).with_context(|| format!("cannot read {}", system.display()))?;
     fs::write(libraries.join("libSystem.tbd"), for_arm64(&system)?)?;
     fs::write(libraries.join("libc++.tbd"), cxx(home)?)?;
     Ok(sdk)
@@ -32,28 +33,46 @@ pub fn write_for_simulator(folder: &Path) -> Result<PathBuf> {
     Ok(sdk)
 }
 
-/// zig's stub with other targets: it names processors that this linker does not know, and of Apple silicon only the system's own variant.
+/// zig's stub with other targets: it names processors that this linker does not know, and of Apple
+/// silicon only the system's own variant.
 fn for_arm64(stub: &str) -> Result<String> {
     let mut text = String::new();
     let mut rest = stub;
     while let Some(at) = rest.find("targets:") {
-        let open = at + rest[at..].find('[').context("a list of targets begins with [")?;
-        let close = open + rest[open..].find(']').context("a list of targets ends with ]")?;
-        let arm = rest[open..close].split([',', '[', ' ', '\n']).any(|target| target == "arm64e-macos");
+        let open = at
+            + rest[at..]
+                .find('[')
+                .context("a list of targets begins with [")?;
+        let close = open
+            + rest[open..]
+                .find(']')
+                .context("a list of targets ends with ]")?;
+        let arm = rest[open..close]
+            .split([',', '[', ' ', '\n'])
+            .any(|target| target == "arm64e-macos");
         text += &rest[..open];
-        text += if arm { "[ arm64-macos ]" } else { "[ x86_64-macos ]" };
+        text += if arm {
+            "[ arm64-macos ]"
+        } else {
+            "[ x86_64-macos ]"
+        };
         rest = &rest[close + 1..];
     }
     Ok(text + rest)
 }
 
-/// C++'s library has what MLX's own library takes from it: that one was built by Apple's tools for the same oldest macOS, so it is really
-/// there. Whatever else mlx-c would need fails the link until someone has looked.
+/// C++'s library has what MLX's own library takes from it: that one was built by Apple's tools for
+/// the same oldest macOS, so it is really there. Whatever else mlx-c would need fails the link
+/// until someone has looked.
 fn cxx(home: &Home) -> Result<String> {
     let path = home.mlx().join("lib/libmlx.dylib");
     let mlx = macho::read(&path)?;
-    let names: BTreeSet<&String> =
-        mlx.imports.iter().filter(|(_, library)| library.ends_with("libc++.1.dylib")).map(|(name, _)| name).collect();
+    let names: BTreeSet<&String> = mlx
+        .imports
+        .iter()
+        .filter(|(_, library)| library.ends_with("libc++.1.dylib"))
+        .map(|(name, _)| name)
+        .collect();
     let names: Vec<String> = names.into_iter().map(|name| format!("'{name}'")).collect();
     Ok(format!(
         "--- !tapi-tbd\ntbd-version: 4\ntargets: [ arm64-macos ]\ninstall-name: '/usr/lib/libc++.1.dylib'\n\
@@ -68,9 +87,10 @@ mod tests {
 
     #[test]
     fn targets_become_those_that_the_linker_knows() {
-        let stub =
-            "targets:  [ x86_64-macos, arm64e-macos,\n  arm64e.x1-macos ]\nname: a\n  - targets: [ x86_64-macos ]\n    symbols: [ _b ]\n";
-        let expected = "targets:  [ arm64-macos ]\nname: a\n  - targets: [ x86_64-macos ]\n    symbols: [ _b ]\n";
+        let stub = "targets:  [ x86_64-macos, arm64e-macos,\n  arm64e.x1-macos ]\nname: a\n  - \
+            targets: [ x86_64-macos ]\n    symbols: [ _b ]\n";
+        let expected = "targets:  [ arm64-macos ]\nname: a\n  - targets: [ x86_64-macos ]\n    \
+            symbols: [ _b ]\n";
         assert_eq!(for_arm64(stub).unwrap(), expected);
     }
 }

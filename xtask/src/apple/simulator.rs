@@ -1,5 +1,6 @@
-//! The slice for the iOS simulator, where MLX does not run: every function of the header, in C, of which all that can fail fail with
-//! BACKEND_UNAVAILABLE. An app links and starts there, and says what is the matter.
+//! The slice for the iOS simulator, where MLX does not run: every function of the header, in C, of
+//! which all that can fail fail with BACKEND_UNAVAILABLE. An app links and starts there, and says
+//! what is the matter.
 
 use anyhow::{Context, Result, bail};
 
@@ -11,10 +12,16 @@ const WHY: &str = "MLX does not run in the iOS simulator: run the app on a devic
 /// The source of the slice.
 pub fn source(version: &str) -> Result<String> {
     let header = dist::header()?;
-    let mut text = "#include \"moxin_vlm.h\"\n#include <string.h>\n\n/* What every error points to. */\nstatic char why;\n".to_owned();
+    let mut text = "#include \"moxin_vlm.h\"\n#include <string.h>\n\n/* What every error points \
+        to. */\nstatic char why;\n"
+        .to_owned();
     for item in parse(&header)?.items {
         if let Shape::Function(declaration) = &item.shape {
-            text += &format!("\n{}\n{{\n{}}}\n", declaration.trim_end().trim_end_matches(';'), body(&item, declaration, version)?);
+            text += &format!(
+                "\n{}\n{{\n{}}}\n",
+                declaration.trim_end().trim_end_matches(';'),
+                body(&item, declaration, version)?
+            );
         }
     }
     Ok(text)
@@ -22,32 +29,60 @@ pub fn source(version: &str) -> Result<String> {
 
 /// What a function does instead.
 fn body(item: &Item, declaration: &str, version: &str) -> Result<String> {
-    let returned = declaration.split(item.name.as_str()).next().unwrap_or_default().trim();
+    let returned = declaration
+        .split(item.name.as_str())
+        .next()
+        .unwrap_or_default()
+        .trim();
     let line = |text: &str| -> Result<String> { Ok(format!("    {text}\n")) };
     match item.name.as_str() {
         "moxin_abi_version" => line("return MOXIN_ABI_VERSION;"),
         "moxin_version" => line(&format!("return \"{version}\";")),
         "moxin_build_info" => line("return \"for the iOS simulator, without MLX\";"),
-        "moxin_status_name" => line("return status == MOXIN_STATUS_OK ? \"OK\" : \"BACKEND_UNAVAILABLE\";"),
-        "moxin_error_status" => line("return error ? MOXIN_STATUS_BACKEND_UNAVAILABLE : MOXIN_STATUS_OK;"),
-        "moxin_error_message" => line(&format!("return (struct moxin_str){{error ? \"{WHY}\" : \"\", error ? {} : 0}};", WHY.len())),
+        "moxin_status_name" => line(
+            "return status == MOXIN_STATUS_OK ? \"OK\" : \
+         \"BACKEND_UNAVAILABLE\";",
+        ),
+        "moxin_error_status" => line(
+            "return error ? MOXIN_STATUS_BACKEND_UNAVAILABLE : \
+         MOXIN_STATUS_OK;",
+        ),
+        "moxin_error_message" => line(&format!(
+            "return (struct \
+         moxin_str){{error ? \"{WHY}\" : \"\", error ? {} : 0}};",
+            WHY.len()
+        )),
         // A handle that nothing looks into.
         "moxin_cancel_new" => line("return (struct moxin_cancel *)&why;"),
-        name if name.ends_with("_params_init") => {
-            line("memset(params, 0, struct_size);").and_then(|zero| Ok(zero + &line("params->struct_size = struct_size;")?))
-        }
+        name if name.ends_with("_params_init") => line(
+            "memset(params, 0, \
+                struct_size);",
+        )
+        .and_then(|zero| Ok(zero + &line("params->struct_size = struct_size;")?)),
         _ => match returned {
             "void" => Ok(String::new()),
             "bool" => line("return false;"),
             // What takes no error sets something up, for work that never comes.
-            "enum moxin_status" if !declaration.contains("**error") => line("return MOXIN_STATUS_OK;"),
+            "enum moxin_status" if !declaration.contains("**error") => {
+                line("return MOXIN_STATUS_OK;")
+            }
             "enum moxin_status" => {
-                let destroy = if declaration.contains(" destroy") { "    if (destroy)\n        destroy(user_data);\n" } else { "" };
-                let error = "    if (error)\n        *error = (struct moxin_error *)&why;\n    return MOXIN_STATUS_BACKEND_UNAVAILABLE;\n";
+                let destroy = if declaration.contains(" destroy") {
+                    "    if (destroy)\n        \
+                    destroy(user_data);\n"
+                } else {
+                    ""
+                };
+                let error = "    if (error)\n        *error = (struct moxin_error *)&why;\n    \
+                    return MOXIN_STATUS_BACKEND_UNAVAILABLE;\n";
                 Ok(format!("{destroy}{error}"))
             }
             pointer if pointer.ends_with('*') => line("return NULL;"),
-            other => bail!("{} returns {other}: say in simulator.rs what it gives where MLX does not run", item.name),
+            other => bail!(
+                "{} returns {other}: say in simulator.rs what it gives where MLX does \
+                not run",
+                item.name
+            ),
         },
     }
     .with_context(|| format!("the simulator's {}", item.name))
@@ -61,11 +96,15 @@ mod tests {
     use super::*;
     use crate::setup;
 
-    /// A C program gets a plain answer from it. Here its C compiler is the judge: every function of the header is there.
+    /// A C program gets a plain answer from it. Here its C compiler is the judge: every function of
+    /// the header is there.
     #[test]
     fn a_program_is_told_that_the_simulator_has_no_mlx() {
         let folder = tempfile::tempdir().unwrap();
-        let (stub, program) = (folder.path().join("stub.c"), folder.path().join("program.c"));
+        let (stub, program) = (
+            folder.path().join("stub.c"),
+            folder.path().join("program.c"),
+        );
         fs::write(&stub, source("1.2.3").unwrap()).unwrap();
         fs::write(
             &program,
@@ -90,10 +129,16 @@ mod tests {
         .unwrap();
         let built = folder.path().join("program");
         let mut compile = Command::new("cc");
-        compile.args(["-std=c99", "-Wall", "-Werror", "-I"]).arg(setup::repository().join("include")).args([&stub, &program]);
+        compile
+            .args(["-std=c99", "-Wall", "-Werror", "-I"])
+            .arg(setup::repository().join("include"))
+            .args([&stub, &program]);
         assert!(compile.arg("-o").arg(&built).status().unwrap().success());
         let output = Command::new(built).output().unwrap();
         assert!(output.status.success(), "{:?}", output.status);
-        assert!(String::from_utf8_lossy(&output.stdout).starts_with("MLX does not run in the iOS simulator"));
+        assert!(
+            String::from_utf8_lossy(&output.stdout)
+                .starts_with("MLX does not run in the iOS simulator")
+        );
     }
 }

@@ -1,7 +1,9 @@
-//! `cargo xtask xcframework`: everything an app on macOS or iOS embeds, zipped, with the checksum that Package.swift asks for.
+//! `cargo xtask xcframework`: everything an app on macOS or iOS embeds, zipped, with the checksum
+//! that Package.swift asks for.
 //!
-//! On a Mac all slices are built: stock mlx-sys with Metal, linked by Xcode's clang. On Linux there are the macOS slice that `link` makes and
-//! the simulator's; a file in it says that it is unproven. The Mac's side has been type-checked, never run.
+//! On a Mac all slices are built: stock mlx-sys with Metal, linked by Xcode's clang. On Linux there
+//! are the macOS slice that `link` makes and the simulator's; a file in it says that it is
+//! unproven. The Mac's side has been type-checked, never run.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -39,8 +41,15 @@ pub fn run(options: Options) -> Result<()> {
     let version = dist::version(&metadata)?;
     if let Some(folder) = options.verify {
         check(&tools, &folder, &version)?;
-        println!("{}: nothing is wrong with it that can be seen from here", folder.display());
-        return if options.prove { prove(&tools, &folder, &version) } else { Ok(()) };
+        println!(
+            "{}: nothing is wrong with it that can be seen from here",
+            folder.display()
+        );
+        return if options.prove {
+            prove(&tools, &folder, &version)
+        } else {
+            Ok(())
+        };
     }
     let output = match options.output {
         Some(output) => output,
@@ -63,7 +72,11 @@ pub fn run(options: Options) -> Result<()> {
         prove(&tools, &part, &version)?;
     }
     steps.say("zipping");
-    let label = if let Tools::Linux(_) = tools { "-unproven" } else { "" };
+    let label = if let Tools::Linux(_) = tools {
+        "-unproven"
+    } else {
+        ""
+    };
     let archive = format!("{NAME}-{version}{label}.xcframework.zip");
     zip(&part, &scratch.path().join(&archive))?;
     // What `swift package compute-checksum` prints.
@@ -77,22 +90,34 @@ pub fn run(options: Options) -> Result<()> {
     for name in [archive.clone(), format!("{archive}.sha256")] {
         fs::rename(scratch.path().join(&name), output.join(&name))?;
     }
-    println!("{}\n{}\nchecksum {checksum}", finished.display(), output.join(archive).display());
+    println!(
+        "{}\n{}\nchecksum {checksum}",
+        finished.display(),
+        output.join(archive).display()
+    );
     Ok(())
 }
 
 /// Fails with everything that is wrong.
 fn check(tools: &Tools, folder: &Path, version: &str) -> Result<()> {
-    let problems = verify::xcframework(folder, version, &dist::header_functions()?, || tools.clang())?;
+    let problems = verify::xcframework(folder, version, &dist::header_functions()?, || {
+        tools.clang()
+    })?;
     if !problems.is_empty() {
-        bail!("{} is not as it should be:\n- {}", folder.display(), problems.join("\n- "));
+        bail!(
+            "{} is not as it should be:\n- {}",
+            folder.display(),
+            problems.join("\n- ")
+        );
     }
     Ok(())
 }
 
 /// Fails where a fault goes unseen.
 fn prove(tools: &Tools, folder: &Path, version: &str) -> Result<()> {
-    faults::prove(folder, version, &dist::header_functions()?, || tools.clang())
+    faults::prove(folder, version, &dist::header_functions()?, || {
+        tools.clang()
+    })
 }
 
 /// What builds the slices.
@@ -103,7 +128,11 @@ enum Tools {
 
 impl Tools {
     fn find() -> Result<Tools> {
-        if cfg!(target_os = "macos") { Ok(Tools::Mac) } else { Ok(Tools::Linux(Home::ensure()?)) }
+        if cfg!(target_os = "macos") {
+            Ok(Tools::Mac)
+        } else {
+            Ok(Tools::Linux(Home::ensure()?))
+        }
     }
 
     /// A clang that knows Apple's modules.
@@ -115,7 +144,10 @@ impl Tools {
     }
 
     fn slices(&self, steps: &Steps, scratch: &Path, version: &str) -> Result<Vec<Slice>> {
-        let simulator = Slice { library: self.simulator(steps, scratch, version)?, ..Slice::of(Platform::Simulator) };
+        let simulator = Slice {
+            library: self.simulator(steps, scratch, version)?,
+            ..Slice::of(Platform::Simulator)
+        };
         match self {
             Tools::Linux(home) => {
                 let macos = Slice {
@@ -126,13 +158,21 @@ impl Tools {
                 };
                 Ok(vec![macos, simulator])
             }
-            Tools::Mac => Ok(vec![mac_slice(steps, scratch, Platform::MacOs)?, mac_slice(steps, scratch, Platform::Ios)?, simulator]),
+            Tools::Mac => Ok(vec![
+                mac_slice(steps, scratch, Platform::MacOs)?,
+                mac_slice(steps, scratch, Platform::Ios)?,
+                simulator,
+            ]),
         }
     }
 
     fn simulator(&self, steps: &Steps, scratch: &Path, version: &str) -> Result<PathBuf> {
         steps.say("building the simulator's slice");
-        let (source, object, library) = (scratch.join("simulator.c"), scratch.join("simulator.o"), scratch.join("simulator"));
+        let (source, object, library) = (
+            scratch.join("simulator.c"),
+            scratch.join("simulator.o"),
+            scratch.join("simulator"),
+        );
         fs::write(&source, simulator::source(version)?)?;
         let install_name = Platform::Simulator.install_name();
         let include = setup::repository().join("include");
@@ -148,18 +188,49 @@ impl Tools {
                     "-install_name",
                     &install_name,
                 ]);
-                clang.arg("-I").arg(include).arg(source).arg("-o").arg(&library);
+                clang
+                    .arg("-I")
+                    .arg(include)
+                    .arg(source)
+                    .arg("-o")
+                    .arg(&library);
                 steps.expect(&mut clang, "the simulator's slice cannot be built")?;
             }
             Tools::Linux(home) => {
-                let mut compile = home.compiler(&["cc", "-target", &format!("aarch64-ios.{IOS}-simulator"), "-O1", "-fno-sanitize=all"]);
+                let mut compile = home.compiler(&[
+                    "cc",
+                    "-target",
+                    &format!("aarch64-ios.{IOS}-simulator"),
+                    "-O1",
+                    "-fno-sanitize=all",
+                ]);
                 // zig has no C headers of iOS; those of macOS have the same few functions.
-                compile.arg("-isystem").arg(home.path.join("ziglang/lib/libc/include/any-darwin-any"));
-                compile.arg("-I").arg(include).arg("-c").arg(source).arg("-o").arg(&object);
+                compile
+                    .arg("-isystem")
+                    .arg(home.path.join("ziglang/lib/libc/include/any-darwin-any"));
+                compile
+                    .arg("-I")
+                    .arg(include)
+                    .arg("-c")
+                    .arg(source)
+                    .arg("-o")
+                    .arg(&object);
                 steps.expect(&mut compile, "the simulator's slice cannot be compiled")?;
                 let mut lld = link::linker(home, scratch, &dist::header_functions()?)?;
-                lld.args(["-platform_version", "ios-simulator", IOS, IOS, "-install_name", &install_name, "-adhoc_codesign"]);
-                lld.arg("-syslibroot").arg(sdk::write_for_simulator(scratch)?).arg(object).args(["-lSystem", "-o"]).arg(&library);
+                lld.args([
+                    "-platform_version",
+                    "ios-simulator",
+                    IOS,
+                    IOS,
+                    "-install_name",
+                    &install_name,
+                    "-adhoc_codesign",
+                ]);
+                lld.arg("-syslibroot")
+                    .arg(sdk::write_for_simulator(scratch)?)
+                    .arg(object)
+                    .args(["-lSystem", "-o"])
+                    .arg(&library);
                 steps.expect(&mut lld, "the simulator's slice cannot be linked")?;
             }
         }
@@ -170,24 +241,78 @@ impl Tools {
 /// Builds, links and strips one slice on a Mac.
 fn mac_slice(steps: &Steps, scratch: &Path, platform: Platform) -> Result<Slice> {
     let (target, sdk, oldest) = match platform {
-        Platform::MacOs => ("aarch64-apple-darwin", "macosx", format!("-mmacosx-version-min={MACOS}")),
-        _ => ("aarch64-apple-ios", "iphoneos", format!("-mios-version-min={IOS}")),
+        Platform::MacOs => (
+            "aarch64-apple-darwin",
+            "macosx",
+            format!("-mmacosx-version-min={MACOS}"),
+        ),
+        _ => (
+            "aarch64-apple-ios",
+            "iphoneos",
+            format!("-mios-version-min={IOS}"),
+        ),
     };
     super::add_target(target)?;
-    steps.say(&format!("building the library for {target} (many minutes the first time: MLX with Metal)"));
+    steps.say(&format!(
+        "building the library for {target} (many minutes the first time: MLX with Metal)"
+    ));
     let archive = dist::static_library(&["--profile", "release", "--target", target])?;
     let exports = link::export_list(scratch, &dist::header_functions()?)?;
     let library = scratch.join(platform.folder());
     let mut clang = xcrun(sdk);
-    clang.args(["-arch", "arm64", &oldest, "-dynamiclib", "-Wl,-dead_strip", "-install_name", &platform.install_name()]);
-    clang.arg(format!("-Wl,-exported_symbols_list,{}", exports.display())).arg(format!("-Wl,-force_load,{}", archive.display()));
-    clang.args(["-lc++", "-lobjc", "-framework", "Foundation", "-framework", "Metal", "-framework", "Accelerate", "-o"]).arg(&library);
-    steps.expect(&mut clang, &format!("the library for {target} cannot be linked"))?;
+    clang.args([
+        "-arch",
+        "arm64",
+        &oldest,
+        "-dynamiclib",
+        "-Wl,-dead_strip",
+        "-install_name",
+        &platform.install_name(),
+    ]);
+    clang
+        .arg(format!("-Wl,-exported_symbols_list,{}", exports.display()))
+        .arg(format!("-Wl,-force_load,{}", archive.display()));
+    clang
+        .args([
+            "-lc++",
+            "-lobjc",
+            "-framework",
+            "Foundation",
+            "-framework",
+            "Metal",
+            "-framework",
+            "Accelerate",
+            "-o",
+        ])
+        .arg(&library);
+    steps.expect(
+        &mut clang,
+        &format!("the library for {target} cannot be linked"),
+    )?;
     let symbols = scratch.join(format!("{}.dSYM", platform.folder()));
-    steps.expect(Command::new("dsymutil").arg(&library).arg("-o").arg(&symbols), "dsymutil failed")?;
-    steps.expect(Command::new("strip").arg("-x").arg(&library), "strip failed")?;
-    steps.expect(Command::new("codesign").args(["--force", "--sign", "-"]).arg(&library), "codesign failed")?;
-    Ok(Slice { library, metallib: Some(dist::metallib()?), symbols: Some(symbols), ..Slice::of(platform) })
+    steps.expect(
+        Command::new("dsymutil")
+            .arg(&library)
+            .arg("-o")
+            .arg(&symbols),
+        "dsymutil failed",
+    )?;
+    steps.expect(
+        Command::new("strip").arg("-x").arg(&library),
+        "strip failed",
+    )?;
+    steps.expect(
+        Command::new("codesign")
+            .args(["--force", "--sign", "-"])
+            .arg(&library),
+        "codesign failed",
+    )?;
+    Ok(Slice {
+        library,
+        metallib: Some(dist::metallib()?),
+        symbols: Some(symbols),
+        ..Slice::of(platform)
+    })
 }
 
 fn xcrun(sdk: &str) -> Command {
@@ -210,14 +335,20 @@ fn add(writer: &mut zip::ZipWriter<File>, root: &Path, path: &Path) -> Result<()
     let name = path.strip_prefix(root)?.to_string_lossy().into_owned();
     let metadata = path.symlink_metadata()?;
     // The same date for every file: the same content gives the same archive.
-    let options = SimpleFileOptions::default().unix_permissions(metadata.permissions().mode() & 0o777).large_file(false);
+    let options = SimpleFileOptions::default()
+        .unix_permissions(metadata.permissions().mode() & 0o777)
+        .large_file(false);
     if metadata.is_symlink() {
         return Ok(writer.add_symlink(name, fs::read_link(path)?.to_string_lossy(), options)?);
     }
     if metadata.is_dir() {
-        let mut entries = fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+        let mut entries = fs::read_dir(path)?
+            .map(|entry| Ok(entry?.path()))
+            .collect::<io::Result<Vec<_>>>()?;
         entries.sort();
-        return entries.iter().try_for_each(|entry| add(writer, root, entry));
+        return entries
+            .iter()
+            .try_for_each(|entry| add(writer, root, entry));
     }
     writer.start_file(name, options)?;
     io::copy(&mut File::open(path)?, writer)?;

@@ -25,7 +25,11 @@ impl Program {
         let (source, path) = (folder.join("machine.c"), folder.join("machine"));
         fs::write(&source, include_str!("machine.c"))?;
         let mut compile = Command::new(std::env::var_os("CC").unwrap_or("cc".into()));
-        compile.args(["-std=gnu11", "-O3", "-march=native", "-o"]).arg(&path).arg(&source).args(["-pthread", "-ldl"]);
+        compile
+            .args(["-std=gnu11", "-O3", "-march=native", "-o"])
+            .arg(&path)
+            .arg(&source)
+            .args(["-pthread", "-ldl"]);
         cargo::run(&mut compile)?;
         let openblas = home.map(setup::openblas).unwrap_or_default();
         Ok(Program { path, openblas })
@@ -33,17 +37,26 @@ impl Program {
 
     /// Bytes a second at which all threads read memory now.
     pub fn read(&self, steps: &Steps) -> Result<f64> {
-        let text = steps.expect(&mut Command::new(&self.path), "the machine could not be measured")?;
-        text.trim().parse().context("what the machine's program printed")
+        let text = steps.expect(
+            &mut Command::new(&self.path),
+            "the machine could not be measured",
+        )?;
+        text.trim()
+            .parse()
+            .context("what the machine's program printed")
     }
 
     pub fn measure(&self, steps: &Steps) -> Result<Ceilings> {
-        let text = steps.expect(Command::new(&self.path).arg(&self.openblas), "the machine could not be measured")?;
+        let text = steps.expect(
+            Command::new(&self.path).arg(&self.openblas),
+            "the machine could not be measured",
+        )?;
         serde_json::from_str(&text).context("what the machine's program printed")
     }
 }
 
-/// Bytes a second at which the disk gives a folder's weights from beginning to end. Afterwards they are in no cache.
+/// Bytes a second at which the disk gives a folder's weights from beginning to end. Afterwards they
+/// are in no cache.
 pub fn read_from_disk(folder: &Path) -> Result<f64> {
     let files = weights(folder)?;
     forget(&files)?;
@@ -65,9 +78,14 @@ pub fn read_from_disk(folder: &Path) -> Result<f64> {
 
 fn weights(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
+    for entry in
+        fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?
+    {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "safetensors") {
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "safetensors")
+        {
             files.push(path);
         }
     }

@@ -1,5 +1,6 @@
-//! How fast the full size runs, beside what the machine could do and what others do with the same work: docs/performance.md, with a plot and
-//! all numbers as JSON. Everything is measured in one run, so that ratios mean something on a machine that others use too.
+//! How fast the full size runs, beside what the machine could do and what others do with the same
+//! work: docs/performance.md, with a plot and all numbers as JSON. Everything is measured in one
+//! run, so that ratios mean something on a machine that others use too.
 
 mod machine;
 mod ours;
@@ -29,7 +30,8 @@ pub struct Options {
     /// Leave out the GPU, where there is one
     #[arg(long)]
     cpu: bool,
-    /// Whom to measure beside it; each is installed into the cache folder the first time: gigabytes, and minutes of compiling
+    /// Whom to measure beside it; each is installed into the cache folder the first time:
+    /// gigabytes, and minutes of compiling
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Peer::ALL)]
     peers: Vec<Peer>,
     /// No peers
@@ -38,7 +40,8 @@ pub struct Options {
     /// How often each stage is measured; the median counts
     #[arg(long, value_name = "N", default_value_t = 3)]
     runs: usize,
-    /// The random checkpoint of 17.8 GB, written where it is not there yet [default: one in the user's cache; quantized ones go beside it]
+    /// The random checkpoint of 17.8 GB, written where it is not there yet [default: one in the
+    /// user's cache; quantized ones go beside it]
     #[arg(long, value_name = "DIR")]
     checkpoint: Option<PathBuf>,
     /// Measure nothing: write page and plot anew from the numbers of the last run
@@ -51,8 +54,11 @@ pub struct Options {
 
 pub fn run(options: Options) -> Result<()> {
     if options.page {
-        let numbers = setup::repository().join(&options.output).with_extension("json");
-        let numbers = fs::read_to_string(&numbers).with_context(|| format!("cannot read {}", numbers.display()))?;
+        let numbers = setup::repository()
+            .join(&options.output)
+            .with_extension("json");
+        let numbers = fs::read_to_string(&numbers)
+            .with_context(|| format!("cannot read {}", numbers.display()))?;
         return write(&serde_json::from_str(&numbers)?, &options.output);
     }
     let home = setup::ensure()?;
@@ -60,15 +66,26 @@ pub fn run(options: Options) -> Result<()> {
     fs::create_dir_all(&cache)?;
     let scratch = tempfile::tempdir_in(&cache).context("cannot make a folder in the cache")?;
     let steps = Steps::new(cache.join("bench.log"), scratch.path().to_owned());
-    let peers = if options.alone { Vec::new() } else { options.peers.clone() };
+    let peers = if options.alone {
+        Vec::new()
+    } else {
+        options.peers.clone()
+    };
 
     steps.say("building");
     for example in ["bench", "generate", "kernels", "save_quantized"] {
         cargo::run(cargo::cargo().args(["build", "--quiet", "--release", "--example", example]))?;
     }
-    let checkpoints = ours::checkpoints(&steps, &full_size::ensure(full_size::Model::Moxin7b, options.checkpoint)?)?;
+    let checkpoints = ours::checkpoints(
+        &steps,
+        &full_size::ensure(full_size::Model::Moxin7b, options.checkpoint)?,
+    )?;
     let gpu = !options.cpu && ours::has_gpu(&steps)?;
-    let devices: &[Device] = if gpu { &[Device::Cpu, Device::Gpu] } else { &[Device::Cpu] };
+    let devices: &[Device] = if gpu {
+        &[Device::Cpu, Device::Gpu]
+    } else {
+        &[Device::Cpu]
+    };
     let environments = peers::install(&steps, &cache, &peers, gpu)?;
 
     let ceilings = machine::Program::build(scratch.path(), home.as_deref())?;
@@ -78,13 +95,17 @@ pub fn run(options: Options) -> Result<()> {
     report.kernels = ours::kernels(&steps)?;
     for device in devices {
         for checkpoint in &checkpoints {
-            beside_reading(&steps, &ceilings, &mut report, |report| ours::measure(&steps, checkpoint, *device, options.runs, report))?;
+            beside_reading(&steps, &ceilings, &mut report, |report| {
+                ours::measure(&steps, checkpoint, *device, options.runs, report)
+            })?;
         }
         report.machine.push(ceilings.measure(&steps)?);
         write(&report, &options.output)?; // what follows may take long, and be given up
         for environment in &environments {
             let threads = report.threads();
-            let measure = |report: &mut Report| peers::measure(&steps, environment, *device, threads, &scratch, report);
+            let measure = |report: &mut Report| {
+                peers::measure(&steps, environment, *device, threads, &scratch, report)
+            };
             beside_reading(&steps, &ceilings, &mut report, measure)?;
             write(&report, &options.output)?;
         }
@@ -95,12 +116,15 @@ pub fn run(options: Options) -> Result<()> {
     steps.say("the machine again");
     report.machine.push(ceilings.measure(&steps)?);
     write(&report, &options.output)?;
-    steps.say(&format!("wrote {0}.md, {0}.svg and {0}.json", options.output.display()));
+    steps.say(&format!(
+        "wrote {0}.md, {0}.svg and {0}.json",
+        options.output.display()
+    ));
     Ok(())
 }
 
-/// Does what adds rows to the report, and measures before and after how fast memory is read: where others use the machine, that is one thing in
-/// one minute and another in the next.
+/// Does what adds rows to the report, and measures before and after how fast memory is read: where
+/// others use the machine, that is one thing in one minute and another in the next.
 fn beside_reading(
     steps: &Steps,
     ceilings: &machine::Program,
@@ -110,7 +134,10 @@ fn beside_reading(
     let (before, first) = (ceilings.read(steps)?, report.rows.len());
     measure(report)?;
     let read = before.max(ceilings.read(steps)?);
-    report.rows[first..].iter_mut().filter(|row| row.device == Device::Cpu).for_each(|row| row.read = Some(read));
+    report.rows[first..]
+        .iter_mut()
+        .filter(|row| row.device == Device::Cpu)
+        .for_each(|row| row.read = Some(read));
     Ok(())
 }
 

@@ -18,15 +18,24 @@ pub struct Checkpoint {
     folder: PathBuf,
 }
 
-/// The dense checkpoint and, beside it, the quantized ones, which are made where they are not there yet.
+/// The dense checkpoint and, beside it, the quantized ones, which are made where they are not there
+/// yet.
 pub fn checkpoints(steps: &Steps, dense: &Path) -> Result<Vec<Checkpoint>> {
-    let mut all = vec![Checkpoint { scheme: "BF16", folder: dense.to_owned() }];
+    let mut all = vec![Checkpoint {
+        scheme: "BF16",
+        folder: dense.to_owned(),
+    }];
     for (scheme, bits) in [("INT8", "8"), ("INT4", "4")] {
         let folder = PathBuf::from(format!("{}-{bits}bit", dense.display()));
         if !folder.join("config.json").is_file() {
             steps.say(&format!("quantizing to {bits} bits (a minute or two)"));
             let mut command = example("save_quantized");
-            command.arg("--model").arg(dense).arg("--output").arg(&folder).args(["--bits", bits]);
+            command
+                .arg("--model")
+                .arg(dense)
+                .arg("--output")
+                .arg(&folder)
+                .args(["--bits", bits]);
             steps.expect(&mut command, "the checkpoint could not be quantized")?;
         }
         all.push(Checkpoint { scheme, folder });
@@ -36,38 +45,106 @@ pub fn checkpoints(steps: &Steps, dense: &Path) -> Result<Vec<Checkpoint>> {
 
 /// Whether the library would compute on a GPU here: the small model says where it ran.
 pub fn has_gpu(steps: &Steps) -> Result<bool> {
-    let report = run(steps, example("generate").args(["--model", "models/tiny", "--prompt", "What is it?", "--json"]))?;
+    let report = run(
+        steps,
+        example("generate").args([
+            "--model",
+            "models/tiny",
+            "--prompt",
+            "What is it?",
+            "--json",
+        ]),
+    )?;
     Ok(report["backend"] != "cpu")
 }
 
 /// Loads a form from a cold disk, and answers.
-pub fn measure(steps: &Steps, checkpoint: &Checkpoint, device: Device, runs: usize, report: &mut Report) -> Result<()> {
+pub fn measure(
+    steps: &Steps,
+    checkpoint: &Checkpoint,
+    device: Device,
+    runs: usize,
+    report: &mut Report,
+) -> Result<()> {
     steps.say(&format!("{}, {}", checkpoint.scheme, device.name()));
-    let (positions, tokens, runs) = (POSITIONS.to_string(), (TOKENS + 1).to_string(), runs.to_string());
-    let mut arguments = vec!["--positions", &positions, "--tokens", &tokens, "--runs", &runs];
+    let (positions, tokens, runs) = (
+        POSITIONS.to_string(),
+        (TOKENS + 1).to_string(),
+        runs.to_string(),
+    );
+    let mut arguments = vec![
+        "--positions",
+        &positions,
+        "--tokens",
+        &tokens,
+        "--runs",
+        &runs,
+    ];
     if device == Device::Cpu {
         arguments.push("--cpu");
     }
     let disk = read_from_disk(&checkpoint.folder)?;
-    let found = run(steps, example("bench").arg("--model").arg(&checkpoint.folder).args(&arguments))?;
-    let name = checkpoint.folder.file_name().unwrap_or_default().to_string_lossy();
-    let command = format!("cargo run --release --example bench -- --model {name} {}", arguments.join(" "));
-    report.rows.push(row(found, checkpoint.scheme, device, command, Some(disk))?);
+    let found = run(
+        steps,
+        example("bench")
+            .arg("--model")
+            .arg(&checkpoint.folder)
+            .args(&arguments),
+    )?;
+    let name = checkpoint
+        .folder
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy();
+    let command = format!(
+        "cargo run --release --example bench -- --model {name} {}",
+        arguments.join(" ")
+    );
+    report
+        .rows
+        .push(row(found, checkpoint.scheme, device, command, Some(disk))?);
     Ok(())
 }
 
-/// The processor with MLX's own kernels in the place of ours, which would take an hour: a few positions of text, a few tokens.
+/// The processor with MLX's own kernels in the place of ours, which would take an hour: a few
+/// positions of text, a few tokens.
 pub fn measure_mlx(steps: &Steps, checkpoint: &Checkpoint, report: &mut Report) -> Result<()> {
     steps.say(&format!("{}, cpu, with MLX's kernels", checkpoint.scheme));
-    let arguments = ["--text-only", "--positions", "16", "--tokens", "4", "--runs", "1", "--cpu"];
-    let found = run(steps, example("bench").arg("--model").arg(&checkpoint.folder).args(arguments).env("MOXIN_CPU_KERNELS", "mlx"))?;
-    let name = checkpoint.folder.file_name().unwrap_or_default().to_string_lossy();
-    let command = format!("MOXIN_CPU_KERNELS=mlx cargo run --release --example bench -- --model {name} {}", arguments.join(" "));
+    let arguments = [
+        "--text-only",
+        "--positions",
+        "16",
+        "--tokens",
+        "4",
+        "--runs",
+        "1",
+        "--cpu",
+    ];
+    let found = run(
+        steps,
+        example("bench")
+            .arg("--model")
+            .arg(&checkpoint.folder)
+            .args(arguments)
+            .env("MOXIN_CPU_KERNELS", "mlx"),
+    )?;
+    let name = checkpoint
+        .folder
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy();
+    let command = format!(
+        "MOXIN_CPU_KERNELS=mlx cargo run --release --example bench -- --model {name} {}",
+        arguments.join(" ")
+    );
     let mut row = row(found, checkpoint.scheme, Device::Cpu, command, None)?;
     row.program = format!("{OURS} with MLX's kernels");
     (row.load, row.resident_peak, row.first_token) = (None, None, None);
     if let Some(prefill) = &mut row.prefill {
-        prefill.seconds.iter_mut().for_each(|seconds| *seconds *= POSITIONS as f64 / prefill.count as f64);
+        prefill
+            .seconds
+            .iter_mut()
+            .for_each(|seconds| *seconds *= POSITIONS as f64 / prefill.count as f64);
         prefill.extrapolated = Some(format!("from {} of {POSITIONS} positions", prefill.count));
         prefill.count = POSITIONS;
     }
@@ -78,13 +155,24 @@ pub fn measure_mlx(steps: &Steps, checkpoint: &Checkpoint, report: &mut Report) 
 /// Our kernels on the processor, by themselves.
 pub fn kernels(steps: &Steps) -> Result<Vec<Kernel>> {
     steps.say("single operations, cpu");
-    let text = steps.expect(example("kernels").args(["--json"]), "the example kernels failed")?;
-    let from = text.find('[').context("the example kernels printed no result")?;
+    let text = steps.expect(
+        example("kernels").args(["--json"]),
+        "the example kernels failed",
+    )?;
+    let from = text
+        .find('[')
+        .context("the example kernels printed no result")?;
     serde_json::from_str(&text[from..]).context("what the example kernels printed")
 }
 
 /// What the example printed, as a row.
-fn row(mut found: Value, scheme: &str, device: Device, command: String, disk: Option<f64>) -> Result<Row> {
+fn row(
+    mut found: Value,
+    scheme: &str,
+    device: Device,
+    command: String,
+    disk: Option<f64>,
+) -> Result<Row> {
     found["program"] = OURS.into();
     found["scheme"] = scheme.into();
     found["device"] = device.name().into();
@@ -101,6 +189,9 @@ fn example(name: &str) -> Command {
 
 fn run(steps: &Steps, command: &mut Command) -> Result<Value> {
     let text = steps.expect(command, "the example failed")?;
-    let line = text.lines().rfind(|line| line.starts_with('{')).context("the example printed no result")?;
+    let line = text
+        .lines()
+        .rfind(|line| line.starts_with('{'))
+        .context("the example printed no result")?;
     serde_json::from_str(line).context("what the example printed")
 }

@@ -9,7 +9,10 @@ use super::{POSITIONS, TOKENS};
 use crate::measure::median;
 
 pub fn page(report: &Report, output: &Path) -> Result<String> {
-    let name = output.file_name().context("--output names no file")?.to_string_lossy();
+    let name = output
+        .file_name()
+        .context("--output names no file")?
+        .to_string_lossy();
     let mut text = format!(
         "# Performance\n\n\
         Made by `cargo xtask bench` on {}, which other work may have shared. Figures stand for this machine only, and all of a page come from one\n\
@@ -22,8 +25,15 @@ pub fn page(report: &Report, output: &Path) -> Result<String> {
         DECODER_WEIGHTS as f64 / 1e9
     );
     text += &machine(report);
-    for (device, title) in [(Device::Cpu, "On the processor"), (Device::Gpu, "On the GPU")] {
-        let rows: Vec<&Row> = report.rows.iter().filter(|row| row.device == device).collect();
+    for (device, title) in [
+        (Device::Cpu, "On the processor"),
+        (Device::Gpu, "On the GPU"),
+    ] {
+        let rows: Vec<&Row> = report
+            .rows
+            .iter()
+            .filter(|row| row.device == device)
+            .collect();
         if !rows.is_empty() {
             text += &format!("\n## {title}\n\n");
             text += &stages(report, &rows);
@@ -37,13 +47,20 @@ pub fn page(report: &Report, output: &Path) -> Result<String> {
     for missing in &report.missing {
         text += &format!("\nMissing here: {missing}\n");
     }
-    text += &format!("\n![Tokens a second in decoding and in the prompt, by program and form of the weights]({name}.svg)\n");
+    text += &format!(
+        "\n![Tokens a second in decoding and in the prompt, by program and form of the \
+         weights]({name}.svg)\n"
+    );
     Ok(text)
 }
 
 fn machine(report: &Report) -> String {
     let gigabytes = |figure| report.ceiling(figure) / 1e9;
-    let read: Vec<String> = report.machine.iter().map(|machine| format!("{:.1}", machine.read_all / 1e9)).collect();
+    let read: Vec<String> = report
+        .machine
+        .iter()
+        .map(|machine| format!("{:.1}", machine.read_all / 1e9))
+        .collect();
     let mut text = format!(
         "## The machine\n\n\
         | | one thread | {} threads |\n|---|---:|---:|\n\
@@ -56,7 +73,10 @@ fn machine(report: &Report) -> String {
         gigabytes(|machine| machine.fma_all)
     );
     if report.ceiling(|machine| machine.sgemm) > 0.0 {
-        text += &format!("| OpenBLAS sgemm, 290 × 4096 by 4096 × 14336 | | {:.0} GFLOP/s |\n", gigabytes(|machine| machine.sgemm));
+        text += &format!(
+            "| OpenBLAS sgemm, 290 × 4096 by 4096 × 14336 | | {:.0} GFLOP/s |\n",
+            gigabytes(|machine| machine.sgemm)
+        );
     }
     text += &format!(
         "\nThe highest of measurements at the beginning, in between and at the end; reading with all threads was {} GB/s: where others use the\n\
@@ -75,25 +95,41 @@ fn stages(report: &Report, rows: &[&Row]) -> String {
         let mut mark = |stage: &Stage| match &stage.extrapolated {
             None => String::new(),
             Some(note) => {
-                let at = notes.iter().position(|known| known == note).unwrap_or_else(|| {
-                    notes.push(note.clone());
-                    notes.len() - 1
-                });
+                let at = notes
+                    .iter()
+                    .position(|known| known == note)
+                    .unwrap_or_else(|| {
+                        notes.push(note.clone());
+                        notes.len() - 1
+                    });
                 format!(" [{}]", at + 1)
             }
         };
         let image = row.image.as_ref().map(|image| time(image.median()));
-        let prefill =
-            row.prefill.as_ref().map(|stage| format!("{}, {} tokens/s{}", time(stage.median()), significant(stage.rate()), mark(stage)));
-        let decode = row.decode.as_ref().map(|stage| format!("{} tokens/s{}", significant(stage.rate()), mark(stage)));
+        let prefill = row.prefill.as_ref().map(|stage| {
+            format!(
+                "{}, {} tokens/s{}",
+                time(stage.median()),
+                significant(stage.rate()),
+                mark(stage)
+            )
+        });
+        let decode = row
+            .decode
+            .as_ref()
+            .map(|stage| format!("{} tokens/s{}", significant(stage.rate()), mark(stage)));
         let cells = [
             Some(row.program.clone()),
             Some(row.scheme.clone()),
             image,
             prefill,
-            row.first_token.as_ref().map(|seconds| time(median(seconds.iter().copied()))),
+            row.first_token
+                .as_ref()
+                .map(|seconds| time(median(seconds.iter().copied()))),
             decode,
-            report.share(row).map(|share| format!("{:.1} %{}", share * 100.0, of_read(row))),
+            report
+                .share(row)
+                .map(|share| format!("{:.1} %{}", share * 100.0, of_read(row))),
             beside_ours(row, rows),
         ];
         text += &format!("| {} |\n", cells.map(Option::unwrap_or_default).join(" | "));
@@ -112,17 +148,26 @@ fn stages(report: &Report, rows: &[&Row]) -> String {
 
 /// Of how much, where that was measured beside it.
 fn of_read(row: &Row) -> String {
-    row.read.map_or(String::new(), |read| format!(" of {:.1} GB/s", read / 1e9))
+    row.read
+        .map_or(String::new(), |read| format!(" of {:.1} GB/s", read / 1e9))
 }
 
 /// How many times as fast ours is, in decoding and in the prompt.
 fn beside_ours(row: &Row, rows: &[&Row]) -> Option<String> {
-    let ours = rows.iter().find(|ours| ours.is_ours() && ours.bits() == row.bits() && ours.bits().is_some())?;
+    let ours = rows
+        .iter()
+        .find(|ours| ours.is_ours() && ours.bits() == row.bits() && ours.bits().is_some())?;
     if row.program == ours.program && row.scheme == ours.scheme {
         return None;
     }
-    let ratio = |stage: fn(&Row) -> Option<&Stage>| Some(significant(stage(ours)?.rate() / stage(row)?.rate()));
-    Some(format!("{} × and {} ×", ratio(|row| row.decode.as_ref())?, ratio(|row| row.prefill.as_ref())?))
+    let ratio = |stage: fn(&Row) -> Option<&Stage>| {
+        Some(significant(stage(ours)?.rate() / stage(row)?.rate()))
+    };
+    Some(format!(
+        "{} × and {} ×",
+        ratio(|row| row.decode.as_ref())?,
+        ratio(|row| row.prefill.as_ref())?
+    ))
 }
 
 /// Operations by themselves: one row beside what memory allows, a prompt's rows beside OpenBLAS.
@@ -130,7 +175,10 @@ fn kernels(report: &Report) -> String {
     if report.kernels.is_empty() {
         return String::new();
     }
-    let (read, sgemm) = (report.ceiling(|machine| machine.read_all), report.ceiling(|machine| machine.sgemm));
+    let (read, sgemm) = (
+        report.ceiling(|machine| machine.read_all),
+        report.ceiling(|machine| machine.sgemm),
+    );
     let mut text = format!(
         "\n### Single operations\n\n\
         What the library computes on the processor, by itself, at the sizes of a 7B decoder; `layer` is a whole layer of it. Small weights stay in\n\
@@ -142,10 +190,17 @@ fn kernels(report: &Report) -> String {
     for kernel in &report.kernels {
         let per_second = |amount: f64| amount / kernel.seconds_median;
         let of = |amount: f64, ceiling: f64| {
-            if amount == 0.0 || ceiling == 0.0 { String::new() } else { format!("{:.0} %", per_second(amount) / ceiling * 100.0) }
+            if amount == 0.0 || ceiling == 0.0 {
+                String::new()
+            } else {
+                format!("{:.0} %", per_second(amount) / ceiling * 100.0)
+            }
         };
-        let (of_read, of_sgemm) =
-            if kernel.rows == 1 { (of(kernel.bytes_read, read), String::new()) } else { (String::new(), of(kernel.flop, sgemm)) };
+        let (of_read, of_sgemm) = if kernel.rows == 1 {
+            (of(kernel.bytes_read, read), String::new())
+        } else {
+            (String::new(), of(kernel.flop, sgemm))
+        };
         text += &format!(
             "| {} | {} | {} × {} | {} | {} ms | {of_read} | {of_sgemm} |\n",
             kernel.op,
@@ -156,12 +211,23 @@ fn kernels(report: &Report) -> String {
             significant(kernel.seconds_median * 1e3)
         );
     }
-    let prompt =
-        |op: &str, scheme: &str| report.kernels.iter().find(|kernel| kernel.op == op && kernel.scheme == scheme && kernel.rows > 1);
+    let prompt = |op: &str, scheme: &str| {
+        report
+            .kernels
+            .iter()
+            .find(|kernel| kernel.op == op && kernel.scheme == scheme && kernel.rows > 1)
+    };
     if let Some(rest) = prompt("layer_rest", "f32") {
-        let share =
-            |scheme: &str| Some(format!("{:.1} % with {scheme}", rest.seconds_median / prompt("layer", scheme)?.seconds_median * 100.0));
-        let shares: Vec<String> = ["int4", "int8", "bf16"].into_iter().filter_map(share).collect();
+        let share = |scheme: &str| {
+            Some(format!(
+                "{:.1} % with {scheme}",
+                rest.seconds_median / prompt("layer", scheme)?.seconds_median * 100.0
+            ))
+        };
+        let shares: Vec<String> = ["int4", "int8", "bf16"]
+            .into_iter()
+            .filter_map(share)
+            .collect();
         text += &format!(
             "\n`layer_rest` is all that is no product with a matrix in a layer (norms, rotary positions, the cache, attention, SwiGLU's product,\n\
             the residual stream): of a prompt's time in a layer {}.\n",
@@ -176,9 +242,17 @@ fn memory(rows: &[&Row]) -> String {
         | | weights | on disk | loading | of the disk's speed | most memory | reckoned beforehand |\n|---|---|---:|---:|---:|---:|---:|\n"
         .to_owned();
     let gigabytes = |bytes: u64| format!("{:.2} GB", bytes as f64 / 1e9);
-    for row in rows.iter().filter(|row| row.load.is_some() || row.resident_peak.is_some()) {
-        let speed = row.load.zip(row.weight_bytes).map(|(seconds, bytes)| bytes as f64 / seconds);
-        let of_disk = speed.zip(row.disk).map(|(speed, disk)| format!("{:.0} % of {:.2} GB/s", speed / disk * 100.0, disk / 1e9));
+    for row in rows
+        .iter()
+        .filter(|row| row.load.is_some() || row.resident_peak.is_some())
+    {
+        let speed = row
+            .load
+            .zip(row.weight_bytes)
+            .map(|(seconds, bytes)| bytes as f64 / seconds);
+        let of_disk = speed.zip(row.disk).map(|(speed, disk)| {
+            format!("{:.0} % of {:.2} GB/s", speed / disk * 100.0, disk / 1e9)
+        });
         let cells = [
             Some(row.program.clone()),
             Some(row.scheme.clone()),
@@ -257,7 +331,14 @@ mod tests {
     }
 
     fn report(rows: Vec<Row>) -> Report {
-        let machine = |read_all| Ceilings { threads: 2, read_1: 1e10, read_all, fma_1: 1e11, fma_all: 2e11, sgemm: 0.0 };
+        let machine = |read_all| Ceilings {
+            threads: 2,
+            read_1: 1e10,
+            read_all,
+            fma_1: 1e11,
+            fma_all: 2e11,
+            sgemm: 0.0,
+        };
         let mut report = Report::new(3);
         report.machine = vec![machine(2e10), machine(3e10)];
         report.rows = rows;
@@ -267,17 +348,29 @@ mod tests {
     /// 7.985 billion weights at 4.5 bits are 4.49 GB: 30 GB/s read them 6.68 times a second.
     #[test]
     fn rates_stand_beside_what_memory_allows_and_beside_ours() {
-        let report =
-            report(vec![row(OURS, "INT4", 5.0, None), row("peer", "Q4_0", 2.5, Some("from a guess")), row(OURS, "BF16", 1.0, None)]);
+        let report = report(vec![
+            row(OURS, "INT4", 5.0, None),
+            row("peer", "Q4_0", 2.5, Some("from a guess")),
+            row(OURS, "BF16", 1.0, None),
+        ]);
         assert!((report.share(&report.rows[0]).unwrap() - 5.0 / 6.68).abs() < 1e-3);
         // Where memory was measured beside it, that counts.
-        let measured = Row { read: Some(4e10), ..row(OURS, "INT4", 5.0, None) };
+        let measured = Row {
+            read: Some(4e10),
+            ..row(OURS, "INT4", 5.0, None)
+        };
         assert!((report.share(&measured).unwrap() - 5.0 / 8.91).abs() < 1e-3);
         assert_eq!(of_read(&measured), " of 40.0 GB/s");
         let text = page(&report, Path::new("docs/performance")).unwrap();
         let line = |start: &str| text.lines().find(|line| line.starts_with(start)).unwrap();
-        assert!(line("| moxin-vlm | INT4").contains("5.00 tokens/s | 74.8 % |"), "{text}");
-        assert!(line("| peer | Q4_0").contains("2.50 tokens/s [1] | 37.4 % | 2.00 × and 2.00 ×"), "{text}");
+        assert!(
+            line("| moxin-vlm | INT4").contains("5.00 tokens/s | 74.8 % |"),
+            "{text}"
+        );
+        assert!(
+            line("| peer | Q4_0").contains("2.50 tokens/s [1] | 37.4 % | 2.00 × and 2.00 ×"),
+            "{text}"
+        );
         assert!(line("| moxin-vlm | BF16").ends_with(" |  |"), "{text}");
         assert!(text.contains("[1] Reckoned from a guess."));
     }
@@ -286,6 +379,10 @@ mod tests {
     fn a_peer_that_is_missing_is_named() {
         let mut report = report(vec![row(OURS, "INT4", 5.0, None)]);
         report.missing.push("other: no network".into());
-        assert!(page(&report, Path::new("docs/performance")).unwrap().contains("Missing here: other: no network"));
+        assert!(
+            page(&report, Path::new("docs/performance"))
+                .unwrap()
+                .contains("Missing here: other: no network")
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Other programs on the same work: each in a Python environment of its own in the cache folder, with a script from peers/.
+//! Other programs on the same work: each in a Python environment of its own in the cache folder,
+//! with a script from peers/.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -45,7 +46,8 @@ pub struct Environment {
     python: Result<PathBuf>,
 }
 
-/// Installs what is not installed yet. One that cannot be had does not keep the others from being measured.
+/// Installs what is not installed yet. One that cannot be had does not keep the others from being
+/// measured.
 pub fn install(steps: &Steps, cache: &Path, peers: &[Peer], gpu: bool) -> Result<Vec<Environment>> {
     let mut all = Vec::new();
     for peer in peers {
@@ -53,11 +55,19 @@ pub fn install(steps: &Steps, cache: &Path, peers: &[Peer], gpu: bool) -> Result
             Peer::MlxLm if gpu => "mlx_lm_cuda.txt".to_owned(),
             peer => format!("{}.txt", peer.stem()),
         };
-        let python = environment(steps, cache, peer.stem(), &fs::read_to_string(folder().join(list))?);
+        let python = environment(
+            steps,
+            cache,
+            peer.stem(),
+            &fs::read_to_string(folder().join(list))?,
+        );
         if let Err(error) = &python {
             steps.say(&format!("WITHOUT {}: {error:#}", peer.stem()));
         }
-        all.push(Environment { peer: *peer, python });
+        all.push(Environment {
+            peer: *peer,
+            python,
+        });
     }
     Ok(all)
 }
@@ -68,7 +78,10 @@ fn folder() -> PathBuf {
 
 /// The Python of an environment with these packages. A marker says that it is complete.
 fn environment(steps: &Steps, cache: &Path, name: &str, requirements: &str) -> Result<PathBuf> {
-    let hash: String = Sha256::digest(requirements)[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash: String = Sha256::digest(requirements)[..4]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let home = cache.join(format!("peer-{name}-{hash}"));
     let (python, complete) = (home.join("bin/python"), home.join("complete"));
     if complete.is_file() {
@@ -78,10 +91,23 @@ fn environment(steps: &Steps, cache: &Path, name: &str, requirements: &str) -> R
     fs::create_dir_all(&home)?;
     let list = home.join("requirements.txt");
     fs::write(&list, requirements)?;
-    steps.expect(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&home), "no Python environment could be made")?;
+    steps.expect(
+        Command::new("python3")
+            .args(["-m", "venv", "--clear"])
+            .arg(&home),
+        "no Python environment could be made",
+    )?;
     fs::write(&list, requirements)?;
     let mut pip = Command::new(&python);
-    pip.args(["-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--requirement"]).arg(&list);
+    pip.args([
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--no-input",
+        "install",
+        "--requirement",
+    ])
+    .arg(&list);
     steps.expect(&mut pip, "pip could not install it")?;
     fs::write(complete, "")?;
     Ok(python)
@@ -103,29 +129,64 @@ pub fn measure(
     let python = match &environment.python {
         Ok(python) => python,
         Err(error) => {
-            report.missing.push(format!("{name}: {}", error.to_string().lines().next().unwrap_or_default()));
+            report.missing.push(format!(
+                "{name}: {}",
+                error.to_string().lines().next().unwrap_or_default()
+            ));
             return Ok(());
         }
     };
     steps.say(&format!("{name}, {}", device.name()));
-    let (positions, tokens, runs, threads) = (POSITIONS.to_string(), TOKENS.to_string(), report.runs.to_string(), threads.to_string());
-    let arguments = ["--device", device.name(), "--positions", &positions, "--tokens", &tokens, "--runs", &runs, "--threads", &threads];
+    let (positions, tokens, runs, threads) = (
+        POSITIONS.to_string(),
+        TOKENS.to_string(),
+        report.runs.to_string(),
+        threads.to_string(),
+    );
+    let arguments = [
+        "--device",
+        device.name(),
+        "--positions",
+        &positions,
+        "--tokens",
+        &tokens,
+        "--runs",
+        &runs,
+        "--threads",
+        &threads,
+    ];
     let script = format!("{name}_peer.py");
     let mut command = Command::new(python);
-    command.arg(folder().join(&script)).args(arguments).arg("--folder").arg(scratch.path()).env("OMP_NUM_THREADS", &threads);
+    command
+        .arg(folder().join(&script))
+        .args(arguments)
+        .arg("--folder")
+        .arg(scratch.path())
+        .env("OMP_NUM_THREADS", &threads);
     let text = match steps.run(&mut command)? {
         Ok(text) => text,
         Err(failure) => {
-            let last = failure.text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+            let last = failure
+                .text
+                .lines()
+                .rfind(|line| !line.trim().is_empty())
+                .unwrap_or_default();
             steps.say(&format!("{name} FAILED: {last}"));
-            report.missing.push(format!("{name} on the {}: it failed with `{last}`", device.name()));
+            report.missing.push(format!(
+                "{name} on the {}: it failed with `{last}`",
+                device.name()
+            ));
             failure.text
         }
     };
     let command = format!("python {script} {}", arguments.join(" "));
     for line in text.lines().filter(|line| line.starts_with("{\"program\"")) {
-        let row: Row = serde_json::from_str(line).with_context(|| format!("what {script} printed: {line}"))?;
-        report.rows.push(Row { command: command.clone(), ..row });
+        let row: Row =
+            serde_json::from_str(line).with_context(|| format!("what {script} printed: {line}"))?;
+        report.rows.push(Row {
+            command: command.clone(),
+            ..row
+        });
     }
     Ok(())
 }

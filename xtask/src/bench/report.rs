@@ -72,7 +72,8 @@ pub struct Row {
     pub disk: Option<f64>,
     #[serde(default)]
     pub weight_bytes: Option<u64>,
-    /// Of what ran on the processor: bytes a second at which all threads read memory just before or just after, whichever was more.
+    /// Of what ran on the processor: bytes a second at which all threads read memory just before or
+    /// just after, whichever was more.
     #[serde(default)]
     pub read: Option<f64>,
     /// The most memory of the process, in bytes.
@@ -114,10 +115,19 @@ impl Row {
         self.program == OURS
     }
 
-    /// Bits that a weight of the decoder takes, scales and biases included: `4` with groups of 64 takes 4.5, as llama.cpp's Q4_0 does.
+    /// Bits that a weight of the decoder takes, scales and biases included: `4` with groups of 64
+    /// takes 4.5, as llama.cpp's Q4_0 does.
     pub fn bits(&self) -> Option<f64> {
-        let all = [("BF16", 16.0), ("INT8", 8.5), ("Q8_0", 8.5), ("INT4", 4.5), ("Q4_0", 4.5)];
-        all.iter().find(|(name, _)| self.scheme.starts_with(name)).map(|(_, bits)| *bits)
+        let all = [
+            ("BF16", 16.0),
+            ("INT8", 8.5),
+            ("Q8_0", 8.5),
+            ("INT4", 4.5),
+            ("Q4_0", 4.5),
+        ];
+        all.iter()
+            .find(|(name, _)| self.scheme.starts_with(name))
+            .map(|(_, bits)| *bits)
     }
 
     /// Bytes of weights that a token reads.
@@ -126,8 +136,10 @@ impl Row {
     }
 }
 
-/// Numbers in the decoder's matrices and its head: 36 layers of 4096, with keys and values of 1024, and 14336 in the MLP; 32064 tokens.
-pub const DECODER_WEIGHTS: usize = 36 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336) + 32064 * 4096;
+/// Numbers in the decoder's matrices and its head: 36 layers of 4096, with keys and values of 1024,
+/// and 14336 in the MLP; 32064 tokens.
+pub const DECODER_WEIGHTS: usize =
+    36 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336) + 32064 * 4096;
 
 #[derive(Serialize, Deserialize)]
 pub struct Report {
@@ -166,11 +178,16 @@ impl Report {
     pub fn bandwidth(&self, device: Device) -> Option<f64> {
         match device {
             Device::Cpu => Some(self.ceiling(|machine| machine.read_all)),
-            Device::Gpu => self.rows.iter().filter(|row| row.device == device).find_map(|row| row.copied),
+            Device::Gpu => self
+                .rows
+                .iter()
+                .filter(|row| row.device == device)
+                .find_map(|row| row.copied),
         }
     }
 
-    /// The share of the bandwidth that decoding uses: of that of its own minutes, where it was measured then.
+    /// The share of the bandwidth that decoding uses: of that of its own minutes, where it was
+    /// measured then.
     pub fn share(&self, row: &Row) -> Option<f64> {
         let bandwidth = row.read.or_else(|| self.bandwidth(row.device))?;
         Some(row.decode.as_ref()?.rate() * row.bytes_per_token()? / bandwidth)

@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 use flate2::{Compression, write::GzEncoder};
 use sha2::{Digest, Sha256};
 
-/// Writes `<name>.tar.gz` and `<name>.tar.gz.sha256` beside the folder of that name. The same files make the same archive.
+/// Writes `<name>.tar.gz` and `<name>.tar.gz.sha256` beside the folder of that name. The same files
+/// make the same archive.
 pub fn write(folder: &Path, name: &str) -> Result<()> {
     let file_name = format!("{name}.tar.gz");
     let path = folder.join(&file_name);
@@ -16,7 +17,8 @@ pub fn write(folder: &Path, name: &str) -> Result<()> {
     let mut archive = tar::Builder::new(gzip);
     archive.mode(tar::HeaderMode::Deterministic);
     archive.follow_symlinks(false);
-    append(&mut archive, folder, Path::new(name)).with_context(|| format!("cannot write {}", path.display()))?;
+    append(&mut archive, folder, Path::new(name))
+        .with_context(|| format!("cannot write {}", path.display()))?;
     archive.into_inner()?.finish()?.sync_all()?;
 
     write_checksum(folder, &file_name)?;
@@ -27,8 +29,15 @@ pub fn write(folder: &Path, name: &str) -> Result<()> {
 pub fn write_checksum(folder: &Path, name: &str) -> Result<String> {
     let mut hash = Sha256::new();
     io::copy(&mut File::open(folder.join(name))?, &mut hash)?;
-    let digits: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    fs::write(folder.join(format!("{name}.sha256")), format!("{digits}  {name}\n"))?;
+    let digits: String = hash
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    fs::write(
+        folder.join(format!("{name}.sha256")),
+        format!("{digits}  {name}\n"),
+    )?;
     Ok(digits)
 }
 
@@ -37,7 +46,9 @@ fn append(archive: &mut tar::Builder<impl Write>, root: &Path, path: &Path) -> i
     let source = root.join(path);
     archive.append_path_with_name(&source, path)?;
     if source.symlink_metadata()?.is_dir() {
-        let mut names = fs::read_dir(source)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
+        let mut names = fs::read_dir(source)?
+            .map(|entry| Ok(entry?.file_name()))
+            .collect::<io::Result<Vec<_>>>()?;
         names.sort();
         for name in names {
             append(archive, root, &path.join(name))?;

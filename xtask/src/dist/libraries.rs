@@ -1,7 +1,9 @@
-//! `lib/`: the shared and the static library, made from the one that cargo builds, and what they need of MLX.
+//! `lib/`: the shared and the static library, made from the one that cargo builds, and what they
+//! need of MLX.
 //!
-//! Cargo's static library brings along all symbols of all crates, of the Rust runtime and of mlx-c; two such libraries in one program would
-//! clash. So it is linked into one object in which all but the header's functions are local. Both libraries are made of that object.
+//! Cargo's static library brings along all symbols of all crates, of the Rust runtime and of mlx-c;
+//! two such libraries in one program would clash. So it is linked into one object in which all but
+//! the header's functions are local. Both libraries are made of that object.
 
 use std::env;
 use std::fs;
@@ -16,27 +18,52 @@ use crate::setup::step::Steps;
 
 const APPLE: bool = cfg!(target_vendor = "apple");
 
-/// MLX and what it needs, in a set-up, the last folder being the BLAS that MLX asks for by its full name. They find each other by these
-/// folders, which therefore stay as they are.
+/// MLX and what it needs, in a set-up, the last folder being the BLAS that MLX asks for by its full
+/// name. They find each other by these folders, which therefore stay as they are.
 const MLX: [&str; 3] = ["mlx/lib", "mlx_cpu.libs", "scipy_openblas32/lib"];
-const MLX_FILES: [&str; 4] = ["libmlx.so", "libblas-", "liblapack-", "libscipy_openblas.so"];
+const MLX_FILES: [&str; 4] = [
+    "libmlx.so",
+    "libblas-",
+    "liblapack-",
+    "libscipy_openblas.so",
+];
 
-/// What a program needs beside the static library, MLX aside. On Apple systems MLX is inside it; that side has not been run yet.
+/// What a program needs beside the static library, MLX aside. On Apple systems MLX is inside it;
+/// that side has not been run yet.
 pub fn system_flags() -> &'static str {
-    if APPLE { "-lc++ -lobjc -framework Foundation -framework Metal -framework Accelerate" } else { "-lstdc++ -lgcc_s -lpthread -lm -ldl" }
+    if APPLE {
+        "-lc++ -lobjc -framework Foundation -framework Metal -framework Accelerate"
+    } else {
+        "-lstdc++ -lgcc_s -lpthread -lm -ldl"
+    }
 }
 
 /// The file, its name in programs that were linked with it, and the name that `-lmoxin_vlm` finds.
 pub fn shared_names(release: &Release) -> [String; 3] {
     let Release { abi, version, .. } = release;
     if APPLE {
-        [format!("libmoxin_vlm.{abi}.{version}.dylib"), format!("libmoxin_vlm.{abi}.dylib"), "libmoxin_vlm.dylib".to_owned()]
+        [
+            format!("libmoxin_vlm.{abi}.{version}.dylib"),
+            format!("libmoxin_vlm.{abi}.dylib"),
+            "libmoxin_vlm.dylib".to_owned(),
+        ]
     } else {
-        [format!("libmoxin_vlm.so.{abi}.{version}"), format!("libmoxin_vlm.so.{abi}"), "libmoxin_vlm.so".to_owned()]
+        [
+            format!("libmoxin_vlm.so.{abi}.{version}"),
+            format!("libmoxin_vlm.so.{abi}"),
+            "libmoxin_vlm.so".to_owned(),
+        ]
     }
 }
 
-pub fn write(steps: &Steps, library: &Path, release: &Release, mlx: Option<&Path>, part: &Path, lib: &Path) -> Result<()> {
+pub fn write(
+    steps: &Steps,
+    library: &Path,
+    release: &Release,
+    mlx: Option<&Path>,
+    part: &Path,
+    lib: &Path,
+) -> Result<()> {
     fs::create_dir_all(lib)?;
     match mlx {
         Some(mlx) => copy_mlx(mlx, &lib.join("moxin_vlm"))?,
@@ -46,56 +73,132 @@ pub fn write(steps: &Steps, library: &Path, release: &Release, mlx: Option<&Path
     link_object(steps, library, release, part, &object)?;
     link_shared(steps, &object, release, part, lib)?;
     let archive = lib.join("libmoxin_vlm.a");
-    let mut ar = if APPLE { Command::new("libtool") } else { Command::new("ar") };
-    ar.args(if APPLE { &["-static", "-o"][..] } else { &["crsD"] }).arg(archive).arg(object);
+    let mut ar = if APPLE {
+        Command::new("libtool")
+    } else {
+        Command::new("ar")
+    };
+    ar.args(if APPLE {
+        &["-static", "-o"][..]
+    } else {
+        &["crsD"]
+    })
+    .arg(archive)
+    .arg(object);
     tool(steps, &mut ar, "cannot write the static library")
 }
 
 /// One object of all that the header's functions reach, in which every other name is local.
-fn link_object(steps: &Steps, library: &Path, release: &Release, part: &Path, object: &Path) -> Result<()> {
+fn link_object(
+    steps: &Steps,
+    library: &Path,
+    release: &Release,
+    part: &Path,
+    object: &Path,
+) -> Result<()> {
     let mut link = linker();
     link.args(["-nostdlib", "-r"]);
     if APPLE {
-        link.arg(format!("-Wl,-exported_symbols_list,{}", export_list(release, part)?.display()));
-        link.arg(format!("-Wl,-force_load,{}", library.display())).arg("-o").arg(object);
+        link.arg(format!(
+            "-Wl,-exported_symbols_list,{}",
+            export_list(release, part)?.display()
+        ));
+        link.arg(format!("-Wl,-force_load,{}", library.display()))
+            .arg("-o")
+            .arg(object);
         return tool(steps, &mut link, "cannot link the static library");
     }
-    // Without its groups, in which C++ compilers put inline functions: a program's linker would keep one group of each name, and drop ours
-    // although its names are local.
+    // Without its groups, in which C++ compilers put inline functions: a program's linker would
+    // keep one group of each name, and drop ours although its names are local.
     link.args(["-Wl,--gc-sections", "-Wl,--force-group-allocation"]);
-    link.args(release.functions.iter().map(|name| format!("-Wl,--require-defined={name}")));
-    tool(steps, link.arg("-o").arg(object).arg(library), "cannot link the static library")?;
+    link.args(
+        release
+            .functions
+            .iter()
+            .map(|name| format!("-Wl,--require-defined={name}")),
+    );
+    tool(
+        steps,
+        link.arg("-o").arg(object).arg(library),
+        "cannot link the static library",
+    )?;
 
     localize(steps, object)?;
-    // objcopy passes over the "unique" names that C++ compilers give some constants: these become weak first.
-    let symbols = steps.expect(Command::new("nm").args(["-g", "--defined-only"]).arg(object), "cannot list symbols")?;
-    let unique = symbols.lines().filter_map(|line| line.split_once(" u ")).map(|(_, name)| format!("--weaken-symbol={name}"));
-    tool(steps, Command::new("objcopy").args(unique).arg(object), "cannot hide what the static library does not export")?;
+    // objcopy passes over the "unique" names that C++ compilers give some constants: these become
+    // weak first.
+    let symbols = steps.expect(
+        Command::new("nm")
+            .args(["-g", "--defined-only"])
+            .arg(object),
+        "cannot list symbols",
+    )?;
+    let unique = symbols
+        .lines()
+        .filter_map(|line| line.split_once(" u "))
+        .map(|(_, name)| format!("--weaken-symbol={name}"));
+    tool(
+        steps,
+        Command::new("objcopy").args(unique).arg(object),
+        "cannot hide what the static library does not export",
+    )?;
     localize(steps, object)
 }
 
 /// Leaves global only what the header declares.
 fn localize(steps: &Steps, object: &Path) -> Result<()> {
     let mut objcopy = Command::new("objcopy");
-    objcopy.args(["--wildcard", "--keep-global-symbol=moxin_*", "--strip-unneeded"]);
+    objcopy.args([
+        "--wildcard",
+        "--keep-global-symbol=moxin_*",
+        "--strip-unneeded",
+    ]);
     // Rust's standard library carries its intermediate code, of use to nobody here.
     objcopy.args(["--remove-section=.llvmbc", "--remove-section=.llvmcmd"]);
-    tool(steps, objcopy.arg(object), "cannot hide what the static library does not export")
+    tool(
+        steps,
+        objcopy.arg(object),
+        "cannot hide what the static library does not export",
+    )
 }
 
-fn link_shared(steps: &Steps, object: &Path, release: &Release, part: &Path, lib: &Path) -> Result<()> {
+fn link_shared(
+    steps: &Steps,
+    object: &Path,
+    release: &Release,
+    part: &Path,
+    lib: &Path,
+) -> Result<()> {
     let [file, run_name, link_name] = shared_names(release);
     let mut link = linker();
     link.arg("-o").arg(lib.join(&file)).arg(object);
     if APPLE {
-        link.args(["-dynamiclib", "-Wl,-dead_strip", "-Wl,-x"]).arg(format!("-Wl,-install_name,@rpath/{run_name}"));
-        link.arg(format!("-Wl,-exported_symbols_list,{}", export_list(release, part)?.display()));
+        link.args(["-dynamiclib", "-Wl,-dead_strip", "-Wl,-x"])
+            .arg(format!("-Wl,-install_name,@rpath/{run_name}"));
+        link.arg(format!(
+            "-Wl,-exported_symbols_list,{}",
+            export_list(release, part)?.display()
+        ));
     } else {
-        link.args(["-shared", "-s", "-Wl,--gc-sections", "-Wl,--no-undefined", "-Wl,-rpath,$ORIGIN/moxin_vlm/mlx/lib"]);
-        link.arg(format!("-Wl,-soname,{run_name}")).arg(format!("-Wl,--version-script={}", export_list(release, part)?.display()));
-        link.arg("-L").arg(lib.join("moxin_vlm/mlx/lib")).arg("-lmlx");
+        link.args([
+            "-shared",
+            "-s",
+            "-Wl,--gc-sections",
+            "-Wl,--no-undefined",
+            "-Wl,-rpath,$ORIGIN/moxin_vlm/mlx/lib",
+        ]);
+        link.arg(format!("-Wl,-soname,{run_name}")).arg(format!(
+            "-Wl,--version-script={}",
+            export_list(release, part)?.display()
+        ));
+        link.arg("-L")
+            .arg(lib.join("moxin_vlm/mlx/lib"))
+            .arg("-lmlx");
     }
-    tool(steps, link.args(system_flags().split(' ')), "cannot link the shared library")?;
+    tool(
+        steps,
+        link.args(system_flags().split(' ')),
+        "cannot link the shared library",
+    )?;
     symlink(&file, lib.join(&run_name))?;
     symlink(&run_name, lib.join(link_name))?;
     Ok(())
@@ -104,8 +207,18 @@ fn link_shared(steps: &Steps, object: &Path, release: &Release, part: &Path, lib
 /// The header's functions in the form that the system's linker reads.
 fn export_list(release: &Release, part: &Path) -> Result<PathBuf> {
     let path = part.join("exports");
-    let names = |before: &str, after: &str| release.functions.iter().map(|name| format!("{before}{name}{after}\n")).collect::<String>();
-    let text = if APPLE { names("_", "") } else { format!("{{ global:\n{}local: *; }};\n", names("", ";")) };
+    let names = |before: &str, after: &str| {
+        release
+            .functions
+            .iter()
+            .map(|name| format!("{before}{name}{after}\n"))
+            .collect::<String>()
+    };
+    let text = if APPLE {
+        names("_", "")
+    } else {
+        format!("{{ global:\n{}local: *; }};\n", names("", ";"))
+    };
     fs::write(&path, text)?;
     Ok(path)
 }
@@ -124,15 +237,22 @@ fn copy_mlx(mlx: &Path, destination: &Path) -> Result<()> {
     for folder in MLX {
         let source = mlx.join(folder);
         if !source.is_dir() {
-            bail!("{} has no {folder}: only MLX for the CPU can be packaged (`cargo xtask setup --backend cpu`)", mlx.display());
+            bail!(
+                "{} has no {folder}: only MLX for the CPU can be packaged (`cargo xtask setup \
+                 --backend cpu`)",
+                mlx.display()
+            );
         }
         fs::create_dir_all(destination.join(folder))?;
         for entry in fs::read_dir(source)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            let Some(found) = missing.iter().position(|file| name.starts_with(file)) else { continue };
+            let Some(found) = missing.iter().position(|file| name.starts_with(file)) else {
+                continue;
+            };
             missing.remove(found);
-            fs::copy(entry.path(), destination.join(folder).join(&name)).with_context(|| format!("cannot copy {name}"))?;
+            fs::copy(entry.path(), destination.join(folder).join(&name))
+                .with_context(|| format!("cannot copy {name}"))?;
         }
     }
     if !missing.is_empty() {
@@ -153,11 +273,15 @@ pub fn metallib() -> Result<PathBuf> {
     if let Some(folder) = env::var_os("MLX_RS_METAL_PATH") {
         folders.push(PathBuf::from(folder));
     } else if let Some(home) = env::var_os("HOME") {
-        let all = fs::read_dir(Path::new(&home).join(".mlx/lib")).context("no MLX GPU code in ~/.mlx/lib: has the library been built?")?;
+        let all = fs::read_dir(Path::new(&home).join(".mlx/lib"))
+            .context("no MLX GPU code in ~/.mlx/lib: has the library been built?")?;
         folders.extend(all.filter_map(|entry| Some(entry.ok()?.path())));
     }
     let files = folders.iter().map(|folder| folder.join("mlx.metallib"));
-    let newest = files.filter_map(|file| Some((file.metadata().ok()?.modified().ok()?, file))).max();
-    let (_, file) = newest.context("there is no mlx.metallib in ~/.mlx/lib or $MLX_RS_METAL_PATH")?;
+    let newest = files
+        .filter_map(|file| Some((file.metadata().ok()?.modified().ok()?, file)))
+        .max();
+    let (_, file) =
+        newest.context("there is no mlx.metallib in ~/.mlx/lib or $MLX_RS_METAL_PATH")?;
     Ok(file)
 }

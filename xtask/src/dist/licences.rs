@@ -16,12 +16,20 @@ pub fn write(metadata: &Value, mlx: Option<&Path>, folder: &Path) -> Result<()> 
     copy(setup::repository(), folder)?;
     let crates = folder.join("crates");
     for package in linked_packages(metadata)? {
-        let manifest = Path::new(package["manifest_path"].as_str().context("a crate without a manifest")?);
+        let manifest = Path::new(
+            package["manifest_path"]
+                .as_str()
+                .context("a crate without a manifest")?,
+        );
         let source = manifest.parent().context("a manifest without a folder")?;
         let name = format!("{}-{}", text(package, "name"), text(package, "version"));
         let destination = crates.join(&name);
         copy(source, &destination)?;
-        let about = format!("{name}\nlicence: {}\nsource: {}\n", text(package, "license"), text(package, "repository"));
+        let about = format!(
+            "{name}\nlicence: {}\nsource: {}\n",
+            text(package, "license"),
+            text(package, "repository")
+        );
         fs::write(destination.join("ABOUT"), about)?;
         if text(package, "name") == "mlx-sys" {
             copy(&source.join("src/mlx-c"), &folder.join("mlx-c"))?;
@@ -30,7 +38,11 @@ pub fn write(metadata: &Value, mlx: Option<&Path>, folder: &Path) -> Result<()> 
     if let Some(mlx) = mlx {
         for entry in fs::read_dir(mlx)? {
             let path = entry?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
             if let Some(wheel) = name.strip_suffix(".dist-info") {
                 copy(&path.join("licenses"), &folder.join(wheel))?;
             }
@@ -41,22 +53,36 @@ pub fn write(metadata: &Value, mlx: Option<&Path>, folder: &Path) -> Result<()> 
 
 /// The crates that are linked into the library: it, and what it depends on when it runs.
 fn linked_packages(metadata: &Value) -> Result<Vec<&Value>> {
-    let nodes = metadata["resolve"]["nodes"].as_array().context("cargo resolves nothing")?;
-    let packages = metadata["packages"].as_array().context("cargo knows no packages")?;
-    let root = packages.iter().find(|package| package["name"] == "moxin-vlm").context("cargo knows no moxin-vlm")?;
+    let nodes = metadata["resolve"]["nodes"]
+        .as_array()
+        .context("cargo resolves nothing")?;
+    let packages = metadata["packages"]
+        .as_array()
+        .context("cargo knows no packages")?;
+    let root = packages
+        .iter()
+        .find(|package| package["name"] == "moxin-vlm")
+        .context("cargo knows no moxin-vlm")?;
     let mut waiting = vec![root["id"].as_str().context("a package without an id")?];
     let mut seen = BTreeSet::new();
     while let Some(id) = waiting.pop() {
-        let Some(node) = nodes.iter().find(|node| node["id"] == id) else { continue };
+        let Some(node) = nodes.iter().find(|node| node["id"] == id) else {
+            continue;
+        };
         for dependency in node["deps"].as_array().into_iter().flatten() {
             let mut kinds = dependency["dep_kinds"].as_array().into_iter().flatten();
-            let Some(id) = dependency["pkg"].as_str() else { continue };
+            let Some(id) = dependency["pkg"].as_str() else {
+                continue;
+            };
             if kinds.any(|kind| kind["kind"].is_null()) && seen.insert(id) {
                 waiting.push(id);
             }
         }
     }
-    Ok(packages.iter().filter(|package| package["id"].as_str().is_some_and(|id| seen.contains(id))).collect())
+    Ok(packages
+        .iter()
+        .filter(|package| package["id"].as_str().is_some_and(|id| seen.contains(id)))
+        .collect())
 }
 
 fn text<'a>(package: &'a Value, field: &str) -> &'a str {
@@ -66,10 +92,16 @@ fn text<'a>(package: &'a Value, field: &str) -> &'a str {
 /// Copies the licences that lie in a folder.
 fn copy(source: &Path, destination: &Path) -> Result<()> {
     fs::create_dir_all(destination)?;
-    for entry in fs::read_dir(source).with_context(|| format!("cannot read {}", source.display()))? {
+    for entry in
+        fs::read_dir(source).with_context(|| format!("cannot read {}", source.display()))?
+    {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if entry.file_type()?.is_file() && NAMES.iter().any(|licence| name.to_lowercase().starts_with(licence)) {
+        if entry.file_type()?.is_file()
+            && NAMES
+                .iter()
+                .any(|licence| name.to_lowercase().starts_with(licence))
+        {
             fs::copy(entry.path(), destination.join(name))?;
         }
     }

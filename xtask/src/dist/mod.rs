@@ -67,7 +67,11 @@ pub fn run(options: Options) -> Result<()> {
 
 /// Makes a prefix in a folder, and says where it is; other chores call this.
 pub fn prefix(output: &Path, profile: &str) -> Result<PathBuf> {
-    package(Options { output: Some(output.to_owned()), profile: profile.to_owned(), library: None })
+    package(Options {
+        output: Some(output.to_owned()),
+        profile: profile.to_owned(),
+        library: None,
+    })
 }
 
 fn package(options: Options) -> Result<PathBuf> {
@@ -80,28 +84,50 @@ fn package(options: Options) -> Result<PathBuf> {
     fs::create_dir_all(&output).with_context(|| format!("cannot create {}", output.display()))?;
     let output = output.canonicalize()?;
 
-    let lock = File::create(output.join(".moxin-vlm-lock")).with_context(|| format!("cannot write to {}", output.display()))?;
+    let lock = File::create(output.join(".moxin-vlm-lock"))
+        .with_context(|| format!("cannot write to {}", output.display()))?;
     lock.lock()?;
     remove_parts(&output)?;
     let part = output.join(format!("{PART}{}", std::process::id()));
     fs::create_dir(&part)?;
     let steps = Steps::new(output.join("dist.log"), part.clone());
-    let outcome = make(&steps, &metadata, &part, mlx.as_deref(), options.library, &options.profile)
-        .and_then(|release| publish(&release, &part, &output));
+    let outcome = make(
+        &steps,
+        &metadata,
+        &part,
+        mlx.as_deref(),
+        options.library,
+        &options.profile,
+    )
+    .and_then(|release| publish(&release, &part, &output));
     fs::remove_dir_all(&part).ok(); // else the next run does it
     outcome
 }
 
 /// Makes everything in `part`.
-fn make(steps: &Steps, metadata: &Value, part: &Path, mlx: Option<&Path>, library: Option<PathBuf>, profile: &str) -> Result<Release> {
+fn make(
+    steps: &Steps,
+    metadata: &Value,
+    part: &Path,
+    mlx: Option<&Path>,
+    library: Option<PathBuf>,
+    profile: &str,
+) -> Result<Release> {
     let header = header()?;
-    let release = Release { version: version(metadata)?, abi: abi(&header)?, target: target()?, functions: functions(&header) };
+    let release = Release {
+        version: version(metadata)?,
+        abi: abi(&header)?,
+        target: target()?,
+        functions: functions(&header),
+    };
     let prefix = part.join(release.name());
 
     let library = match library {
         Some(library) => library,
         None => {
-            steps.say(&format!("building the library ({profile}; the first time takes minutes)"));
+            steps.say(&format!(
+                "building the library ({profile}; the first time takes minutes)"
+            ));
             static_library(&["--profile", profile])?
         }
     };
@@ -121,12 +147,20 @@ fn publish(release: &Release, part: &Path, output: &Path) -> Result<PathBuf> {
     if prefix.exists() {
         fs::rename(&prefix, part.join("old"))?;
     }
-    for name in [name.clone(), format!("{name}.tar.gz"), format!("{name}.tar.gz.sha256")] {
+    for name in [
+        name.clone(),
+        format!("{name}.tar.gz"),
+        format!("{name}.tar.gz.sha256"),
+    ] {
         fs::rename(part.join(&name), output.join(&name))?;
     }
     println!("{} ({})", prefix.display(), megabytes(size(&prefix)?));
     let archive = output.join(format!("{name}.tar.gz"));
-    println!("{} ({})", archive.display(), megabytes(archive.metadata()?.len()));
+    println!(
+        "{} ({})",
+        archive.display(),
+        megabytes(archive.metadata()?.len())
+    );
     Ok(prefix)
 }
 
@@ -143,8 +177,13 @@ fn remove_parts(output: &Path) -> Result<()> {
 
 pub fn version(metadata: &Value) -> Result<String> {
     let mut packages = metadata["packages"].as_array().into_iter().flatten();
-    let package = packages.find(|package| package["name"] == "moxin-vlm").context("cargo knows no moxin-vlm")?;
-    Ok(package["version"].as_str().context("the version of moxin-vlm")?.to_owned())
+    let package = packages
+        .find(|package| package["name"] == "moxin-vlm")
+        .context("cargo knows no moxin-vlm")?;
+    Ok(package["version"]
+        .as_str()
+        .context("the version of moxin-vlm")?
+        .to_owned())
 }
 
 /// The machine that cargo builds for, such as `x86_64-unknown-linux-gnu`.
@@ -158,22 +197,43 @@ fn target() -> Result<String> {
 /// The static library, with cargo's progress on the terminal.
 pub fn static_library(arguments: &[&str]) -> Result<PathBuf> {
     let mut command = cargo();
-    command.args(["rustc", "--package", "moxin-vlm", "--lib", "--crate-type", "staticlib"]).args(arguments);
+    command
+        .args([
+            "rustc",
+            "--package",
+            "moxin-vlm",
+            "--lib",
+            "--crate-type",
+            "staticlib",
+        ])
+        .args(arguments);
     command.arg("--message-format=json-render-diagnostics");
-    let output = command.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
     if !output.status.success() {
         bail!("the library does not build, see above");
     }
     let messages = String::from_utf8_lossy(&output.stdout);
-    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let files = messages.flat_map(|message| message["filenames"].as_array().cloned().unwrap_or_default());
+    let messages = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let files =
+        messages.flat_map(|message| message["filenames"].as_array().cloned().unwrap_or_default());
     let mut files = files.filter_map(|file| file.as_str().map(PathBuf::from));
-    files.find(|file| file.file_name().is_some_and(|name| name == "libmoxin_vlm.a")).context("cargo built no libmoxin_vlm.a")
+    files
+        .find(|file| {
+            file.file_name()
+                .is_some_and(|name| name == "libmoxin_vlm.a")
+        })
+        .context("cargo built no libmoxin_vlm.a")
 }
 
 /// The C header.
 pub fn header() -> Result<String> {
-    fs::read_to_string(setup::repository().join("include/moxin_vlm.h")).context("cannot read include/moxin_vlm.h")
+    fs::read_to_string(setup::repository().join("include/moxin_vlm.h"))
+        .context("cannot read include/moxin_vlm.h")
 }
 
 /// The names of all functions in the header.
@@ -182,15 +242,31 @@ pub fn header_functions() -> Result<Vec<String>> {
 }
 
 fn abi(header: &str) -> Result<u32> {
-    let number = header.lines().find_map(|line| line.strip_prefix("#define MOXIN_ABI_VERSION "));
-    number.context("include/moxin_vlm.h has no MOXIN_ABI_VERSION")?.trim().parse().context("MOXIN_ABI_VERSION")
+    let number = header
+        .lines()
+        .find_map(|line| line.strip_prefix("#define MOXIN_ABI_VERSION "));
+    number
+        .context("include/moxin_vlm.h has no MOXIN_ABI_VERSION")?
+        .trim()
+        .parse()
+        .context("MOXIN_ABI_VERSION")
 }
 
 /// The functions that a header declares: names before a parenthesis, outside of comments.
 fn functions(header: &str) -> Vec<String> {
-    let code: String = header.split("/*").map(|part| part.split_once("*/").map_or(part, |(_, code)| code)).collect();
-    let names = code.split('(').map(|part| part.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or(""));
-    names.filter(|name| name.starts_with("moxin_")).map(str::to_owned).collect()
+    let code: String = header
+        .split("/*")
+        .map(|part| part.split_once("*/").map_or(part, |(_, code)| code))
+        .collect();
+    let names = code.split('(').map(|part| {
+        part.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+            .next()
+            .unwrap_or("")
+    });
+    names
+        .filter(|name| name.starts_with("moxin_"))
+        .map(str::to_owned)
+        .collect()
 }
 
 fn size(path: &Path) -> Result<u64> {
@@ -229,7 +305,10 @@ mod tests {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
         remove_parts(folder.path()).unwrap();
-        let mut left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let mut left: Vec<_> = fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
         left.sort();
         assert_eq!(left, ["moxin-vlm-0.1.0-x", "part-7"]);
     }

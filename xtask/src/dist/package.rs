@@ -1,4 +1,5 @@
-//! `include/`, and what pkg-config and CMake read. All paths in it begin at the file itself, so that the prefix can be moved.
+//! `include/`, and what pkg-config and CMake read. All paths in it begin at the file itself, so
+//! that the prefix can be moved.
 
 use std::fs;
 use std::path::Path;
@@ -12,11 +13,26 @@ use crate::setup;
 const HEADERS: [&str; 3] = ["moxin_vlm.h", "moxin_vlm.hpp", "module.modulemap"];
 
 const TEMPLATES: [(&str, &str); 5] = [
-    ("pkgconfig/moxin_vlm.pc", include_str!("package/moxin_vlm.pc")),
-    ("pkgconfig/moxin_vlm-static.pc", include_str!("package/moxin_vlm-static.pc")),
-    ("pkgconfig/moxin_vlm-swift.pc", include_str!("package/moxin_vlm-swift.pc")),
-    ("cmake/moxin_vlm/moxin_vlm-config.cmake", include_str!("package/moxin_vlm-config.cmake")),
-    ("cmake/moxin_vlm/moxin_vlm-config-version.cmake", include_str!("package/moxin_vlm-config-version.cmake")),
+    (
+        "pkgconfig/moxin_vlm.pc",
+        include_str!("package/moxin_vlm.pc"),
+    ),
+    (
+        "pkgconfig/moxin_vlm-static.pc",
+        include_str!("package/moxin_vlm-static.pc"),
+    ),
+    (
+        "pkgconfig/moxin_vlm-swift.pc",
+        include_str!("package/moxin_vlm-swift.pc"),
+    ),
+    (
+        "cmake/moxin_vlm/moxin_vlm-config.cmake",
+        include_str!("package/moxin_vlm-config.cmake"),
+    ),
+    (
+        "cmake/moxin_vlm/moxin_vlm-config-version.cmake",
+        include_str!("package/moxin_vlm-config-version.cmake"),
+    ),
 ];
 
 /// Where MLX lies in `lib/`; on Apple systems it is inside our libraries.
@@ -26,7 +42,11 @@ pub fn write(release: &Release, prefix: &Path) -> Result<()> {
     let include = prefix.join("include");
     fs::create_dir_all(&include)?;
     for name in HEADERS {
-        fs::copy(setup::repository().join("include").join(name), include.join(name)).with_context(|| format!("cannot copy {name}"))?;
+        fs::copy(
+            setup::repository().join("include").join(name),
+            include.join(name),
+        )
+        .with_context(|| format!("cannot copy {name}"))?;
     }
     for (name, template) in TEMPLATES {
         let path = prefix.join("lib").join(name);
@@ -41,15 +61,31 @@ fn fill(template: &str, release: &Release, apple: bool) -> String {
     let (flags, system) = if apple {
         (String::new(), "Darwin")
     } else {
-        (format!("-L${{libdir}}/{MLX_FOLDER} -lmlx -Wl,-rpath,${{libdir}}/{MLX_FOLDER} "), "Linux")
+        (
+            format!("-L${{libdir}}/{MLX_FOLDER} -lmlx -Wl,-rpath,${{libdir}}/{MLX_FOLDER} "),
+            "Linux",
+        )
     };
     template
         .replace("@VERSION@", &release.version)
         .replace("@SHARED_FILE@", &file)
         .replace("@SHARED_NAME@", &run_name)
         .replace("@STATIC_FLAGS@", &(flags + system_flags()))
-        .replace("@SYSTEM_LIBRARIES@", &system_flags().replace("-framework ", "-framework@").replace(' ', ";").replace('@', " "))
-        .replace("@MLX_FILE@", if apple { "" } else { "moxin_vlm/mlx/lib/libmlx.so" })
+        .replace(
+            "@SYSTEM_LIBRARIES@",
+            &system_flags()
+                .replace("-framework ", "-framework@")
+                .replace(' ', ";")
+                .replace('@', " "),
+        )
+        .replace(
+            "@MLX_FILE@",
+            if apple {
+                ""
+            } else {
+                "moxin_vlm/mlx/lib/libmlx.so"
+            },
+        )
         .replace("@SYSTEM@", system)
 }
 
@@ -59,13 +95,24 @@ mod tests {
 
     #[test]
     fn every_place_is_filled() {
-        let release = Release { version: "1.2.3".into(), abi: 4, target: "x".into(), functions: Vec::new() };
+        let release = Release {
+            version: "1.2.3".into(),
+            abi: 4,
+            target: "x".into(),
+            functions: Vec::new(),
+        };
         for (name, template) in TEMPLATES {
             for apple in [false, true] {
                 let text = fill(template, &release, apple);
-                let place = text.split('@').nth(1).filter(|word| word.chars().all(|c| c.is_ascii_uppercase() || c == '_'));
+                let place = text
+                    .split('@')
+                    .nth(1)
+                    .filter(|word| word.chars().all(|c| c.is_ascii_uppercase() || c == '_'));
                 assert_eq!(place, None, "{name}");
-                assert!(!text.contains("/home") && !text.contains(env!("CARGO_MANIFEST_DIR")), "{name}");
+                assert!(
+                    !text.contains("/home") && !text.contains(env!("CARGO_MANIFEST_DIR")),
+                    "{name}"
+                );
             }
         }
     }

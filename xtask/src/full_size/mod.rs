@@ -1,5 +1,5 @@
-//! Checkpoints as large as the real ones, to see that a machine can hold and run them: the published tensors with random numbers. What they
-//! answer means nothing.
+//! Checkpoints as large as the real ones, to see that a machine can hold and run them: the
+//! published tensors with random numbers. What they answer means nothing.
 
 mod models;
 mod tensors;
@@ -42,7 +42,16 @@ pub fn run(options: Options) -> Result<()> {
     cargo::build_example("generate")?;
     cargo::run_example(
         "generate",
-        &["--model", folder, "--image", "models/demo.png", "--prompt", "Describe the picture.", "--max-tokens", &tokens],
+        &[
+            "--model",
+            folder,
+            "--image",
+            "models/demo.png",
+            "--prompt",
+            "Describe the picture.",
+            "--max-tokens",
+            &tokens,
+        ],
     )
 }
 
@@ -65,16 +74,26 @@ fn write(model: Model, folder: &Path) -> Result<()> {
     let tensors = model.tensors();
     let bytes: usize = tensors.iter().map(Tensor::bytes).sum();
     if folder.exists() {
-        bail!("{} is there already and holds no checkpoint: give another folder with --out", folder.display());
+        bail!(
+            "{} is there already and holds no checkpoint: give another folder with --out",
+            folder.display()
+        );
     }
-    let parent = folder.parent().context("--out is the root folder: give a folder below it")?;
+    let parent = folder
+        .parent()
+        .context("--out is the root folder: give a folder below it")?;
     let part = PathBuf::from(format!("{}.part", folder.display()));
     fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
     if part.exists() {
-        fs::remove_dir_all(&part).with_context(|| format!("cannot remove {}, left by an earlier run", part.display()))?;
+        fs::remove_dir_all(&part)
+            .with_context(|| format!("cannot remove {}, left by an earlier run", part.display()))?;
     }
     check_space(parent, bytes)?;
-    println!("Writing {:.1} GB of random weights to {}", gigabytes(bytes), folder.display());
+    println!(
+        "Writing {:.1} GB of random weights to {}",
+        gigabytes(bytes),
+        folder.display()
+    );
     let outcome = fill(model, &part, &tensors, bytes).and_then(|()| Ok(fs::rename(&part, folder)?));
     if outcome.is_err() {
         fs::remove_dir_all(&part).ok(); // the reason that is reported is the first one
@@ -83,10 +102,12 @@ fn write(model: Model, folder: &Path) -> Result<()> {
 }
 
 fn check_space(folder: &Path, bytes: usize) -> Result<()> {
-    let free = fs4::available_space(folder).with_context(|| format!("cannot tell how much room {} has", folder.display()))?;
+    let free = fs4::available_space(folder)
+        .with_context(|| format!("cannot tell how much room {} has", folder.display()))?;
     if free < bytes as u64 + GIGABYTE as u64 {
         bail!(
-            "the checkpoint takes {:.1} GB and the disk that holds {} has {:.1} GB free: make room, or give a folder elsewhere with --out",
+            "the checkpoint takes {:.1} GB and the disk that holds {} has {:.1} GB free: make \
+             room, or give a folder elsewhere with --out",
             gigabytes(bytes),
             folder.display(),
             gigabytes(free as usize)
@@ -102,7 +123,12 @@ fn fill(model: Model, folder: &Path, tensors: &[Tensor], bytes: usize) -> Result
     writer::write(folder, tensors, SHARD_BYTES, &mut |written| {
         if written / GIGABYTE > told || written == bytes {
             told = written / GIGABYTE;
-            println!("[{:5.1} s] {:.1} of {:.1} GB", start.elapsed().as_secs_f64(), gigabytes(written), gigabytes(bytes));
+            println!(
+                "[{:5.1} s] {:.1} of {:.1} GB",
+                start.elapsed().as_secs_f64(),
+                gigabytes(written),
+                gigabytes(bytes)
+            );
         }
     })?;
     for (name, text) in model.files()? {
@@ -114,10 +140,15 @@ fn fill(model: Model, folder: &Path, tensors: &[Tensor], bytes: usize) -> Result
 /// The settings of Moxin-7B VLM.
 fn moxin() -> Vec<(&'static str, Value)> {
     let generation = json!({ "_from_model_config": true, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 32000 });
-    vec![("config.json", config()), ("generation_config.json", generation), ("preprocessor_config.json", preprocessor_config())]
+    vec![
+        ("config.json", config()),
+        ("generation_config.json", generation),
+        ("preprocessor_config.json", preprocessor_config()),
+    ]
 }
 
-/// As Moxin's converter writes it: `text_config` holds only what differs from transformers' defaults.
+/// As Moxin's converter writes it: `text_config` holds only what differs from transformers'
+/// defaults.
 fn config() -> Value {
     json!({
         "arch_specifier": "no-align+fused-gelu-mlp",
@@ -148,7 +179,8 @@ fn config() -> Value {
 
 /// The numbers of the real file: `tvf_normalize_params` are `means` and `stds` rounded to bfloat16.
 fn preprocessor_config() -> Value {
-    let resize = json!({ "antialias": true, "interpolation": 3, "max_size": null, "size": [224, 224] });
+    let resize =
+        json!({ "antialias": true, "interpolation": 3, "max_size": null, "size": [224, 224] });
     let crop = json!({ "output_size": [224, 224] });
     let dino = json!({ "inplace": false, "mean": [0.484375, 0.455078125, 0.40625], "std": [0.228515625, 0.2236328125, 0.224609375] });
     let siglip = json!({ "inplace": false, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5] });

@@ -24,12 +24,39 @@ pub enum Model {
 }
 
 /// <https://huggingface.co/google/paligemma-3b-pt-224/blob/main/config.json>
-const PALIGEMMA_3B: Decoder = Decoder { width: 2048, layers: 18, queries: 2048, keys: 256, inner: 16_384, vocabulary: 257_216 };
-const SIGLIP: Clip = Clip { width: 1152, depth: 27, inner: 4304, patch: 14, patches: 256 };
+const PALIGEMMA_3B: Decoder = Decoder {
+    width: 2048,
+    layers: 18,
+    queries: 2048,
+    keys: 256,
+    inner: 16_384,
+    vocabulary: 257_216,
+};
+const SIGLIP: Clip = Clip {
+    width: 1152,
+    depth: 27,
+    inner: 4304,
+    patch: 14,
+    patches: 256,
+};
 
 /// <https://huggingface.co/Qwen/Qwen2-VL-2B-Instruct/blob/main/config.json>
-const QWEN2_VL_2B: Decoder = Decoder { width: 1536, layers: 28, queries: 1536, keys: 256, inner: 8960, vocabulary: 151_936 };
-const QWEN_VISION: QwenVision = QwenVision { width: 1280, depth: 32, inner: 5120, patch: 1176, merged: 5120, output: 1536 };
+const QWEN2_VL_2B: Decoder = Decoder {
+    width: 1536,
+    layers: 28,
+    queries: 1536,
+    keys: 256,
+    inner: 8960,
+    vocabulary: 151_936,
+};
+const QWEN_VISION: QwenVision = QwenVision {
+    width: 1280,
+    depth: 32,
+    inner: 5120,
+    patch: 1176,
+    merged: 5120,
+    output: 1536,
+};
 
 impl Model {
     /// The name of its folder in the cache.
@@ -48,7 +75,11 @@ impl Model {
             Model::Moxin7b => return tensors::tensors(&MOXIN_7B),
             Model::PaliGemma3b => {
                 list.clip("vision_tower.vision_model", &SIGLIP);
-                list.linear("multi_modal_projector.linear", PALIGEMMA_3B.width, SIGLIP.width);
+                list.linear(
+                    "multi_modal_projector.linear",
+                    PALIGEMMA_3B.width,
+                    SIGLIP.width,
+                );
                 list.layers("language_model.model", &PALIGEMMA_3B, false);
             }
             Model::Qwen2Vl2b => {
@@ -72,24 +103,44 @@ impl Model {
     /// The other files of its folder, as texts.
     pub fn files(self) -> Result<Vec<(String, String)>> {
         let mut files = Vec::new();
-        for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"] {
+        for name in [
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+        ] {
             let path = self.source().join(name);
             if path.is_file() {
-                files.push((name.to_owned(), fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?));
+                files.push((
+                    name.to_owned(),
+                    fs::read_to_string(&path)
+                        .with_context(|| format!("cannot read {}", path.display()))?,
+                ));
             }
         }
         let settings = match self {
             Model::Moxin7b => super::moxin(),
-            Model::PaliGemma3b => vec![("config.json", paligemma(&self.config()?)), ("preprocessor_config.json", siglip_processor())],
-            Model::Qwen2Vl2b => vec![("config.json", qwen2_vl(&self.config()?)), ("preprocessor_config.json", qwen_processor())],
+            Model::PaliGemma3b => vec![
+                ("config.json", paligemma(&self.config()?)),
+                ("preprocessor_config.json", siglip_processor()),
+            ],
+            Model::Qwen2Vl2b => vec![
+                ("config.json", qwen2_vl(&self.config()?)),
+                ("preprocessor_config.json", qwen_processor()),
+            ],
         };
-        files.extend(settings.into_iter().map(|(name, value)| (name.to_owned(), format!("{value:#}\n"))));
+        files.extend(
+            settings
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), format!("{value:#}\n"))),
+        );
         Ok(files)
     }
 
     /// The configuration that the tokenizer's ids are in.
     fn config(self) -> Result<Value> {
-        Ok(serde_json::from_str(&fs::read_to_string(self.source().join("config.json"))?)?)
+        Ok(serde_json::from_str(&fs::read_to_string(
+            self.source().join("config.json"),
+        )?)?)
     }
 }
 
@@ -138,7 +189,14 @@ fn qwen2_vl(small: &Value) -> Value {
             "spatial_merge_size": 2, "spatial_patch_size": 14, "temporal_patch_size": 2,
         },
     });
-    for name in ["bos_token_id", "eos_token_id", "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"] {
+    for name in [
+        "bos_token_id",
+        "eos_token_id",
+        "image_token_id",
+        "video_token_id",
+        "vision_start_token_id",
+        "vision_end_token_id",
+    ] {
         config[name] = small[name].clone();
     }
     config
@@ -159,7 +217,9 @@ mod tests {
     /// The published sizes: 2.92 and 2.21 thousand million parameters.
     #[test]
     fn the_real_sizes_give_the_real_numbers_of_parameters() {
-        let count = |model: Model| (model.tensors().iter().map(Tensor::elements).sum::<usize>() as f64 / 1e6).round();
+        let count = |model: Model| {
+            (model.tensors().iter().map(Tensor::elements).sum::<usize>() as f64 / 1e6).round()
+        };
         assert_eq!(count(Model::PaliGemma3b), 2923.0);
         assert_eq!(count(Model::Qwen2Vl2b), 2209.0);
     }

@@ -1,4 +1,5 @@
-//! The tensors of a checkpoint in Moxin-7B-VLM's format: names, shapes, and what a random one is filled with.
+//! The tensors of a checkpoint in Moxin-7B-VLM's format: names, shapes, and what a random one is
+//! filled with.
 
 /// The sizes that such a checkpoint is made of.
 pub struct Sizes {
@@ -51,13 +52,29 @@ pub struct Decoder {
     pub vocabulary: usize,
 }
 
-/// Those of <https://huggingface.co/moxin-org/Moxin-7B-VLM>: DINOv2 ViT-L/14 with registers, SigLIP so400m/14, Moxin-7B.
+/// Those of <https://huggingface.co/moxin-org/Moxin-7B-VLM>: DINOv2 ViT-L/14 with registers, SigLIP
+/// so400m/14, Moxin-7B.
 pub const MOXIN_7B: Sizes = Sizes {
-    dino: Encoder { width: 1024, depth: 24, inner: 4096 },
-    siglip: Encoder { width: 1152, depth: 27, inner: 4304 },
+    dino: Encoder {
+        width: 1024,
+        depth: 24,
+        inner: 4096,
+    },
+    siglip: Encoder {
+        width: 1152,
+        depth: 27,
+        inner: 4304,
+    },
     patch: 14,
     patches: 256,
-    decoder: Decoder { width: 4096, layers: 36, queries: 4096, keys: 1024, inner: 14336, vocabulary: 32064 },
+    decoder: Decoder {
+        width: 4096,
+        layers: 36,
+        queries: 4096,
+        keys: 1024,
+        inner: 14336,
+        vocabulary: 32064,
+    },
 };
 
 pub struct Tensor {
@@ -101,7 +118,11 @@ pub struct List(pub Vec<Tensor>);
 
 impl List {
     fn add(&mut self, name: impl Into<String>, shape: &[usize], fill: Fill) {
-        self.0.push(Tensor { name: name.into(), shape: shape.to_vec(), fill });
+        self.0.push(Tensor {
+            name: name.into(),
+            shape: shape.to_vec(),
+            fill,
+        });
     }
 
     fn random(&mut self, name: impl Into<String>, shape: &[usize]) {
@@ -129,7 +150,11 @@ impl List {
         self.encoder(name, &sizes.dino, sizes);
         for i in 0..sizes.dino.depth {
             for scale in ["ls1", "ls2"] {
-                self.add(format!("{name}.blocks.{i}.{scale}.scale_factor"), &[width], Fill::Constant(0.1));
+                self.add(
+                    format!("{name}.blocks.{i}.{scale}.scale_factor"),
+                    &[width],
+                    Fill::Constant(0.1),
+                );
             }
         }
     }
@@ -149,7 +174,10 @@ impl List {
     fn encoder(&mut self, name: &str, encoder: &Encoder, sizes: &Sizes) {
         let width = encoder.width;
         self.random(format!("{name}.pos_embed"), &[1, sizes.patches, width]);
-        self.random(format!("{name}.patch_embed.proj.weight"), &[width, 3, sizes.patch, sizes.patch]);
+        self.random(
+            format!("{name}.patch_embed.proj.weight"),
+            &[width, 3, sizes.patch, sizes.patch],
+        );
         self.random(format!("{name}.patch_embed.proj.bias"), &[width]);
         for i in 0..encoder.depth {
             let block = format!("{name}.blocks.{i}");
@@ -169,12 +197,22 @@ impl List {
 
     fn decoder(&mut self, name: &str, decoder: &Decoder) {
         self.layers(&format!("{name}.model"), decoder, false);
-        self.random(format!("{name}.lm_head.weight"), &[decoder.vocabulary, decoder.width]);
+        self.random(
+            format!("{name}.lm_head.weight"),
+            &[decoder.vocabulary, decoder.width],
+        );
     }
 
     /// A decoder without its head; with biases of queries, keys and values where it has them.
     pub fn layers(&mut self, name: &str, decoder: &Decoder, biases: bool) {
-        let &Decoder { width, queries, keys, inner, vocabulary, .. } = decoder;
+        let &Decoder {
+            width,
+            queries,
+            keys,
+            inner,
+            vocabulary,
+            ..
+        } = decoder;
         self.random(format!("{name}.embed_tokens.weight"), &[vocabulary, width]);
         for i in 0..decoder.layers {
             let layer = format!("{name}.layers.{i}");
@@ -189,7 +227,10 @@ impl List {
                 ("mlp.down_proj", width, inner),
             ] {
                 self.random(format!("{layer}.{matrix}.weight"), &[output, input]);
-                if biases && ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"].contains(&matrix) {
+                if biases
+                    && ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
+                        .contains(&matrix)
+                {
                     self.random(format!("{layer}.{matrix}.bias"), &[output]);
                 }
             }
@@ -199,10 +240,22 @@ impl List {
     }
 
     pub fn clip(&mut self, name: &str, clip: &Clip) {
-        let &Clip { width, inner, patch, patches, .. } = clip;
-        self.random(format!("{name}.embeddings.patch_embedding.weight"), &[width, 3, patch, patch]);
+        let &Clip {
+            width,
+            inner,
+            patch,
+            patches,
+            ..
+        } = clip;
+        self.random(
+            format!("{name}.embeddings.patch_embedding.weight"),
+            &[width, 3, patch, patch],
+        );
         self.random(format!("{name}.embeddings.patch_embedding.bias"), &[width]);
-        self.random(format!("{name}.embeddings.position_embedding.weight"), &[patches, width]);
+        self.random(
+            format!("{name}.embeddings.position_embedding.weight"),
+            &[patches, width],
+        );
         for i in 0..clip.depth {
             let layer = format!("{name}.encoder.layers.{i}");
             self.layer_norm(&format!("{layer}.layer_norm1"), width);
@@ -216,8 +269,17 @@ impl List {
     }
 
     pub fn qwen_vision(&mut self, name: &str, vision: &QwenVision) {
-        let &QwenVision { width, inner, merged, output, .. } = vision;
-        self.random(format!("{name}.patch_embed.proj.weight"), &[width, 3, 2, 14, vision.patch / 84]);
+        let &QwenVision {
+            width,
+            inner,
+            merged,
+            output,
+            ..
+        } = vision;
+        self.random(
+            format!("{name}.patch_embed.proj.weight"),
+            &[width, 3, 2, 14, vision.patch / 84],
+        );
         for i in 0..vision.depth {
             let block = format!("{name}.blocks.{i}");
             self.layer_norm(&format!("{block}.norm1"), width);
@@ -236,12 +298,16 @@ impl List {
 mod tests {
     use super::*;
 
-    /// What timm counts in the two encoders; Mistral-7B's 7,241,732,096 with four more layers and 64 more tokens.
+    /// What timm counts in the two encoders; Mistral-7B's 7,241,732,096 with four more layers and
+    /// 64 more tokens.
     #[test]
     fn the_real_sizes_give_the_real_numbers_of_parameters() {
         let tensors = tensors(&MOXIN_7B);
         let count = |prefix: &str| {
-            let part: Vec<&Tensor> = tensors.iter().filter(|tensor| tensor.name.starts_with(prefix)).collect();
+            let part: Vec<&Tensor> = tensors
+                .iter()
+                .filter(|tensor| tensor.name.starts_with(prefix))
+                .collect();
             let elements: usize = part.iter().map(|tensor| tensor.elements()).sum();
             (part.len(), (elements as f64 / 1e5).round() / 10.0)
         };

@@ -1,4 +1,5 @@
-//! Writes random weights as safetensors shards with their index, a few megabytes of memory at a time.
+//! Writes random weights as safetensors shards with their index, a few megabytes of memory at a
+//! time.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -9,16 +10,23 @@ use serde_json::json;
 
 use super::tensors::{Fill, Tensor};
 
-/// Values that are drawn once; tensors are put together from stretches of them, which goes as fast as the disk.
+/// Values that are drawn once; tensors are put together from stretches of them, which goes as fast
+/// as the disk.
 const POOL: usize = 1 << 22;
 const STRETCH: usize = 1 << 16;
 
-/// Small enough that nothing overflows behind 36 layers; what transformers initializes Mistral with.
+/// Small enough that nothing overflows behind 36 layers; what transformers initializes Mistral
+/// with.
 const DEVIATION: f32 = 0.02;
 
-/// Writes all shards of at most `shard_bytes` (one tensor at least) and `model.safetensors.index.json`. `progress` is told the bytes
-/// written so far.
-pub fn write(folder: &Path, tensors: &[Tensor], shard_bytes: usize, progress: &mut dyn FnMut(usize)) -> io::Result<()> {
+/// Writes all shards of at most `shard_bytes` (one tensor at least) and
+/// `model.safetensors.index.json`. `progress` is told the bytes written so far.
+pub fn write(
+    folder: &Path,
+    tensors: &[Tensor],
+    shard_bytes: usize,
+    progress: &mut dyn FnMut(usize),
+) -> io::Result<()> {
     let shards = shards(tensors, shard_bytes);
     let mut filler = Filler::new();
     let mut weight_map = BTreeMap::new();
@@ -36,7 +44,10 @@ pub fn write(folder: &Path, tensors: &[Tensor], shard_bytes: usize, progress: &m
         file.flush()?;
     }
     let index = json!({ "metadata": { "total_size": written }, "weight_map": weight_map });
-    std::fs::write(folder.join("model.safetensors.index.json"), format!("{index:#}\n"))
+    std::fs::write(
+        folder.join("model.safetensors.index.json"),
+        format!("{index:#}\n"),
+    )
 }
 
 /// Cuts the list where a shard would become too large.
@@ -61,7 +72,10 @@ fn write_header(file: &mut impl Write, tensors: &[Tensor]) -> io::Result<()> {
     let mut offset = 0;
     for tensor in tensors {
         let end = offset + tensor.bytes();
-        header.insert(tensor.name.clone(), json!({ "dtype": "BF16", "shape": tensor.shape, "data_offsets": [offset, end] }));
+        header.insert(
+            tensor.name.clone(),
+            json!({ "dtype": "BF16", "shape": tensor.shape, "data_offsets": [offset, end] }),
+        );
         offset = end;
     }
     let mut text = serde_json::Value::Object(header).to_string();
@@ -81,7 +95,9 @@ impl Filler {
     /// Always the same numbers.
     fn new() -> Filler {
         let mut random = SplitMix(0);
-        let pool = (0..POOL).flat_map(|_| bfloat16(DEVIATION * random.normal())).collect();
+        let pool = (0..POOL)
+            .flat_map(|_| bfloat16(DEVIATION * random.normal()))
+            .collect();
         Filler { random, pool }
     }
 
@@ -121,7 +137,9 @@ impl SplitMix {
     /// About normal, deviation 1: the sum of four uniform numbers, each with a variance of 1/12.
     fn normal(&mut self) -> f32 {
         let bits = self.next();
-        let sum: f32 = (0..4).map(|i| (bits >> (16 * i)) as u16 as f32 / 65536.0).sum();
+        let sum: f32 = (0..4)
+            .map(|i| (bits >> (16 * i)) as u16 as f32 / 65536.0)
+            .sum();
         (sum - 2.0) * 3f32.sqrt()
     }
 }
@@ -136,11 +154,26 @@ mod tests {
     use super::*;
 
     const SMALL: Sizes = Sizes {
-        dino: Encoder { width: 8, depth: 2, inner: 32 },
-        siglip: Encoder { width: 12, depth: 3, inner: 40 },
+        dino: Encoder {
+            width: 8,
+            depth: 2,
+            inner: 32,
+        },
+        siglip: Encoder {
+            width: 12,
+            depth: 3,
+            inner: 40,
+        },
         patch: 14,
         patches: 4,
-        decoder: Decoder { width: 16, layers: 2, queries: 16, keys: 8, inner: 24, vocabulary: 64 },
+        decoder: Decoder {
+            width: 16,
+            layers: 2,
+            queries: 16,
+            keys: 8,
+            inner: 24,
+            vocabulary: 64,
+        },
     };
 
     #[test]
@@ -149,29 +182,54 @@ mod tests {
         let tensors = tensors(&SMALL);
         let bytes: usize = tensors.iter().map(Tensor::bytes).sum();
         let mut told = 0;
-        write(folder.path(), &tensors, bytes / 3, &mut |written| told = written).unwrap();
+        write(folder.path(), &tensors, bytes / 3, &mut |written| {
+            told = written
+        })
+        .unwrap();
         assert_eq!(told, bytes);
 
         let read = |name: &str| fs::read(folder.path().join(name)).unwrap();
-        let index: serde_json::Value = serde_json::from_slice(&read("model.safetensors.index.json")).unwrap();
+        let index: serde_json::Value =
+            serde_json::from_slice(&read("model.safetensors.index.json")).unwrap();
         assert_eq!(index["metadata"]["total_size"], bytes);
-        assert_eq!(index["weight_map"].as_object().unwrap().len(), tensors.len());
+        assert_eq!(
+            index["weight_map"].as_object().unwrap().len(),
+            tensors.len()
+        );
         let mut values = Vec::new();
         for tensor in &tensors {
             let shard = read(index["weight_map"][&tensor.name].as_str().unwrap());
             assert_eq!(u64::from_le_bytes(shard[..8].try_into().unwrap()) % 8, 0);
             let shard = SafeTensors::deserialize(&shard).unwrap();
             let view = shard.tensor(&tensor.name).unwrap();
-            assert_eq!((view.dtype(), view.shape()), (Dtype::BF16, tensor.shape.as_slice()), "{}", tensor.name);
-            let numbers = view.data().chunks_exact(2).map(|two| f32::from_bits(u32::from_le_bytes([0, 0, two[0], two[1]])));
+            assert_eq!(
+                (view.dtype(), view.shape()),
+                (Dtype::BF16, tensor.shape.as_slice()),
+                "{}",
+                tensor.name
+            );
+            let numbers = view
+                .data()
+                .chunks_exact(2)
+                .map(|two| f32::from_bits(u32::from_le_bytes([0, 0, two[0], two[1]])));
             match tensor.fill {
                 Fill::Random => values.extend(numbers),
-                Fill::Constant(value) => assert!(numbers.into_iter().all(|number| (number - value).abs() < 1e-3), "{}", tensor.name),
+                Fill::Constant(value) => assert!(
+                    numbers
+                        .into_iter()
+                        .all(|number| (number - value).abs() < 1e-3),
+                    "{}",
+                    tensor.name
+                ),
             }
         }
         let mean = values.iter().sum::<f32>() / values.len() as f32;
-        let deviation = (values.iter().map(|value| value * value).sum::<f32>() / values.len() as f32).sqrt();
-        assert!(mean.abs() < 1e-3 && (deviation - DEVIATION).abs() < 1e-3, "{mean} {deviation}");
+        let deviation =
+            (values.iter().map(|value| value * value).sum::<f32>() / values.len() as f32).sqrt();
+        assert!(
+            mean.abs() < 1e-3 && (deviation - DEVIATION).abs() < 1e-3,
+            "{mean} {deviation}"
+        );
     }
 
     #[test]
@@ -182,7 +240,13 @@ mod tests {
         let half = total / 2;
         let cut = shards(&tensors, half);
         assert!(cut.len() >= 2);
-        assert!(cut.iter().all(|shard| shard.iter().map(Tensor::bytes).sum::<usize>() <= half));
-        assert_eq!(cut.iter().map(|shard| shard.len()).sum::<usize>(), tensors.len());
+        assert!(
+            cut.iter()
+                .all(|shard| shard.iter().map(Tensor::bytes).sum::<usize>() <= half)
+        );
+        assert_eq!(
+            cut.iter().map(|shard| shard.len()).sum::<usize>(),
+            tensors.len()
+        );
     }
 }

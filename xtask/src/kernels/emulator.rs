@@ -1,4 +1,5 @@
-//! QEMU, which runs a program for another processor: the system's, or that of its Debian package, in the cache folder.
+//! QEMU, which runs a program for another processor: the system's, or that of its Debian package,
+//! in the cache folder.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,7 +37,10 @@ fn build(part: &Path) -> Result<PathBuf> {
     let steps = Steps::new(part.with_file_name("qemu.log"), part.to_owned());
     let (unpacked, made) = (part.join("unpacked"), part.join("made"));
     fs::create_dir(&made)?;
-    steps.say("no qemu-aarch64 here: getting Debian's (60 MB, in the cache folder; or install qemu-user-static)");
+    steps.say(
+        "no qemu-aarch64 here: getting Debian's (60 MB, in the cache folder; or install \
+        qemu-user-static)",
+    );
     let apt = Apt::new(&steps, part)?;
     for package in PACKAGES {
         apt.unpack(package, &unpacked)?;
@@ -46,5 +50,8 @@ fn build(part: &Path) -> Result<PathBuf> {
             return Ok(made);
         }
     }
-    bail!("there is no {} in Debian's packages that runs here", PROGRAMS[0]);
+    bail!(
+        "there is no {} in Debian's packages that runs here",
+        PROGRAMS[0]
+    );
 }

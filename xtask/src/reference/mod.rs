@@ -1,4 +1,5 @@
-//! The reference of the C API, docs/c-api.md: what the comments of the header say, in the order in which people look for it.
+//! The reference of the C API, docs/c-api.md: what the comments of the header say, in the order in
+//! which people look for it.
 
 pub mod header;
 mod page;
@@ -29,7 +30,8 @@ fn path() -> PathBuf {
 /// The page as the header that is checked in gives it.
 fn written() -> Result<String> {
     let header = setup::repository().join("include/moxin_vlm.h");
-    let text = fs::read_to_string(&header).with_context(|| format!("cannot read {}", header.display()))?;
+    let text =
+        fs::read_to_string(&header).with_context(|| format!("cannot read {}", header.display()))?;
     page::write(&text)
 }
 
@@ -40,6 +42,9 @@ mod tests {
     #[test]
     fn the_page_that_is_checked_in_is_what_the_header_gives() {
         let present = fs::read_to_string(path()).unwrap_or_default();
-        assert!(present == written().unwrap(), "docs/c-api.md is out of date; write it with: cargo xtask reference");
+        assert!(
+            present == written().unwrap(),
+            "docs/c-api.md is out of date; write it with: cargo xtask reference"
+        );
     }
 }

@@ -12,7 +12,11 @@ const STATUS: &str = "MOXIN_STATUS_";
 /// The page for a header.
 pub fn write(text: &str) -> Result<String> {
     let header = parse(text)?;
-    let page = Page { names: names(&header), header: &header }.write()?;
+    let page = Page {
+        names: names(&header),
+        header: &header,
+    }
+    .write()?;
     check_complete(text, &page)?;
     Ok(page)
 }
@@ -29,7 +33,12 @@ fn names(header: &Header) -> HashSet<&str> {
         Shape::Enum(members) | Shape::Number(members) => members.as_slice(),
         _ => &[],
     });
-    header.items.iter().map(|item| item.name.as_str()).chain(members.map(|member| member.name.as_str())).collect()
+    header
+        .items
+        .iter()
+        .map(|item| item.name.as_str())
+        .chain(members.map(|member| member.name.as_str()))
+        .collect()
 }
 
 impl<'a> Page<'a> {
@@ -42,7 +51,9 @@ impl<'a> Page<'a> {
             items.sort_by_key(|item| matches!(item.shape, Shape::Function(_)));
         }
         let mut page = vec![
-            "<!-- Written by `cargo xtask reference` from the comments in include/moxin_vlm.h, which are those in src/ffi. -->".into(),
+            "<!-- Written by `cargo xtask reference` from the comments in include/moxin_vlm.h, \
+             which are those in src/ffi. -->"
+                .into(),
             "# The C API".into(),
             INTRODUCTION.into(),
             contents(&topics),
@@ -61,14 +72,26 @@ impl<'a> Page<'a> {
         Ok(page.join("\n\n") + "\n")
     }
 
-    fn item(&self, Item { name, comment, shape }: &Item) -> Result<String> {
+    fn item(
+        &self,
+        Item {
+            name,
+            comment,
+            shape,
+        }: &Item,
+    ) -> Result<String> {
         let comment = self.linked(comment)?;
         let heading = match shape {
-            // Not the name alone: constants and functions may differ in their case only, and headings are linked to without it.
+            // Not the name alone: constants and functions may differ in their case only, and
+            // headings are linked to without it.
             Shape::Constant(_) => format!("### Constant {}", anchor(name)),
             _ => format!("### `{name}`"),
         };
-        let kind = if *shape == Shape::Handle { "*Handle.* " } else { "" };
+        let kind = if *shape == Shape::Handle {
+            "*Handle.* "
+        } else {
+            ""
+        };
         let code = match shape {
             Shape::Function(code) | Shape::Callback(code) => format!("```c\n{code}\n```\n\n"),
             Shape::Constant(value) => format!("```c\n#define {name} {value}\n```\n\n"),
@@ -76,7 +99,9 @@ impl<'a> Page<'a> {
         };
         let table = match shape {
             Shape::Struct(fields) => self.fields(fields)?,
-            Shape::Enum(statuses) if name == "moxin_status" => format!("\n\n{STATUSES}{}", self.statuses(statuses)?),
+            Shape::Enum(statuses) if name == "moxin_status" => {
+                format!("\n\n{STATUSES}{}", self.statuses(statuses)?)
+            }
             Shape::Enum(constants) | Shape::Number(constants) => self.constants(constants)?,
             _ => String::new(),
         };
@@ -84,70 +109,155 @@ impl<'a> Page<'a> {
     }
 
     fn constants(&self, constants: &[Member]) -> Result<String> {
-        let row = |Member { name, comment, code }: &Member| Ok(vec![anchor(name), code.clone(), self.cell(comment)?]);
-        Ok(table(&["constant", "value", "meaning"], constants.iter().map(row).collect::<Result<_>>()?))
+        let row =
+            |Member {
+                 name,
+                 comment,
+                 code,
+             }: &Member| Ok(vec![anchor(name), code.clone(), self.cell(comment)?]);
+        Ok(table(
+            &["constant", "value", "meaning"],
+            constants.iter().map(row).collect::<Result<_>>()?,
+        ))
     }
 
     fn fields(&self, fields: &[Member]) -> Result<String> {
         let has_defaults = fields.iter().any(|field| default(&field.comment).is_some());
-        let row = |Member { name, comment, code }: &Member| {
-            let mut row = vec![self.type_link(code), format!("`{name}`"), self.cell(comment)?];
+        let row = |Member {
+                       name,
+                       comment,
+                       code,
+                   }: &Member| {
+            let mut row = vec![
+                self.type_link(code),
+                format!("`{name}`"),
+                self.cell(comment)?,
+            ];
             if has_defaults {
                 row.push(self.cell(default(comment).unwrap_or_default())?);
             }
             Ok(row)
         };
         let titles = ["type", "field", "meaning", "default"];
-        Ok(table(&titles[..if has_defaults { 4 } else { 3 }], fields.iter().map(row).collect::<Result<_>>()?))
+        Ok(table(
+            &titles[..if has_defaults { 4 } else { 3 }],
+            fields.iter().map(row).collect::<Result<_>>()?,
+        ))
     }
 
     /// A C type that leads to the type of the library in it.
     fn type_link(&self, code: &str) -> String {
-        match code.split(|c| !is_name_character(c)).find(|word| self.names.contains(word)) {
+        match code
+            .split(|c| !is_name_character(c))
+            .find(|word| self.names.contains(word))
+        {
             Some(name) => link(code, name),
             None => format!("`{code}`"),
         }
     }
 
     fn statuses(&self, statuses: &[Member]) -> Result<String> {
-        let known: Vec<_> = ADVICE.iter().map(|(name, _)| format!("{STATUS}{name}")).collect();
+        let known: Vec<_> = ADVICE
+            .iter()
+            .map(|(name, _)| format!("{STATUS}{name}"))
+            .collect();
         let present: Vec<_> = statuses.iter().map(|status| status.name.clone()).collect();
-        ensure!(known == present, "the advice in xtask/src/reference/texts.rs is for {known:?}; the header has {present:?}");
+        ensure!(
+            known == present,
+            "the advice in xtask/src/reference/texts.rs is for {known:?}; the header has \
+             {present:?}"
+        );
         let failures = self.failures_of_all();
-        let row = |(Member { name, comment, code }, (short, advice)): (&Member, &(&str, &str))| {
-            let named = failures.iter().filter(|(_, statuses)| statuses.contains(short)).map(|(function, _)| link(function, function));
+        let row = |(
+            Member {
+                name,
+                comment,
+                code,
+            },
+            (short, advice),
+        ): (&Member, &(&str, &str))| {
+            let named = failures
+                .iter()
+                .filter(|(_, statuses)| statuses.contains(short))
+                .map(|(function, _)| link(function, function));
             let named = named.collect::<Vec<_>>().join(", ");
             let who = match (ANY.contains(short), named.as_str()) {
                 (true, "") => "any function".into(),
                 (true, named) => format!("any function; explained in {named}"),
                 (false, "") if *short == "OK" => "any function".into(),
-                (false, "") => bail!("no function's comment says that it fails with {short}: add it in src/ffi"),
+                (false, "") => bail!(
+                    "no function's comment says that it fails with {short}: add it in src/ffi"
+                ),
                 (false, named) => named.into(),
             };
-            Ok(vec![anchor(name), code.clone(), self.cell(comment)?, who, self.cell(advice)?])
+            Ok(vec![
+                anchor(name),
+                code.clone(),
+                self.cell(comment)?,
+                who,
+                self.cell(advice)?,
+            ])
         };
-        let rows = statuses.iter().zip(&ADVICE).map(row).collect::<Result<_>>()?;
-        Ok(table(&["status", "number", "what it means", "who returns it", "what to do"], rows))
+        let rows = statuses
+            .iter()
+            .zip(&ADVICE)
+            .map(row)
+            .collect::<Result<_>>()?;
+        Ok(table(
+            &[
+                "status",
+                "number",
+                "what it means",
+                "who returns it",
+                "what to do",
+            ],
+            rows,
+        ))
     }
 
     /// Functions that can fail, and the statuses that their comments name.
     fn failures_of_all(&self) -> Vec<(&'a str, BTreeSet<&'a str>)> {
         let can_fail = |item: &&Item| matches!(&item.shape, Shape::Function(code) if code.contains("struct moxin_error **error)"));
-        self.header.items.iter().filter(can_fail).map(|item| (item.name.as_str(), self.failures(item))).collect()
+        self.header
+            .items
+            .iter()
+            .filter(can_fail)
+            .map(|item| (item.name.as_str(), self.failures(item)))
+            .collect()
     }
 
-    /// The statuses after "Fails", and those of the function that "Fails as" or, where nothing else is said, "As" at the beginning names.
+    /// The statuses after "Fails", and those of the function that "Fails as" or, where nothing else
+    /// is said, "As" at the beginning names.
     fn failures(&self, function: &'a Item) -> BTreeSet<&'a str> {
-        let sentences: Vec<_> = function.comment.split("\n\n").filter_map(|paragraph| Some(paragraph.split_once("Fails ")?.1)).collect();
-        let words = sentences.iter().flat_map(|text| text.split(|c| !is_name_character(c)));
-        let own = words.map(|word| word.strip_prefix(STATUS).unwrap_or(word)).filter(|word| self.is_status(word));
+        let sentences: Vec<_> = function
+            .comment
+            .split("\n\n")
+            .filter_map(|paragraph| Some(paragraph.split_once("Fails ")?.1))
+            .collect();
+        let words = sentences
+            .iter()
+            .flat_map(|text| text.split(|c| !is_name_character(c)));
+        let own = words
+            .map(|word| word.strip_prefix(STATUS).unwrap_or(word))
+            .filter(|word| self.is_status(word));
         let others = match sentences.as_slice() {
             [] => function.comment.strip_prefix("As ").into_iter().collect(),
-            sentences => sentences.iter().filter_map(|text| text.strip_prefix("as ")).collect::<Vec<_>>(),
+            sentences => sentences
+                .iter()
+                .filter_map(|text| text.strip_prefix("as "))
+                .collect::<Vec<_>>(),
         };
-        let names = others.iter().filter_map(|text| text.split(|c| !is_name_character(c)).next());
-        let others = names.filter_map(|name| self.header.items.iter().find(|item| item.name == name && item.name != function.name));
-        own.chain(others.flat_map(|other| self.failures(other))).collect()
+        let names = others
+            .iter()
+            .filter_map(|text| text.split(|c| !is_name_character(c)).next());
+        let others = names.filter_map(|name| {
+            self.header
+                .items
+                .iter()
+                .find(|item| item.name == name && item.name != function.name)
+        });
+        own.chain(others.flat_map(|other| self.failures(other)))
+            .collect()
     }
 
     fn is_status(&self, word: &str) -> bool {
@@ -156,12 +266,22 @@ impl<'a> Page<'a> {
 
     /// Text of a comment for a cell of a table.
     fn cell(&self, text: &str) -> Result<String> {
-        Ok(self.linked(text)?.replace('|', "\\|").replace("\n\n", "<br>").replace('\n', " "))
+        Ok(self
+            .linked(text)?
+            .replace('|', "\\|")
+            .replace("\n\n", "<br>")
+            .replace('\n', " "))
     }
 
     /// Text of a comment, its names linked or set as code. What is set as code already stays.
     fn linked(&self, text: &str) -> Result<String> {
-        let parts = text.split('`').enumerate().map(|(i, part)| if i % 2 == 0 { self.words_linked(part) } else { Ok(part.into()) });
+        let parts = text.split('`').enumerate().map(|(i, part)| {
+            if i % 2 == 0 {
+                self.words_linked(part)
+            } else {
+                Ok(part.into())
+            }
+        });
         Ok(parts.collect::<Result<Vec<_>>>()?.join("`"))
     }
 
@@ -186,17 +306,24 @@ impl<'a> Page<'a> {
             bail!("a comment names {word}, which the header does not have");
         }
         let short = [STATUS, "MOXIN_EVENT_KIND_"].map(|prefix| format!("{prefix}{word}"));
-        Ok(match short.iter().find(|name| self.names.contains(name.as_str())) {
-            Some(name) => link(word, name),
-            None if word.contains(['_', '*']) => format!("`{word}`"),
-            None => word.into(),
-        })
+        Ok(
+            match short.iter().find(|name| self.names.contains(name.as_str())) {
+                Some(name) => link(word, name),
+                None if word.contains(['_', '*']) => format!("`{word}`"),
+                None => word.into(),
+            },
+        )
     }
 }
 
-/// Splits text around the word that begins at `start`; `*pointer`, `pointer->field` and `NAMES_*` count as words.
+/// Splits text around the word that begins at `start`; `*pointer`, `pointer->field` and `NAMES_*`
+/// count as words.
 fn split_word(text: &str, start: usize) -> (&str, &str, &str) {
-    let end_of_name = |from: usize| text[from..].find(|c| !is_name_character(c)).map_or(text.len(), |length| from + length);
+    let end_of_name = |from: usize| {
+        text[from..]
+            .find(|c| !is_name_character(c))
+            .map_or(text.len(), |length| from + length)
+    };
     let mut end = end_of_name(start);
     while text[end..].starts_with("->") {
         end = end_of_name(end + 2);
@@ -204,7 +331,11 @@ fn split_word(text: &str, start: usize) -> (&str, &str, &str) {
     if text[..end].ends_with('_') && text[end..].starts_with('*') {
         end += 1;
     }
-    let start = if text[..start].ends_with('*') { start - 1 } else { start };
+    let start = if text[..start].ends_with('*') {
+        start - 1
+    } else {
+        start
+    };
     let (before, rest) = text.split_at(start);
     let (word, after) = rest.split_at(end - start);
     (before, word, after)
@@ -213,34 +344,74 @@ fn split_word(text: &str, start: usize) -> (&str, &str, &str) {
 /// The topic that an item belongs to.
 fn topic_of(name: &str) -> Result<usize> {
     let lower = name.to_lowercase();
-    let fits = |prefix: &&&str| lower.strip_prefix(**prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'));
-    let longest = |topic: &Topic| topic.names.iter().filter(fits).map(|prefix| prefix.len()).max();
-    let (fit, index) = TOPICS.iter().enumerate().map(|(index, topic)| (longest(topic), index)).max().unwrap_or_default();
-    ensure!(fit.is_some(), "{name} belongs to no topic: add it to one in xtask/src/reference/texts.rs");
+    let fits = |prefix: &&&str| {
+        lower
+            .strip_prefix(**prefix)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+    };
+    let longest = |topic: &Topic| {
+        topic
+            .names
+            .iter()
+            .filter(fits)
+            .map(|prefix| prefix.len())
+            .max()
+    };
+    let (fit, index) = TOPICS
+        .iter()
+        .enumerate()
+        .map(|(index, topic)| (longest(topic), index))
+        .max()
+        .unwrap_or_default();
+    ensure!(
+        fit.is_some(),
+        "{name} belongs to no topic: add it to one in xtask/src/reference/texts.rs"
+    );
     Ok(index)
 }
 
-/// A field's default where its comment states it: in "Default: 1, from all." or "0, the default: from all."
+/// A field's default where its comment states it: in "Default: 1, from all." or "0, the default:
+/// from all."
 fn default(comment: &str) -> Option<&str> {
-    comment.split(". ").find_map(|sentence| match sentence.strip_prefix("Default: ") {
-        Some(value) => value.trim_end_matches('.').split(", ").next(),
-        None if sentence.contains("the default") => sentence.split([',', ':']).next(),
-        None => None,
-    })
+    comment
+        .split(". ")
+        .find_map(|sentence| match sentence.strip_prefix("Default: ") {
+            Some(value) => value.trim_end_matches('.').split(", ").next(),
+            None if sentence.contains("the default") => sentence.split([',', ':']).next(),
+            None => None,
+        })
 }
 
 fn contents(topics: &[Vec<&Item>]) -> String {
-    let mut lines = vec!["## Contents\n".into(), "- [The rules](#the-rules)".into(), "- [In pictures](#in-pictures)".into()];
+    let mut lines = vec![
+        "## Contents\n".into(),
+        "- [The rules](#the-rules)".into(),
+        "- [In pictures](#in-pictures)".into(),
+    ];
     for (Topic { title, .. }, items) in TOPICS.iter().zip(topics) {
-        let names: Vec<_> = items.iter().map(|item| link(&item.name, &item.name)).collect();
-        lines.push(format!("- [{title}](#{}): {}", title.to_lowercase().replace(' ', "-"), names.join(", ")));
+        let names: Vec<_> = items
+            .iter()
+            .map(|item| link(&item.name, &item.name))
+            .collect();
+        lines.push(format!(
+            "- [{title}](#{}): {}",
+            title.to_lowercase().replace(' ', "-"),
+            names.join(", ")
+        ));
     }
     lines.join("\n")
 }
 
 fn table(titles: &[&str], rows: Vec<Vec<String>>) -> String {
-    let head = format!("| {} |\n|{}", titles.join(" | "), "---|".repeat(titles.len()));
-    let rows: Vec<_> = rows.iter().map(|row| format!("| {} |", row.join(" | "))).collect();
+    let head = format!(
+        "| {} |\n|{}",
+        titles.join(" | "),
+        "---|".repeat(titles.len())
+    );
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|row| format!("| {} |", row.join(" | ")))
+        .collect();
     format!("\n\n{head}\n{}", rows.join("\n"))
 }
 
@@ -253,16 +424,27 @@ fn anchor(name: &str) -> String {
     format!("<a id=\"{}\"></a>`{name}`", id(name))
 }
 
-/// What links to a name lead to: the name itself, which is its heading, or a constant in kebab case.
+/// What links to a name lead to: the name itself, which is its heading, or a constant in kebab
+/// case.
 fn id(name: &str) -> String {
-    if name.contains(|c: char| c.is_ascii_uppercase()) { name.to_lowercase().replace('_', "-") } else { name.into() }
+    if name.contains(|c: char| c.is_ascii_uppercase()) {
+        name.to_lowercase().replace('_', "-")
+    } else {
+        name.into()
+    }
 }
 
-/// Checks, without what was parsed, that every name in the header's code has its place on the page, and one only.
+/// Checks, without what was parsed, that every name in the header's code has its place on the page,
+/// and one only.
 fn check_complete(header: &str, page: &str) -> Result<()> {
-    let code = header.lines().filter(|line| !line.trim_start().starts_with(['*', '/']));
+    let code = header
+        .lines()
+        .filter(|line| !line.trim_start().starts_with(['*', '/']));
     let words = code.flat_map(|line| line.split(|c| !is_name_character(c)));
-    let names: BTreeSet<_> = words.filter(|word| word.to_lowercase().starts_with("moxin_")).filter(|word| *word != "MOXIN_VLM_H").collect();
+    let names: BTreeSet<_> = words
+        .filter(|word| word.to_lowercase().starts_with("moxin_"))
+        .filter(|word| *word != "MOXIN_VLM_H")
+        .collect();
     for name in names {
         let heading = format!("\n### `{name}`\n");
         match page.matches(&heading).count() + page.matches(&anchor(name)).count() {
@@ -342,22 +524,48 @@ enum moxin_status moxin_image_show(struct moxin_error **error);
 
     fn with_page<T>(check: impl FnOnce(&Page) -> T) -> T {
         let header = parse(HEADER).unwrap();
-        check(&Page { names: names(&header), header: &header })
+        check(&Page {
+            names: names(&header),
+            header: &header,
+        })
     }
 
     #[test]
     fn names_in_comments_become_links() {
         with_page(|page| {
             let linked = |text: &str| page.linked(text).unwrap();
-            assert_eq!(linked("see moxin_error_free."), "see [`moxin_error_free`](#moxin_error_free).");
-            assert_eq!(linked("BUSY, MOXIN_STATUS_BUSY"), "[`BUSY`](#moxin-status-busy), [`MOXIN_STATUS_BUSY`](#moxin-status-busy)");
-            assert_eq!(linked("one of MOXIN_ROLE_*."), "one of [`MOXIN_ROLE_*`](#moxin_role).");
-            assert_eq!(linked("*out_error, *x, a->struct_size, 2 * two"), "`*out_error`, `*x`, `a->struct_size`, 2 * two");
-            assert_eq!(linked("`moxin_error x;` is <code>"), "`moxin_error x;` is &lt;code>");
+            assert_eq!(
+                linked("see moxin_error_free."),
+                "see [`moxin_error_free`](#moxin_error_free)."
+            );
+            assert_eq!(
+                linked("BUSY, MOXIN_STATUS_BUSY"),
+                "[`BUSY`](#moxin-status-busy), [`MOXIN_STATUS_BUSY`](#moxin-status-busy)"
+            );
+            assert_eq!(
+                linked("one of MOXIN_ROLE_*."),
+                "one of [`MOXIN_ROLE_*`](#moxin_role)."
+            );
+            assert_eq!(
+                linked("*out_error, *x, a->struct_size, 2 * two"),
+                "`*out_error`, `*x`, `a->struct_size`, 2 * two"
+            );
+            assert_eq!(
+                linked("`moxin_error x;` is <code>"),
+                "`moxin_error x;` is &lt;code>"
+            );
             assert_eq!(page.cell("a|b\nc\n\nd").unwrap(), "a\\|b c<br>d");
-            assert_eq!(page.type_link("const struct moxin_error *"), "[`const struct moxin_error *`](#moxin_error)");
+            assert_eq!(
+                page.type_link("const struct moxin_error *"),
+                "[`const struct moxin_error *`](#moxin_error)"
+            );
             assert_eq!(page.type_link("const char *"), "`const char *`");
-            assert!(page.linked("moxin_gone").unwrap_err().to_string().contains("moxin_gone"));
+            assert!(
+                page.linked("moxin_gone")
+                    .unwrap_err()
+                    .to_string()
+                    .contains("moxin_gone")
+            );
         });
     }
 
@@ -380,10 +588,16 @@ enum moxin_status moxin_image_show(struct moxin_error **error);
 
     #[test]
     fn defaults_are_read_from_comments() {
-        assert_eq!(default("So many. Default: 100,000,000."), Some("100,000,000"));
+        assert_eq!(
+            default("So many. Default: 100,000,000."),
+            Some("100,000,000")
+        );
         assert_eq!(default("Default: 1, from all."), Some("1"));
         assert_eq!(default("Bytes. 0, the default: what is there."), Some("0"));
-        assert_eq!(default("0: always the likeliest, the default. Higher: more varied."), Some("0"));
+        assert_eq!(
+            default("0: always the likeliest, the default. Higher: more varied."),
+            Some("0")
+        );
         assert_eq!(default("Bytes."), None);
     }
 

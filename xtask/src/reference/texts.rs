@@ -1,6 +1,7 @@
 //! What the reference says beyond the header's comments.
 
-/// Part of the page: a title, what it is about, and how the names begin that belong there. Where several fit, the longest counts.
+/// Part of the page: a title, what it is about, and how the names begin that belong there. Where
+/// several fit, the longest counts.
 pub struct Topic {
     pub title: &'static str,
     pub about: &'static str,
@@ -26,7 +27,10 @@ pub const ANY: [&str; 3] = ["NULL_ARGUMENT", "INVALID_ARGUMENT", "PANIC"];
 /// What can be done about each status.
 pub const ADVICE: [(&str, &str); 18] = [
     ("OK", "Go on."),
-    ("NULL_ARGUMENT", "Correct the program; the message names the parameter."),
+    (
+        "NULL_ARGUMENT",
+        "Correct the program; the message names the parameter.",
+    ),
     (
         "INVALID_ARGUMENT",
         "Correct the program; the message names the parameter, what was expected and what came. Structs need their _init function or \
@@ -37,7 +41,11 @@ pub const ADVICE: [(&str, &str); 18] = [
         "Do first what the message says: finish or cancel the answer, add a question, load the model again. A new session, where the model \
          takes no second picture.",
     ),
-    ("CANCELLED", "Nothing: it was asked for. In a session the turn was taken back; add it again to ask again."),
+    (
+        "CANCELLED",
+        "Nothing: it was asked for. In a session the turn was taken back; add it again to ask \
+         again.",
+    ),
     (
         "TIMEOUT",
         "Ask again with more time. After moxin_suspend something is still being computed: call it again to wait longer before the app \
@@ -48,15 +56,38 @@ pub const ADVICE: [(&str, &str); 18] = [
         "Wait for the other operation, or for the stream's last event; or end it with moxin_session_cancel. For two answers at once take \
          two sessions.",
     ),
-    ("SUSPENDED", "Call moxin_resume when the app may compute again, then repeat the call. A conversation goes on where it was."),
-    ("NOT_FOUND", "Correct the path or the key; the message names what is missing and what it was for."),
-    ("IO", "See to the file, its rights, or the disk; the message names it, and moxin_error_cause has the system's own words."),
-    ("CORRUPT_MODEL", "Get the file anew, for a download that was cut off ends so; the message names it and the field or tensor."),
-    ("UNSUPPORTED_MODEL", "Take another model: \"models\" in moxin_build_info names the kinds that run."),
-    ("UNSUPPORTED_IMAGE", "Convert the picture to a format of moxin_image_from_file, or make it smaller, or raise max_pixels."),
+    (
+        "SUSPENDED",
+        "Call moxin_resume when the app may compute again, then repeat the call. A conversation \
+         goes on where it was.",
+    ),
+    (
+        "NOT_FOUND",
+        "Correct the path or the key; the message names what is missing and what it was for.",
+    ),
+    (
+        "IO",
+        "See to the file, its rights, or the disk; the message names it, and moxin_error_cause has \
+         the system's own words.",
+    ),
+    (
+        "CORRUPT_MODEL",
+        "Get the file anew, for a download that was cut off ends so; the message names it and the \
+         field or tensor.",
+    ),
+    (
+        "UNSUPPORTED_MODEL",
+        "Take another model: \"models\" in moxin_build_info names the kinds that run.",
+    ),
+    (
+        "UNSUPPORTED_IMAGE",
+        "Convert the picture to a format of moxin_image_from_file, or make it smaller, or raise \
+         max_pixels.",
+    ),
     (
         "CONTEXT_FULL",
-        "Ask less, forget messages with moxin_session_rewind or moxin_session_reset, or begin a session with a larger max_context.",
+        "Ask less, forget messages with moxin_session_rewind or moxin_session_reset, or begin a \
+         session with a larger max_context.",
     ),
     (
         "OUT_OF_MEMORY",
@@ -65,22 +96,36 @@ pub const ADVICE: [(&str, &str); 18] = [
     ),
     (
         "BACKEND_UNAVAILABLE",
-        "Take MOXIN_BACKEND_AUTO, or ask moxin_backend_available before. For Metal see to mlx.metallib: moxin_set_metallib_path.",
+        "Take MOXIN_BACKEND_AUTO, or ask moxin_backend_available before. For Metal see to \
+         mlx.metallib: moxin_set_metallib_path.",
     ),
-    ("BACKEND", "Try again, perhaps after moxin_memory_trim; where it stays so, report it with the message, which has MLX's own words."),
-    ("PANIC", "Report it, with the message. The turn was taken back; the next call works."),
+    (
+        "BACKEND",
+        "Try again, perhaps after moxin_memory_trim; where it stays so, report it with the \
+         message, which has MLX's own words.",
+    ),
+    (
+        "PANIC",
+        "Report it, with the message. The turn was taken back; the next call works.",
+    ),
 ];
 
 pub const TOPICS: [Topic; 10] = [
-    Topic { title: "Statuses", about: "", names: &["moxin_status"] },
+    Topic {
+        title: "Statuses",
+        about: "",
+        names: &["moxin_status"],
+    },
     Topic {
         title: "Errors",
-        about: "Where a function's `error` is not NULL, a failure leaves a text for people there, and what lies behind it.",
+        about: "Where a function's `error` is not NULL, a failure leaves a text for people there, \
+            and what lies behind it.",
         names: &["moxin_error"],
     },
     Topic {
         title: "Library",
-        about: "What the library is, where its messages go, and how it rests while the app is in the background.",
+        about: "What the library is, where its messages go, and how it rests while the app is in \
+            the background.",
         names: &[
             "moxin_abi_version",
             "moxin_version",
@@ -99,8 +144,14 @@ pub const TOPICS: [Topic; 10] = [
     },
     Topic {
         title: "Cancelling and operations",
-        about: "What a program may attach to a call that takes long: progress, a cancel object, a time limit.",
-        names: &["moxin_cancel", "moxin_op", "moxin_progress_fn", "moxin_stage"],
+        about: "What a program may attach to a call that takes long: progress, a cancel object, a \
+            time limit.",
+        names: &[
+            "moxin_cancel",
+            "moxin_op",
+            "moxin_progress_fn",
+            "moxin_stage",
+        ],
     },
     Topic {
         title: "Models",
@@ -115,7 +166,11 @@ pub const TOPICS: [Topic; 10] = [
             "moxin_pixel_budget",
         ],
     },
-    Topic { title: "Pictures", about: "Decoded pictures, from files or pixels.", names: &["moxin_image", "moxin_pixel_format"] },
+    Topic {
+        title: "Pictures",
+        about: "Decoded pictures, from files or pixels.",
+        names: &["moxin_image", "moxin_pixel_format"],
+    },
     Topic {
         title: "Embeddings",
         about: "A picture encoded ahead, to be asked about in several sessions.",
@@ -140,5 +195,9 @@ pub const TOPICS: [Topic; 10] = [
             "moxin_stats",
         ],
     },
-    Topic { title: "Memory", about: "What is held in this process, and its limits.", names: &["moxin_memory"] },
+    Topic {
+        title: "Memory",
+        about: "What is held in this process, and its limits.",
+        names: &["moxin_memory"],
+    },
 ];

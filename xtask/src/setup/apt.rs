@@ -1,4 +1,5 @@
-//! Packages of the Debian or Ubuntu that this machine is, fetched and unpacked without being installed: for that nobody need be root.
+//! Packages of the Debian or Ubuntu that this machine is, fetched and unpacked without being
+//! installed: for that nobody need be root.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,10 +18,16 @@ pub struct Apt<'a> {
 impl Apt<'_> {
     /// Has the lists fetched into a folder below `part`.
     pub fn new<'a>(steps: &'a Steps, part: &Path) -> Result<Apt<'a>> {
-        let apt = Apt { steps, folder: part.join("apt") };
+        let apt = Apt {
+            steps,
+            folder: part.join("apt"),
+        };
         fs::create_dir_all(apt.folder.join("lists/partial"))?;
         fs::create_dir_all(apt.folder.join("cache/archives/partial"))?;
-        steps.expect(apt.command(&apt.folder).arg("update"), "apt-get cannot get its lists")?;
+        steps.expect(
+            apt.command(&apt.folder).arg("update"),
+            "apt-get cannot get its lists",
+        )?;
         Ok(apt)
     }
 
@@ -28,9 +35,17 @@ impl Apt<'_> {
     pub fn unpack(&self, package: &str, to: &Path) -> Result<()> {
         let folder = self.folder.join(package);
         fs::create_dir(&folder)?;
-        self.steps.expect(self.command(&folder).args(["download", package]), &format!("apt-get cannot get {package}"))?;
-        let file = fs::read_dir(&folder)?.next().with_context(|| format!("no {package} came"))??;
-        self.steps.expect(Command::new("dpkg-deb").arg("-x").arg(file.path()).arg(to), &format!("cannot unpack {package}"))?;
+        self.steps.expect(
+            self.command(&folder).args(["download", package]),
+            &format!("apt-get cannot get {package}"),
+        )?;
+        let file = fs::read_dir(&folder)?
+            .next()
+            .with_context(|| format!("no {package} came"))??;
+        self.steps.expect(
+            Command::new("dpkg-deb").arg("-x").arg(file.path()).arg(to),
+            &format!("cannot unpack {package}"),
+        )?;
         Ok(())
     }
 
@@ -38,7 +53,10 @@ impl Apt<'_> {
         let mut command = Command::new("apt-get");
         command.current_dir(folder).arg("-q");
         for (name, folder) in [("State::Lists", "lists"), ("Cache", "cache")] {
-            command.arg("-o").arg(format!("Dir::{name}={}", self.folder.join(folder).display()));
+            command.arg("-o").arg(format!(
+                "Dir::{name}={}",
+                self.folder.join(folder).display()
+            ));
         }
         command
     }

@@ -25,7 +25,14 @@ pub struct Options {
 }
 
 /// Writes `bindings.rs` into a new folder.
-pub fn generate(steps: &Steps, tools: &Path, mlx_c: &Path, recipe: &Path, compiler: &Compiler, folder: &Path) -> Result<()> {
+pub fn generate(
+    steps: &Steps,
+    tools: &Path,
+    mlx_c: &Path,
+    recipe: &Path,
+    compiler: &Compiler,
+    folder: &Path,
+) -> Result<()> {
     fs::create_dir_all(folder)?;
     let mut command = Command::new(env::current_exe()?);
     command

@@ -28,21 +28,31 @@ pub fn write(project: &Path, home: &Home) -> Result<()> {
 /// The same for a project that is not this repository, which must include the file.
 pub fn write_for_project(project: &Path, home: &Home) -> Result<()> {
     if !project.join("Cargo.toml").is_file() {
-        bail!("{} has no Cargo.toml: give the folder of a cargo project", project.display());
+        bail!(
+            "{} has no Cargo.toml: give the folder of a cargo project",
+            project.display()
+        );
     }
     write(project, home)?;
     let config = project.join(".cargo/config.toml");
     match fs::read_to_string(&config) {
         Err(_) => {
-            fs::write(&config, format!("{INCLUDE}\n")).map_err(|error| anyhow::anyhow!("cannot write {}: {error}", config.display()))?;
-            println!("Wrote .cargo/config.toml and .cargo/mlx.toml in {}", project.display());
+            fs::write(&config, format!("{INCLUDE}\n"))
+                .map_err(|error| anyhow::anyhow!("cannot write {}: {error}", config.display()))?;
+            println!(
+                "Wrote .cargo/config.toml and .cargo/mlx.toml in {}",
+                project.display()
+            );
         }
         Ok(text) if includes_mlx(&text) => {
             println!("Wrote .cargo/mlx.toml in {}", project.display());
         }
         Ok(_) => {
             println!("Wrote .cargo/mlx.toml in {}", project.display());
-            println!("Add this line at the top of {}:\n\n    {INCLUDE}\n", config.display());
+            println!(
+                "Add this line at the top of {}:\n\n    {INCLUDE}\n",
+                config.display()
+            );
         }
     }
     println!("Keep .cargo/mlx.toml out of version control: its paths are this machine's.");
@@ -61,13 +71,18 @@ fn includes_mlx(config: &str) -> bool {
 pub fn backend(project: &Path) -> Option<Backend> {
     let text = fs::read_to_string(project.join(".cargo/mlx.toml")).ok()?;
     let config: Table = text.parse().ok()?;
-    let mlx = config.get("target")?.get("x86_64-unknown-linux-gnu")?.get("mlx")?;
+    let mlx = config
+        .get("target")?
+        .get("x86_64-unknown-linux-gnu")?
+        .get("mlx")?;
     Backend::from_str(mlx.get("backend")?.as_str()?, false).ok()
 }
 
 fn render(home: &Home) -> Result<String> {
     let quote = |path: &Path| -> Result<String> {
-        let path = path.to_str().with_context(|| format!("{} is no UTF-8 path, which cargo needs", path.display()))?;
+        let path = path
+            .to_str()
+            .with_context(|| format!("{} is no UTF-8 path, which cargo needs", path.display()))?;
         Ok(path.to_owned())
     };
     let value = |text: String| Value::String(text);
@@ -105,7 +120,10 @@ mod tests {
     #[test]
     fn cargo_reads_what_is_written() {
         let project = tempfile::tempdir().unwrap();
-        let home = Home { path: "/a \"home\"\\of/mlx".into(), backend: Backend::Cuda };
+        let home = Home {
+            path: "/a \"home\"\\of/mlx".into(),
+            backend: Backend::Cuda,
+        };
         assert_eq!(backend(project.path()), None);
         write(project.path(), &home).unwrap();
 
@@ -113,15 +131,27 @@ mod tests {
         let text = fs::read_to_string(project.path().join(".cargo/mlx.toml")).unwrap();
         let config: Table = text.parse().unwrap();
         let target = &config["target"]["x86_64-unknown-linux-gnu"];
-        assert_eq!(target["mlx"]["rustc-env"]["OUT_DIR"].as_str(), home.bindings_folder().to_str());
-        assert_eq!(target["mlx"]["libdir"].as_str(), home.library_folder().to_str());
+        assert_eq!(
+            target["mlx"]["rustc-env"]["OUT_DIR"].as_str(),
+            home.bindings_folder().to_str()
+        );
+        assert_eq!(
+            target["mlx"]["libdir"].as_str(),
+            home.library_folder().to_str()
+        );
     }
 
     #[test]
     fn another_project_gets_the_include_line_but_its_own_config_is_left_alone() {
         let project = tempfile::tempdir().unwrap();
-        let home = Home { path: "/home".into(), backend: Backend::Cpu };
-        assert!(write_for_project(project.path(), &home).is_err(), "no Cargo.toml");
+        let home = Home {
+            path: "/home".into(),
+            backend: Backend::Cpu,
+        };
+        assert!(
+            write_for_project(project.path(), &home).is_err(),
+            "no Cargo.toml"
+        );
 
         fs::write(project.path().join("Cargo.toml"), "").unwrap();
         write_for_project(project.path(), &home).unwrap();

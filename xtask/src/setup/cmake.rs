@@ -1,4 +1,5 @@
-//! CMake for the tests, which build programs with it: the system's, or on Linux the wheel that the set-up of MLX builds with.
+//! CMake for the tests, which build programs with it: the system's, or on Linux the wheel that the
+//! set-up of MLX builds with.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,7 +24,11 @@ fn find() -> Result<PathBuf> {
         bail!("there is no cmake: install it");
     }
     let pinned = wheels::pinned("cmake").context("no cmake among the wheels")?;
-    let version = pinned.split_whitespace().next().unwrap_or_default().replace("==", "-");
+    let version = pinned
+        .split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .replace("==", "-");
     let home = cache_folder()?.join(version);
     let program = home.join("cmake/data/bin/cmake");
     if !runs(&program) {

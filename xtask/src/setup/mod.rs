@@ -76,7 +76,8 @@ pub fn run(options: Options) -> Result<()> {
     println!("MLX {MLX_VERSION} is ready in {}", home.path.display());
     if env::var_os("RUSTFLAGS").is_some() {
         println!(
-            "Note: RUSTFLAGS is set, so cargo ignores the run path in .cargo/mlx.toml; add -Clink-arg=-Wl,-rpath,{}",
+            "Note: RUSTFLAGS is set, so cargo ignores the run path in .cargo/mlx.toml; add \
+             -Clink-arg=-Wl,-rpath,{}",
             home.library_folder().display()
         );
     }
@@ -86,7 +87,8 @@ pub fn run(options: Options) -> Result<()> {
     }
 }
 
-/// Gets MLX where it is not there yet; silent otherwise. Other chores call this first. Returns its folder, where MLX needs a set-up.
+/// Gets MLX where it is not there yet; silent otherwise. Other chores call this first. Returns its
+/// folder, where MLX needs a set-up.
 pub fn ensure() -> Result<Option<PathBuf>> {
     if !is_needed(OS, ARCH)? {
         return Ok(None);
@@ -103,17 +105,26 @@ fn is_needed(os: &str, arch: &str) -> Result<bool> {
         }
         ("linux", "x86_64") => Ok(true),
         ("linux", "aarch64") => bail!(
-            "mlx-rs 0.33 does not compile on 64-bit ARM Linux (its 16-bit float types differ there): use x86-64 Linux, or a Mac with Apple silicon"
+            "mlx-rs 0.33 does not compile on 64-bit ARM Linux (its 16-bit float types differ \
+             there): use x86-64 Linux, or a Mac with Apple silicon"
         ),
-        ("linux", other) => bail!("there is no MLX for Linux on {other} processors: use x86-64 Linux, or a Mac with Apple silicon"),
-        (other, _) => bail!("there is no MLX for {other}: use x86-64 Linux (on Windows: inside WSL), or a Mac with Apple silicon"),
+        ("linux", other) => bail!(
+            "there is no MLX for Linux on {other} processors: use x86-64 Linux, or a Mac with \
+             Apple silicon"
+        ),
+        (other, _) => bail!(
+            "there is no MLX for {other}: use x86-64 Linux (on Windows: inside WSL), or a Mac with \
+             Apple silicon"
+        ),
     }
 }
 
 /// A complete MLX, and this repository's cargo configured to use it.
 fn prepare(backend: Option<Backend>) -> Result<Home> {
     let repository = repository();
-    let backend = backend.or_else(|| cargo_config::backend(repository)).unwrap_or(Backend::Cpu);
+    let backend = backend
+        .or_else(|| cargo_config::backend(repository))
+        .unwrap_or(Backend::Cpu);
     let home = Home::new(&cache_folder()?, backend);
     if !home.is_complete() {
         install(&home)?;
@@ -128,14 +139,24 @@ pub fn repository() -> &'static Path {
     xtask.parent().unwrap_or(xtask)
 }
 
-/// Where complete set-ups and other large files lie: `$MOXIN_MLX_HOME`, or `moxin-vlm` in the user's cache folder.
+/// Where complete set-ups and other large files lie: `$MOXIN_MLX_HOME`, or `moxin-vlm` in the
+/// user's cache folder.
 pub fn cache_folder() -> Result<PathBuf> {
-    let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let absolute = |name| {
+        env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
     if let Some(given) = env::var_os("MOXIN_MLX_HOME") {
-        return absolute("MOXIN_MLX_HOME").ok_or_else(|| anyhow!("MOXIN_MLX_HOME is {given:?}: give an absolute path"));
+        return absolute("MOXIN_MLX_HOME")
+            .ok_or_else(|| anyhow!("MOXIN_MLX_HOME is {given:?}: give an absolute path"));
     }
-    let cache = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
-    let cache = cache.context("neither HOME nor XDG_CACHE_HOME is set: set MOXIN_MLX_HOME to the folder that MLX shall go to")?;
+    let cache =
+        absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
+    let cache = cache.context(
+        "neither HOME nor XDG_CACHE_HOME is set: set MOXIN_MLX_HOME to the \
+        folder that MLX shall go to",
+    )?;
     Ok(cache.join("moxin-vlm"))
 }
 
@@ -147,8 +168,15 @@ struct Home {
 
 impl Home {
     fn new(cache: &Path, backend: Backend) -> Home {
-        let name = format!("mlx-{MLX_VERSION}-{}-{}", backend.name(), recipe_hash(backend));
-        Home { path: cache.join(name), backend }
+        let name = format!(
+            "mlx-{MLX_VERSION}-{}-{}",
+            backend.name(),
+            recipe_hash(backend)
+        );
+        Home {
+            path: cache.join(name),
+            backend,
+        }
     }
 
     /// A folder appears under its name only once complete; the files are looked at all the same,
@@ -188,25 +216,39 @@ fn recipe_hash(backend: Backend) -> String {
         hash.update(name);
         hash.update(text);
     }
-    hash.finalize()[..6].iter().map(|byte| format!("{byte:02x}")).collect()
+    hash.finalize()[..6]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// Makes `home`, with words for what is wrong with the disk.
 fn install(home: &Home) -> Result<()> {
     let cache = home.path.parent().unwrap_or(&home.path);
-    make(&home.path, || home.is_complete(), |part| build(part, home)).map_err(|error| match error.downcast_ref::<io::Error>() {
-        Some(io) if io.kind() == io::ErrorKind::StorageFull => anyhow!(
-            "the disk that holds {} is full: make room (0.5 GB, for cuda 6 GB), or set MOXIN_MLX_HOME to a folder on another disk",
-            cache.display()
-        ),
-        Some(io) => anyhow!("cannot write to {} ({io}): set MOXIN_MLX_HOME to a folder where you can", cache.display()),
-        None => error,
+    make(&home.path, || home.is_complete(), |part| build(part, home)).map_err(|error| {
+        match error.downcast_ref::<io::Error>() {
+            Some(io) if io.kind() == io::ErrorKind::StorageFull => anyhow!(
+                "the disk that holds {} is full: make room (0.5 GB, for cuda 6 GB), or set \
+             MOXIN_MLX_HOME to a folder on another disk",
+                cache.display()
+            ),
+            Some(io) => anyhow!(
+                "cannot write to {} ({io}): set MOXIN_MLX_HOME to a folder where you \
+            can",
+                cache.display()
+            ),
+            None => error,
+        }
     })
 }
 
-/// Makes a folder of the cache folder, unless another process that was at it has made it: `build` gets an empty folder beside it, and says
-/// what of that is moved to the place once it is complete.
-pub fn make(home: &Path, is_complete: impl Fn() -> bool, build: impl FnOnce(&Path) -> Result<PathBuf>) -> Result<()> {
+/// Makes a folder of the cache folder, unless another process that was at it has made it: `build`
+/// gets an empty folder beside it, and says what of that is moved to the place once it is complete.
+pub fn make(
+    home: &Path,
+    is_complete: impl Fn() -> bool,
+    build: impl FnOnce(&Path) -> Result<PathBuf>,
+) -> Result<()> {
     let cache = home.parent().unwrap_or(home);
     fs::create_dir_all(cache)?;
     let lock = File::create(cache.join("lock"))?;
@@ -237,7 +279,10 @@ fn build(part: &Path, home: &Home) -> Result<PathBuf> {
         Ok(path)
     };
     let (downloads, tools, made) = (folder("wheels")?, folder("tools")?, folder("home")?);
-    let made = Home { path: made, backend: home.backend };
+    let made = Home {
+        path: made,
+        backend: home.backend,
+    };
     let steps = Steps::new(part.with_file_name("setup.log"), folder("tmp")?);
 
     native::check_c_library()?;
@@ -245,13 +290,28 @@ fn build(part: &Path, home: &Home) -> Result<PathBuf> {
     let compiler = native::Compiler::find()?;
     let mlx_c = mlx_c_sources(repository())?;
 
-    steps.say(&format!("fetching MLX {MLX_VERSION} ({}) and what builds it", home.backend.name()));
-    wheels::download(&steps, &wheels::requirements(home.backend).concat(), &[], &downloads)?;
+    steps.say(&format!(
+        "fetching MLX {MLX_VERSION} ({}) and what builds it",
+        home.backend.name()
+    ));
+    wheels::download(
+        &steps,
+        &wheels::requirements(home.backend).concat(),
+        &[],
+        &downloads,
+    )?;
     steps.say("unpacking");
     wheels::unpack(&steps, &downloads, &made.path, &tools)?;
     steps.say("writing the Rust bindings of mlx-c");
     let recipe = native::write_recipe(&folder("native")?)?;
-    bindings::generate(&steps, &tools, &mlx_c, &recipe, &compiler, &made.bindings_folder())?;
+    bindings::generate(
+        &steps,
+        &tools,
+        &mlx_c,
+        &recipe,
+        &compiler,
+        &made.bindings_folder(),
+    )?;
     steps.say("building mlx-c (a minute or so)");
     let built = native::build(&steps, &tools, &recipe, &mlx_c, &compiler, &made)?;
     let found = native::check(&steps, &built, home.backend)?;
@@ -263,7 +323,10 @@ fn build(part: &Path, home: &Home) -> Result<PathBuf> {
 fn remove_parts(cache: &Path) -> io::Result<()> {
     for entry in fs::read_dir(cache)? {
         let path = entry?.path();
-        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PART)) {
+        if path
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with(PART))
+        {
             remove(&path).ok(); // its compiler may still be at work
         }
     }
@@ -306,7 +369,11 @@ mod tests {
         assert_ne!(home.path, Home::new(cache.path(), Backend::Cuda).path);
 
         let files = ["mlx/lib/libmlx.so", "lib/libmlxc.a", "bindings/bindings.rs"];
-        for file in files.map(|file| home.path.join(file)).into_iter().chain([openblas(&home.path)]) {
+        for file in files
+            .map(|file| home.path.join(file))
+            .into_iter()
+            .chain([openblas(&home.path)])
+        {
             assert!(!home.is_complete());
             fs::create_dir_all(file.parent().unwrap()).unwrap();
             fs::write(file, "").unwrap();

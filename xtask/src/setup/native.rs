@@ -40,8 +40,13 @@ fn accept_c_library(name: &str) -> Result<()> {
     let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
     if (numbers.next(), numbers.next()) < (Some(2), Some(35)) {
         bail!(
-            "MLX needs glibc 2.35 or newer, and this system has {}: use a newer one, such as Debian 12 or Ubuntu 22.04",
-            if version.is_empty() { "another C library" } else { version }
+            "MLX needs glibc 2.35 or newer, and this system has {}: use a newer one, such as \
+             Debian 12 or Ubuntu 22.04",
+            if version.is_empty() {
+                "another C library"
+            } else {
+                version
+            }
         );
     }
     Ok(())
@@ -56,13 +61,19 @@ impl Compiler {
             let [program, arguments @ ..] = words else {
                 return false;
             };
-            let output = Command::new(program).args(arguments).arg("--version").output();
+            let output = Command::new(program)
+                .args(arguments)
+                .arg("--version")
+                .output();
             output.is_ok_and(|output| output.status.success())
         };
         if let Ok(given) = env::var("CXX") {
             let words: Vec<String> = given.split_whitespace().map(str::to_owned).collect();
             if !runs(&words) {
-                bail!("CXX is set to {given:?}, which does not run: set it to a C++ compiler, or unset it");
+                bail!(
+                    "CXX is set to {given:?}, which does not run: set it to a C++ compiler, or \
+                     unset it"
+                );
             }
             return Ok(Compiler(words));
         }
@@ -71,7 +82,10 @@ impl Compiler {
             .into_iter()
             .find(|words| runs(words))
             .map(Compiler)
-            .context("there is no C++ compiler (c++, g++ or clang++), which builds mlx-c: install one (Debian and Ubuntu: apt install g++; Fedora: dnf install gcc-c++), or set CXX")
+            .context(
+                "there is no C++ compiler (c++, g++ or clang++), which builds mlx-c: install \
+                one (Debian and Ubuntu: apt install g++; Fedora: dnf install gcc-c++), or set CXX",
+            )
     }
 
     /// The folder with the compiler's own headers, such as `stddef.h`.
@@ -95,17 +109,22 @@ pub fn mlx_c_sources(repository: &Path) -> Result<PathBuf> {
         .map_err(|error| anyhow!("cannot run cargo: {error}"))?;
     if !output.status.success() {
         bail!(
-            "cargo cannot get the sources of mlx-sys: check the network, and that `cargo fetch` works\n{}",
+            "cargo cannot get the sources of mlx-sys: check the network, and that `cargo fetch` \
+             works\n{}",
             String::from_utf8_lossy(&output.stderr).trim_end()
         );
     }
-    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).context("what `cargo metadata` printed")?;
+    let metadata: serde_json::Value =
+        serde_json::from_slice(&output.stdout).context("what `cargo metadata` printed")?;
     let packages = metadata["packages"].as_array().into_iter().flatten();
-    let mlx_sys =
-        packages.into_iter().find(|package| package["name"] == "mlx-sys").context("this repository does not depend on mlx-sys")?;
+    let mlx_sys = packages
+        .into_iter()
+        .find(|package| package["name"] == "mlx-sys")
+        .context("this repository does not depend on mlx-sys")?;
     if mlx_sys["version"] != MLX_SYS_VERSION {
         bail!(
-            "Cargo.lock has mlx-sys {}, but this set-up is for {MLX_SYS_VERSION}: bring the two together (xtask/src/setup)",
+            "Cargo.lock has mlx-sys {}, but this set-up is for {MLX_SYS_VERSION}: bring the two \
+             together (xtask/src/setup)",
             mlx_sys["version"]
         );
     }
@@ -122,7 +141,14 @@ pub fn write_recipe(folder: &Path) -> Result<PathBuf> {
 }
 
 /// Compiles everything into `home`; returns the folder with the check program.
-pub fn build(steps: &Steps, tools: &Path, recipe: &Path, mlx_c: &Path, compiler: &Compiler, home: &Home) -> Result<PathBuf> {
+pub fn build(
+    steps: &Steps,
+    tools: &Path,
+    recipe: &Path,
+    mlx_c: &Path,
+    compiler: &Compiler,
+    home: &Home,
+) -> Result<PathBuf> {
     let cmake = executable(find_below(tools, "bin/cmake")?)?;
     let ninja = executable(find_below(tools, "scripts/ninja")?)?;
     let folder = recipe.join("build");
@@ -144,7 +170,10 @@ pub fn build(steps: &Steps, tools: &Path, recipe: &Path, mlx_c: &Path, compiler:
 
     let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
     let mut build = Command::new(&cmake);
-    build.arg("--build").arg(&folder).arg(format!("--parallel={cores}"));
+    build
+        .arg("--build")
+        .arg(&folder)
+        .arg(format!("--parallel={cores}"));
     steps.expect(&mut build, "mlx-c does not compile")?;
     Ok(folder)
 }
@@ -154,7 +183,10 @@ fn reference_blas(home: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(home)? {
         let folder = entry?.path();
-        if folder.extension().is_none_or(|extension| extension != "libs") {
+        if folder
+            .extension()
+            .is_none_or(|extension| extension != "libs")
+        {
             continue;
         }
         for entry in fs::read_dir(folder)? {
@@ -175,15 +207,24 @@ fn reference_blas(home: &Path) -> Result<Vec<String>> {
 pub fn check(steps: &Steps, folder: &Path, backend: Backend) -> Result<String> {
     let failure = match steps.run(&mut Command::new(folder.join("check")))? {
         Ok(rate) => {
-            return Ok(format!("checked: f32 matrix products run at {} GFLOP/s on OpenBLAS", rate.trim()));
+            return Ok(format!(
+                "checked: f32 matrix products run at {} GFLOP/s on OpenBLAS",
+                rate.trim()
+            ));
         }
         Err(failure) => failure,
     };
     if backend == Backend::Cuda && failure.text.contains("libcuda.so.1") {
-        return Ok("not checked: this machine has no NVIDIA driver, so the CUDA build of MLX cannot run".into());
+        return Ok(
+            "not checked: this machine has no NVIDIA driver, so the CUDA build of MLX cannot run"
+                .into(),
+        );
     }
     Err(match failure.code {
-        Some(2) => anyhow!("MLX on OpenBLAS multiplies wrongly on this machine: please report it with the processor's name"),
+        Some(2) => anyhow!(
+            "MLX on OpenBLAS multiplies wrongly on this machine: please report it with the \
+             processor's name"
+        ),
         Some(3) => anyhow!("MLX does not use the OpenBLAS that was put in place: please report it"),
         _ => steps.report("MLX was built but does not run", &failure),
     })

@@ -24,7 +24,11 @@ pub struct Failure {
 impl Steps {
     pub fn new(log: PathBuf, temporary: PathBuf) -> Steps {
         std::fs::remove_file(&log).ok(); // there is none the first time
-        Steps { start: Instant::now(), log, temporary }
+        Steps {
+            start: Instant::now(),
+            log,
+            temporary,
+        }
     }
 
     /// Tells the user what begins now.
@@ -34,8 +38,12 @@ impl Steps {
 
     /// Runs a program with its output in the log only, and returns that output.
     pub fn run(&self, command: &mut Command) -> Result<Result<String, Failure>> {
-        let output = command.env("TMPDIR", &self.temporary).output().map_err(|error| anyhow!("cannot run {}: {error}", name(command)))?;
-        let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        let output = command
+            .env("TMPDIR", &self.temporary)
+            .output()
+            .map_err(|error| anyhow!("cannot run {}: {error}", name(command)))?;
+        let text =
+            String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
         let text = text.into_owned();
         self.write(command, &text).ok(); // a log that cannot be written is no reason to stop
         if output.status.success() {
@@ -44,30 +52,44 @@ impl Steps {
         if text.contains("No space left on device") {
             return Err(io::Error::from(io::ErrorKind::StorageFull).into());
         }
-        Ok(Err(Failure { text, code: output.status.code() }))
+        Ok(Err(Failure {
+            text,
+            code: output.status.code(),
+        }))
     }
 
     /// The same for a program whose failures need no explanation of their own: `what` says what
     /// could not be done, and the end of the output follows.
     pub fn expect(&self, command: &mut Command, what: &str) -> Result<String> {
-        self.run(command)?.map_err(|failure| self.report(what, &failure))
+        self.run(command)?
+            .map_err(|failure| self.report(what, &failure))
     }
 
     pub fn report(&self, what: &str, failure: &Failure) -> anyhow::Error {
         let lines: Vec<&str> = failure.text.lines().collect();
         let tail = &lines[lines.len().saturating_sub(20)..];
-        anyhow!("{what}; the log is {}\n{}", self.log.display(), tail.join("\n"))
+        anyhow!(
+            "{what}; the log is {}\n{}",
+            self.log.display(),
+            tail.join("\n")
+        )
     }
 
     fn write(&self, command: &Command, text: &str) -> io::Result<()> {
-        let mut log = OpenOptions::new().create(true).append(true).open(&self.log)?;
+        let mut log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.log)?;
         writeln!(log, "$ {command:?}\n{text}")
     }
 }
 
 /// Whether there is such a program.
 pub fn runs(program: impl AsRef<OsStr>) -> bool {
-    Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
+    Command::new(program)
+        .arg("--version")
+        .output()
+        .is_ok_and(|output| output.status.success())
 }
 
 fn name(command: &Command) -> std::path::Display<'_> {

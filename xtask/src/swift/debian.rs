@@ -1,6 +1,7 @@
-//! A Debian in a folder, which has Swift: for Linux machines without. Debian 13 packages Swift 6.0.3 with its tests, formatter and docc, so
-//! that nothing is needed but its mirror. Programs run in it by chroot, with the folders that they work on mounted at their own paths. All
-//! mounts belong to a namespace of the one command, and go with it, however it ends.
+//! A Debian in a folder, which has Swift: for Linux machines without. Debian 13 packages Swift
+//! 6.0.3 with its tests, formatter and docc, so that nothing is needed but its mirror. Programs run
+//! in it by chroot, with the folders that they work on mounted at their own paths. All mounts
+//! belong to a namespace of the one command, and go with it, however it ends.
 
 use std::env;
 use std::fs;
@@ -32,7 +33,9 @@ pub struct Debian {
 impl Debian {
     /// The one in the cache folder, complete or not.
     fn cached() -> Result<Debian> {
-        Ok(Debian { root: cache_folder()?.join(format!("swift-{SUITE}")) })
+        Ok(Debian {
+            root: cache_folder()?.join(format!("swift-{SUITE}")),
+        })
     }
 
     /// Whether there is one in the cache folder.
@@ -47,13 +50,19 @@ impl Debian {
 
     /// What a machine lacks for having one, in a word to its user.
     pub fn obstacle() -> Option<&'static str> {
-        let is_root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n");
+        let is_root = Command::new("id")
+            .arg("-u")
+            .output()
+            .is_ok_and(|output| output.stdout == b"0\n");
         if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
             Some("Swift 6.0 or newer, from swift.org")
         } else if !is_root {
             Some("Swift 6.0 or newer, from swift.org; or root, for a Debian with Swift in a folder")
         } else if !runs("debootstrap") && !runs("dpkg-deb") {
-            Some("Swift 6.0 or newer, from swift.org; or debootstrap, for a Debian with Swift in a folder")
+            Some(
+                "Swift 6.0 or newer, from swift.org; or debootstrap, for a Debian with Swift in a \
+                 folder",
+            )
         } else {
             None
         }
@@ -71,13 +80,31 @@ impl Debian {
         Ok(debian)
     }
 
-    /// A program in the root, in a folder of the host, with that and other folders of the host at their own paths. What it starts ends with
-    /// it.
+    /// A program in the root, in a folder of the host, with that and other folders of the host at
+    /// their own paths. What it starts ends with it.
     pub fn command(&self, program: &str, folder: &Path, mounts: &[&Path]) -> Command {
         let mut command = Command::new("unshare");
-        command.args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-ec", ENTER, "sh"]).arg(&self.root);
-        command.args(mounts).args(["--", "env", "-C"]).arg(folder).arg(program);
-        command.env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin:/usr/libexec/swift/bin");
+        command
+            .args([
+                "--mount",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "sh",
+                "-ec",
+                ENTER,
+                "sh",
+            ])
+            .arg(&self.root);
+        command
+            .args(mounts)
+            .args(["--", "env", "-C"])
+            .arg(folder)
+            .arg(program);
+        command.env(
+            "PATH",
+            "/usr/bin:/bin:/usr/sbin:/sbin:/usr/libexec/swift/bin",
+        );
         command
     }
 }
@@ -87,15 +114,29 @@ fn build(part: &Path) -> Result<PathBuf> {
     let steps = Steps::new(part.with_file_name("swift.log"), part.join("tmp"));
     let root = part.join(SUITE);
     let (program, files) = debootstrap(&steps, part)?;
-    steps.say("no Swift here: getting Debian 13 with its Swift (3 GB, in the cache folder; a few minutes)");
-    // In a namespace of its own: what it mounts must not be there any more when a half-made root is removed.
+    steps.say(
+        "no Swift here: getting Debian 13 with its Swift (3 GB, in the cache folder; a few \
+        minutes)",
+    );
+    // In a namespace of its own: what it mounts must not be there any more when a half-made root is
+    // removed.
     let mut command = Command::new("unshare");
-    command.args(["--mount", "--pid", "--fork", "--kill-child"]).arg(program).arg("--variant=minbase");
-    command.arg(format!("--include={PACKAGES}")).arg(SUITE).arg(&root).arg(mirror());
+    command
+        .args(["--mount", "--pid", "--fork", "--kill-child"])
+        .arg(program)
+        .arg("--variant=minbase");
+    command
+        .arg(format!("--include={PACKAGES}"))
+        .arg(SUITE)
+        .arg(&root)
+        .arg(mirror());
     if let Some(files) = files {
         command.env("DEBOOTSTRAP_DIR", files);
     }
-    steps.expect(&mut command, "cannot make a Debian (MOXIN_DEBIAN_MIRROR names another mirror)")?;
+    steps.expect(
+        &mut command,
+        "cannot make a Debian (MOXIN_DEBIAN_MIRROR names another mirror)",
+    )?;
     remove(&root.join("var/cache/apt"))?;
     steps.say("Swift is ready");
     Ok(root)
@@ -109,21 +150,39 @@ fn debootstrap(steps: &Steps, part: &Path) -> Result<(PathBuf, Option<PathBuf>)>
     }
     let unpacked = part.join("debootstrap");
     Apt::new(steps, part)?.unpack("debootstrap", &unpacked)?;
-    Ok((unpacked.join("usr/sbin/debootstrap"), Some(unpacked.join("usr/share/debootstrap"))))
+    Ok((
+        unpacked.join("usr/sbin/debootstrap"),
+        Some(unpacked.join("usr/share/debootstrap")),
+    ))
 }
 
 /// `$MOXIN_DEBIAN_MIRROR`, or the one that this machine's packages come from where it is a Debian.
 fn mirror() -> String {
-    let folder = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten();
-    let files = folder.filter_map(|entry| Some(entry.ok()?.path())).chain([PathBuf::from("/etc/apt/sources.list")]);
-    let sources: String = files.filter_map(|file| fs::read_to_string(file).ok()).collect();
-    env::var("MOXIN_DEBIAN_MIRROR").ok().or_else(|| mirror_in(&sources)).unwrap_or_else(|| DEFAULT_MIRROR.to_owned())
+    let folder = fs::read_dir("/etc/apt/sources.list.d")
+        .into_iter()
+        .flatten();
+    let files = folder
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .chain([PathBuf::from("/etc/apt/sources.list")]);
+    let sources: String = files
+        .filter_map(|file| fs::read_to_string(file).ok())
+        .collect();
+    env::var("MOXIN_DEBIAN_MIRROR")
+        .ok()
+        .or_else(|| mirror_in(&sources))
+        .unwrap_or_else(|| DEFAULT_MIRROR.to_owned())
 }
 
 fn mirror_in(sources: &str) -> Option<String> {
-    let lines = sources.lines().filter(|line| !line.trim_start().starts_with('#'));
-    let mut words = lines.flat_map(str::split_whitespace).map(|word| word.trim_end_matches('/'));
-    words.find(|word| word.starts_with("http") && word.ends_with("/debian")).map(str::to_owned)
+    let lines = sources
+        .lines()
+        .filter(|line| !line.trim_start().starts_with('#'));
+    let mut words = lines
+        .flat_map(str::split_whitespace)
+        .map(|word| word.trim_end_matches('/'));
+    words
+        .find(|word| word.starts_with("http") && word.ends_with("/debian"))
+        .map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -132,17 +191,49 @@ mod tests {
 
     #[test]
     fn the_mirror_is_that_of_the_machine() {
-        let debian = "Types: deb\n# http://snapshot.example/debian\nURIs: http://mirror.example/debian/\nSuites: bookworm\n";
-        assert_eq!(mirror_in(debian).as_deref(), Some("http://mirror.example/debian"));
-        assert_eq!(mirror_in("deb https://one.example/debian bookworm main\n").as_deref(), Some("https://one.example/debian"));
-        assert_eq!(mirror_in("deb http://archive.example/ubuntu noble main\n"), None);
+        let debian = "Types: deb\n# http://snapshot.example/debian\nURIs: \
+            http://mirror.example/debian/\nSuites: bookworm\n";
+        assert_eq!(
+            mirror_in(debian).as_deref(),
+            Some("http://mirror.example/debian")
+        );
+        assert_eq!(
+            mirror_in("deb https://one.example/debian bookworm main\n").as_deref(),
+            Some("https://one.example/debian")
+        );
+        assert_eq!(
+            mirror_in("deb http://archive.example/ubuntu noble main\n"),
+            None
+        );
     }
 
     #[test]
     fn mounts_come_before_the_program() {
-        let debian = Debian { root: "/root-of-debian".into() };
-        let command = debian.command("swift", Path::new("/a"), &[Path::new("/a"), Path::new("/b")]);
-        let arguments: Vec<_> = command.get_args().skip(8).map(|argument| argument.to_string_lossy().into_owned()).collect();
-        assert_eq!(arguments, ["/root-of-debian", "/a", "/b", "--", "env", "-C", "/a", "swift"]);
+        let debian = Debian {
+            root: "/root-of-debian".into(),
+        };
+        let command = debian.command(
+            "swift",
+            Path::new("/a"),
+            &[Path::new("/a"), Path::new("/b")],
+        );
+        let arguments: Vec<_> = command
+            .get_args()
+            .skip(8)
+            .map(|argument| argument.to_string_lossy().into_owned())
+            .collect();
+        assert_eq!(
+            arguments,
+            [
+                "/root-of-debian",
+                "/a",
+                "/b",
+                "--",
+                "env",
+                "-C",
+                "/a",
+                "swift"
+            ]
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! Everything about the Swift package that can be checked without a Mac: it builds without a warning, its tests pass, its examples run, another
-//! package can depend on it by a tag, its documentation converts. What only Apple systems can compile is parsed.
+//! Everything about the Swift package that can be checked without a Mac: it builds without a
+//! warning, its tests pass, its examples run, another package can depend on it by a tag, its
+//! documentation converts. What only Apple systems can compile is parsed.
 
 mod debian;
 mod package;
@@ -23,17 +24,22 @@ pub struct Options {
     profile: String,
 }
 
-/// What `cargo xtask test` lacks for this chore, as a word to its user. What is large is only got where that is asked for.
+/// What `cargo xtask test` lacks for this chore, as a word to its user. What is large is only got
+/// where that is asked for.
 pub fn lacks() -> Option<String> {
     if system_version().is_some() {
         return None;
     }
-    let is_wanted = ["MOXIN_SWIFT", "CI"].iter().any(|name| env::var_os(name).is_some());
+    let is_wanted = ["MOXIN_SWIFT", "CI"]
+        .iter()
+        .any(|name| env::var_os(name).is_some());
     match Debian::obstacle() {
         Some(obstacle) => Some(obstacle.to_owned()),
         None if Debian::is_there() => None,
         // A mirror that cannot be reached is no fault of the package.
-        None if is_wanted => Debian::open().err().map(|error| format!("a Debian with Swift, and none could be made: {error:#}")),
+        None if is_wanted => Debian::open()
+            .err()
+            .map(|error| format!("a Debian with Swift, and none could be made: {error:#}")),
         None => Some("`cargo xtask swift-test` once, which gets 3 GB, or MOXIN_SWIFT=1".to_owned()),
     }
 }
@@ -74,7 +80,13 @@ impl Workshop {
         let folder = target.join("swift");
         fs::create_dir_all(folder.join("home"))?;
         let prefix = dist::prefix(&folder.join("dist"), profile)?;
-        Ok(Workshop { debian, repository: setup::repository().canonicalize()?, target, folder, prefix })
+        Ok(Workshop {
+            debian,
+            repository: setup::repository().canonicalize()?,
+            target,
+            folder,
+            prefix,
+        })
     }
 
     /// A program of the toolchain, in a folder that is below the repository or the target folder.
@@ -87,9 +99,15 @@ impl Workshop {
                 command
             }
         };
-        command.env("PKG_CONFIG_PATH", self.prefix.join("lib/pkgconfig")).env("LD_LIBRARY_PATH", self.prefix.join("lib"));
-        command.env("HOME", self.folder.join("home")).env("TMPDIR", &self.folder).env("LC_ALL", "C.UTF-8");
-        // The models of the tests are small: two threads of OpenBLAS cost more waiting for each other than they save.
+        command
+            .env("PKG_CONFIG_PATH", self.prefix.join("lib/pkgconfig"))
+            .env("LD_LIBRARY_PATH", self.prefix.join("lib"));
+        command
+            .env("HOME", self.folder.join("home"))
+            .env("TMPDIR", &self.folder)
+            .env("LC_ALL", "C.UTF-8");
+        // The models of the tests are small: two threads of OpenBLAS cost more waiting for each
+        // other than they save.
         command.env("OPENBLAS_NUM_THREADS", "1");
         command
     }
@@ -97,13 +115,20 @@ impl Workshop {
     /// `swift build`, `swift test` and the like on a package.
     fn swift(&self, verb: &str, package: &Path) -> Command {
         let mut command = self.command("swift", package);
-        command.arg(verb).arg("--scratch-path").arg(self.products(package));
+        command
+            .arg(verb)
+            .arg("--scratch-path")
+            .arg(self.products(package));
         command
     }
 
     /// Where what is built of a package goes.
     fn products(&self, package: &Path) -> PathBuf {
-        let name = if package == self.repository { "package".as_ref() } else { package.file_name().unwrap_or_default() };
+        let name = if package == self.repository {
+            "package".as_ref()
+        } else {
+            package.file_name().unwrap_or_default()
+        };
         self.folder.join("build").join(name)
     }
 }
@@ -112,18 +137,24 @@ impl Workshop {
 fn visible(command: &mut Command) -> Result<()> {
     let line = line(command);
     println!("$ {line}");
-    let status = command.status().with_context(|| format!("cannot run {line}"))?;
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run {line}"))?;
     if !status.success() {
         bail!("{line} failed ({status})");
     }
     Ok(())
 }
 
-/// Runs a program, and fails also where it warns: SwiftPM's own warnings are no compiler's, which could be made errors.
+/// Runs a program, and fails also where it warns: SwiftPM's own warnings are no compiler's, which
+/// could be made errors.
 fn without_warnings(command: &mut Command) -> Result<String> {
     let line = line(command);
     println!("$ {line}");
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {line}"))?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {line}"))?;
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     if !output.status.success() || text.contains("warning:") {
         bail!("{line} failed or warned ({}):\n{text}", output.status);
@@ -133,9 +164,19 @@ fn without_warnings(command: &mut Command) -> Result<String> {
 
 /// How a program is called inside of what leads to it.
 fn line(command: &Command) -> String {
-    let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
-    let inner = words.iter().position(|word| word == "-C").map_or(0, |place| place + 2);
-    let program = if inner == 0 { command.get_program().to_string_lossy().into_owned() + " " } else { String::new() };
+    let words: Vec<_> = command
+        .get_args()
+        .map(|word| word.to_string_lossy())
+        .collect();
+    let inner = words
+        .iter()
+        .position(|word| word == "-C")
+        .map_or(0, |place| place + 2);
+    let program = if inner == 0 {
+        command.get_program().to_string_lossy().into_owned() + " "
+    } else {
+        String::new()
+    };
     program + &words[inner..].join(" ")
 }
 
@@ -146,7 +187,11 @@ fn system_version() -> Option<(u32, u32)> {
 }
 
 fn version_in(text: &str) -> Option<(u32, u32)> {
-    let number = text.split("Swift version ").nth(1)?.split_whitespace().next()?;
+    let number = text
+        .split("Swift version ")
+        .nth(1)?
+        .split_whitespace()
+        .next()?;
     let mut parts = number.split(['.', '-']);
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
@@ -158,7 +203,8 @@ mod tests {
     #[test]
     fn versions_are_told_apart() {
         let linux = "Swift version 6.0.3 (swift-6.0.3-RELEASE)\nTarget: x86_64-pc-linux-gnu\n";
-        let apple = "swift-driver version: 1.127.14 Apple Swift version 6.2 (swiftlang-6.2.0.1 clang-1700.0)\nTarget: arm64-apple-macosx\n";
+        let apple = "swift-driver version: 1.127.14 Apple Swift version 6.2 (swiftlang-6.2.0.1 \
+            clang-1700.0)\nTarget: arm64-apple-macosx\n";
         assert_eq!(version_in(linux), Some((6, 0)));
         assert_eq!(version_in(apple), Some((6, 2)));
         assert_eq!(version_in("command not found"), None);

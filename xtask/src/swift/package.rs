@@ -13,7 +13,11 @@ use crate::cargo;
 const STRICT: [&str; 2] = ["-Xswiftc", "-warnings-as-errors"];
 
 /// What AnswerTests.swift asks, and compares with what the C example answers.
-const QUESTIONS: [&str; 3] = ["Describe the picture.", "What is at the top right?", "What is left of it?"];
+const QUESTIONS: [&str; 3] = [
+    "Describe the picture.",
+    "What is at the top right?",
+    "What is left of it?",
+];
 
 /// What every example is asked, and says.
 const QUESTION: &str = "What is written?";
@@ -24,16 +28,26 @@ const CATALOGUE: &str = "swift/Sources/MoxinVLM/MoxinVLM.docc";
 
 /// Sources that Apple's frameworks need, and those that are only observable with them.
 const VIEWS: &str = "swift/Examples/PictureChat/Sources/PictureChat";
-const OBSERVABLE: [&str; 2] =
-    ["swift/Sources/MoxinVLM/VLMChat.swift", "swift/Examples/PictureChat/Sources/PictureChatLogic/PictureChat.swift"];
+const OBSERVABLE: [&str; 2] = [
+    "swift/Sources/MoxinVLM/VLMChat.swift",
+    "swift/Examples/PictureChat/Sources/PictureChatLogic/PictureChat.swift",
+];
 
 impl Workshop {
     /// The package and its tests.
     pub fn package(&self) -> Result<()> {
         let answers = self.c_answers()?;
-        without_warnings(self.swift("build", &self.repository).arg("--build-tests").args(STRICT))?;
+        without_warnings(
+            self.swift("build", &self.repository)
+                .arg("--build-tests")
+                .args(STRICT),
+        )?;
         let mut test = self.swift("test", &self.repository);
-        visible(test.args(["--skip-build", "--disable-xctest"]).args(STRICT).env("MOXIN_C_ANSWERS", answers))
+        visible(
+            test.args(["--skip-build", "--disable-xctest"])
+                .args(STRICT)
+                .env("MOXIN_C_ANSWERS", answers),
+        )
     }
 
     /// What the C example answers, in a file.
@@ -41,12 +55,31 @@ impl Workshop {
         let program = self.folder.join("describe");
         let lib = self.prefix.join("lib");
         let mut compile = Command::new(std::env::var_os("CC").unwrap_or("cc".into()));
-        compile.arg(self.repository.join("examples/c/describe.c")).arg("-I").arg(self.prefix.join("include")).arg("-L").arg(&lib);
-        visible(compile.arg("-lmoxin_vlm").arg(format!("-Wl,-rpath,{}", lib.display())).arg("-o").arg(&program))?;
+        compile
+            .arg(self.repository.join("examples/c/describe.c"))
+            .arg("-I")
+            .arg(self.prefix.join("include"))
+            .arg("-L")
+            .arg(&lib);
+        visible(
+            compile
+                .arg("-lmoxin_vlm")
+                .arg(format!("-Wl,-rpath,{}", lib.display()))
+                .arg("-o")
+                .arg(&program),
+        )?;
         let mut describe = Command::new(program);
-        describe.arg("--json").args(["models/tiny", "models/demo.png"]).args(QUESTIONS.iter().flat_map(|question| ["--prompt", question]));
-        let output = describe.current_dir(&self.repository).env("OPENBLAS_NUM_THREADS", "1").output().context("cannot run describe")?;
-        serde_json::from_slice::<Value>(&output.stdout).context("what examples/c/describe.c printed")?;
+        describe
+            .arg("--json")
+            .args(["models/tiny", "models/demo.png"])
+            .args(QUESTIONS.iter().flat_map(|question| ["--prompt", question]));
+        let output = describe
+            .current_dir(&self.repository)
+            .env("OPENBLAS_NUM_THREADS", "1")
+            .output()
+            .context("cannot run describe")?;
+        serde_json::from_slice::<Value>(&output.stdout)
+            .context("what examples/c/describe.c printed")?;
         let file = self.folder.join("c-answers.json");
         fs::write(&file, output.stdout)?;
         Ok(file)
@@ -55,32 +88,72 @@ impl Workshop {
     /// The example for the command line.
     pub fn example(&self) -> Result<()> {
         let mut describe = self.swift("run", &self.repository);
-        answers(describe.args(STRICT).args(["describe", "models/demo.png", QUESTION]))
+        answers(
+            describe
+                .args(STRICT)
+                .args(["describe", "models/demo.png", QUESTION]),
+        )
     }
 
     /// What the app does without views.
     pub fn app(&self) -> Result<()> {
         let app = self.repository.join(APP);
         without_warnings(self.swift("build", &app).arg("--build-tests").args(STRICT))?;
-        visible(self.swift("test", &app).args(["--skip-build", "--disable-xctest"]).args(STRICT))
+        visible(
+            self.swift("test", &app)
+                .args(["--skip-build", "--disable-xctest"])
+                .args(STRICT),
+        )
     }
 
-    /// As much as there is without Apple's frameworks: views are parsed; what is observable is compiled as such, which Linux only fails to link.
+    /// As much as there is without Apple's frameworks: views are parsed; what is observable is
+    /// compiled as such, which Linux only fails to link.
     pub fn apple_sources(&self) -> Result<()> {
-        let mut views: Vec<_> = fs::read_dir(self.repository.join(VIEWS))?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        let mut views: Vec<_> = fs::read_dir(self.repository.join(VIEWS))?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .collect();
         views.sort();
-        without_warnings(self.command("swiftc", &self.repository).args(["-frontend", "-parse"]).args(views))?;
+        without_warnings(
+            self.command("swiftc", &self.repository)
+                .args(["-frontend", "-parse"])
+                .args(views),
+        )?;
 
         let folder = self.folder.join("observable");
         fs::create_dir_all(&folder)?;
         let mut check = self.command("swiftc", &folder);
-        check.args(["-typecheck", "-parse-as-library", "-swift-version", "6", "-warnings-as-errors", "-module-name", "Observable", "-I"]);
-        check.arg(self.products(&self.repository).join("debug/Modules")).arg("-I").arg(self.prefix.join("include"));
+        check.args([
+            "-typecheck",
+            "-parse-as-library",
+            "-swift-version",
+            "6",
+            "-warnings-as-errors",
+            "-module-name",
+            "Observable",
+            "-I",
+        ]);
+        check
+            .arg(self.products(&self.repository).join("debug/Modules"))
+            .arg("-I")
+            .arg(self.prefix.join("include"));
         for source in OBSERVABLE {
             let text = fs::read_to_string(self.repository.join(source))?;
-            ensure!(text.contains("#if canImport(Darwin)\n@Observable\n"), "{source} is not observable");
-            let file = folder.join(Path::new(source).file_name().context("a source without a name")?);
-            fs::write(&file, format!("import MoxinVLM\n{}", text.replace("canImport(Darwin)", "true")))?;
+            ensure!(
+                text.contains("#if canImport(Darwin)\n@Observable\n"),
+                "{source} is not observable"
+            );
+            let file = folder.join(
+                Path::new(source)
+                    .file_name()
+                    .context("a source without a name")?,
+            );
+            fs::write(
+                &file,
+                format!(
+                    "import MoxinVLM\n{}",
+                    text.replace("canImport(Darwin)", "true")
+                ),
+            )?;
             check.arg(file);
         }
         without_warnings(&mut check).map(|_| ())
@@ -96,58 +169,137 @@ impl Workshop {
         let version = self.tag(&package)?;
         fs::create_dir_all(&program)?;
         let readme = fs::read_to_string(self.repository.join("README.md"))?;
-        let (manifest, source) = readme_program(&readme).context("README.md has no Swift package")?;
+        let (manifest, source) =
+            readme_program(&readme).context("README.md has no Swift package")?;
         let by_path = ".package(path: \"../moxin-vlm\")";
-        ensure!(manifest.contains(by_path), "README.md's package does not depend on this one");
-        let by_tag = format!(".package(url: \"file://{}\", exact: \"{version}\")", package.display());
-        fs::write(program.join("Package.swift"), manifest.replace(by_path, &by_tag))?;
+        ensure!(
+            manifest.contains(by_path),
+            "README.md's package does not depend on this one"
+        );
+        let by_tag = format!(
+            ".package(url: \"file://{}\", exact: \"{version}\")",
+            package.display()
+        );
+        fs::write(
+            program.join("Package.swift"),
+            manifest.replace(by_path, &by_tag),
+        )?;
         fs::write(program.join("main.swift"), source)?;
-        // A tag that moves is refused by who has seen it before: nothing of earlier runs may be known.
+        // A tag that moves is refused by who has seen it before: nothing of earlier runs may be
+        // known.
         let mut run = self.command("swift", &program);
-        answers(run.env("HOME", folder.join("home")).args(["run", "--scratch-path"]).arg(folder.join("build")).args(STRICT))
+        answers(
+            run.env("HOME", folder.join("home"))
+                .args(["run", "--scratch-path"])
+                .arg(folder.join("build"))
+                .args(STRICT),
+        )
     }
 
     /// A repository of the package as it is now, with its version as a tag.
     fn tag(&self, package: &Path) -> Result<String> {
         let metadata = cargo::metadata(&["--no-deps"])?;
         let packages = metadata["packages"].as_array().into_iter().flatten();
-        let version = packages.into_iter().find(|package| package["name"] == "moxin-vlm").and_then(|package| package["version"].as_str());
+        let version = packages
+            .into_iter()
+            .find(|package| package["name"] == "moxin-vlm")
+            .and_then(|package| package["version"].as_str());
         let version = version.context("cargo knows no moxin-vlm")?;
 
         let git = |folder: &Path, arguments: &[&str]| -> Result<String> {
-            let output = Command::new("git").arg("-C").arg(folder).args(arguments).output().context("cannot run git")?;
-            ensure!(output.status.success(), "git {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+            let output = Command::new("git")
+                .arg("-C")
+                .arg(folder)
+                .args(arguments)
+                .output()
+                .context("cannot run git")?;
+            ensure!(
+                output.status.success(),
+                "git {}: {}",
+                arguments.join(" "),
+                String::from_utf8_lossy(&output.stderr)
+            );
             Ok(String::from_utf8_lossy(&output.stdout).into_owned())
         };
-        let listed = ["ls-files", "--cached", "--others", "--exclude-standard", "Package.swift", "swift", "models"];
-        for name in git(&self.repository, &listed)?.lines().filter(|name| self.repository.join(name).is_file()) {
+        let listed = [
+            "ls-files",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+            "Package.swift",
+            "swift",
+            "models",
+        ];
+        for name in git(&self.repository, &listed)?
+            .lines()
+            .filter(|name| self.repository.join(name).is_file())
+        {
             let copy = package.join(name);
             fs::create_dir_all(copy.parent().context("a file without a folder")?)?;
             fs::copy(self.repository.join(name), copy)?;
         }
         git(package, &["init", "--quiet"])?;
         git(package, &["add", "--all"])?;
-        git(package, &["-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "--message", "test"])?;
+        git(
+            package,
+            &[
+                "-c",
+                "user.name=test",
+                "-c",
+                "user.email=test@localhost",
+                "commit",
+                "--quiet",
+                "--message",
+                "test",
+            ],
+        )?;
         git(package, &["tag", version])?;
         Ok(version.to_owned())
     }
 
     /// The documentation, without a warning and without a public name that it does not explain.
     pub fn documentation(&self) -> Result<()> {
-        // A folder of its own: its flags are others, and what is built with other flags is built anew.
+        // A folder of its own: its flags are others, and what is built with other flags is built
+        // anew.
         let build = self.folder.join("build/documentation");
         let mut dump = self.command("swift", &self.repository);
-        dump.args(["package", "--scratch-path"]).arg(&build).args(["dump-symbol-graph", "--minimum-access-level", "public"]);
+        dump.args(["package", "--scratch-path"]).arg(&build).args([
+            "dump-symbol-graph",
+            "--minimum-access-level",
+            "public",
+        ]);
         without_warnings(dump.arg("--skip-synthesized-members"))?;
-        let graphs = build.join("debug").canonicalize()?.with_file_name("symbolgraph");
-        let graph: Value = serde_json::from_str(&fs::read_to_string(graphs.join("MoxinVLM.symbols.json"))?)?;
+        let graphs = build
+            .join("debug")
+            .canonicalize()?
+            .with_file_name("symbolgraph");
+        let graph: Value =
+            serde_json::from_str(&fs::read_to_string(graphs.join("MoxinVLM.symbols.json"))?)?;
         let bare = undocumented(&graph);
-        ensure!(bare.is_empty(), "without documentation: {}", bare.join(", "));
+        ensure!(
+            bare.is_empty(),
+            "without documentation: {}",
+            bare.join(", ")
+        );
 
         let mut docc = self.command("docc", &self.repository);
-        docc.args(["convert", CATALOGUE, "--warnings-as-errors", "--fallback-display-name", "MoxinVLM"]);
-        docc.args(["--fallback-bundle-identifier", "moxin.vlm", "--additional-symbol-graph-dir"]).arg(graphs);
-        without_warnings(docc.arg("--output-path").arg(self.folder.join("documentation")))?;
+        docc.args([
+            "convert",
+            CATALOGUE,
+            "--warnings-as-errors",
+            "--fallback-display-name",
+            "MoxinVLM",
+        ]);
+        docc.args([
+            "--fallback-bundle-identifier",
+            "moxin.vlm",
+            "--additional-symbol-graph-dir",
+        ])
+        .arg(graphs);
+        without_warnings(
+            docc.arg("--output-path")
+                .arg(self.folder.join("documentation")),
+        )?;
         println!("{}", self.folder.join("documentation").display());
         Ok(())
     }
@@ -164,18 +316,35 @@ fn answers(command: &mut Command) -> Result<()> {
 
 /// Package.swift and main.swift of the README's Swift section.
 fn readme_program(readme: &str) -> Option<(&str, &str)> {
-    let mut blocks = readme.split("```swift\n").skip(1).filter_map(|rest| rest.split_once("```")).map(|(block, _)| block);
+    let mut blocks = readme
+        .split("```swift\n")
+        .skip(1)
+        .filter_map(|rest| rest.split_once("```"))
+        .map(|(block, _)| block);
     Some((blocks.next()?, blocks.next()?))
 }
 
-/// Names that a reader of the documentation finds without a word, those aside that conformances bring.
+/// Names that a reader of the documentation finds without a word, those aside that conformances
+/// bring.
 fn undocumented(graph: &Value) -> Vec<String> {
-    const INHERITED: [&str; 8] =
-        ["Element", "AsyncIterator", "makeAsyncIterator()", "Iterator", "unownedExecutor", "hash(into:)", "encode(to:)", "init(from:)"];
+    const INHERITED: [&str; 8] = [
+        "Element",
+        "AsyncIterator",
+        "makeAsyncIterator()",
+        "Iterator",
+        "unownedExecutor",
+        "hash(into:)",
+        "encode(to:)",
+        "init(from:)",
+    ];
     let symbols = graph["symbols"].as_array().into_iter().flatten();
     let bare = symbols.filter(|symbol| symbol["docComment"].is_null());
     let names = bare.filter_map(|symbol| {
-        let path = symbol["pathComponents"].as_array()?.iter().filter_map(Value::as_str).collect::<Vec<_>>();
+        let path = symbol["pathComponents"]
+            .as_array()?
+            .iter()
+            .filter_map(Value::as_str)
+            .collect::<Vec<_>>();
         (!INHERITED.contains(path.last()?)).then(|| path.join("."))
     });
     names.collect()
@@ -197,7 +366,10 @@ mod tests {
 
     #[test]
     fn the_readme_has_a_manifest_and_a_program() {
-        assert_eq!(readme_program("a\n```swift\nlet\n```\nb\n```swift\nvar\n```\n"), Some(("let\n", "var\n")));
+        assert_eq!(
+            readme_program("a\n```swift\nlet\n```\nb\n```swift\nvar\n```\n"),
+            Some(("let\n", "var\n"))
+        );
         assert_eq!(readme_program("```c\nint\n```\n"), None);
     }
 }

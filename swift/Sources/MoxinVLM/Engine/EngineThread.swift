@@ -1,7 +1,8 @@
 import Foundation
 
-/// The one thread on which the package calls what may wait in the library. Were that done on Swift's own threads, of which there are as many
-/// as processor cores, a few answers at once would leave none for the rest of the app.
+/// The one thread on which the package calls what may wait in the library. Were that done on
+/// Swift's own threads, of which there are as many as processor cores, a few answers at once would
+/// leave none for the rest of the app.
 final class EngineThread: SerialExecutor, @unchecked Sendable {
     static let shared = EngineThread()
 
@@ -45,9 +46,9 @@ final class EngineThread: SerialExecutor, @unchecked Sendable {
     /// On Apple systems, what a job has autoreleased goes when it ends.
     private func pooled(_ job: () -> Void) {
         #if canImport(ObjectiveC)
-        autoreleasepool(invoking: job)
+            autoreleasepool(invoking: job)
         #else
-        job()
+            job()
         #endif
     }
 }
@@ -57,7 +58,9 @@ final class EngineThread: SerialExecutor, @unchecked Sendable {
 actor Engine {
     static let shared = Engine()
 
-    nonisolated var unownedExecutor: UnownedSerialExecutor { EngineThread.shared.asUnownedSerialExecutor() }
+    nonisolated var unownedExecutor: UnownedSerialExecutor {
+        EngineThread.shared.asUnownedSerialExecutor()
+    }
 
     @Engine
     static func run<R: Sendable>(_ body: @Sendable () throws -> R) throws -> R {

@@ -1,7 +1,7 @@
 import CMoxinVLM
 
-/// An object of the library, freed with its last owner. No free function waits for anything: what is computed with goes on to the library's
-/// own thread.
+/// An object of the library, freed with its last owner. No free function waits for anything: what
+/// is computed with goes on to the library's own thread.
 final class Handle: @unchecked Sendable {
     private let pointer: OpaquePointer
     private let free: @Sendable (OpaquePointer?) -> Void
@@ -9,11 +9,14 @@ final class Handle: @unchecked Sendable {
     /// Takes what `make` puts into its first argument; its second receives the error.
     init(
         free: @escaping @Sendable (OpaquePointer?) -> Void,
-        make: (UnsafeMutablePointer<OpaquePointer?>, UnsafeMutablePointer<OpaquePointer?>) -> moxin_status
+        make: (UnsafeMutablePointer<OpaquePointer?>, UnsafeMutablePointer<OpaquePointer?>) ->
+            moxin_status
     ) throws {
         var made: OpaquePointer?
         try check { make(&made, $0) }
-        guard let made else { throw VLMError.internalFailure(.init(message: "the library returned no object")) }
+        guard let made else {
+            throw VLMError.internalFailure(.init(message: "the library returned no object"))
+        }
         pointer = made
         self.free = free
     }
@@ -28,12 +31,14 @@ final class Handle: @unchecked Sendable {
     }
 
     /// Calls a function of the library and throws what it fails with.
-    func call(_ body: (OpaquePointer, UnsafeMutablePointer<OpaquePointer?>) -> moxin_status) throws {
+    func call(_ body: (OpaquePointer, UnsafeMutablePointer<OpaquePointer?>) -> moxin_status) throws
+    {
         try use { pointer in try check { body(pointer, $0) } }
     }
 }
 
-/// Calls a function of the library, whose argument receives the error, and throws what it fails with.
+/// Calls a function of the library, whose argument receives the error, and throws what it fails
+/// with.
 func check(_ body: (UnsafeMutablePointer<OpaquePointer?>) -> moxin_status) throws {
     var error: OpaquePointer?
     let status = body(&error)

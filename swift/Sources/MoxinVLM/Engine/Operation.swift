@@ -34,7 +34,8 @@ public struct VLMProgress: Sendable, Equatable {
     }
 }
 
-/// Told how far an operation is, on a thread of the package: hop to the main actor before touching a view.
+/// Told how far an operation is, on a thread of the package: hop to the main actor before touching
+/// a view.
 public typealias ProgressHandler = @Sendable (VLMProgress) -> Void
 
 /// A long operation: it can be cancelled with its task, has a time limit, and tells how far it is.
@@ -43,14 +44,18 @@ struct Operation: Sendable {
     var progress: ProgressHandler?
 
     /// Runs the operation on the engine's thread.
-    func run<R: Sendable>(_ body: @escaping @Sendable (UnsafePointer<moxin_op>) throws -> R) async throws -> R {
+    func run<R: Sendable>(_ body: @escaping @Sendable (UnsafePointer<moxin_op>) throws -> R)
+        async throws -> R
+    {
         try await cancellable { cancel in
             try await Engine.run { try withOp(cancel, body) }
         }
     }
 
     /// Runs the operation on a thread of its own, for one that shall not hold up what others do.
-    func runAside<R: Sendable>(_ body: @escaping @Sendable (UnsafePointer<moxin_op>) throws -> R) async throws -> R {
+    func runAside<R: Sendable>(_ body: @escaping @Sendable (UnsafePointer<moxin_op>) throws -> R)
+        async throws -> R
+    {
         try await cancellable { cancel in
             try await aside { try withOp(cancel, body) }
         }
@@ -71,7 +76,9 @@ struct Operation: Sendable {
         }
     }
 
-    private func withOp<R>(_ cancel: Cancel, _ body: (UnsafePointer<moxin_op>) throws -> R) rethrows -> R {
+    private func withOp<R>(_ cancel: Cancel, _ body: (UnsafePointer<moxin_op>) throws -> R) rethrows
+        -> R
+    {
         let teller = Teller(handler: progress)
         return try withExtendedLifetime((teller, cancel)) {
             var op = moxin_op()
@@ -82,7 +89,8 @@ struct Operation: Sendable {
                 op.user_data = Unmanaged.passUnretained(teller).toOpaque()
                 op.progress = { teller, stage, fraction in
                     guard let teller else { return true }
-                    return Unmanaged<Teller>.fromOpaque(teller).takeUnretainedValue().tell(stage, fraction)
+                    return Unmanaged<Teller>.fromOpaque(teller).takeUnretainedValue().tell(
+                        stage, fraction)
                 }
             }
             return try body(&op)

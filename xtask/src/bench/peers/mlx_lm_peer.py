@@ -8,7 +8,8 @@ from mlx_lm.models import cache, llama
 
 import common
 
-# Bits (None: dense), and the dtype of activations, scales and biases. bfloat16 is what mlx-lm loads; float32 is faster on the CPU.
+# Bits (None: dense), and the dtype of activations, scales and biases. bfloat16 is what mlx-lm
+# loads; float32 is faster on the CPU.
 SCHEMES = [(None, mx.bfloat16), (8, mx.float32), (4, mx.float32), (4, mx.bfloat16)]
 
 

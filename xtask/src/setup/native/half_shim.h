@@ -30,17 +30,16 @@ namespace std {
 // Writes each argument in place of the next `{}` of the pattern.
 template <typename... Args>
 string format(string_view pattern, const Args &...args) {
-  ostringstream out;
-  auto put = [&](const auto &value) {
-    auto hole = pattern.find("{}");
-    if (hole == string_view::npos)
-      return;
-    out << pattern.substr(0, hole) << value;
-    pattern.remove_prefix(hole + 2);
-  };
-  (put(args), ...);
-  out << pattern;
-  return out.str();
+    ostringstream out;
+    auto put = [&](const auto &value) {
+        auto hole = pattern.find("{}");
+        if (hole == string_view::npos) return;
+        out << pattern.substr(0, hole) << value;
+        pattern.remove_prefix(hole + 2);
+    };
+    (put(args), ...);
+    out << pattern;
+    return out.str();
 }
 
 } // namespace std

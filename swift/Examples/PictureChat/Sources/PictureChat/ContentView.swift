@@ -14,8 +14,10 @@ struct ContentView: View {
                 if let chat = app.chat {
                     ChatView(app: app, chat: chat)
                 } else {
-                    ContentUnavailableView("Choose a model and drop a picture", systemImage: "photo")
-                        .frame(maxWidth: .infinity, maxHeight: .infinity)
+                    ContentUnavailableView(
+                        "Choose a model and drop a picture", systemImage: "photo"
+                    )
+                    .frame(maxWidth: .infinity, maxHeight: .infinity)
                 }
             }
             Divider()

@@ -2,13 +2,13 @@ import Foundation
 import MoxinVLM
 
 #if canImport(Darwin)
-import Observation
+    import Observation
 #endif
 
 /// All that the app does: a model, a picture, and the chat about it.
 @MainActor
 #if canImport(Darwin)
-@Observable
+    @Observable
 #endif
 public final class PictureChat {
     /// What has become of the model.
@@ -34,7 +34,8 @@ public final class PictureChat {
 
     public init() {}
 
-    /// Loads the model in a folder, in the place of the one before. Where it does not fit as it is, it is quantized to 4 bits while it is read.
+    /// Loads the model in a folder, in the place of the one before. Where it does not fit as it is,
+    /// it is quantized to 4 bits while it is read.
     public func open(_ folder: URL) {
         close()
         modelState = .loading(0)
@@ -42,7 +43,9 @@ public final class PictureChat {
             modelState = .loading(0)
             defer { if case .loading = modelState { modelState = .none } }
             var options = LoadOptions()
-            if try await !VLMModel.estimate(folder).fits, try await VLMModel.inspect(folder).quantization == nil {
+            if try await !VLMModel.estimate(folder).fits,
+                try await VLMModel.inspect(folder).quantization == nil
+            {
                 options.quantization = .affine(bits: 4)
             }
             let loaded = try await VLMModel.load(from: folder, options: options) { progress in
@@ -65,7 +68,7 @@ public final class PictureChat {
     /// Begins a chat about a picture: the bytes of its file.
     public func show(_ data: Data) {
         picture = data
-        guard model != nil else { return } // the chat begins when it is loaded
+        guard model != nil else { return }  // the chat begins when it is loaded
         chat?.stop()
         chat = nil
         replaceTask { [self] in try await beginChat() }
@@ -102,7 +105,9 @@ public final class PictureChat {
 
     /// What the last answer took: `32 tokens, 18.4 a second`.
     public var speed: String? {
-        chat?.stats.map { "\($0.generatedTokens) tokens, \(String(format: "%.1f", $0.decodeRate)) a second" }
+        chat?.stats.map {
+            "\($0.generatedTokens) tokens, \(String(format: "%.1f", $0.decodeRate)) a second"
+        }
     }
 
     /// Keeps `memory` up to date.
@@ -127,6 +132,7 @@ public final class PictureChat {
     private func explain(_ error: any Error) {
         guard !(error is CancellationError) else { return }
         let suggestion = (error as? VLMError)?.recoverySuggestion
-        problem = [error.localizedDescription, suggestion].compactMap(\.self).joined(separator: "\n")
+        problem = [error.localizedDescription, suggestion].compactMap(\.self).joined(
+            separator: "\n")
     }
 }

@@ -4,7 +4,8 @@ import PictureChatLogic
 import Testing
 
 @MainActor @Suite(.serialized) struct PictureChatTests {
-    private let models = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("../../../../../models").standardized
+    private let models = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
+        .appendingPathComponent("../../../../../models").standardized
 
     private func demo() throws -> Data {
         try Data(contentsOf: models.appendingPathComponent("demo.png"))
@@ -26,10 +27,14 @@ import Testing
         #expect(app.modelState == .loading(0))
         await app.settle()
         #expect(app.problem == nil && !app.isReading)
-        guard case .ready(let info) = app.modelState else { throw VLMError.notFound(.init(message: "no model")) }
+        guard case .ready(let info) = app.modelState else {
+            throw VLMError.notFound(.init(message: "no model"))
+        }
         #expect(info.modelType == "prismatic")
         #expect(try await ask(app, "What is written?") == "The word FISH.")
-        #expect(app.chat?.stats?.reusedTokens ?? 0 >= 64, "the picture was read before the question came")
+        #expect(
+            app.chat?.stats?.reusedTokens ?? 0 >= 64,
+            "the picture was read before the question came")
         #expect(app.speed?.contains(" tokens, ") == true)
         #expect(try await ask(app, "What is at the top right?") == "A yellow star.")
 
@@ -52,7 +57,9 @@ import Testing
         app.open(URL(fileURLWithPath: "/nowhere"))
         await app.settle()
         #expect(app.modelState == .none)
-        #expect(app.problem?.contains("/nowhere") == true && app.problem?.contains("Check the path") == true)
+        #expect(
+            app.problem?.contains("/nowhere") == true
+                && app.problem?.contains("Check the path") == true)
 
         app.open(models.appendingPathComponent("tiny"))
         await app.settle()
