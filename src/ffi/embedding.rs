@@ -1,17 +1,18 @@
-//! Pictures that a model has encoded.
+//! Encoded pictures.
 
 use std::ptr;
 
 use super::{
-    Versioned, free, give, guard, hold,
+    Versioned, free, guard,
     image::{moxin_pixel_budget, pixel_budget},
-    moxin_error, moxin_image, moxin_model, moxin_op, moxin_status,
+    into_c, moxin_error, moxin_image, moxin_model, moxin_op, moxin_status,
     op::with_op,
-    out, write_result,
+    out, retain, write_result,
 };
 use crate::{Error, runtime::Embedding};
 
-/// A picture's features in the space of the model that made them. Keeps nothing else alive.
+/// The features of a picture in the embedding space of the model that encoded it. Does not keep the
+/// model alive.
 pub struct moxin_embedding(pub(super) Embedding);
 
 /// The size of an embedding.
@@ -20,29 +21,28 @@ pub struct moxin_embedding(pub(super) Embedding);
 pub struct moxin_embedding_info {
     /// sizeof(moxin_embedding_info)
     pub struct_size: usize,
-    /// The fingerprint of the model that made it: see moxin_model_info.
+    /// The fingerprint of the model that made it; see moxin_model_info.
     pub model_fingerprint: u64,
-    /// Tells pictures apart.
+    /// A hash that identifies the picture.
     pub image_hash: u64,
-    /// Positions it takes in a prompt.
+    /// The number of prompt positions it takes.
     pub token_count: u32,
-    /// Numbers a token.
+    /// The number of values per token.
     pub hidden_size: u32,
 }
 
-// SAFETY: repr(C), begins with its size, otherwise integers.
+// SAFETY: repr(C), starts with its size, otherwise integers.
 unsafe impl Versioned for moxin_embedding_info {}
 
 /// Runs the model's vision encoders on a picture, unless the same picture was encoded before and
-/// its tokens are still in the model's cache. The embedding can stand for the picture in any
-/// session of this model, also when it was loaded anew.
+/// its features are still in the model's cache. The embedding can take the picture's place in any
+/// session of this model, even after the model is loaded again.
 ///
-/// budget, op, error: may be NULL. *out_embedding receives an embedding that the caller frees with
-/// moxin_embedding_free. Progress has the stage MOXIN_STAGE_ENCODE.
+/// budget, op and error may be NULL. *out_embedding receives an embedding, which the caller frees
+/// with moxin_embedding_free. Progress is reported with stage MOXIN_STAGE_ENCODE.
 ///
-/// Fails with INVALID_ARGUMENT for a picture or a budget that the model cannot take; with
-/// CANCELLED, TIMEOUT, OUT_OF_MEMORY, SUSPENDED, BACKEND, and with INVALID_STATE where the model
-/// was unloaded.
+/// Errors: INVALID_ARGUMENT if the model cannot take the picture or the budget; INVALID_STATE if
+/// the model was unloaded; CANCELLED, TIMEOUT, OUT_OF_MEMORY, SUSPENDED, BACKEND.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_model_encode_image(
     model: *const moxin_model,
@@ -54,24 +54,24 @@ pub unsafe extern "C" fn moxin_model_encode_image(
 ) -> moxin_status {
     guard(error, || {
         let place = out(out_embedding, "out_embedding")?;
-        // SAFETY: NULL or handles of this library that were not freed; the op's pointers are valid
-        // during this call.
+        // SAFETY: NULL, or handles of this library that were not freed; the pointers in op are
+        // valid during this call.
         unsafe {
             let (model, image, budget) = (
-                hold(model, "model")?,
-                hold(image, "image")?,
+                retain(model, "model")?,
+                retain(image, "image")?,
                 pixel_budget(budget)?,
             );
             let embedding = with_op(op, |op| {
                 model.model.encode_image_within(&image.0, budget, op)
             })?;
-            give(place, moxin_embedding(embedding));
+            into_c(place, moxin_embedding(embedding));
         }
         Ok(())
     })
 }
 
-/// The size of an embedding. out_info->struct_size must be set.
+/// Gets the size of an embedding. out_info->struct_size must be set.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_embedding_info_get(
     embedding: *const moxin_embedding,
@@ -80,8 +80,8 @@ pub unsafe extern "C" fn moxin_embedding_info_get(
 ) -> moxin_status {
     guard(error, || {
         let place = out(out_info, "out_info")?;
-        // SAFETY: NULL or a handle of this library that was not freed.
-        let embedding = unsafe { hold(embedding, "embedding")? };
+        // SAFETY: NULL, or a handle of this library that was not freed.
+        let embedding = unsafe { retain(embedding, "embedding")? };
         let info = moxin_embedding_info {
             model_fingerprint: embedding.0.model(),
             image_hash: embedding.0.picture().short(),
@@ -89,15 +89,15 @@ pub unsafe extern "C" fn moxin_embedding_info_get(
             hidden_size: embedding.0.width() as u32,
             ..moxin_embedding_info::defaults()
         };
-        // SAFETY: checked by `out`, and the caller's struct with its size.
+        // SAFETY: `out` was checked; it is the caller's struct with its size.
         unsafe { write_result(place, info, "out_info") }
     })
 }
 
-/// Copies the numbers of an embedding, token after token. values has room for capacity floats;
-/// token_count * hidden_size are needed.
+/// Copies the values of an embedding, token by token. values has room for capacity floats;
+/// token_count * hidden_size floats are needed.
 ///
-/// Fails with INVALID_ARGUMENT, naming the number needed, where the room is too small; with
+/// Errors: INVALID_ARGUMENT if capacity is too small (the message names the number needed);
 /// SUSPENDED, BACKEND.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_embedding_copy(
@@ -108,23 +108,23 @@ pub unsafe extern "C" fn moxin_embedding_copy(
 ) -> moxin_status {
     guard(error, || {
         let place = out(values, "values")?;
-        // SAFETY: NULL or a handle of this library that was not freed.
-        let numbers = unsafe { hold(embedding, "embedding")? }.0.to_vec()?;
+        // SAFETY: NULL, or a handle of this library that was not freed.
+        let numbers = unsafe { retain(embedding, "embedding")? }.0.to_vec()?;
         if numbers.len() > capacity {
             return Err(Error::InvalidArgument(format!(
-                "capacity is {capacity}; the embedding has {} numbers",
+                "capacity is {capacity}; the embedding has {} values",
                 numbers.len()
             )));
         }
-        // SAFETY: the caller's room for at least that many floats.
+        // SAFETY: the caller's buffer has room for at least that many floats.
         unsafe { ptr::copy_nonoverlapping(numbers.as_ptr(), place, numbers.len()) };
         Ok(())
     })
 }
 
-/// Frees an embedding. NULL is fine.
+/// Frees an embedding. NULL is ignored.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_embedding_free(embedding: *mut moxin_embedding) {
-    // SAFETY: NULL or a handle of this library, which the caller does not use again.
+    // SAFETY: NULL, or a handle of this library, which the caller does not use again.
     unsafe { free(embedding, drop) };
 }

@@ -1,50 +1,51 @@
-//! Statuses and errors.
+//! Status codes and errors.
 
 use std::ffi::{CStr, CString, c_char};
 
 use super::{c_string, free, moxin_str, view};
 use crate::Error;
 
-/// How a call ended.
+/// The result of a call.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum moxin_status {
-    /// It did what it was asked.
+    /// The call succeeded.
     Ok = 0,
-    /// A pointer that must not be NULL is.
+    /// A pointer that must not be NULL is NULL.
     NullArgument = 1,
-    /// A value is out of its range, a text is not UTF-8, a struct was not initialized, or an
-    /// embedding belongs to another model.
+    /// A value is out of range, a text is not UTF-8, a struct was not initialized, or an embedding
+    /// belongs to another model.
     InvalidArgument = 2,
-    /// The call does not fit the state of its object; the message says which call would.
+    /// The object is in a state that does not allow this call; the message says what to call
+    /// instead.
     InvalidState = 3,
-    /// It was cancelled; everything stays usable.
+    /// The operation was cancelled. All objects stay usable.
     Cancelled = 4,
-    /// It took longer than its time limit.
+    /// The operation exceeded its time limit.
     Timeout = 5,
-    /// Another operation, or a stream, is under way on the same session.
+    /// Another operation or stream is running on the same session.
     Busy = 6,
-    /// The library is suspended: see moxin_suspend.
+    /// The library is suspended; see moxin_suspend.
     Suspended = 7,
-    /// A file or folder is not there.
+    /// A file or folder does not exist.
     NotFound = 8,
     /// Reading or writing failed.
     Io = 9,
-    /// A model's file is damaged or contradicts itself.
+    /// A file of the model is damaged or inconsistent.
     CorruptModel = 10,
-    /// The model is of a kind that the library does not run.
+    /// The library does not support this kind of model.
     UnsupportedModel = 11,
-    /// An image cannot be read, is too large, or is of an unknown format.
+    /// An image cannot be read, is too large, or has an unknown format.
     UnsupportedImage = 12,
-    /// The prompt does not fit the context.
+    /// The prompt does not fit into the context.
     ContextFull = 13,
-    /// It would take more memory than is allowed; nothing was allocated.
+    /// The operation would exceed the memory limit; nothing was allocated.
     OutOfMemory = 14,
-    /// The backend asked for is not on this machine or not in this build.
+    /// The requested backend is not available on this machine or in this build.
     BackendUnavailable = 15,
     /// MLX reported an error.
     Backend = 16,
-    /// The library itself is at fault. Please report it, with the error's message.
+    /// A bug in the library. Please report it with the error's message.
     Panic = 17,
 }
 
@@ -105,7 +106,7 @@ impl moxin_status {
     }
 }
 
-/// Why a call failed. Immutable; may be read on any thread.
+/// Why a call failed. Immutable; may be read from any thread.
 pub struct moxin_error {
     status: moxin_status,
     message: CString,
@@ -129,8 +130,8 @@ impl moxin_error {
     }
 }
 
-/// The name of a status, such as "MOXIN_STATUS_BUSY"; "unknown status" for a number that is none.
-/// Lives as long as the library.
+/// Returns the name of a status, such as "MOXIN_STATUS_BUSY", or "unknown status" for an unknown
+/// number. The text lives as long as the library.
 #[unsafe(no_mangle)]
 pub extern "C" fn moxin_status_name(status: u32) -> *const c_char {
     let known = moxin_status::ALL
@@ -139,18 +140,18 @@ pub extern "C" fn moxin_status_name(status: u32) -> *const c_char {
     known.map_or(c"unknown status", |(_, name)| name).as_ptr()
 }
 
-/// The status that came with an error; MOXIN_STATUS_OK for NULL.
+/// Returns the status of an error; MOXIN_STATUS_OK for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_error_status(error: *const moxin_error) -> moxin_status {
-    // SAFETY: NULL or an error of this library that was not freed.
+    // SAFETY: NULL, or an error of this library that was not freed.
     unsafe { error.as_ref() }.map_or(moxin_status::Ok, |error| error.status)
 }
 
-/// What went wrong, where, and what to do, for a person to read. Lives as long as the error. Empty
-/// for NULL.
+/// Returns a message for people: what went wrong, where, and what to do. It lives as long as the
+/// error. Empty for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_error_message(error: *const moxin_error) -> moxin_str {
-    // SAFETY: NULL or an error of this library that was not freed.
+    // SAFETY: NULL, or an error of this library that was not freed.
     let error = unsafe { error.as_ref() };
     error.map_or(
         moxin_str {
@@ -161,19 +162,19 @@ pub unsafe extern "C" fn moxin_error_message(error: *const moxin_error) -> moxin
     )
 }
 
-/// What lies behind an error, such as the system's own words for a file that could not be read;
-/// NULL where it is all that is known, and for NULL. Each cause has the status of the first. They
-/// live as long as the first, and are freed with it, never by themselves.
+/// Returns the cause of an error, such as the system's message for a file that could not be read;
+/// NULL if there is none, and for NULL. Each cause has the status of the first error. Causes live
+/// as long as the first error and are freed with it, never on their own.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_error_cause(error: *const moxin_error) -> *const moxin_error {
-    // SAFETY: NULL or an error of this library that was not freed.
+    // SAFETY: NULL, or an error of this library that was not freed.
     let cause = unsafe { error.as_ref() }.and_then(|error| error.cause.as_deref());
     cause.map_or(std::ptr::null(), std::ptr::from_ref)
 }
 
-/// Frees an error and its causes. NULL is fine.
+/// Frees an error and its causes. NULL is ignored.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_error_free(error: *mut moxin_error) {
-    // SAFETY: NULL or an error of this library, which the caller does not use again.
+    // SAFETY: NULL, or an error of this library, which the caller does not use again.
     unsafe { free(error, drop) };
 }

@@ -7,27 +7,27 @@ use std::{
 };
 
 use super::{
-    Versioned, c_string, guard, hold,
+    Versioned, c_string, guard,
     library::UserData,
     moxin_destroy_fn, moxin_error, moxin_op, moxin_session, moxin_status, moxin_str,
     op::{stream_options, with_op},
-    out, view, write_result,
+    out, retain, view, write_result,
 };
 use crate::{
     Error, Result,
     runtime::{Event, FinishReason},
 };
 
-/// What one step brought.
+/// The kind of an event.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum moxin_event_kind {
-    /// Part of the prompt was read: done of total positions. The first such event may be the
-    /// picture's encoding, with done 0.
+    /// Part of the prompt was read: done of total positions. The first such event may follow the
+    /// encoding of a picture, with done 0.
     Prefill = 0,
-    /// One token: text, token_id, logprob.
+    /// One token was generated: text, token_id and logprob are set.
     Text = 1,
-    /// The answer is complete: finish, and in text what was still waiting.
+    /// The answer is complete: finish says why, and text has the rest of the text.
     Finished = 2,
 }
 
@@ -35,64 +35,65 @@ pub enum moxin_event_kind {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum moxin_finish_reason {
-    /// It has not.
+    /// The answer has not ended.
     None = 0,
     /// The model ended its turn.
     EndOfTurn = 1,
-    /// A stop text came up.
+    /// A stop text was generated.
     StopSequence = 2,
-    /// The answer reached its maximum length.
+    /// The answer reached max_tokens.
     MaxTokens = 3,
     /// The conversation fills the context.
     ContextFull = 4,
-    /// It was cancelled; the turn was taken back.
+    /// The answer was cancelled; the turn was rolled back.
     Cancelled = 5,
-    /// It failed, as the event's error says; the turn was taken back. Only in streams: a step
+    /// The answer failed, see the event's error; the turn was rolled back. Only in streams: a step
     /// returns its status instead.
     Error = 6,
 }
 
-/// A token that could have come.
+/// A candidate for the next token.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct moxin_token_logprob {
     /// The token.
     pub token_id: i32,
-    /// Its log-probability, before temperature and filters.
+    /// The log-probability of the token, before temperature and filters.
     pub logprob: f32,
 }
 
-/// One step's outcome. What it points to lives until the next step on the session, or its end; in a
-/// stream, until the callback returns.
+/// The result of one step. Its pointers are valid until the next step on the session, or until the
+/// session is freed; in a stream, until the callback returns.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct moxin_event {
     /// sizeof(moxin_event)
     pub struct_size: usize,
-    /// Which of the fields below count.
+    /// The kind of the event, which says which fields below are set.
     pub kind: moxin_event_kind,
-    /// Why the answer ended; MOXIN_FINISH_REASON_NONE before FINISHED.
+    /// Why the answer ended; MOXIN_FINISH_REASON_NONE before the FINISHED event.
     pub finish: moxin_finish_reason,
-    /// Whole characters; empty while the bytes of one are waiting.
+    /// Complete characters only; empty while a character is incomplete.
     pub text: moxin_str,
-    /// The token, -1 in other events than TEXT.
+    /// The token; -1 in events other than TEXT.
     pub token_id: i32,
     /// The token's log-probability, before temperature and filters.
     pub logprob: f32,
-    /// Positions of the prompt that are read.
+    /// The number of prompt positions that were read.
     pub done: u32,
-    /// Positions of the prompt.
+    /// The number of prompt positions.
     pub total: u32,
-    /// The likeliest tokens, likeliest first, where moxin_session_params.logprobs asks for them;
-    /// else NULL.
+    /// The most likely tokens, in descending order, if moxin_session_params.logprobs is set;
+    /// otherwise NULL.
     pub top: *const moxin_token_logprob,
-    /// Their number.
+    /// The number of entries in top.
     pub top_count: usize,
-    /// What went wrong, where finish is MOXIN_FINISH_REASON_ERROR; else NULL. Not to be freed.
+    /// The error, if finish is MOXIN_FINISH_REASON_ERROR; otherwise NULL. The library frees it.
     pub error: *const moxin_error,
 }
 
-/// Told one event of a stream. Returning false cancels the answer; its end is told too.
+/// Receives one event of a stream. Returning false cancels the answer; its FINISHED event still
+/// follows.
 pub type moxin_event_fn =
     Option<unsafe extern "C" fn(user_data: *mut c_void, event: *const moxin_event) -> bool>;
 
@@ -102,17 +103,17 @@ pub type moxin_event_fn =
 pub struct moxin_stats {
     /// sizeof(moxin_stats)
     pub struct_size: usize,
-    /// Positions of the prompt: the whole conversation, with image tokens.
+    /// Positions of the prompt: the whole conversation, including image tokens.
     pub prompt_tokens: u32,
-    /// Those of them that are a picture's.
+    /// Prompt positions that belong to pictures.
     pub image_tokens: u32,
-    /// Those of them that were kept from earlier turns.
+    /// Prompt positions that were reused from earlier turns.
     pub reused_tokens: u32,
-    /// Tokens generated.
+    /// Generated tokens.
     pub generated_tokens: u32,
-    /// Pictures that did not have to be encoded, because the same had been before.
+    /// Pictures that were found in the cache and not encoded again.
     pub cached_images: u32,
-    /// Messages of the conversation, the answer included once it is complete.
+    /// Messages in the conversation, including the answer once it is complete.
     pub message_count: u32,
     /// Milliseconds in the vision encoders.
     pub vision_ms: f64,
@@ -122,16 +123,15 @@ pub struct moxin_stats {
     pub first_token_ms: f64,
     /// Milliseconds in the steps after the first token.
     pub decode_ms: f64,
-    /// Positions of the prompt read a second, without those reused.
+    /// Prompt positions read per second, without reused ones.
     pub prefill_tps: f64,
-    /// Tokens a second after the first.
+    /// Tokens per second after the first token.
     pub decode_tps: f64,
-    /// The most memory that the process's models ever held, in bytes.
+    /// Peak memory of all models in the process, in bytes.
     pub peak_bytes: u64,
 }
 
-// SAFETY: repr(C) and begins with its size. It is only ever written to C, so no foreign bits become
-// its enums.
+// SAFETY: repr(C) and starts with its size. C never writes it, so its enums are always valid.
 unsafe impl Versioned for moxin_event {
     fn defaults() -> Self {
         moxin_event {
@@ -153,20 +153,21 @@ unsafe impl Versioned for moxin_event {
     }
 }
 
-// SAFETY: repr(C), begins with its size, otherwise numbers.
+// SAFETY: repr(C), starts with its size, otherwise numbers.
 unsafe impl Versioned for moxin_stats {}
 
-/// Encodes the picture, or reads one chunk of the prompt, or generates one token, and tells of it
-/// in *out_event, whose struct_size must be set. Call it until the event is FINISHED.
+/// Performs one step of the answer (encodes a picture, reads one chunk of the prompt, or generates
+/// one token) and reports it in *out_event, whose struct_size must be set. Call it until the event
+/// is FINISHED.
 ///
-/// moxin_session_cancel is heard before every layer: the event is then FINISHED with
-/// MOXIN_FINISH_REASON_CANCELLED, and the turn is taken back. So does a failure: the turn's texts
-/// go, and a picture added with them; the session can go on with another. SUSPENDED does not: the
-/// next step goes on where this one did not, and until then an answer is being generated. After
-/// BACKEND and PANIC all is read anew.
+/// moxin_session_cancel takes effect before the next layer: the event is FINISHED with
+/// MOXIN_FINISH_REASON_CANCELLED, and the turn is rolled back. A failure also rolls the turn back:
+/// its texts and pictures are removed, and the session can take another question. After SUSPENDED
+/// nothing is rolled back: the answer stays in progress, and the next step continues it. After
+/// BACKEND and PANIC the whole prompt is read again.
 ///
-/// Fails with INVALID_STATE where there is nothing to answer or the model was unloaded,
-/// CONTEXT_FULL for a prompt that does not fit, OUT_OF_MEMORY, BUSY, SUSPENDED, BACKEND.
+/// Errors: INVALID_STATE if there is nothing to answer or the model was unloaded; CONTEXT_FULL if
+/// the prompt does not fit; OUT_OF_MEMORY, BUSY, SUSPENDED, BACKEND.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_step(
     session: *const moxin_session,
@@ -175,11 +176,11 @@ pub unsafe extern "C" fn moxin_session_step(
 ) -> moxin_status {
     guard(error, || {
         let place = out(out_event, "out_event")?;
-        // SAFETY: NULL or a handle of this library that was not freed; the caller's struct with its
-        // size.
+        // SAFETY: NULL, or a handle of this library that was not freed; the caller's struct with
+        // its size.
         let session = unsafe {
             super::check_size::<moxin_event>(place.cast::<usize>().read(), "out_event")?;
-            hold(session, "session")?
+            retain(session, "session")?
         };
         let event = session.session.step()?;
         let mut last = session
@@ -187,25 +188,25 @@ pub unsafe extern "C" fn moxin_session_step(
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
         *last = LastEvent::of(&event);
-        // SAFETY: checked by `out`, and the caller's struct with its size.
+        // SAFETY: `out` was checked; it is the caller's struct with its size.
         unsafe { write_result(place, last.show(&event), "out_event") }
     })
 }
 
-/// Generates the answer on a thread of the library and calls on_event with each event, up to
-/// exactly one that is FINISHED; then it calls destroy(user_data), once. The call itself returns at
-/// once.
+/// Generates the answer on a thread of the library and calls on_event with each event. Exactly one
+/// event is FINISHED, and it is the last; destroy(user_data) is then called once. The call itself
+/// returns immediately.
 ///
-/// Inside on_event, moxin_session_cancel and moxin_session_stats do their work, moxin_session_free
-/// does not wait, and any other call on the session is BUSY but in the last event: by then the
-/// session is free again, and the next question may be asked from there or anywhere. While the
-/// library is suspended the stream pauses. When the process ends, on_event is called no more.
+/// Inside on_event, moxin_session_cancel and moxin_session_stats work as usual, moxin_session_free
+/// does not wait, and every other call on the session fails with BUSY. In the last event the
+/// session is already free, so that the next question can be asked there. While the library is
+/// suspended, the stream pauses. When the process exits, on_event is no longer called.
 ///
-/// op: may be NULL; its cancel object ends the answer as moxin_session_cancel does, its time limit
-/// with MOXIN_FINISH_REASON_ERROR and TIMEOUT; its progress must be NULL. destroy: may be NULL;
-/// where the call fails it has been called before it returns.
+/// op may be NULL. Its cancel object ends the answer as moxin_session_cancel does; its time limit
+/// ends it with MOXIN_FINISH_REASON_ERROR and TIMEOUT; its progress callback must be NULL. destroy
+/// may be NULL; if the call fails, destroy was called before the call returns.
 ///
-/// Fails with INVALID_STATE where there is nothing to answer, with BUSY.
+/// Errors: INVALID_STATE if there is nothing to answer; BUSY.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_start(
     session: *const moxin_session,
@@ -221,9 +222,9 @@ pub unsafe extern "C" fn moxin_session_start(
     };
     guard(error, || {
         let on_event = on_event.ok_or(Error::NullArgument("on_event"))?;
-        // SAFETY: NULL or a handle of this library that was not freed, and the caller's initialized
-        // struct.
-        let (session, options) = unsafe { (hold(session, "session")?, stream_options(op)?) };
+        // SAFETY: NULL, or a handle of this library that was not freed, and the caller's
+        // initialized struct.
+        let (session, options) = unsafe { (retain(session, "session")?, stream_options(op)?) };
         let tell = move |outcome: Result<Event>| {
             let failure = outcome.as_ref().err().map(moxin_error::new);
             let event = outcome.unwrap_or_else(|_| Event::Finished {
@@ -244,41 +245,40 @@ pub unsafe extern "C" fn moxin_session_start(
     })
 }
 
-/// Reads the prompt ahead, so that the first token of the answer comes at once: encodes the picture
-/// and computes keys and values, in chunks between which other sessions have their turns. Before
-/// the first question it reads the picture alone.
+/// Reads the prompt ahead of time, so that the first token of the answer comes sooner: encodes the
+/// pictures and computes keys and values, in chunks between which other sessions take turns. Before
+/// the first question it reads the pictures alone.
 ///
-/// op, error: may be NULL. Progress has the stages MOXIN_STAGE_ENCODE and MOXIN_STAGE_PREFILL. The
-/// op's cancel object, moxin_session_cancel, the time limit and moxin_suspend are heard before
-/// every block of an encoder and every layer of the decoder.
+/// op and error may be NULL. Progress is reported with stages MOXIN_STAGE_ENCODE and
+/// MOXIN_STAGE_PREFILL. Cancelling, the time limit and moxin_suspend take effect before the next
+/// block of an encoder or layer of the decoder.
 ///
-/// Fails as moxin_session_step does, with INVALID_STATE where there is nothing to read, with
-/// CANCELLED, TIMEOUT. No failure leaves an answer being generated. What was added is kept or taken
-/// back so:
+/// Errors: those of moxin_session_step; INVALID_STATE if there is nothing to read; CANCELLED,
+/// TIMEOUT. No failure leaves an answer in progress. What happens to the conversation depends on
+/// the error:
 ///
-/// - SUSPENDED: all is kept. The next call, or an answer, goes on where this one ended, and texts
-///   may be added before.
-/// - Any other failure, while the picture is read alone: the picture is kept. After CANCELLED and
-///   TIMEOUT what was read is not read again. A picture that is kept so, or after SUSPENDED, may be
-///   replaced: adding one does not fail.
-/// - Any other failure, where there is a question: the turn is taken back, its texts and a picture
-///   added with them.
+/// - SUSPENDED: everything is kept. The next call, or an answer, continues from here, and texts may
+///   be added first.
+/// - Any other error while a picture is read alone: the picture is kept. After CANCELLED and
+///   TIMEOUT the part that was read is kept too. A picture kept in this way, or after SUSPENDED,
+///   may be replaced: adding another one does not fail.
+/// - Any other error if there is a question: the turn is rolled back, with its texts and pictures.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_prefill(
     session: *const moxin_session,
     op: *const moxin_op,
     error: *mut *mut moxin_error,
 ) -> moxin_status {
-    // SAFETY: NULL or a handle of this library that was not freed; the op's pointers are valid
+    // SAFETY: NULL, or a handle of this library that was not freed; the pointers in op are valid
     // during this call.
     guard(error, || unsafe {
-        let session = hold(session, "session")?;
+        let session = retain(session, "session")?;
         with_op(op, |op| session.session.prefill(op))
     })
 }
 
-/// Counts and times of the latest turn, as of its latest step; also while an answer is being
-/// generated. out_stats->struct_size must be set. Never waits.
+/// Gets counts and times of the latest turn, as of its latest step, even while an answer is being
+/// generated. out_stats->struct_size must be set. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_stats(
     session: *const moxin_session,
@@ -287,8 +287,8 @@ pub unsafe extern "C" fn moxin_session_stats(
 ) -> moxin_status {
     guard(error, || {
         let place = out(out_stats, "out_stats")?;
-        // SAFETY: NULL or a handle of this library that was not freed.
-        let stats = unsafe { hold(session, "session")? }.session.stats();
+        // SAFETY: NULL, or a handle of this library that was not freed.
+        let stats = unsafe { retain(session, "session")? }.session.stats();
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         let stats = moxin_stats {
             prompt_tokens: stats.prompt_tokens as u32,
@@ -306,12 +306,12 @@ pub unsafe extern "C" fn moxin_session_stats(
             peak_bytes: stats.peak_bytes,
             ..moxin_stats::defaults()
         };
-        // SAFETY: checked by `out`, and the caller's struct with its size.
+        // SAFETY: `out` was checked; it is the caller's struct with its size.
         unsafe { write_result(place, stats, "out_stats") }
     })
 }
 
-/// What an event for C points to.
+/// The data that an event for C points to.
 #[derive(Default)]
 pub(super) struct LastEvent {
     text: CString,
@@ -339,7 +339,7 @@ impl LastEvent {
         }
     }
 
-    /// The event, pointing into this.
+    /// Converts an event; the result points into `self`.
     fn show(&self, event: &Event) -> moxin_event {
         let empty = moxin_event {
             text: view(&self.text),

@@ -3,8 +3,8 @@
 use std::ffi::{c_char, c_void};
 
 use super::{
-    MOXIN_STRLEN, Versioned, bytes, free, give, guard, hold, init_params, moxin_error,
-    moxin_status, out, read_params, text,
+    MOXIN_STRLEN, Versioned, bytes, free, guard, init_params, into_c, moxin_error, moxin_status,
+    out, read_params, retain, text,
 };
 use crate::{
     Error, Result,
@@ -14,33 +14,34 @@ use crate::{
 /// A decoded picture.
 pub struct moxin_image(pub(super) Picture);
 
-/// How pixels lie in memory: one of MOXIN_PIXEL_FORMAT_*.
+/// The layout of pixels in memory: one of MOXIN_PIXEL_FORMAT_*.
 pub type moxin_pixel_format = u32;
 /// Three bytes: red, green, blue.
 pub const MOXIN_PIXEL_FORMAT_RGB8: moxin_pixel_format = 0;
-/// Four bytes: red, green, blue, alpha. Alpha is dropped, not composited.
+/// Four bytes: red, green, blue, alpha. Alpha is ignored, not composited.
 pub const MOXIN_PIXEL_FORMAT_RGBA8: moxin_pixel_format = 1;
-/// Four bytes: blue, green, red, alpha, as Core Video has them. Alpha is dropped.
+/// Four bytes: blue, green, red, alpha, the layout of Core Video. Alpha is ignored.
 pub const MOXIN_PIXEL_FORMAT_BGRA8: moxin_pixel_format = 2;
-/// One byte: grey.
+/// One byte: gray.
 pub const MOXIN_PIXEL_FORMAT_GRAY8: moxin_pixel_format = 3;
 
-/// How a file is decoded.
+/// Options for decoding a picture.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct moxin_image_params {
     /// sizeof(moxin_image_params)
     pub struct_size: usize,
-    /// Pixels that a picture may have; a larger one is refused by its header. Default: 100,000,000.
+    /// The maximum number of pixels. A larger picture is refused after its header is read. Default:
+    /// 100,000,000.
     pub max_pixels: u64,
-    /// Not 0: leave the picture as stored, whatever orientation its metadata gives. Default: 0, it
-    /// is turned upright.
+    /// If not 0, the orientation in the picture's metadata is ignored. Default: 0, the picture is
+    /// turned upright.
     pub ignore_orientation: u32,
     /// Must be 0.
     pub reserved: u32,
 }
 
-// SAFETY: repr(C), begins with its size, otherwise integers.
+// SAFETY: repr(C), starts with its size, otherwise integers.
 unsafe impl Versioned for moxin_image_params {
     fn defaults() -> Self {
         moxin_image_params {
@@ -52,26 +53,27 @@ unsafe impl Versioned for moxin_image_params {
     }
 }
 
-/// How many pixels a picture may have in front of the model's encoder, where the model takes
-/// pictures of any size; others ignore it.
+/// The number of pixels that a picture may have when it reaches the encoder. Only for models that
+/// take pictures of any size; other models ignore it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct moxin_pixel_budget {
     /// sizeof(moxin_pixel_budget)
     pub struct_size: usize,
-    /// A picture of fewer is enlarged. 0: what the model's folder says.
+    /// Smaller pictures are enlarged to at least this many pixels. 0: the value from the model
+    /// folder.
     pub min_pixels: u64,
-    /// A picture of more is made smaller. 0: what the model's folder says.
+    /// Larger pictures are reduced to at most this many pixels. 0: the value from the model folder.
     pub max_pixels: u64,
 }
 
-// SAFETY: repr(C), begins with its size, otherwise integers.
+// SAFETY: repr(C), starts with its size, otherwise integers.
 unsafe impl Versioned for moxin_pixel_budget {}
 
 /// # Safety
 /// As for [`read_params`].
 pub(super) unsafe fn pixel_budget(budget: *const moxin_pixel_budget) -> Result<Budget> {
-    // SAFETY: as promised by the caller.
+    // SAFETY: the caller upholds this function's contract.
     let budget = unsafe { read_params(budget, "budget")? };
     let pixels = |count: u64| (count > 0).then_some(usize::try_from(count).unwrap_or(usize::MAX));
     Ok(Budget {
@@ -80,8 +82,8 @@ pub(super) unsafe fn pixel_budget(budget: *const moxin_pixel_budget) -> Result<B
     })
 }
 
-/// Sets up parameters with the defaults; struct_size is sizeof(moxin_image_params), and nothing is
-/// written past it.
+/// Sets all parameters to their defaults. struct_size is sizeof(moxin_image_params); nothing beyond
+/// it is written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_image_params_init(
     params: *mut moxin_image_params,
@@ -91,15 +93,15 @@ pub unsafe extern "C" fn moxin_image_params_init(
     unsafe { init_params(params, struct_size) };
 }
 
-/// Reads a picture from a file: PNG, JPEG, WebP, GIF (its first frame), BMP or TIFF, told by its
-/// content.
+/// Reads a picture from a file: PNG, JPEG, WebP, GIF (first frame), BMP or TIFF. The format is
+/// detected from the content.
 ///
-/// path: UTF-8, NUL-terminated. params, error: may be NULL. *out_image receives an image that the
-/// caller frees with moxin_image_free.
+/// path is NUL-terminated UTF-8. params and error may be NULL. *out_image receives an image, which
+/// the caller frees with moxin_image_free.
 ///
-/// Fails with NOT_FOUND, IO, UNSUPPORTED_IMAGE, and with INVALID_ARGUMENT for a path that is not
-/// UTF-8. Fails with OUT_OF_MEMORY and both figures, before it is done, where reading or decoding
-/// takes more than is available or than moxin_memory_set_limits leaves.
+/// Errors: NOT_FOUND, IO, UNSUPPORTED_IMAGE; INVALID_ARGUMENT if the path is not UTF-8;
+/// OUT_OF_MEMORY if reading or decoding needs more memory than is available or than
+/// moxin_memory_set_limits allows. This is checked first, and the message has both figures.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_image_from_file(
     path: *const c_char,
@@ -109,19 +111,19 @@ pub unsafe extern "C" fn moxin_image_from_file(
 ) -> moxin_status {
     guard(error, || {
         let place = out(out_image, "out_image")?;
-        // SAFETY: the caller's text, NUL-terminated, and its struct; checked place.
+        // SAFETY: the caller's NUL-terminated text and struct; the output pointer was checked.
         unsafe {
             let path = text(path, MOXIN_STRLEN, "path")?;
-            give(place, moxin_image(Picture::open(path, &options(params)?)?));
+            into_c(place, moxin_image(Picture::open(path, &options(params)?)?));
         }
         Ok(())
     })
 }
 
-/// As moxin_image_from_file, from the bytes of a file in memory. They are not needed any more when
-/// the call returns.
+/// Reads a picture from the bytes of a file, as moxin_image_from_file does. The bytes may be freed
+/// when the call returns.
 ///
-/// Fails with UNSUPPORTED_IMAGE, and with OUT_OF_MEMORY as moxin_image_from_file does.
+/// Errors: UNSUPPORTED_IMAGE; OUT_OF_MEMORY as for moxin_image_from_file.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_image_from_bytes(
     data: *const c_void,
@@ -132,10 +134,10 @@ pub unsafe extern "C" fn moxin_image_from_bytes(
 ) -> moxin_status {
     guard(error, || {
         let place = out(out_image, "out_image")?;
-        // SAFETY: the caller's bytes and struct; checked place.
+        // SAFETY: the caller's bytes and struct; the output pointer was checked.
         unsafe {
             let data = bytes(data.cast(), len, "data")?;
-            give(
+            into_c(
                 place,
                 moxin_image(Picture::decode(data, &options(params)?)?),
             );
@@ -144,11 +146,12 @@ pub unsafe extern "C" fn moxin_image_from_bytes(
     })
 }
 
-/// Copies a picture from pixels in memory, rows from top to bottom. stride: bytes from the
-/// beginning of a row to the beginning of the next. The last row may end with its last pixel.
+/// Copies a picture from pixels in memory, with rows from top to bottom. stride is the number of
+/// bytes from the start of a row to the start of the next. The last row may end with its last
+/// pixel.
 ///
-/// Fails with INVALID_ARGUMENT for an empty picture, an unknown format, or a stride shorter than a
-/// row; with OUT_OF_MEMORY where there is no room for the copy.
+/// Errors: INVALID_ARGUMENT if the picture is empty, the format is unknown, or the stride is
+/// shorter than a row; OUT_OF_MEMORY if there is no room for the copy.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_image_from_pixels(
     pixels: *const c_void,
@@ -168,15 +171,15 @@ pub unsafe extern "C" fn moxin_image_from_pixels(
             MOXIN_PIXEL_FORMAT_GRAY8 => (PixelFormat::Gray8, 1),
             other => {
                 return Err(Error::InvalidArgument(format!(
-                    "format is {other}; 0 to {MOXIN_PIXEL_FORMAT_GRAY8} is expected"
+                    "format is {other}; expected 0 to {MOXIN_PIXEL_FORMAT_GRAY8}"
                 )));
             }
         };
         let len = pixel_bytes(width, height, stride, pixel)?;
-        // SAFETY: the caller's pixels, as many as the sizes say; checked place.
+        // SAFETY: the caller's pixels, as many as the sizes say; the output pointer was checked.
         unsafe {
             let pixels = bytes(pixels.cast(), len, "pixels")?;
-            give(
+            into_c(
                 place,
                 moxin_image(Picture::from_pixels(pixels, width, height, stride, format)?),
             );
@@ -185,7 +188,8 @@ pub unsafe extern "C" fn moxin_image_from_pixels(
     })
 }
 
-/// The size of a picture in pixels, upright. The places for width and height may each be NULL.
+/// Gets the size of a picture in pixels, after it was turned upright. out_width and out_height may
+/// each be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_image_size(
     image: *const moxin_image,
@@ -194,8 +198,8 @@ pub unsafe extern "C" fn moxin_image_size(
     error: *mut *mut moxin_error,
 ) -> moxin_status {
     guard(error, || {
-        // SAFETY: NULL or a handle of this library that was not freed.
-        let image = unsafe { hold(image, "image")? };
+        // SAFETY: NULL, or a handle of this library that was not freed.
+        let image = unsafe { retain(image, "image")? };
         for (place, size) in [(width, image.0.width()), (height, image.0.height())] {
             if !place.is_null() {
                 // SAFETY: not NULL, and the caller's place for a number.
@@ -206,21 +210,21 @@ pub unsafe extern "C" fn moxin_image_size(
     })
 }
 
-/// Frees a picture. NULL is fine.
+/// Frees a picture. NULL is ignored.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_image_free(image: *mut moxin_image) {
-    // SAFETY: NULL or a handle of this library, which the caller does not use again.
+    // SAFETY: NULL, or a handle of this library, which the caller does not use again.
     unsafe { free(image, drop) };
 }
 
 /// # Safety
 /// As for [`read_params`].
 unsafe fn options(params: *const moxin_image_params) -> Result<DecodeOptions> {
-    // SAFETY: as promised by the caller.
+    // SAFETY: the caller upholds this function's contract.
     let params = unsafe { read_params(params, "params")? };
     if params.reserved != 0 {
         return Err(Error::InvalidArgument(format!(
-            "params.reserved is {}; 0 is expected",
+            "params.reserved is {}; expected 0",
             params.reserved
         )));
     }
@@ -230,7 +234,7 @@ unsafe fn options(params: *const moxin_image_params) -> Result<DecodeOptions> {
     })
 }
 
-/// Bytes from the first pixel to the last.
+/// Returns the number of bytes from the first pixel to the last.
 fn pixel_bytes(width: u32, height: u32, stride: usize, pixel: usize) -> Result<usize> {
     let row = (width as usize)
         .checked_mul(pixel)
@@ -238,8 +242,8 @@ fn pixel_bytes(width: u32, height: u32, stride: usize, pixel: usize) -> Result<u
     let len = row.and_then(|row| stride.checked_mul(height as usize - 1)?.checked_add(row));
     len.ok_or_else(|| {
         Error::InvalidArgument(format!(
-            "{width} by {height} pixels of {pixel} bytes with a stride \
-            of {stride} bytes are no picture"
+            "invalid picture: {width} by {height} pixels of {pixel} bytes with a stride of \
+                {stride} bytes"
         ))
     })
 }

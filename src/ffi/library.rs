@@ -1,4 +1,4 @@
-//! The library as a whole.
+//! Functions for the library as a whole.
 
 use std::{
     ffi::{CStr, CString, c_char, c_void},
@@ -23,33 +23,33 @@ use crate::{
     },
 };
 
-/// What a model computes on: one of MOXIN_BACKEND_*.
+/// The device that a model runs on: one of MOXIN_BACKEND_*.
 pub type moxin_backend = u32;
-/// The GPU where there is one, else the CPU.
+/// The GPU if there is one, otherwise the CPU.
 pub const MOXIN_BACKEND_AUTO: moxin_backend = 0;
-/// The processor.
+/// The CPU.
 pub const MOXIN_BACKEND_CPU: moxin_backend = 1;
 /// An Apple GPU.
 pub const MOXIN_BACKEND_METAL: moxin_backend = 2;
 /// An Nvidia GPU.
 pub const MOXIN_BACKEND_CUDA: moxin_backend = 3;
 
-/// How much is logged: one of MOXIN_LOG_LEVEL_*. Each level has those before it.
+/// The log level: one of MOXIN_LOG_LEVEL_*. Each level includes those before it.
 pub type moxin_log_level = u32;
 /// Nothing.
 pub const MOXIN_LOG_LEVEL_OFF: moxin_log_level = 0;
-/// What went wrong.
+/// Failures.
 pub const MOXIN_LOG_LEVEL_ERROR: moxin_log_level = 1;
-/// What may surprise, such as a refusal for want of memory.
+/// Unexpected conditions, such as a request that was refused for lack of memory.
 pub const MOXIN_LOG_LEVEL_WARN: moxin_log_level = 2;
-/// What was done: a model loaded, an answer given, and how long it took.
+/// Completed work: a loaded model, an answer, and how long it took.
 pub const MOXIN_LOG_LEVEL_INFO: moxin_log_level = 3;
-/// How it was done, and every error that a call returned.
+/// Details, and every error that a call returned.
 pub const MOXIN_LOG_LEVEL_DEBUG: moxin_log_level = 4;
 /// Everything.
 pub const MOXIN_LOG_LEVEL_TRACE: moxin_log_level = 5;
 
-/// Told one message: where in the library it comes from, and what it says. The texts live until the
+/// Receives one log message: the module it comes from, and the text. Both are valid until the
 /// function returns.
 pub type moxin_log_fn = Option<
     unsafe extern "C" fn(
@@ -60,13 +60,14 @@ pub type moxin_log_fn = Option<
     ),
 >;
 
-/// The number of the ABI that the library has: MOXIN_ABI_VERSION of the header it was built with.
+/// Returns the ABI version of the library: the MOXIN_ABI_VERSION of the header that it was built
+/// with.
 #[unsafe(no_mangle)]
 pub extern "C" fn moxin_abi_version() -> u32 {
     MOXIN_ABI_VERSION
 }
 
-/// The library's version, such as "0.1.0". Lives as long as the library.
+/// Returns the library's version, such as "0.1.0". The text lives as long as the library.
 #[unsafe(no_mangle)]
 pub extern "C" fn moxin_version() -> *const c_char {
     const VERSION: &CStr =
@@ -77,9 +78,9 @@ pub extern "C" fn moxin_version() -> *const c_char {
     VERSION.as_ptr()
 }
 
-/// What the library is made of, as JSON: "version", "abi", "mlx" (its version), "target",
-/// "backends" (those that work here and now), and "models" (the model_type of each kind that it
-/// runs). Lives as long as the library. In a forked child it may be "{}".
+/// Describes the build as JSON: "version", "abi", "mlx" (its version), "target", "backends" (those
+/// that are available now) and "models" (the model_type of each supported architecture). The text
+/// lives as long as the library. In a forked child it may be "{}".
 #[unsafe(no_mangle)]
 pub extern "C" fn moxin_build_info() -> *const c_char {
     static INFO: OnceLock<CString> = OnceLock::new();
@@ -90,7 +91,7 @@ pub extern "C" fn moxin_build_info() -> *const c_char {
         process::check()?;
         Ok(c_string(&build_info()))
     });
-    // A failure is not kept: the next call tries again.
+    // A failure is not stored: the next call tries again.
     info.map_or(c"{}".as_ptr(), |info| INFO.get_or_init(|| info).as_ptr())
 }
 
@@ -109,7 +110,7 @@ fn build_info() -> String {
     .to_string()
 }
 
-/// Whether models can run on a backend, here and now. False for a number that is no backend.
+/// Returns whether models can run on a backend now. Returns false for an unknown backend.
 #[unsafe(no_mangle)]
 pub extern "C" fn moxin_backend_available(backend: moxin_backend) -> bool {
     guarded(|| {
@@ -119,40 +120,40 @@ pub extern "C" fn moxin_backend_available(backend: moxin_backend) -> bool {
     .unwrap_or(false)
 }
 
-/// Says where Metal's kernels, mlx.metallib, lie; to be called before any other function but
-/// moxin_version and moxin_abi_version. Needed only where the file is neither beside the library
-/// nor in Resources/ beside it.
+/// Sets the path of Metal's kernels, mlx.metallib. Call it before any other function except
+/// moxin_version and moxin_abi_version. Only needed if the file is neither next to the library nor
+/// in Resources/ next to it.
 ///
-/// path: UTF-8, NUL-terminated.
+/// path is NUL-terminated UTF-8.
 ///
-/// Fails with NOT_FOUND, with INVALID_STATE where MLX is in use already, and with
-/// BACKEND_UNAVAILABLE where the library was built without Metal, as on Linux.
+/// Errors: NOT_FOUND; INVALID_STATE if MLX is already in use; BACKEND_UNAVAILABLE if the library
+/// was built without Metal, as on Linux.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_set_metallib_path(
     path: *const c_char,
     error: *mut *mut moxin_error,
 ) -> moxin_status {
-    // SAFETY: the caller's text, NUL-terminated.
+    // SAFETY: the caller's NUL-terminated text.
     guard(error, || {
         set_metallib_path(Path::new(unsafe { text(path, MOXIN_STRLEN, "path")? }))
     })
 }
 
-/// Has messages up to max_level go to a function from now on, or nowhere where log is NULL. It
-/// replaces the function set before, which still gets what was logged until now.
+/// Sets the log callback and the level; if log is NULL, logging is disabled. A callback set earlier
+/// still receives the messages logged before this call.
 ///
-/// log is called on a thread of the library that does nothing else, one message after the other; it
-/// may take its time, and may call any function of this header. What is logged on that thread is
-/// dropped. So is what comes faster than log takes it: at most 1,024 messages, or 1 MiB of them,
-/// wait. Then one message says how many were dropped.
+/// log is called on a dedicated thread of the library, with one message at a time. It may block,
+/// and may call any function of this header. Messages logged on that thread are dropped. So are
+/// messages that arrive faster than log handles them: at most 1,024 messages or 1 MiB wait, and one
+/// message then reports how many were dropped.
 ///
 /// destroy(user_data) is called exactly once: on that thread after the last message, or before this
-/// call returns where it fails or log is NULL. destroy may be NULL. When the process ends, neither
-/// is called any more.
+/// call returns if it fails or log is NULL. destroy may be NULL. When the process exits, neither is
+/// called any more.
 ///
-/// Fails with INVALID_ARGUMENT for an unknown level, and with INVALID_STATE in a Rust program that
-/// has a logger of its own and where the thread cannot be started. The function set before stays
-/// then.
+/// Errors: INVALID_ARGUMENT for an unknown level; INVALID_STATE if the process is a Rust program
+/// with a logger of its own, or if the thread cannot be started. On error the previous callback
+/// stays.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_set_log(
     log: moxin_log_fn,
@@ -175,7 +176,7 @@ pub unsafe extern "C" fn moxin_set_log(
             MOXIN_LOG_LEVEL_TRACE => LevelFilter::Trace,
             other => {
                 return Err(Error::InvalidArgument(format!(
-                    "max_level is {other}; 0 to {MOXIN_LOG_LEVEL_TRACE} is expected"
+                    "max_level is {other}; expected 0 to {MOXIN_LOG_LEVEL_TRACE}"
                 )));
             }
         };
@@ -208,30 +209,28 @@ fn level_number(level: Level) -> moxin_log_level {
     }
 }
 
-/// Sets the number of threads that this library's own kernels for the CPU use in the whole process,
-/// from the next work on. 0, the default: the environment variable `MOXIN_CPU_THREADS` does not
-/// count any more, and there are as many as cores. Results do not depend on it.
+/// Sets the number of threads that the library's own CPU kernels use, for the whole process. 0, the
+/// default, uses one per core and ignores the environment variable `MOXIN_CPU_THREADS`. Results do
+/// not depend on it.
 ///
-/// The most is four for each CPU that the process may use, or 64 where that is more. Where
-/// `MOXIN_CPU_THREADS` is not a number up to that, it does not count, and a warning is logged.
+/// The maximum is four per CPU that the process may use, or 64 if that is more. A
+/// `MOXIN_CPU_THREADS` that is not a number in this range is ignored with a warning.
 ///
-/// Fails with INVALID_ARGUMENT for more, and then changes nothing.
+/// Errors: INVALID_ARGUMENT if threads is above the maximum; nothing changes.
 #[unsafe(no_mangle)]
 pub extern "C" fn moxin_set_cpu_threads(threads: u32) -> moxin_status {
     guard(ptr::null_mut(), || set_cpu_threads(threads as usize))
 }
 
-/// Lets nothing compute from now on: for an app that goes to the background, where iOS refuses work
-/// for the GPU and answers would fail.
+/// Stops all computing, for an app that moves to the background, where iOS does not allow GPU work.
 ///
-/// Operations fail with MOXIN_STATUS_SUSPENDED until moxin_resume; what is under way ends so too,
-/// at its next tensor, block or layer; a stream pauses and goes on later. Conversations stay as
-/// they are. What computes nothing works all the while: adding to a conversation, cancelling,
-/// freeing, moxin_model_unload, moxin_memory_trim. The call returns when nothing is under way any
-/// more.
+/// Operations fail with MOXIN_STATUS_SUSPENDED until moxin_resume. Running operations fail at their
+/// next tensor, block or layer; streams pause and continue later. Conversations are kept. Calls
+/// that compute nothing still work: adding to a conversation, cancelling, freeing,
+/// moxin_model_unload and moxin_memory_trim. The call returns when nothing is running any more.
 ///
-/// Fails with TIMEOUT where something still is after drain_timeout_ms milliseconds; the library is
-/// suspended all the same.
+/// Errors: TIMEOUT if something is still running after drain_timeout_ms milliseconds; the library
+/// is suspended all the same.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_suspend(
     drain_timeout_ms: u32,
@@ -242,7 +241,7 @@ pub unsafe extern "C" fn moxin_suspend(
     })
 }
 
-/// Ends what moxin_suspend began. Does nothing where the library is not suspended.
+/// Resumes computing after moxin_suspend. Does nothing if the library is not suspended.
 #[unsafe(no_mangle)]
 pub extern "C" fn moxin_resume() {
     let _ = guarded(|| {
@@ -257,23 +256,23 @@ pub(super) struct UserData {
     pub(super) destroy: moxin_destroy_fn,
 }
 
-// SAFETY: the caller is told that its functions are called on the library's threads, with this
-// data.
+// SAFETY: the header says that callbacks run on the library's threads, with this data.
 unsafe impl Send for UserData {}
 
 impl UserData {
-    /// A method, so that a closure which uses it holds the whole and not the pointer alone.
+    /// A method, so that a closure which uses it captures the whole struct and not only the
+    /// pointer.
     pub(super) fn pointer(&self) -> *mut c_void {
         self.pointer
     }
 }
 
 impl Drop for UserData {
-    /// Calls `destroy`, as all functions of the program are called: wherever the data are dropped,
-    /// it may free what would wait for it.
+    /// Calls `destroy` like every callback of the program: wherever the data is dropped, it may
+    /// free objects that would otherwise wait for this thread.
     fn drop(&mut self) {
         if let Some(destroy) = self.destroy {
-            // SAFETY: the caller's function with the caller's data, once.
+            // SAFETY: the caller's function with the caller's data, called once.
             callback::enter(|| unsafe { destroy(self.pointer) });
         }
     }
@@ -286,7 +285,7 @@ pub(super) fn backend_from(backend: moxin_backend) -> Result<Backend> {
         MOXIN_BACKEND_METAL => Ok(Backend::Metal),
         MOXIN_BACKEND_CUDA => Ok(Backend::Cuda),
         other => Err(Error::InvalidArgument(format!(
-            "backend is {other}; 0 to {MOXIN_BACKEND_CUDA} is expected"
+            "backend is {other}; expected 0 to {MOXIN_BACKEND_CUDA}"
         ))),
     }
 }

@@ -7,34 +7,34 @@ use crate::runtime::{
 };
 use std::sync::atomic::Ordering;
 
-/// What the library holds in this process, in bytes.
+/// The memory that the library uses in this process, in bytes.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct moxin_memory_stats {
     /// sizeof(moxin_memory_stats)
     pub struct_size: usize,
-    /// In use: weights, conversations, embeddings, and what is being computed.
+    /// In use: weights, conversations, embeddings and intermediate results.
     pub active: u64,
-    /// Kept for reuse; moxin_memory_trim gives it back.
+    /// Free buffers kept for reuse; moxin_memory_trim releases them.
     pub cache: u64,
-    /// The most that was ever in use.
+    /// The highest value that active ever had.
     pub peak: u64,
-    /// What may be in use: see moxin_memory_set_limits. UINT64_MAX: what the machine has.
+    /// The limit set with moxin_memory_set_limits. UINT64_MAX: only the machine limits it.
     pub limit: u64,
-    /// What could still be taken: what the machine, the process's control groups and its resource
-    /// limits leave, within the limit.
+    /// The memory that can still be allocated, within the limit and within what the machine, the
+    /// process's control groups and its resource limits allow.
     pub available: u64,
-    /// Of what is in use, tokens of pictures seen before; moxin_memory_trim gives them back.
+    /// The part of active that caches encoded pictures; moxin_memory_trim releases it.
     pub image_cache: u64,
-    /// Not bytes: handles of all kinds that were given and not yet freed, errors included. A
-    /// program that has freed everything finds 0.
+    /// Not bytes: the number of handles of all kinds, errors included, that were not freed. 0 in a
+    /// program that has freed everything.
     pub handles: u64,
 }
 
-// SAFETY: repr(C), begins with its size, otherwise integers.
+// SAFETY: repr(C), starts with its size, otherwise integers.
 unsafe impl Versioned for moxin_memory_stats {}
 
-/// What the library holds now. out_stats->struct_size must be set. Never waits.
+/// Gets the memory that the library uses now. out_stats->struct_size must be set. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_memory_stats_get(
     out_stats: *mut moxin_memory_stats,
@@ -53,16 +53,17 @@ pub unsafe extern "C" fn moxin_memory_stats_get(
             handles: HANDLES.load(Ordering::Relaxed),
             ..moxin_memory_stats::defaults()
         };
-        // SAFETY: checked by `out`, and the caller's struct with its size.
+        // SAFETY: `out` was checked; it is the caller's struct with its size.
         unsafe { write_result(place, stats, "out_stats") }
     })
 }
 
-/// Limits what may be in use, and what MLX keeps for reuse, in bytes; UINT64_MAX stands for no
-/// limit but the machine's.
+/// Sets the limits of the memory in use and of MLX's buffer cache, in bytes. UINT64_MAX: only the
+/// machine limits it.
 ///
-/// What is in use already stays. A load, a session or a picture that would go beyond is refused
-/// with MOXIN_STATUS_OUT_OF_MEMORY and both figures, before anything is allocated.
+/// Memory that is already in use stays allocated. A load, a session or a picture that would exceed
+/// the limit is refused with MOXIN_STATUS_OUT_OF_MEMORY and both figures, before anything is
+/// allocated.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_memory_set_limits(
     total_bytes: u64,
@@ -72,9 +73,9 @@ pub unsafe extern "C" fn moxin_memory_set_limits(
     guard(error, || set_memory_limits(total_bytes, cache_bytes))
 }
 
-/// Gives back what is kept for reuse: MLX's free buffers, and tokens of pictures seen before. For
-/// when the system says that memory is short. Does not wait: it is done as soon as nothing is being
-/// computed.
+/// Releases memory kept for reuse: MLX's free buffers and the cache of encoded pictures. Call it
+/// when the system reports memory pressure. Does not block: the memory is released as soon as
+/// nothing is being computed.
 #[unsafe(no_mangle)]
 pub extern "C" fn moxin_memory_trim() {
     let _ = guarded(|| {

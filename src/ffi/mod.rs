@@ -1,7 +1,7 @@
-//! The C ABI: translation between C types and [`runtime`](crate::runtime), nothing else. All
-//! pointer casts live here.
+//! The C ABI. Translates between C types and [`runtime`](crate::runtime), and does nothing else.
+//! All pointer casts are here.
 //!
-//! The conventions stand at the top of the generated header; see cbindgen.toml.
+//! The header's first comment states the conventions; see cbindgen.toml.
 #![allow(unsafe_code, non_camel_case_types, clippy::missing_safety_doc)]
 
 mod embedding;
@@ -40,33 +40,32 @@ use crate::{
     runtime::{guarded, inject, process},
 };
 
-/// Grows with every release that breaks what is in this header. Compare with moxin_abi_version
-/// before anything else.
+/// The ABI version of this header. It increases with every incompatible release. Compare it with
+/// moxin_abi_version before any other call.
 pub const MOXIN_ABI_VERSION: u32 = 3;
 
-/// Stands for the length of a text that ends with NUL.
+/// The length to pass for a text that ends with NUL.
 pub const MOXIN_STRLEN: usize = usize::MAX;
 
-/// UTF-8 text that the library owns, also NUL-terminated. How long it lives stands with the
-/// function that returns it.
+/// UTF-8 text owned by the library, also NUL-terminated. Each function that returns one says how
+/// long it lives.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct moxin_str {
     /// The bytes, never NULL.
     pub data: *const c_char,
-    /// Their number, the final NUL not counted.
+    /// The number of bytes, without the final NUL.
     pub len: usize,
 }
 
-/// Called once with the user data that was given to a function, when the library will not use it
-/// any more.
+/// Called once with the user data of a callback, when the library no longer uses it.
 pub type moxin_destroy_fn = Option<unsafe extern "C" fn(user_data: *mut c_void)>;
 
-/// Handles that C programs hold: given and not yet freed.
+/// The number of handles that C programs own.
 static HANDLES: AtomicU64 = AtomicU64::new(0);
 
-/// The one guard around every entry point: runs `f`, turns its error, or a panic in it, into a
-/// status, and into `*error` where that is wanted.
+/// Guards every entry point: runs `f` and turns its error, or a panic, into a status and, if
+/// wanted, into `*error`.
 fn guard(error: *mut *mut moxin_error, f: impl FnOnce() -> Result<()>) -> moxin_status {
     let checked = || {
         process::check()?;
@@ -78,39 +77,40 @@ fn guard(error: *mut *mut moxin_error, f: impl FnOnce() -> Result<()>) -> moxin_
     };
     log::debug!("failed: {failure}");
     if !error.is_null() {
-        // SAFETY: not NULL, and the caller gives a place for a pointer.
-        unsafe { give(error, moxin_error::new(&failure)) };
+        // SAFETY: not NULL, and the caller's place for a pointer.
+        unsafe { into_c(error, moxin_error::new(&failure)) };
     }
     moxin_status::of(&failure)
 }
 
-/// The object behind a handle from C, kept alive during the call whatever other threads do.
+/// Returns the object behind a handle from C. It stays alive during the call, whatever other
+/// threads do.
 ///
 /// # Safety
-/// The pointer is NULL or what a function of this library returned, not yet freed.
-unsafe fn hold<T>(handle: *const T, name: &'static str) -> Result<Arc<T>> {
+/// The pointer is NULL or was returned by a function of this library and not freed.
+unsafe fn retain<T>(handle: *const T, name: &'static str) -> Result<Arc<T>> {
     if handle.is_null() {
         return Err(Error::NullArgument(name));
     }
-    // SAFETY: as promised by the caller: it came from `give`, which leaves one count for C.
+    // SAFETY: the caller's contract: the handle came from `into_c`, which leaves one count for C.
     Ok(unsafe {
         Arc::increment_strong_count(handle);
         Arc::from_raw(handle)
     })
 }
 
-/// Gives C the ownership of a handle. Checked before the work that makes the handle, so that
-/// nothing is made in vain: see [`out`].
+/// Transfers the ownership of a handle to C. Check `place` with [`out`] before the work that makes
+/// the handle, so that no work is wasted.
 ///
 /// # Safety
 /// `place` came from [`out`], or is not NULL and the caller's place for a pointer.
-unsafe fn give<T>(place: *mut *mut T, handle: T) {
+unsafe fn into_c<T>(place: *mut *mut T, handle: T) {
     HANDLES.fetch_add(1, Ordering::Relaxed);
-    // SAFETY: as promised by the caller.
+    // SAFETY: the caller upholds this function's contract.
     unsafe { place.write(Arc::into_raw(Arc::new(handle)).cast_mut()) };
 }
 
-/// Checks a place for a result.
+/// Checks that an output pointer is not NULL.
 fn out<T>(place: *mut T, name: &'static str) -> Result<*mut T> {
     if place.is_null() {
         Err(Error::NullArgument(name))
@@ -119,31 +119,31 @@ fn out<T>(place: *mut T, name: &'static str) -> Result<*mut T> {
     }
 }
 
-/// Takes a handle back from C; `last` may use it once more. NULL is fine.
+/// Takes a handle back from C; `last` may use it one last time. NULL is ignored.
 ///
 /// # Safety
-/// The pointer came from [`give`] and is not used again.
+/// The pointer came from [`into_c`] and is not used again.
 unsafe fn free<T>(handle: *mut T, last: impl FnOnce(Arc<T>)) {
     if !handle.is_null() {
         HANDLES.fetch_sub(1, Ordering::Relaxed);
         let _ = guarded(|| {
-            // SAFETY: as promised by the caller.
+            // SAFETY: the caller upholds this function's contract.
             last(unsafe { Arc::from_raw(handle) });
             Ok(())
         });
     }
 }
 
-/// Text from C.
+/// Reads a text from C.
 ///
 /// # Safety
-/// `data` is NULL or has `len` readable bytes, or with [`MOXIN_STRLEN`] ends with NUL; it stays
-/// unchanged during the call.
+/// `data` is NULL, or has `len` readable bytes, or ends with NUL if `len` is [`MOXIN_STRLEN`]. It
+/// does not change during the call.
 unsafe fn text<'a>(data: *const c_char, len: usize, name: &'static str) -> Result<&'a str> {
     if data.is_null() {
         return Err(Error::NullArgument(name));
     }
-    // SAFETY: as promised by the caller.
+    // SAFETY: the caller upholds this function's contract.
     let bytes = unsafe {
         if len == MOXIN_STRLEN {
             CStr::from_ptr(data).to_bytes()
@@ -155,33 +155,33 @@ unsafe fn text<'a>(data: *const c_char, len: usize, name: &'static str) -> Resul
         .map_err(|error| Error::InvalidArgument(format!("{name} is not UTF-8: {error}")))
 }
 
-/// Bytes from C.
+/// Reads bytes from C.
 ///
 /// # Safety
-/// `data` is NULL or has `len` readable bytes, which stay unchanged during the call.
+/// `data` is NULL or has `len` readable bytes, which do not change during the call.
 unsafe fn bytes<'a>(data: *const u8, len: usize, name: &'static str) -> Result<&'a [u8]> {
     if data.is_null() {
         return Err(Error::NullArgument(name));
     }
     if len > isize::MAX as usize {
         return Err(Error::InvalidArgument(format!(
-            "{name} has {len} bytes, more than any memory has"
+            "{name} has {len} bytes, which is more than the address space"
         )));
     }
-    // SAFETY: not NULL, and as promised by the caller.
+    // SAFETY: not NULL, and the caller upholds this function's contract.
     Ok(unsafe { slice::from_raw_parts(data, len) })
 }
 
 /// A struct that C code of any version fills in or receives. Its first field is `struct_size`.
 ///
 /// # Safety
-/// For types that are `repr(C)`, begin with a `size_t`, and for which any bit pattern of the other
-/// fields is valid.
+/// Only for types that are `repr(C)`, start with a `size_t`, and accept any bit pattern in the
+/// other fields.
 unsafe trait Versioned: Sized {
-    /// The values of fields that the caller does not know of: 0, unless a type says otherwise.
+    /// Returns the values of fields that the caller's version lacks: 0, unless a type overrides it.
     fn defaults() -> Self {
-        // SAFETY: any bit pattern is valid but for the size, which is written here; every version
-        // of every struct begins with it.
+        // SAFETY: any bit pattern is valid except for the size, which is written here; every
+        // version of every struct starts with it.
         unsafe {
             let mut empty = std::mem::zeroed::<Self>();
             (&raw mut empty).cast::<usize>().write(size_of::<Self>());
@@ -190,7 +190,7 @@ unsafe trait Versioned: Sized {
     }
 }
 
-/// Reads a struct of parameters. Fields that the caller's version lacks keep their defaults; fields
+/// Reads a struct of parameters. Fields that the caller's version lacks get their defaults; fields
 /// that this version lacks must be zero.
 ///
 /// # Safety
@@ -200,7 +200,7 @@ unsafe fn read_params<T: Versioned>(pointer: *const T, name: &'static str) -> Re
     if pointer.is_null() {
         return Ok(params);
     }
-    // SAFETY: every version of every struct begins with its size.
+    // SAFETY: every version of every struct starts with its size.
     let theirs = unsafe { pointer.cast::<usize>().read() };
     check_size::<T>(theirs, name)?;
     let ours = size_of::<T>();
@@ -224,13 +224,13 @@ unsafe fn read_params<T: Versioned>(pointer: *const T, name: &'static str) -> Re
     Ok(params)
 }
 
-/// Writes a struct of results, as much of it as the caller's version knows; its `struct_size` stays
+/// Writes a struct of results, as much of it as the caller's version knows. Its `struct_size` stays
 /// as the caller set it.
 ///
 /// # Safety
 /// `pointer` is not NULL and points to at least `struct_size` writable bytes.
 unsafe fn write_result<T: Versioned>(pointer: *mut T, value: T, name: &'static str) -> Result<()> {
-    // SAFETY: every version of every struct begins with its size.
+    // SAFETY: every version of every struct starts with its size.
     let theirs = unsafe { pointer.cast::<usize>().read() };
     check_size::<T>(theirs, name)?;
     let head = size_of::<usize>();
@@ -246,8 +246,8 @@ unsafe fn write_result<T: Versioned>(pointer: *mut T, value: T, name: &'static s
     Ok(())
 }
 
-/// Fills a struct of parameters with the defaults, never past the caller's size. What is too small
-/// to say its size stays untouched.
+/// Fills a struct of parameters with the defaults, never beyond the caller's size. A struct too
+/// small for its size field stays untouched.
 ///
 /// # Safety
 /// `pointer` is NULL or points to at least `size` writable bytes.
@@ -256,7 +256,7 @@ unsafe fn init_params<T: Versioned>(pointer: *mut T, size: usize) {
         return;
     }
     let defaults = T::defaults();
-    // SAFETY: `size` bytes are the caller's to write, and no more than T's are read.
+    // SAFETY: the caller may write `size` bytes, and no more than T's size is read.
     unsafe {
         pointer.cast::<u8>().write_bytes(0, size);
         std::ptr::copy_nonoverlapping(
@@ -268,7 +268,8 @@ unsafe fn init_params<T: Versioned>(pointer: *mut T, size: usize) {
     }
 }
 
-/// A size that no version ever had is a struct that was not initialized.
+/// Checks the struct's size. A size that no version ever had means that the struct was not
+/// initialized.
 fn check_size<T>(theirs: usize, name: &'static str) -> Result<()> {
     let expected = size_of::<usize>()..=size_of::<T>() + 4096;
     if !expected.contains(&theirs) {
@@ -280,12 +281,12 @@ fn check_size<T>(theirs: usize, name: &'static str) -> Result<()> {
     Ok(())
 }
 
-/// A C string of any text: a NUL inside, which C could not see past, becomes U+FFFD.
+/// Converts any text to a C string. A NUL inside, which C would take for the end, becomes U+FFFD.
 fn c_string(text: &str) -> CString {
     CString::new(text.replace('\0', "\u{fffd}")).unwrap_or_default()
 }
 
-/// A view of a C string, valid as long as it.
+/// Returns a view of a C string, valid as long as the string.
 fn view(text: &CString) -> moxin_str {
     moxin_str {
         data: text.as_ptr(),

@@ -9,158 +9,159 @@ use std::{
 };
 
 use super::{
-    MOXIN_STRLEN, Versioned, c_string, free, give, guard, hold,
+    MOXIN_STRLEN, Versioned, c_string, free, guard,
     image::{moxin_pixel_budget, pixel_budget},
-    init_params,
+    init_params, into_c,
     library::{MOXIN_BACKEND_AUTO, backend_from, backend_number, moxin_backend},
     moxin_error, moxin_op, moxin_session_params, moxin_status, moxin_str,
     op::with_op,
     out,
     quantize::{MOXIN_QUANT_MODE_AFFINE, moxin_quant_mode, scheme},
-    read_params, session, text, view, write_result,
+    read_params, retain, session, text, view, write_result,
 };
 use crate::{
     Error, Result,
     runtime::{CpuKernels, Dtype, LoadOptions, Model, ModelInfo, QuantizeOptions},
 };
 
-/// A model in memory.
+/// A loaded model.
 pub struct moxin_model {
     pub(super) model: Model,
-    /// Texts that [`moxin_model_metadata`] has shown.
+    /// The texts that [`moxin_model_metadata`] has returned.
     metadata: Mutex<BTreeMap<String, CString>>,
 }
 
 /// The type of activations: one of MOXIN_DTYPE_*.
 pub type moxin_dtype = u32;
-/// What the backend does best: bfloat16 on a GPU, float32 on the CPU.
+/// The best type for the backend: bfloat16 on a GPU, float32 on the CPU.
 pub const MOXIN_DTYPE_AUTO: moxin_dtype = 0;
-/// 16 bits, more precise and of smaller range than bfloat16.
+/// float16: more precise than bfloat16, with a smaller range.
 pub const MOXIN_DTYPE_F16: moxin_dtype = 1;
-/// bfloat16, as the checkpoints are stored.
+/// bfloat16, the type that checkpoints are stored in.
 pub const MOXIN_DTYPE_BF16: moxin_dtype = 2;
-/// 32 bits.
+/// float32.
 pub const MOXIN_DTYPE_F32: moxin_dtype = 3;
 
-/// Whose code computes on the CPU: one of MOXIN_CPU_KERNELS_*. On a GPU it makes no difference.
+/// The kernels used on the CPU: one of MOXIN_CPU_KERNELS_*. Has no effect on a GPU.
 pub type moxin_cpu_kernels = u32;
-/// What the environment variable `MOXIN_CPU_KERNELS` says, "own" or "mlx"; where it is not set,
-/// this library's own, but MLX's on Apple's systems.
+/// The environment variable `MOXIN_CPU_KERNELS` ("own" or "mlx"). If it is not set: this library's
+/// own kernels, or MLX's on Apple systems.
 pub const MOXIN_CPU_KERNELS_AUTO: moxin_cpu_kernels = 0;
-/// This library's own, where activations are float32.
+/// This library's own kernels, if activations are float32.
 pub const MOXIN_CPU_KERNELS_OWN: moxin_cpu_kernels = 1;
-/// MLX's.
+/// MLX's kernels.
 pub const MOXIN_CPU_KERNELS_MLX: moxin_cpu_kernels = 2;
 
-/// How a model is loaded.
+/// Options for loading a model.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct moxin_model_params {
     /// sizeof(moxin_model_params)
     pub struct_size: usize,
-    /// Bytes that loading may take; a model that needs more is refused before it is read. 0, the
-    /// default: what is available.
+    /// The number of bytes that loading may use. A model that needs more is refused before it is
+    /// read. 0, the default: the available memory.
     pub memory_limit: u64,
-    /// Bytes for the tokens of pictures that were encoded before, so that the same picture need not
-    /// be again. A picture takes tokens_per_image * hidden_size numbers, 4 MiB in Moxin-7B with
-    /// float32. Default: 64 MiB. 0: none are kept.
+    /// The size in bytes of the cache of encoded pictures. A cached picture is not encoded again. A
+    /// picture takes tokens_per_image * hidden_size values: 4 MiB in Moxin-7B with float32.
+    /// Default: 64 MiB. 0 disables the cache.
     pub image_cache_bytes: u64,
-    /// Where it computes. Default: MOXIN_BACKEND_AUTO.
+    /// The device. Default: MOXIN_BACKEND_AUTO.
     pub backend: moxin_backend,
     /// The type of activations. Default: MOXIN_DTYPE_AUTO.
     pub dtype: moxin_dtype,
-    /// Bits that the language model is quantized to while it is read, so that all of it is never in
-    /// memory as it is stored: 2, 3, 4, 5, 6 or
-    /// 8. Default: 0, it stays as it is stored.
+    /// Quantizes the language model to this many bits while loading, so that the full weights are
+    /// never in memory: 2, 3, 4, 5, 6 or
+    /// 8. Default: 0, the weights stay as stored.
     pub quant_bits: u32,
-    /// Neighbours that share a scale: 32, 64 or 128. Default: 64.
+    /// The group size: 32, 64 or 128 neighbors share a scale. Default: 64.
     pub quant_group_size: u32,
-    /// Another mode than MOXIN_QUANT_MODE_AFFINE, the default, has its own bits and group size: the
-    /// two above are not looked at then.
+    /// The quantization mode. Default: MOXIN_QUANT_MODE_AFFINE. Other modes have fixed bits and
+    /// group size, and ignore the two fields above.
     pub quant_mode: moxin_quant_mode,
-    /// Whose code computes on the CPU. Default: MOXIN_CPU_KERNELS_AUTO.
+    /// The kernels used on the CPU. Default: MOXIN_CPU_KERNELS_AUTO.
     pub cpu_kernels: moxin_cpu_kernels,
-    /// A chat template, in Jinja, that takes the place of the folder's; UTF-8, NUL-terminated. It
-    /// is read during the call only. Default: NULL, the folder's.
+    /// A Jinja chat template to use instead of the one in the folder; NUL-terminated UTF-8, read
+    /// only during the call. Default: NULL, the folder's template.
     pub chat_template: *const c_char,
 }
 
-/// What a model is.
+/// Properties of a model.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct moxin_model_info {
     /// sizeof(moxin_model_info)
     pub struct_size: usize,
-    /// Numbers in all tensors of the folder.
+    /// The number of values in all tensors of the folder.
     pub parameter_count: u64,
-    /// Bytes of these tensors.
+    /// The size of these tensors in bytes.
     pub weight_bytes: u64,
-    /// The same for models whose embeddings may stand for each other's. 0 from moxin_model_inspect.
+    /// Identifies the weights that encode pictures: embeddings can be exchanged between models with
+    /// the same fingerprint. 0 from moxin_model_inspect.
     pub fingerprint: u64,
-    /// Positions that the decoder was made for.
+    /// The number of positions that the decoder was made for.
     pub context_length: u32,
-    /// Rows of the token embedding.
+    /// The number of rows of the token embedding.
     pub vocab_size: u32,
-    /// Width of a token.
+    /// The number of values per token.
     pub hidden_size: u32,
-    /// Edge of the square that a picture is brought to, in pixels; 0 where that depends on the
+    /// The edge in pixels of the square that pictures are resized to; 0 if the size depends on the
     /// picture.
     pub image_size: u32,
-    /// Positions that a picture takes; 0 where that depends on the picture: see
+    /// The number of positions per picture; 0 if it depends on the picture: see
     /// moxin_model_image_tokens.
     pub tokens_per_image: u32,
-    /// Where the model computes, or would; never MOXIN_BACKEND_AUTO.
+    /// The device that the model runs on, or would run on; never MOXIN_BACKEND_AUTO.
     pub backend: moxin_backend,
     /// The type of activations; never MOXIN_DTYPE_AUTO.
     pub dtype: moxin_dtype,
-    /// Bits a number in the scheme that most quantized matrices have; 0 where none is quantized.
+    /// The bits per value of the scheme that most quantized matrices have; 0 if none is quantized.
     pub quant_bits: u32,
-    /// Neighbours that share a scale in that scheme; 0 where none is quantized.
+    /// The group size of that scheme; 0 if none is quantized.
     pub quant_group_size: u32,
     /// The mode of that scheme.
     pub quant_mode: moxin_quant_mode,
-    /// The architecture, as config.json names it, such as "prismatic"; NUL-terminated, cut where it
-    /// is longer.
+    /// The architecture as named in config.json, such as "prismatic"; NUL-terminated, truncated if
+    /// longer.
     pub model_type: [c_char; 32],
-    /// Pictures that a conversation may have; 0 for as many as fit into the context.
+    /// The maximum number of pictures in a conversation; 0: as many as fit into the context.
     pub max_images: u32,
-    /// Not 0: the model takes system text.
+    /// Not 0 if the model supports system text.
     pub takes_system: u32,
-    /// Not 0: a conversation goes on after an answer. 0: it ends with it.
+    /// Not 0 if a conversation can continue after an answer; 0 if it ends with the answer.
     pub takes_turns: u32,
     /// Must be ignored.
     pub reserved: u32,
-    /// What to ask about a picture where a user has no question, in the words that the model was
-    /// made for; NUL-terminated.
+    /// The prompt to use when the user asks nothing, in the words that the model was trained with;
+    /// NUL-terminated.
     pub default_prompt: [c_char; 64],
 }
 
-/// What a model in a folder will take, in bytes.
+/// The memory that a model in a folder needs, in bytes.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct moxin_memory_estimate {
     /// sizeof(moxin_memory_estimate)
     pub struct_size: usize,
-    /// The weights, once loaded.
+    /// The loaded weights.
     pub weights: u64,
-    /// Keys and values of one position of a conversation.
+    /// Keys and values per position of a conversation.
     pub kv_per_token: u64,
     /// Keys and values of a conversation of max_context positions.
     pub kv_total: u64,
-    /// The most while loading.
+    /// The peak while loading.
     pub load_peak: u64,
-    /// What encoding a picture takes beyond the weights, for the time.
+    /// The temporary memory of encoding a picture, in addition to the weights.
     pub vision_peak: u64,
-    /// What a step of a conversation takes beyond weights, keys and values, for the time.
+    /// The temporary memory of a step, in addition to weights, keys and values.
     pub step_peak: u64,
-    /// The most in all: to load the model, encode a picture, and have one conversation of
-    /// max_context positions.
+    /// The overall peak: loading the model, encoding a picture, and one conversation of max_context
+    /// positions.
     pub total: u64,
-    /// What could be taken now.
+    /// The memory available now.
     pub available: u64,
 }
 
-// SAFETY: repr(C), begins with its size, otherwise integers and a pointer that may be NULL.
+// SAFETY: repr(C), starts with its size, otherwise integers and a pointer that may be NULL.
 unsafe impl Versioned for moxin_model_params {
     fn defaults() -> Self {
         moxin_model_params {
@@ -178,14 +179,14 @@ unsafe impl Versioned for moxin_model_params {
     }
 }
 
-// SAFETY: repr(C), begins with its size, otherwise integers.
+// SAFETY: repr(C), starts with its size, otherwise integers.
 unsafe impl Versioned for moxin_model_info {}
 
-// SAFETY: repr(C), begins with its size, otherwise integers.
+// SAFETY: repr(C), starts with its size, otherwise integers.
 unsafe impl Versioned for moxin_memory_estimate {}
 
-/// Sets up parameters with the defaults; struct_size is sizeof(moxin_model_params), and nothing is
-/// written past it.
+/// Sets all parameters to their defaults. struct_size is sizeof(moxin_model_params); nothing beyond
+/// it is written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_model_params_init(
     params: *mut moxin_model_params,
@@ -195,15 +196,16 @@ pub unsafe extern "C" fn moxin_model_params_init(
     unsafe { init_params(params, struct_size) };
 }
 
-/// Loads a model from a Hugging Face folder (config.json, the weights, tokenizer.json,
+/// Loads a model from a Hugging Face folder (config.json, weights, tokenizer.json,
 /// preprocessor_config.json).
 ///
-/// path: the folder, UTF-8, NUL-terminated. params, op, error: may be NULL. *out_model receives a
-/// model that the caller frees with moxin_model_free. Progress has the stage MOXIN_STAGE_LOAD.
+/// path is the folder, NUL-terminated UTF-8. params, op and error may be NULL. *out_model receives
+/// a model, which the caller frees with moxin_model_free. Progress is reported with stage
+/// MOXIN_STAGE_LOAD.
 ///
-/// Fails with NOT_FOUND, CORRUPT_MODEL, UNSUPPORTED_MODEL or IO, naming the file and the field or
-/// tensor; with INVALID_ARGUMENT where path is no folder; with OUT_OF_MEMORY before any weight is
-/// read; with BACKEND_UNAVAILABLE, CANCELLED, TIMEOUT, SUSPENDED.
+/// Errors: NOT_FOUND, CORRUPT_MODEL, UNSUPPORTED_MODEL and IO, naming the file and the field or
+/// tensor; INVALID_ARGUMENT if path is not a folder; OUT_OF_MEMORY before any weight is read;
+/// BACKEND_UNAVAILABLE, CANCELLED, TIMEOUT, SUSPENDED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_model_load(
     path: *const c_char,
@@ -214,12 +216,12 @@ pub unsafe extern "C" fn moxin_model_load(
 ) -> moxin_status {
     guard(error, || {
         let place = out(out_model, "out_model")?;
-        // SAFETY: the caller's text, NUL-terminated, and its initialized structs, the op's pointers
-        // being valid during this call; checked place.
+        // SAFETY: the caller's NUL-terminated text and initialized structs, whose pointers are
+        // valid during this call; the output pointer was checked.
         unsafe {
             let (path, options) = (text(path, MOXIN_STRLEN, "path")?, load_options(params)?);
             let model = with_op(op, |op| Model::load(Path::new(path), options, op))?;
-            give(
+            into_c(
                 place,
                 moxin_model {
                     model,
@@ -231,12 +233,12 @@ pub unsafe extern "C" fn moxin_model_load(
     })
 }
 
-/// What the model in a folder is, without loading it: from config.json and the headers of the
-/// weights. out_info->struct_size must be set.
+/// Describes the model in a folder without loading it, from config.json and the headers of the
+/// weight files. out_info->struct_size must be set.
 ///
-/// path: the folder, UTF-8, NUL-terminated.
+/// path is the folder, NUL-terminated UTF-8.
 ///
-/// Fails with NOT_FOUND, CORRUPT_MODEL, UNSUPPORTED_MODEL, IO, or INVALID_ARGUMENT where path is no
+/// Errors: NOT_FOUND, CORRUPT_MODEL, UNSUPPORTED_MODEL, IO; INVALID_ARGUMENT if path is not a
 /// folder.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_model_inspect(
@@ -246,8 +248,8 @@ pub unsafe extern "C" fn moxin_model_inspect(
 ) -> moxin_status {
     guard(error, || {
         let place = out(out_info, "out_info")?;
-        // SAFETY: the caller's text, NUL-terminated; checked place, and the caller's struct with
-        // its size.
+        // SAFETY: the caller's NUL-terminated text; the output pointer was checked, and is the
+        // caller's struct with its size.
         unsafe {
             let info = Model::inspect(Path::new(text(path, MOXIN_STRLEN, "path")?))?;
             write_result(place, info_for_c(&info), "out_info")
@@ -255,14 +257,13 @@ pub unsafe extern "C" fn moxin_model_inspect(
     })
 }
 
-/// What the model in a folder will take, loaded with params and talked to in one session with
-/// session_params, without loading it: from config.json and the headers of the weights.
-/// out_estimate->struct_size must be set.
+/// Estimates the memory that the model in a folder needs when loaded with params and used in one
+/// session with session_params. Nothing is loaded: the estimate uses config.json and the headers of
+/// the weight files. out_estimate->struct_size must be set.
 ///
-/// path: the folder, UTF-8, NUL-terminated. params, session_params, error: may be NULL.
+/// path is the folder, NUL-terminated UTF-8. params, session_params and error may be NULL.
 ///
-/// Fails with NOT_FOUND, CORRUPT_MODEL, UNSUPPORTED_MODEL, IO, INVALID_ARGUMENT or
-/// BACKEND_UNAVAILABLE.
+/// Errors: NOT_FOUND, CORRUPT_MODEL, UNSUPPORTED_MODEL, IO, INVALID_ARGUMENT, BACKEND_UNAVAILABLE.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_model_estimate(
     path: *const c_char,
@@ -273,7 +274,7 @@ pub unsafe extern "C" fn moxin_model_estimate(
 ) -> moxin_status {
     guard(error, || {
         let place = out(out_estimate, "out_estimate")?;
-        // SAFETY: the caller's text, NUL-terminated, and its initialized structs.
+        // SAFETY: the caller's NUL-terminated text and initialized structs.
         let estimate = unsafe {
             let path = Path::new(text(path, MOXIN_STRLEN, "path")?);
             Model::estimate(
@@ -293,12 +294,12 @@ pub unsafe extern "C" fn moxin_model_estimate(
             available: estimate.available,
             ..moxin_memory_estimate::defaults()
         };
-        // SAFETY: checked by `out`, and the caller's struct with its size.
+        // SAFETY: `out` was checked; it is the caller's struct with its size.
         unsafe { write_result(place, estimate, "out_estimate") }
     })
 }
 
-/// What a model is. out_info->struct_size must be set.
+/// Gets the properties of a model. out_info->struct_size must be set.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_model_info_get(
     model: *const moxin_model,
@@ -307,21 +308,22 @@ pub unsafe extern "C" fn moxin_model_info_get(
 ) -> moxin_status {
     guard(error, || {
         let place = out(out_info, "out_info")?;
-        // SAFETY: NULL or a handle of this library that was not freed; checked place, and the
-        // caller's struct with its size.
+        // SAFETY: NULL, or a handle of this library that was not freed; the output pointer was
+        // checked, and is the caller's struct with its size.
         unsafe {
             write_result(
                 place,
-                info_for_c(&hold(model, "model")?.model.info()),
+                info_for_c(&retain(model, "model")?.model.info()),
                 "out_info",
             )
         }
     })
 }
 
-/// How many positions a picture of this size takes in a conversation. budget, error: may be NULL.
+/// Gets the number of positions that a picture of this size takes in a conversation. budget and
+/// error may be NULL.
 ///
-/// Fails with INVALID_ARGUMENT for a size or a budget that the model cannot take.
+/// Errors: INVALID_ARGUMENT if the model cannot take the size or the budget.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_model_image_tokens(
     model: *const moxin_model,
@@ -333,23 +335,25 @@ pub unsafe extern "C" fn moxin_model_image_tokens(
 ) -> moxin_status {
     guard(error, || {
         let place = out(out_tokens, "out_tokens")?;
-        // SAFETY: NULL or a handle of this library that was not freed, and the caller's initialized
-        // struct.
-        let (model, budget) = unsafe { (hold(model, "model")?, pixel_budget(budget)?) };
+        // SAFETY: NULL, or a handle of this library that was not freed, and the caller's
+        // initialized struct.
+        let (model, budget) = unsafe { (retain(model, "model")?, pixel_budget(budget)?) };
         let tokens = model
             .model
             .image_tokens(width as usize, height as usize, budget)?;
-        // SAFETY: checked by `out`.
+        // SAFETY: `out` was checked.
         unsafe { place.write(tokens as u32) };
         Ok(())
     })
 }
 
-/// A field of the model's config.json by its path, such as "model_type",
-/// "text_config.num_hidden_layers" or "image_sizes.0": a text as it is, all else as JSON.
-/// *out_value lives as long as the model's handle.
+/// Gets a field of the model's config.json by its path, such as "model_type",
+/// "text_config.num_hidden_layers" or "image_sizes.0". A string is returned without quotes,
+/// anything else as JSON. *out_value lives as long as the model's handle.
 ///
-/// key: UTF-8, NUL-terminated. Fails with NOT_FOUND where there is no such field.
+/// key is NUL-terminated UTF-8.
+///
+/// Errors: NOT_FOUND if there is no such field.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_model_metadata(
     model: *const moxin_model,
@@ -359,9 +363,9 @@ pub unsafe extern "C" fn moxin_model_metadata(
 ) -> moxin_status {
     guard(error, || {
         let place = out(out_value, "out_value")?;
-        // SAFETY: NULL or a handle of this library that was not freed, and the caller's text,
-        // NUL-terminated.
-        let (model, key) = unsafe { (hold(model, "model")?, text(key, MOXIN_STRLEN, "key")?) };
+        // SAFETY: NULL, or a handle of this library that was not freed, and the caller's
+        // NUL-terminated text.
+        let (model, key) = unsafe { (retain(model, "model")?, text(key, MOXIN_STRLEN, "key")?) };
         let value = model.model.metadata(key).ok_or_else(|| Error::NotFound {
             path: "config.json".into(),
             what: format!("field `{key}`"),
@@ -371,35 +375,36 @@ pub unsafe extern "C" fn moxin_model_metadata(
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
         let shown = shown.entry(key.into()).or_insert_with(|| c_string(&value));
-        // SAFETY: checked by `out`. The text stays where it is as long as the model: nothing is
-        // taken out of the map.
+        // SAFETY: `out` was checked. The text lives as long as the model: nothing is removed from
+        // the map.
         unsafe { place.write(view(shown)) };
         Ok(())
     })
 }
 
-/// Writes a model as it is now to a folder that moxin_model_load reads, in the form of MLX's
-/// community: the names of the folder that it comes from, ".scales" and ".biases" beside what is
-/// quantized, "quantization" in config.json, files of at most 5 GB. What is not quantized is
-/// copied, number for number. Of the other files those are copied that a model is known to have:
-/// tokenizer, processor and generation settings, chat templates, README.md, licences. A link is
-/// followed to a file of the same folder and, in a snapshot of Hugging Face's cache, to that cache.
+/// Saves the model in its current form to a folder that moxin_model_load can read. The format is
+/// that of mlx-community: the tensor names of the original folder, ".scales" and ".biases" next to
+/// quantized weights, "quantization" in config.json, and files of at most 5 GB. Weights that are
+/// not quantized are copied exactly. Of the other files, only known ones are copied: tokenizer,
+/// processor and generation settings, chat templates, README.md and licenses. A link is followed if
+/// it leads to a file in the same folder or, in a snapshot of the Hugging Face cache, into that
+/// cache.
 ///
-/// Nothing is at the place before all is written. With overwrite an empty folder is replaced, or a
-/// model's: one that holds files alone, among them a config.json with a "model_type". All its files
-/// go. A whole model is at the place at any moment, also where the process is killed; what is left
-/// then beside it is a hidden folder whose name begins with ".moxin-vlm-". Only where a file system
-/// cannot exchange two folders nothing is there for a moment.
+/// The folder appears only after everything is written. With overwrite, an empty folder or a model
+/// folder is replaced, with all its files; a model folder has only files, among them a config.json
+/// with a "model_type". At every moment there is a complete model at the path, even if the process
+/// is killed; in that case a hidden folder whose name starts with ".moxin-vlm-" may be left next to
+/// it. Only if the file system cannot exchange two folders is there a short moment without one.
 ///
-/// directory: UTF-8, NUL-terminated. op, error: may be NULL. Progress has the stage
+/// directory is NUL-terminated UTF-8. op and error may be NULL. Progress is reported with stage
 /// MOXIN_STAGE_SAVE.
 ///
-/// Fails with INVALID_ARGUMENT where something is there and overwrite is false, where it is
-/// something else than such a folder, where it is the folder that the model comes from or holds
-/// that, and where a file to be copied is a link elsewhere; with NOT_FOUND where the folder that
-/// the model comes from is gone, CORRUPT_MODEL where a file in it is none any more, INVALID_STATE
-/// where the model was unloaded or the folder to be replaced changes meanwhile, IO, CANCELLED,
-/// TIMEOUT, SUSPENDED. Whatever fails leaves nothing behind, and what was there.
+/// Errors: INVALID_ARGUMENT if the path exists and overwrite is false, if it is not such a folder,
+/// if it is or contains the folder that the model was loaded from, or if a file to be copied is a
+/// link to elsewhere; NOT_FOUND if the folder that the model was loaded from is gone; CORRUPT_MODEL
+/// if a file in it is no longer a file; INVALID_STATE if the model was unloaded, or if the folder
+/// to be replaced changes in the meantime; IO, CANCELLED, TIMEOUT, SUSPENDED. On error nothing new
+/// is left behind, and an existing folder stays as it was.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_model_save(
     model: *const moxin_model,
@@ -408,11 +413,11 @@ pub unsafe extern "C" fn moxin_model_save(
     op: *const moxin_op,
     error: *mut *mut moxin_error,
 ) -> moxin_status {
-    // SAFETY: NULL or a handle of this library that was not freed, the caller's text, and its
-    // initialized struct with pointers valid during the call.
+    // SAFETY: NULL, or a handle of this library that was not freed; the caller's text and
+    // initialized struct, whose pointers are valid during the call.
     guard(error, || unsafe {
         let (model, directory) = (
-            hold(model, "model")?,
+            retain(model, "model")?,
             text(directory, MOXIN_STRLEN, "directory")?,
         );
         with_op(op, |op| {
@@ -421,29 +426,29 @@ pub unsafe extern "C" fn moxin_model_save(
     })
 }
 
-/// Gives the memory of the weights back, though the handle and sessions remain. What would compute
-/// with them fails then with INVALID_STATE, but an embedding still fits the same model loaded
-/// again. Works while the library is suspended. Waits for a step that is under way.
+/// Releases the memory of the weights while the handle and its sessions stay. Calls that need the
+/// weights then fail with INVALID_STATE. An embedding can still be used with the same model loaded
+/// again. Works while the library is suspended. Waits for the current step.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_model_unload(
     model: *const moxin_model,
     error: *mut *mut moxin_error,
 ) -> moxin_status {
-    // SAFETY: NULL or a handle of this library that was not freed.
-    guard(error, || unsafe { hold(model, "model")?.model.unload() })
+    // SAFETY: NULL, or a handle of this library that was not freed.
+    guard(error, || unsafe { retain(model, "model")?.model.unload() })
 }
 
-/// Frees a model. Its memory goes with the last of its sessions. NULL is fine.
+/// Frees a model. Its memory is released with the last of its sessions. NULL is ignored.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_model_free(model: *mut moxin_model) {
-    // SAFETY: NULL or a handle of this library, which the caller does not use again.
+    // SAFETY: NULL, or a handle of this library, which the caller does not use again.
     unsafe { free(model, drop) };
 }
 
 /// # Safety
 /// As for [`read_params`].
 unsafe fn load_options(params: *const moxin_model_params) -> Result<LoadOptions> {
-    // SAFETY: as promised by the caller.
+    // SAFETY: the caller upholds this function's contract.
     let params = unsafe { read_params(params, "params")? };
     let dtype = match params.dtype {
         MOXIN_DTYPE_AUTO => None,
@@ -452,7 +457,7 @@ unsafe fn load_options(params: *const moxin_model_params) -> Result<LoadOptions>
         MOXIN_DTYPE_F32 => Some(Dtype::Float32),
         other => {
             return Err(Error::InvalidArgument(format!(
-                "params.dtype is {other}; 0 to {MOXIN_DTYPE_F32} is expected"
+                "params.dtype is {other}; expected 0 to {MOXIN_DTYPE_F32}"
             )));
         }
     };
@@ -462,13 +467,14 @@ unsafe fn load_options(params: *const moxin_model_params) -> Result<LoadOptions>
         MOXIN_CPU_KERNELS_MLX => CpuKernels::Mlx,
         other => {
             return Err(Error::InvalidArgument(format!(
-                "params.cpu_kernels is {other}; 0 to {MOXIN_CPU_KERNELS_MLX} is expected"
+                "params.cpu_kernels is {other}; expected 0 to {MOXIN_CPU_KERNELS_MLX}"
             )));
         }
     };
     let chat_template = match params.chat_template.is_null() {
         true => None,
-        // SAFETY: as promised by the caller: a text, NUL-terminated, for the time of the call.
+        // SAFETY: the caller upholds this function's contract: NUL-terminated text, valid during
+        // the call.
         false => Some(
             unsafe { text(params.chat_template, MOXIN_STRLEN, "params.chat_template")? }.to_owned(),
         ),
@@ -497,7 +503,7 @@ fn info_for_c(info: &ModelInfo) -> moxin_model_info {
     moxin_model_info {
         model_type: c_text(&info.model_type),
         default_prompt: c_text(info.default_prompt),
-        // More than can be said are as many as fit.
+        // A number that does not fit becomes the largest one that does.
         max_images: u32::try_from(info.max_images).unwrap_or(0),
         takes_system: info.system.into(),
         takes_turns: info.several_messages.into(),
@@ -530,7 +536,7 @@ fn info_for_c(info: &ModelInfo) -> moxin_model_info {
     }
 }
 
-/// A text in a field of fixed length, cut where it is longer; the last byte stays 0.
+/// Copies a text into a field of fixed length, truncated if longer. The last byte stays 0.
 fn c_text<const N: usize>(text: &str) -> [c_char; N] {
     let mut field = [0; N];
     field[..N - 1]

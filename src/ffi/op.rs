@@ -1,8 +1,8 @@
-//! What a caller may attach to a long operation.
+//! Options for long operations.
 
 use std::{ffi::c_void, ptr, time::Duration};
 
-use super::{Versioned, free, give, read_params};
+use super::{Versioned, free, into_c, read_params};
 use crate::{
     Error, Result,
     runtime::{Cancel, Op, Stage, StreamOptions},
@@ -11,7 +11,7 @@ use crate::{
 /// Cancels operations.
 pub struct moxin_cancel(Cancel);
 
-/// What an operation is doing: one of MOXIN_STAGE_*.
+/// The stage of an operation: one of MOXIN_STAGE_*.
 pub type moxin_stage = u32;
 /// Reading weights.
 pub const MOXIN_STAGE_LOAD: moxin_stage = 0;
@@ -24,55 +24,56 @@ pub const MOXIN_STAGE_QUANTIZE: moxin_stage = 3;
 /// Writing weights.
 pub const MOXIN_STAGE_SAVE: moxin_stage = 4;
 
-/// Told the stage of an operation and the part of it that is done, 0 to 1, on the thread that
+/// Receives the stage of an operation and the fraction that is complete, 0 to 1, on the thread that
 /// called the operation. Returning false cancels the operation.
 pub type moxin_progress_fn =
     Option<unsafe extern "C" fn(user_data: *mut c_void, stage: moxin_stage, fraction: f32) -> bool>;
 
-/// Options of one long operation. NULL, or zeros behind struct_size, stand for none.
+/// Options for one long operation. NULL, or zeros after struct_size, stand for none.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct moxin_op {
     /// sizeof(moxin_op)
     pub struct_size: usize,
-    /// Told how far the operation is. May be NULL.
+    /// The progress callback. May be NULL.
     pub progress: moxin_progress_fn,
     /// Passed to progress.
     pub user_data: *mut c_void,
-    /// Cancels the operation, from any thread. May be NULL.
+    /// A cancel object, which can be triggered from any thread. May be NULL.
     pub cancel: *const moxin_cancel,
-    /// The longest the operation may take, in milliseconds, the wait for its turn included. 0: no
+    /// The time limit in milliseconds, including the time spent waiting for other operations. 0: no
     /// limit.
     pub timeout_ms: u64,
 }
 
-// SAFETY: repr(C), begins with its size; its pointers may have any value until they are used.
+// SAFETY: repr(C), starts with its size; its pointers may have any value until they are used.
 unsafe impl Versioned for moxin_op {}
 
-/// A new cancel object, which the caller frees with moxin_cancel_free. It may be given to any
+/// Creates a cancel object, which the caller frees with moxin_cancel_free. It can be used for any
 /// number of operations.
 #[unsafe(no_mangle)]
 pub extern "C" fn moxin_cancel_new() -> *mut moxin_cancel {
     let mut handle = ptr::null_mut();
     // SAFETY: a place for a pointer.
-    unsafe { give(&raw mut handle, moxin_cancel(Cancel::new())) };
+    unsafe { into_c(&raw mut handle, moxin_cancel(Cancel::new())) };
     handle
 }
 
-/// Ends every operation that was given this object, now or later, with MOXIN_STATUS_CANCELLED. NULL
-/// is fine. It only stores a flag, so that a signal handler may call it.
+/// Cancels every operation that has this cancel object, now or later; they return
+/// MOXIN_STATUS_CANCELLED. NULL is ignored. The call only sets a flag, so it is safe in a signal
+/// handler.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_cancel_trigger(cancel: *const moxin_cancel) {
-    // SAFETY: NULL or a handle of this library that was not freed.
+    // SAFETY: NULL, or a handle of this library that was not freed.
     if let Some(cancel) = unsafe { cancel.as_ref() } {
         cancel.0.trigger();
     }
 }
 
-/// Frees a cancel object; operations that were given it go on. NULL is fine.
+/// Frees a cancel object. Operations that use it continue. NULL is ignored.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_cancel_free(cancel: *mut moxin_cancel) {
-    // SAFETY: NULL or a handle of this library, which the caller does not use again.
+    // SAFETY: NULL, or a handle of this library, which the caller does not use again.
     unsafe { free(cancel, drop) };
 }
 
@@ -81,7 +82,7 @@ pub unsafe extern "C" fn moxin_cancel_free(cancel: *mut moxin_cancel) {
 /// # Safety
 /// `op` is NULL or an initialized struct whose pointers are valid during the call.
 pub(super) unsafe fn with_op<T>(op: *const moxin_op, f: impl FnOnce(Op) -> Result<T>) -> Result<T> {
-    // SAFETY: as promised by the caller.
+    // SAFETY: the caller upholds this function's contract.
     let (op, cancel, timeout) = unsafe { read_op(op)? };
     let mut progress = |stage: Stage, fraction: f32| {
         let stage = match stage {
@@ -102,16 +103,16 @@ pub(super) unsafe fn with_op<T>(op: *const moxin_op, f: impl FnOnce(Op) -> Resul
     })
 }
 
-/// What ends a stream early. Its events tell of its progress.
+/// Reads the options that can end a stream early. A stream reports progress in its events.
 ///
 /// # Safety
 /// As for [`with_op`].
 pub(super) unsafe fn stream_options(op: *const moxin_op) -> Result<StreamOptions> {
-    // SAFETY: as promised by the caller.
+    // SAFETY: the caller upholds this function's contract.
     let (op, cancel, timeout) = unsafe { read_op(op)? };
     if op.progress.is_some() {
         return Err(Error::InvalidArgument(
-            "op.progress is set; a stream tells of its progress with PREFILL events".into(),
+            "op.progress is set; a stream reports progress with PREFILL events instead".into(),
         ));
     }
     Ok(StreamOptions { cancel, timeout })
@@ -120,9 +121,9 @@ pub(super) unsafe fn stream_options(op: *const moxin_op) -> Result<StreamOptions
 /// # Safety
 /// As for [`with_op`].
 unsafe fn read_op(op: *const moxin_op) -> Result<(moxin_op, Option<Cancel>, Option<Duration>)> {
-    // SAFETY: as promised by the caller.
+    // SAFETY: the caller upholds this function's contract.
     let op = unsafe { read_params(op, "op")? };
-    // SAFETY: NULL or a handle of this library that was not freed.
+    // SAFETY: NULL, or a handle of this library that was not freed.
     let cancel = unsafe { op.cancel.as_ref() }.map(|cancel| cancel.0.clone());
     let timeout = (op.timeout_ms > 0).then(|| Duration::from_millis(op.timeout_ms));
     Ok((op, cancel, timeout))

@@ -1,48 +1,49 @@
-//! What of a model is quantized, and how.
+//! Quantization: which modules, and how.
 
 use std::{ffi::c_char, ptr};
 
 use super::{
-    MOXIN_STRLEN, Versioned, guard, hold, init_params, moxin_error, moxin_model, moxin_op,
-    moxin_status, op::with_op, read_params, text,
+    MOXIN_STRLEN, Versioned, guard, init_params, moxin_error, moxin_model, moxin_op, moxin_status,
+    op::with_op, read_params, retain, text,
 };
 use crate::{
     Error, Result,
     runtime::{Mode, Quantization, QuantizeOptions},
 };
 
-/// How quantized numbers are told: one of MOXIN_QUANT_MODE_*.
+/// How a group encodes its values: one of MOXIN_QUANT_MODE_*.
 pub type moxin_quant_mode = u32;
-/// A whole number of 2, 3, 4, 5, 6 or 8 bits, times a scale, plus a bias; 32, 64 or 128 neighbours
-/// share scale and bias.
+/// An integer of 2, 3, 4, 5, 6 or 8 bits, times a scale, plus a bias. 32, 64 or 128 neighbors share
+/// scale and bias.
 pub const MOXIN_QUANT_MODE_AFFINE: moxin_quant_mode = 0;
-/// Floats of 4 bits; 32 share a power of two.
+/// 4-bit floats; 32 share a power of two.
 pub const MOXIN_QUANT_MODE_MXFP4: moxin_quant_mode = 1;
-/// Floats of 8 bits; 32 share a power of two.
+/// 8-bit floats; 32 share a power of two.
 pub const MOXIN_QUANT_MODE_MXFP8: moxin_quant_mode = 2;
-/// Floats of 4 bits; 16 share one of 8 bits.
+/// 4-bit floats; 16 share an 8-bit scale.
 pub const MOXIN_QUANT_MODE_NVFP4: moxin_quant_mode = 3;
 
 /// The scheme of some modules.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct moxin_module_quant {
-    /// The path of a module in the checkpoint, such as "language_model.lm_head", or the beginning
-    /// of several up to a dot, such as "language_model.model.layers.0"; UTF-8, NUL-terminated.
+    /// The path of a module in the checkpoint, such as "language_model.lm_head", or a prefix of
+    /// several that ends before a dot, such as "language_model.model.layers.0"; NUL-terminated
+    /// UTF-8.
     pub path: *const c_char,
-    /// 2, 3, 4, 5, 6 or 8. 0: it is not quantized.
+    /// 2, 3, 4, 5, 6 or 8. 0: the modules are not quantized.
     pub bits: u32,
     /// 32, 64 or 128.
     pub group_size: u32,
-    /// Another mode than MOXIN_QUANT_MODE_AFFINE has its own bits and group size; bits must not be
-    /// 0 all the same.
+    /// A mode other than MOXIN_QUANT_MODE_AFFINE has fixed bits and group size; bits must still not
+    /// be 0.
     pub mode: moxin_quant_mode,
     /// Must be 0.
     pub reserved: u32,
 }
 
-/// What of a model is quantized, and how. By default, as MLX's community does: the language model
-/// with its embedding and output head, in 4 bits and groups of 64.
+/// Which modules are quantized, and how. The defaults are those of mlx-community: the language
+/// model with its embedding and output head, with 4 bits and a group size of 64.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct moxin_quant_params {
@@ -50,26 +51,26 @@ pub struct moxin_quant_params {
     pub struct_size: usize,
     /// 2, 3, 4, 5, 6 or 8. Default: 4.
     pub bits: u32,
-    /// Neighbours in a row that share a scale and a bias: 32, 64 or 128. Default: 64.
+    /// The number of neighbors in a row that share a scale and a bias: 32, 64 or 128. Default: 64.
     pub group_size: u32,
-    /// Not 0: the token embedding too. Default: 1.
+    /// If not 0, the token embedding is quantized. Default: 1.
     pub embedding: u32,
-    /// Not 0: the output head too. Default: 1.
+    /// If not 0, the output head is quantized. Default: 1.
     pub head: u32,
-    /// Not 0: vision encoders and projector too, where the group size divides their widths.
-    /// Default: 0.
+    /// If not 0, vision encoders and projector are quantized, if the group size divides their
+    /// widths. Default: 0.
     pub vision: u32,
-    /// Another mode than MOXIN_QUANT_MODE_AFFINE, the default, has its own bits and group size:
-    /// those above are not looked at then.
+    /// The quantization mode. Default: MOXIN_QUANT_MODE_AFFINE. Other modes have fixed bits and
+    /// group size, and ignore the fields above.
     pub mode: moxin_quant_mode,
-    /// Exceptions; of several that fit a module the longest path counts. May be NULL where
+    /// Exceptions. If several match a module, the one with the longest path applies. May be NULL if
     /// module_count is 0.
     pub modules: *const moxin_module_quant,
-    /// Their number.
+    /// The number of entries in modules.
     pub module_count: usize,
 }
 
-// SAFETY: repr(C), begins with its size, otherwise numbers and pointers that are checked before
+// SAFETY: repr(C), starts with its size, otherwise numbers and pointers that are checked before
 // use.
 unsafe impl Versioned for moxin_quant_params {
     fn defaults() -> Self {
@@ -94,8 +95,8 @@ unsafe impl Versioned for moxin_quant_params {
     }
 }
 
-/// Sets up parameters with the defaults; struct_size is sizeof(moxin_quant_params), and nothing is
-/// written past it.
+/// Sets all parameters to their defaults. struct_size is sizeof(moxin_quant_params); nothing beyond
+/// it is written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_quant_params_init(
     params: *mut moxin_quant_params,
@@ -105,16 +106,16 @@ pub unsafe extern "C" fn moxin_quant_params_init(
     unsafe { init_params(params, struct_size) };
 }
 
-/// Quantizes a model in memory, a matrix at a time, so that it never takes more than the model and
-/// one matrix. Matrices that are quantized already stay as they are. Conversations go on; what they
-/// have computed stays.
+/// Quantizes a model in memory, one matrix at a time, so that the peak is the model plus one
+/// matrix. Matrices that are already quantized stay as they are. Sessions continue, and keep what
+/// they have computed.
 ///
-/// params, op, error: may be NULL. Progress has the stage MOXIN_STAGE_QUANTIZE.
+/// params, op and error may be NULL. Progress is reported with stage MOXIN_STAGE_QUANTIZE.
 ///
-/// Fails with INVALID_ARGUMENT for a scheme that MLX does not have, with INVALID_STATE where
-/// nothing is left to quantize or the model was unloaded, with CANCELLED, TIMEOUT, OUT_OF_MEMORY,
-/// SUSPENDED, BACKEND. A failure leaves the model as it was: what was replaced is read again from
-/// its folder, or, where that has changed since, was kept until the end.
+/// Errors: INVALID_ARGUMENT if MLX does not have the scheme; INVALID_STATE if nothing is left to
+/// quantize or the model was unloaded; CANCELLED, TIMEOUT, OUT_OF_MEMORY, SUSPENDED, BACKEND. On
+/// error the model stays as it was: replaced matrices are read again from the folder or, if the
+/// folder has changed, were kept in memory.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_model_quantize(
     model: *const moxin_model,
@@ -122,10 +123,10 @@ pub unsafe extern "C" fn moxin_model_quantize(
     op: *const moxin_op,
     error: *mut *mut moxin_error,
 ) -> moxin_status {
-    // SAFETY: NULL or a handle of this library that was not freed, and the caller's initialized
-    // structs with pointers valid during the call.
+    // SAFETY: NULL, or a handle of this library that was not freed, and the caller's initialized
+    // structs, whose pointers are valid during the call.
     guard(error, || unsafe {
-        let (model, options) = (hold(model, "model")?, quantize_options(params)?);
+        let (model, options) = (retain(model, "model")?, quantize_options(params)?);
         with_op(op, |op| model.model.quantize(options, op))
     })
 }
@@ -133,11 +134,11 @@ pub unsafe extern "C" fn moxin_model_quantize(
 /// # Safety
 /// As for [`read_params`]; `modules` has `module_count` entries whose paths end with NUL.
 unsafe fn quantize_options(params: *const moxin_quant_params) -> Result<QuantizeOptions> {
-    // SAFETY: as promised by the caller.
+    // SAFETY: the caller upholds this function's contract.
     let params = unsafe { read_params(params, "params")? };
     if params.module_count > 4096 {
         return Err(Error::InvalidArgument(format!(
-            "params.module_count is {}; 0 to 4096 is expected",
+            "params.module_count is {}; expected 0 to 4096",
             params.module_count
         )));
     }
@@ -156,7 +157,7 @@ unsafe fn quantize_options(params: *const moxin_quant_params) -> Result<Quantize
         };
         if module.reserved != 0 {
             return Err(Error::InvalidArgument(format!(
-                "params.modules[{i}].reserved is {}; 0 is expected",
+                "params.modules[{i}].reserved is {}; expected 0",
                 module.reserved
             )));
         }
@@ -172,11 +173,11 @@ unsafe fn quantize_options(params: *const moxin_quant_params) -> Result<Quantize
     })
 }
 
-/// A scheme as C tells it; whether there is such an affine one is checked where it is used.
+/// Converts a scheme from C. Whether MLX has such an affine scheme is checked later.
 pub(super) fn scheme(mode: moxin_quant_mode, bits: u32, group_size: u32) -> Result<Quantization> {
     let mode = *Mode::ALL.get(mode as usize).ok_or_else(|| {
         Error::InvalidArgument(format!(
-            "the quantization mode is {mode}; 0 to {MOXIN_QUANT_MODE_NVFP4} is expected"
+            "the quantization mode is {mode}; expected 0 to {MOXIN_QUANT_MODE_NVFP4}"
         ))
     })?;
     Ok(mode

@@ -5,10 +5,10 @@ use std::{ffi::c_char, ptr, sync::Mutex};
 use super::{
     Versioned, free,
     generate::LastEvent,
-    give, guard, hold,
+    guard,
     image::{moxin_pixel_budget, pixel_budget},
-    init_params, moxin_embedding, moxin_error, moxin_image, moxin_model, moxin_status, out,
-    read_params, text,
+    init_params, into_c, moxin_embedding, moxin_error, moxin_image, moxin_model, moxin_status, out,
+    read_params, retain, text,
 };
 use crate::{
     Error, Result,
@@ -18,7 +18,7 @@ use crate::{
 /// A conversation with a model.
 pub struct moxin_session {
     pub(super) session: Session,
-    /// What C code may still look at of the latest event.
+    /// The data that C code may still read of the latest event.
     pub(super) last_event: Mutex<LastEvent>,
 }
 
@@ -31,7 +31,7 @@ impl moxin_session {
     }
 }
 
-/// Whose a text is: one of MOXIN_ROLE_*.
+/// The author of a text: one of MOXIN_ROLE_*.
 pub type moxin_role = u32;
 /// Instructions before the conversation.
 pub const MOXIN_ROLE_SYSTEM: moxin_role = 0;
@@ -40,44 +40,46 @@ pub const MOXIN_ROLE_USER: moxin_role = 1;
 /// An answer.
 pub const MOXIN_ROLE_ASSISTANT: moxin_role = 2;
 
-/// How a session generates.
+/// Parameters of a session.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct moxin_session_params {
     /// sizeof(moxin_session_params)
     pub struct_size: usize,
-    /// 0: always the likeliest token, the default. Higher: more varied.
+    /// 0, the default: always the most likely token. Higher values: more variety.
     pub temperature: f32,
-    /// Draw from so many of the likeliest tokens. 0, the default: from all.
+    /// Samples from this many of the most likely tokens. 0, the default: from all.
     pub top_k: u32,
-    /// Draw from the likeliest tokens that together have this probability. Default: 1, from all.
+    /// Samples from the most likely tokens that together have this probability. Default: 1, from
+    /// all.
     pub top_p: f32,
-    /// Draw from tokens at least this fraction as likely as the likeliest. Default: 0, from all.
+    /// Samples from tokens at least this fraction as likely as the most likely one. Default: 0,
+    /// from all.
     pub min_p: f32,
-    /// Above 1: makes tokens that came up before less likely. Default: 1.
+    /// A value above 1 makes tokens that already occurred less likely. Default: 1.
     pub repetition_penalty: f32,
-    /// How many of the latest tokens count as come up before. 0, the default: all of the
+    /// The number of latest tokens that repetition_penalty looks at. 0, the default: the whole
     /// conversation.
     pub repetition_window: u32,
-    /// The same seed draws the same tokens. Default: 0.
+    /// The same seed samples the same tokens. Default: 0.
     pub seed: u64,
-    /// Tokens of one answer at most. Default: 512.
+    /// The maximum number of tokens in an answer. Default: 512.
     pub max_tokens: u32,
-    /// Positions of the whole conversation at most, image tokens included. 0, the default: 4096,
-    /// more where a picture alone takes so many, fewer where the model was made for fewer.
+    /// The maximum number of positions in the whole conversation, including image tokens. 0, the
+    /// default: 4096, more if a single picture needs more, less if the model was made for less.
     pub max_context: u32,
-    /// Positions of the prompt that one step works through. Default: 256.
+    /// The number of prompt positions read per step. Default: 256.
     pub prefill_chunk: u32,
-    /// How many of the likeliest tokens each TEXT event lists, 0 to 20. Default: 0.
+    /// The number of most likely tokens that each TEXT event lists, 0 to 20. Default: 0.
     pub logprobs: u32,
-    /// Texts that end an answer, NUL-terminated UTF-8, of 1 to 1024 bytes each; they are not part
-    /// of it. May be NULL where stop_count is 0.
+    /// Texts that end an answer and are not part of it: NUL-terminated UTF-8 of 1 to 1024 bytes
+    /// each. May be NULL if stop_count is 0.
     pub stop: *const *const c_char,
-    /// The number of these texts, 0 to 64.
+    /// The number of stop texts, 0 to 64.
     pub stop_count: usize,
 }
 
-// SAFETY: repr(C), begins with its size, otherwise numbers and pointers that are checked before
+// SAFETY: repr(C), starts with its size, otherwise numbers and pointers that are checked before
 // use.
 unsafe impl Versioned for moxin_session_params {
     fn defaults() -> Self {
@@ -102,8 +104,8 @@ unsafe impl Versioned for moxin_session_params {
     }
 }
 
-/// Sets up parameters with the defaults; struct_size is sizeof(moxin_session_params), and nothing
-/// is written past it.
+/// Sets all parameters to their defaults. struct_size is sizeof(moxin_session_params); nothing
+/// beyond it is written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_params_init(
     params: *mut moxin_session_params,
@@ -113,11 +115,11 @@ pub unsafe extern "C" fn moxin_session_params_init(
     unsafe { init_params(params, struct_size) };
 }
 
-/// Begins a conversation. params, error: may be NULL. *out_session receives a session that the
-/// caller frees with moxin_session_free; it keeps what it needs of the model.
+/// Starts a conversation. params and error may be NULL. *out_session receives a session, which the
+/// caller frees with moxin_session_free. The session keeps the parts of the model that it needs.
 ///
-/// Fails with INVALID_ARGUMENT, naming the parameter; with OUT_OF_MEMORY where a conversation of
-/// max_context positions would not fit; with INVALID_STATE where the model was unloaded.
+/// Errors: INVALID_ARGUMENT, naming the parameter; OUT_OF_MEMORY if a conversation of max_context
+/// positions would not fit; INVALID_STATE if the model was unloaded.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_new(
     model: *const moxin_model,
@@ -127,22 +129,22 @@ pub unsafe extern "C" fn moxin_session_new(
 ) -> moxin_status {
     guard(error, || {
         let place = out(out_session, "out_session")?;
-        // SAFETY: NULL or a handle of this library that was not freed, and the caller's initialized
-        // struct; checked place.
+        // SAFETY: NULL, or a handle of this library that was not freed, and the caller's
+        // initialized struct; the output pointer was checked.
         unsafe {
-            let session = hold(model, "model")?.model.session(options(params)?)?;
-            give(place, moxin_session::new(session));
+            let session = retain(model, "model")?.model.session(options(params)?)?;
+            into_c(place, moxin_session::new(session));
         }
         Ok(())
     })
 }
 
-/// A session of its own whose conversation has been the same until now: to ask two things about one
-/// picture without reading it twice. *out_session receives a session that the caller frees with
+/// Copies a session with its conversation so far, for example to ask two questions about one
+/// picture without reading it twice. *out_session receives a session, which the caller frees with
 /// moxin_session_free.
 ///
-/// Fails with INVALID_STATE while an answer is being generated or where the model was unloaded,
-/// with BUSY, and with OUT_OF_MEMORY where there is no room for a copy of what was computed.
+/// Errors: INVALID_STATE while an answer is being generated, or if the model was unloaded; BUSY;
+/// OUT_OF_MEMORY if there is no room for a copy of keys and values.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_fork(
     session: *const moxin_session,
@@ -151,29 +153,30 @@ pub unsafe extern "C" fn moxin_session_fork(
 ) -> moxin_status {
     guard(error, || {
         let place = out(out_session, "out_session")?;
-        // SAFETY: NULL or a handle of this library that was not freed; checked place.
+        // SAFETY: NULL, or a handle of this library that was not freed; the output pointer was
+        // checked.
         unsafe {
-            give(
+            into_c(
                 place,
-                moxin_session::new(hold(session, "session")?.session.fork()?),
+                moxin_session::new(retain(session, "session")?.session.fork()?),
             )
         };
         Ok(())
     })
 }
 
-/// Adds a text to the conversation: a question, which the next steps answer, or an answer already
-/// given. len: bytes, or MOXIN_STRLEN.
+/// Adds text to the conversation: a question, which the next steps answer, or an answer that
+/// already exists. len is the number of bytes, or MOXIN_STRLEN.
 ///
-/// It is text: where a control token such as `</s>` is spelt in it, the model reads the characters,
-/// not the token. See moxin_session_add_prompt for the other way.
+/// The text is never interpreted: if it spells a control token such as `</s>`, the model reads the
+/// characters, not the token. See moxin_session_add_prompt for the opposite.
 ///
-/// Texts and pictures of one role that follow each other are parts of one message.
+/// Consecutive texts and pictures of one role are parts of one message.
 ///
-/// Fails with INVALID_STATE for a system text where the model takes none, for a question after the
-/// answer where it takes none then (see moxin_model_info), and while an answer is being generated;
-/// with CONTEXT_FULL where the conversation cannot fit into the context, which is known from its
-/// length in bytes; with BUSY.
+/// Errors: INVALID_STATE if role is SYSTEM and the model does not support it, if a question follows
+/// an answer and the model does not support that (see moxin_model_info), or while an answer is
+/// being generated; CONTEXT_FULL if the length in bytes already shows that the conversation cannot
+/// fit; BUSY.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_add_text(
     session: *const moxin_session,
@@ -189,33 +192,32 @@ pub unsafe extern "C" fn moxin_session_add_text(
             MOXIN_ROLE_ASSISTANT => Role::Assistant,
             other => {
                 return Err(Error::InvalidArgument(format!(
-                    "role is {other}; 0 to {MOXIN_ROLE_ASSISTANT} is expected"
+                    "role is {other}; expected 0 to {MOXIN_ROLE_ASSISTANT}"
                 )));
             }
         };
-        // SAFETY: NULL or a handle of this library that was not freed, and the caller's text.
+        // SAFETY: NULL, or a handle of this library that was not freed, and the caller's text.
         unsafe {
-            hold(session, "session")?
+            retain(session, "session")?
                 .session
                 .add_text(role, text(data, len, "data")?)
         }
     })
 }
 
-/// Adds prompt text as it is: control tokens spelt in it are control tokens, and nothing is put
-/// around it but the `<s>` in front of the whole prompt, where it does not begin with one. For
-/// prompts in a format of your own; what a user says goes to moxin_session_add_text, which makes no
-/// control token of it. len: bytes, or MOXIN_STRLEN.
+/// Adds prompt text unchanged, for prompts in a format of your own. Control tokens spelled in the
+/// text are control tokens. Nothing is added around it, except the `<s>` at the start of the whole
+/// prompt if it is missing. Do not use it for text from users; moxin_session_add_text never turns
+/// text into control tokens. len is the number of bytes, or MOXIN_STRLEN.
 ///
 /// The text is a message, which the next steps answer. Texts added one after the other are joined
-/// without anything between them. The answer is not trimmed in front, is used as it is in later
-/// prompts, and is closed by `</s>` as every answer. Before and after such a pair the conversation
-/// may have others in the usual form; moxin_session_rewind and moxin_session_fork count it like
-/// them. A picture stands behind the first token, as always.
+/// without a separator. The answer is not trimmed at the start, appears unchanged in later prompts,
+/// and is closed by `</s>` like every answer. Such messages can be mixed with ordinary ones;
+/// moxin_session_rewind and moxin_session_fork treat them alike. A picture is placed after the
+/// first token, as always.
 ///
-/// Fails with INVALID_STATE while an answer is being generated, and where a question added with
-/// moxin_session_add_text waits for its answer; with CONTEXT_FULL as moxin_session_add_text; with
-/// BUSY.
+/// Errors: INVALID_STATE while an answer is being generated, or if a question added with
+/// moxin_session_add_text waits for its answer; CONTEXT_FULL as for moxin_session_add_text; BUSY.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_add_prompt(
     session: *const moxin_session,
@@ -223,25 +225,25 @@ pub unsafe extern "C" fn moxin_session_add_prompt(
     len: usize,
     error: *mut *mut moxin_error,
 ) -> moxin_status {
-    // SAFETY: NULL or a handle of this library that was not freed, and the caller's text.
+    // SAFETY: NULL, or a handle of this library that was not freed, and the caller's text.
     guard(error, || unsafe {
-        hold(session, "session")?
+        retain(session, "session")?
             .session
             .add_prompt(text(data, len, "data")?)
     })
 }
 
-/// Adds a picture to the user's message, behind what is there of it; it is encoded when its turn
-/// comes. The image may be freed at once.
+/// Adds a picture at the end of the user's message. It is encoded when the model reads it. The
+/// image may be freed immediately.
 ///
-/// Where the answer is cancelled or fails, its pictures are taken back with the question. Added
-/// again it is not encoded again: its tokens are in the model's cache.
+/// If the answer is cancelled or fails, its pictures are removed together with the question. A
+/// picture that is added again is not encoded again, because its features are in the model's cache.
 ///
-/// budget: how many pixels it may have in front of the encoder; may be NULL. error: may be NULL.
+/// budget limits the pixels that reach the encoder; it may be NULL. error may be NULL.
 ///
-/// Fails with INVALID_STATE for more pictures than moxin_model_info says, after an answer where the
-/// model does not take one then, and while an answer is being generated; with INVALID_ARGUMENT for
-/// a picture or a budget that the model cannot take; with BUSY.
+/// Errors: INVALID_STATE for more pictures than moxin_model_info allows, after an answer if the
+/// model does not support that, or while an answer is being generated; INVALID_ARGUMENT if the
+/// model cannot take the picture or the budget; BUSY.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_add_image(
     session: *const moxin_session,
@@ -249,114 +251,117 @@ pub unsafe extern "C" fn moxin_session_add_image(
     budget: *const moxin_pixel_budget,
     error: *mut *mut moxin_error,
 ) -> moxin_status {
-    // SAFETY: NULL or handles of this library that were not freed, and the caller's initialized
+    // SAFETY: NULL, or handles of this library that were not freed, and the caller's initialized
     // struct.
     guard(error, || unsafe {
-        let (session, image) = (hold(session, "session")?, hold(image, "image")?);
+        let (session, image) = (retain(session, "session")?, retain(image, "image")?);
         session
             .session
             .add_image_within(image.0.clone(), pixel_budget(budget)?)
     })
 }
 
-/// As moxin_session_add_image, for a picture that is already encoded, by the same model: else
-/// INVALID_ARGUMENT.
+/// Adds a picture that was already encoded, as moxin_session_add_image does.
+///
+/// Errors: those of moxin_session_add_image; INVALID_ARGUMENT if another model encoded it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_add_embedding(
     session: *const moxin_session,
     embedding: *const moxin_embedding,
     error: *mut *mut moxin_error,
 ) -> moxin_status {
-    // SAFETY: NULL or handles of this library that were not freed.
+    // SAFETY: NULL, or handles of this library that were not freed.
     guard(error, || unsafe {
-        hold(session, "session")?
+        retain(session, "session")?
             .session
-            .add_embedding(&hold(embedding, "embedding")?.0)
+            .add_embedding(&retain(embedding, "embedding")?.0)
     })
 }
 
-/// Ends the answer that is being generated, or the question that waits for one, from any thread,
-/// within a layer: its step, or its stream's last event, is FINISHED with
-/// MOXIN_FINISH_REASON_CANCELLED, and the turn is taken back. A moxin_session_prefill that is under
-/// way fails with CANCELLED. Where there is none of these it does nothing: what is added afterwards
-/// is not touched. NULL is fine. It only stores a flag, so that a signal handler may call it.
+/// Cancels the answer that is being generated, or the question that waits for one, from any thread.
+/// It takes effect within one layer: the step, or the stream's last event, is FINISHED with
+/// MOXIN_FINISH_REASON_CANCELLED, and the turn is rolled back. A running moxin_session_prefill
+/// fails with CANCELLED. Otherwise the call does nothing, and text added later is not affected.
+/// NULL is ignored. The call only sets a flag, so it is safe in a signal handler.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_cancel(session: *const moxin_session) {
-    // SAFETY: NULL or a handle of this library that was not freed.
+    // SAFETY: NULL, or a handle of this library that was not freed.
     if let Some(session) = unsafe { session.as_ref() } {
         session.session.cancel();
     }
 }
 
-/// Has answers from the next on generated with other parameters: all of them are replaced. What was
-/// computed stays. params: NULL stands for the defaults.
+/// Replaces all parameters. Applies from the next answer; what was computed is kept. params: NULL
+/// stands for the defaults.
 ///
-/// Fails with INVALID_ARGUMENT, naming the parameter; with OUT_OF_MEMORY where a conversation of
-/// max_context positions would not fit; with INVALID_STATE while an answer is being generated or
-/// where the model was unloaded, with BUSY.
+/// Errors: INVALID_ARGUMENT, naming the parameter; OUT_OF_MEMORY if a conversation of max_context
+/// positions would not fit; INVALID_STATE while an answer is being generated, or if the model was
+/// unloaded; BUSY.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_set_params(
     session: *const moxin_session,
     params: *const moxin_session_params,
     error: *mut *mut moxin_error,
 ) -> moxin_status {
-    // SAFETY: NULL or a handle of this library that was not freed, and the caller's initialized
+    // SAFETY: NULL, or a handle of this library that was not freed, and the caller's initialized
     // struct.
     guard(error, || unsafe {
-        hold(session, "session")?
+        retain(session, "session")?
             .session
             .set_options(options(params)?)
     })
 }
 
-/// Forgets all but the first messages of the conversation; its picture stays. To have the last
-/// question answered again, keep one message fewer than there are (moxin_stats.message_count) and
-/// take steps; to put it differently, keep two fewer. What of the prompt was read and still holds
-/// is not read again.
+/// Removes all but the first messages of the conversation; its pictures stay. To generate the last
+/// answer again, keep one message fewer than there are (moxin_stats.message_count) and take steps.
+/// To rephrase the question, keep two fewer. The part of the prompt that still matches is not read
+/// again.
 ///
-/// Fails with INVALID_ARGUMENT where there are fewer messages, with INVALID_STATE while an answer
-/// is being generated, with BUSY.
+/// Errors: INVALID_ARGUMENT if there are fewer messages; INVALID_STATE while an answer is being
+/// generated; BUSY.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_rewind(
     session: *const moxin_session,
     messages_to_keep: usize,
     error: *mut *mut moxin_error,
 ) -> moxin_status {
-    // SAFETY: NULL or a handle of this library that was not freed.
+    // SAFETY: NULL, or a handle of this library that was not freed.
     guard(error, || unsafe {
-        hold(session, "session")?.session.rewind(messages_to_keep)
+        retain(session, "session")?.session.rewind(messages_to_keep)
     })
 }
 
-/// Forgets the conversation, its picture, an answer under way, and a cancellation that is pending;
-/// the parameters stay. Fails with BUSY.
+/// Removes the whole conversation, its pictures, an answer in progress and a pending cancellation.
+/// The parameters stay.
+///
+/// Errors: BUSY.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_reset(
     session: *const moxin_session,
     error: *mut *mut moxin_error,
 ) -> moxin_status {
-    // SAFETY: NULL or a handle of this library that was not freed.
+    // SAFETY: NULL, or a handle of this library that was not freed.
     guard(error, || unsafe {
-        hold(session, "session")?.session.reset()
+        retain(session, "session")?.session.reset()
     })
 }
 
-/// Frees a session. An answer that is being generated is cancelled; where it is streamed, the call
-/// waits until the last event was told and the stream's user data destroyed. Inside a callback of
-/// the library it does not wait: that is done when the callback has returned. NULL is fine.
+/// Frees a session. An answer in progress is cancelled; if it is streamed, the call waits until the
+/// last event was delivered and the stream's user data destroyed. Inside a callback of the library
+/// it does not wait; the session is then freed when the callback returns. NULL is ignored.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn moxin_session_free(session: *mut moxin_session) {
-    // SAFETY: NULL or a handle of this library, which the caller does not use again.
+    // SAFETY: NULL, or a handle of this library, which the caller does not use again.
     unsafe { free(session, |session| session.session.close()) };
 }
 
 /// # Safety
 /// As for [`read_params`]; `stop` has `stop_count` texts that end with NUL.
 pub(super) unsafe fn options(params: *const moxin_session_params) -> Result<GenerationOptions> {
-    // SAFETY: as promised by the caller.
+    // SAFETY: the caller upholds this function's contract.
     let params = unsafe { read_params(params, "params")? };
     if params.stop_count > MAX_STOP_STRINGS {
-        let expected = format!("0 to {MAX_STOP_STRINGS} is expected");
+        let expected = format!("expected 0 to {MAX_STOP_STRINGS}");
         return Err(Error::InvalidArgument(format!(
             "params.stop_count is {}; {expected}",
             params.stop_count

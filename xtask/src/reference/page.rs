@@ -185,9 +185,9 @@ impl<'a> Page<'a> {
                 (true, "") => "any function".into(),
                 (true, named) => format!("any function; explained in {named}"),
                 (false, "") if *short == "OK" => "any function".into(),
-                (false, "") => bail!(
-                    "no function's comment says that it fails with {short}: add it in src/ffi"
-                ),
+                (false, "") => {
+                    bail!("no function's comment lists {short} as an error: add it in src/ffi")
+                }
                 (false, named) => named.into(),
             };
             Ok(vec![
@@ -226,29 +226,21 @@ impl<'a> Page<'a> {
             .collect()
     }
 
-    /// The statuses after "Fails", and those of the function that "Fails as" or, where nothing else
-    /// is said, "As" at the beginning names.
+    /// Returns the statuses after "Errors:", and those of the function in "those of NAME".
     fn failures(&self, function: &'a Item) -> BTreeSet<&'a str> {
-        let sentences: Vec<_> = function
+        let paragraphs: Vec<_> = function
             .comment
             .split("\n\n")
-            .filter_map(|paragraph| Some(paragraph.split_once("Fails ")?.1))
+            .filter_map(|paragraph| paragraph.strip_prefix("Errors: "))
             .collect();
-        let words = sentences
+        let own = paragraphs
             .iter()
-            .flat_map(|text| text.split(|c| !is_name_character(c)));
-        let own = words
+            .flat_map(|text| text.split(|c| !is_name_character(c)))
             .map(|word| word.strip_prefix(STATUS).unwrap_or(word))
             .filter(|word| self.is_status(word));
-        let others = match sentences.as_slice() {
-            [] => function.comment.strip_prefix("As ").into_iter().collect(),
-            sentences => sentences
-                .iter()
-                .filter_map(|text| text.strip_prefix("as "))
-                .collect::<Vec<_>>(),
-        };
-        let names = others
+        let names = paragraphs
             .iter()
+            .filter_map(|text| text.strip_prefix("those of "))
             .filter_map(|text| text.split(|c| !is_name_character(c)).next());
         let others = names.filter_map(|name| {
             self.header
@@ -504,20 +496,24 @@ typedef uint32_t moxin_role;
 void moxin_error_free(struct moxin_error *error);
 
 /**
- * Others are BUSY meanwhile. Fails with NOT_FOUND.
+ * Others are BUSY meanwhile.
+ *
+ * Errors: NOT_FOUND.
  */
 enum moxin_status moxin_image_open(const char *path, struct moxin_error **error);
 
 /**
- * As moxin_image_open, of a copy.
+ * Copies it.
+ *
+ * Errors: those of moxin_image_open.
  */
 enum moxin_status moxin_image_copy(struct moxin_error **error);
 
 /**
  * Shows it.
  *
- * Fails as moxin_image_open does,
- * with MOXIN_STATUS_BUSY.
+ * Errors: those of
+ * moxin_image_open; MOXIN_STATUS_BUSY.
  */
 enum moxin_status moxin_image_show(struct moxin_error **error);
 "#;
