@@ -1,5 +1,5 @@
-//! The names of moxin-vlm-mlx, over this library's own rooms: a Prismatic model on one thread, with
-//! MLX's arrays. Sessions do more: stop rules, text, several messages, any model.
+//! The API of moxin-vlm-mlx, on top of this library: a Prismatic model on one thread, with MLX
+//! arrays. [`Session`](crate::Session) offers more: stop rules, text, several messages, any model.
 
 use std::path::Path;
 
@@ -26,10 +26,10 @@ use crate::{
     nn::{Decoder, Input, KVCache, KeyValueCache, Matrix, Row, Segment, Want},
 };
 
-/// Loads a model for the calling thread, on the best backend there is.
+/// Loads a model for the calling thread, on the best available backend.
 ///
 /// # Errors
-/// Names the file and the field or tensor at fault; see [`Error`].
+/// The error names the file and the field or tensor; see [`Error`].
 ///
 /// # Example
 /// ```
@@ -43,10 +43,10 @@ pub fn load_model(folder: impl AsRef<Path>) -> Result<MoxinVLM> {
     device.run(|| load_model_on(folder.as_ref(), &device, None, &|_, _| Ok(())))
 }
 
-/// Loads a model for `device`. The progress callback is given the bytes loaded and their total; an
-/// error from it ends the loading.
+/// Loads a model for `device`. The progress callback receives the bytes loaded and their total; an
+/// error from it stops the loading.
 ///
-/// Refuses a model that takes more than `memory_limit` bytes to load, or than are available.
+/// Refuses a model that needs more than `memory_limit` bytes, or more than are available.
 pub fn load_model_on(
     folder: &Path,
     device: &Device,
@@ -83,12 +83,12 @@ pub struct MoxinVLM {
 }
 
 impl MoxinVLM {
-    /// An empty cache for one conversation, a layer each.
+    /// Returns an empty cache for one conversation, one entry per layer.
     pub fn new_cache(&self) -> Vec<KVCache> {
         self.decoder.new_cache()
     }
 
-    /// Tokens that a picture takes.
+    /// Returns the number of tokens per picture.
     pub fn image_tokens(&self) -> usize {
         self.vision
             .encoders
@@ -96,21 +96,22 @@ impl MoxinVLM {
             .map_or(0, |encoder| encoder.config.num_patches())
     }
 
-    /// Features of each encoder, `[1, patches, width]`, for processed pixels.
+    /// Returns the features of each encoder, `[1, patches, width]`, for processed pixels.
     pub fn encode(&self, pixels: &Pixels) -> Result<Vec<Array>> {
         self.vision.encode_by_blocks(pixels, &|_| Ok(()))
     }
 
-    /// Encoder features to image tokens in the decoder's space, `[1, patches, hidden]`.
+    /// Projects encoder features to image tokens in the decoder's space, `[1, patches, hidden]`.
     pub fn project(&self, features: &[Array]) -> Result<Array> {
         self.vision.project_by_layers(features, &|| Ok(()))
     }
 
-    /// The decoder's input for a prompt, `[1, tokens, hidden]`: the first token, the picture's
-    /// tokens if there are any, the rest.
+    /// Returns the decoder's input for a prompt, `[1, tokens, hidden]`: the first token, the
+    /// picture's tokens if there are any, then the rest.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for an id outside the vocabulary: MLX would read past the table.
+    /// [`Error::InvalidArgument`] if an id is outside the vocabulary, because MLX would read past
+    /// the table.
     pub fn embed(&self, ids: &[u32], image: Option<&Array>) -> Result<Array> {
         let vocabulary = self.decoder.settings().vocab_size;
         if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
@@ -127,11 +128,11 @@ impl MoxinVLM {
         })
     }
 
-    /// Logits of embeddings `[batch, tokens, hidden]` that follow what the cache holds, `[batch,
-    /// tokens, vocabulary]`, or of the last token alone.
+    /// Returns the logits of embeddings `[batch, tokens, hidden]` that follow the content of the
+    /// cache: `[batch, tokens, vocabulary]`, or those of the last token only.
     ///
-    /// Calls `poll` before every layer; where it fails the work ends with its error, and the cache
-    /// is as it was.
+    /// Calls `poll` before every layer. If it fails, the work stops with its error, and the cache
+    /// is unchanged.
     pub fn forward_embeddings<C: KeyValueCache>(
         &self,
         embeddings: &Array,
@@ -156,12 +157,12 @@ impl MoxinVLM {
             .unwrap_or(Ok(None))
     }
 
-    /// Logits `[batch, tokens, vocabulary]` of a whole prompt.
+    /// Returns the logits `[batch, tokens, vocabulary]` of a whole prompt.
     ///
     /// * `dino_image`, `siglip_image`: normalized pictures `[batch, height, width, 3]`
-    /// * `input_ids`: `[batch, tokens]`, beginning-of-sequence token first; each id below the
-    ///   vocabulary's size
-    /// * `cache`: empty, or as [`MoxinVLM::new_cache`] makes it
+    /// * `input_ids`: `[batch, tokens]`, beginning-of-sequence token first; each id is below the
+    ///   vocabulary size
+    /// * `cache`: empty, or from [`MoxinVLM::new_cache`]
     pub fn forward<C: KeyValueCache + Default>(
         &self,
         dino_image: &Array,
@@ -180,7 +181,7 @@ impl MoxinVLM {
         self.logits(&embeds, cache, Want::All)
     }
 
-    /// Logits `[batch, 1, vocabulary]` after one more token, `[batch]` or `[batch, 1]`.
+    /// Returns the logits `[batch, 1, vocabulary]` after one more token, `[batch]` or `[batch, 1]`.
     pub fn decode_token<C: KeyValueCache + Default>(
         &self,
         token: &Array,
@@ -203,11 +204,11 @@ impl MoxinVLM {
         logits.ok_or_else(|| Error::InvalidState("no logits were computed".into()))
     }
 
-    /// Quantizes the language model, embedding and output head included, as MLX's community does:
-    /// see [`QuantizeOptions`].
+    /// Quantizes the language model, including its embedding and output head, with the defaults of
+    /// mlx-community: see [`QuantizeOptions`].
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a scheme that MLX does not have.
+    /// [`Error::InvalidArgument`] if MLX does not have the scheme.
     pub fn quantize(&mut self, group_size: usize, bits: usize) -> Result<()> {
         self.quantize_with(&QuantizeOptions {
             quantization: Quantization::affine(group_size, bits),
@@ -215,13 +216,13 @@ impl MoxinVLM {
         })
     }
 
-    /// Quantizes what the options say, a matrix after the other; those quantized before stay as
-    /// they are.
+    /// Quantizes what the options select, one matrix at a time. Matrices that are already quantized
+    /// stay as they are.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a scheme that MLX does not have; [`Error::Backend`], after
-    /// which some matrices are quantized and some not. [`Model::quantize`](crate::Model::quantize)
-    /// leaves a model as it was.
+    /// [`Error::InvalidArgument`] if MLX does not have the scheme; [`Error::Backend`], after which
+    /// some matrices are quantized and others are not. [`Model::quantize`](crate::Model::quantize),
+    /// in contrast, leaves the model as it was.
     pub fn quantize_with(&mut self, options: &QuantizeOptions) -> Result<()> {
         options.check()?;
         self.matrices()
@@ -236,7 +237,7 @@ impl MoxinVLM {
     }
 }
 
-/// Puts image tokens behind the first text token.
+/// Inserts image tokens after the first text token.
 fn splice(text: &Array, image: &Array) -> Result<Array, Exception> {
     let first = text.try_index((.., ..1, ..))?;
     let rest = text.try_index((.., 1.., ..))?;
@@ -245,9 +246,9 @@ fn splice(text: &Array, image: &Array) -> Result<Array, Exception> {
 
 /// Normalizes pictures `[batch, height, width, 3]` in 0 to 1 for the DINOv2 encoder.
 ///
-/// The statistics are ImageNet's, rounded to bfloat16: the checkpoint's processor was saved so, and
-/// the model runs with these values.
-#[allow(clippy::excessive_precision)] // bfloat16 values, written out in full
+/// The statistics are ImageNet's, rounded to bfloat16: the checkpoint's processor was saved with
+/// these values, and the model runs with them.
+#[allow(clippy::excessive_precision)] // bfloat16 values, written in full
 pub fn normalize_dino(image: &Array) -> Result<Array> {
     normalize(
         image,
@@ -256,7 +257,7 @@ pub fn normalize_dino(image: &Array) -> Result<Array> {
     )
 }
 
-/// Normalizes pictures `[batch, height, width, 3]` in 0 to 1 for the SigLIP encoder: to -1 to 1.
+/// Normalizes pictures `[batch, height, width, 3]` from 0 to 1 to -1 to 1, for the SigLIP encoder.
 pub fn normalize_siglip(image: &Array) -> Result<Array> {
     normalize(image, [0.5; 3], [0.5; 3])
 }
@@ -267,8 +268,8 @@ fn normalize(image: &Array, mean: [f32; 3], std: [f32; 3]) -> Result<Array> {
         .divide(Array::from_slice(&std, &[3]))?)
 }
 
-/// One token for each row of logits `[batch, vocabulary]`: the likeliest at temperature 0, else
-/// drawn from MLX's global random state.
+/// Samples one token for each row of logits `[batch, vocabulary]`: the most likely one at
+/// temperature 0, otherwise a random one from MLX's global random state.
 pub fn sample(logits: &Array, temperature: f32) -> Result<Array, Exception> {
     if temperature == 0.0 {
         argmax_axis(logits, -1, false)
@@ -328,8 +329,8 @@ enum Next {
 }
 
 impl<'a, C: KeyValueCache + Default> Generate<'a, C> {
-    /// Begins with a picture, as [`MoxinVLM::forward`] takes it, and the ids of a prompt,
-    /// `[1, tokens]`. The cache is empty or fresh.
+    /// Starts with a picture, as [`MoxinVLM::forward`] takes it, and the ids of a prompt,
+    /// `[1, tokens]`. The cache must be empty.
     pub fn new(
         model: &'a mut MoxinVLM,
         cache: &'a mut Vec<C>,
@@ -361,7 +362,7 @@ impl<'a, C: KeyValueCache + Default> Generate<'a, C> {
 impl<C: KeyValueCache + Default> Iterator for Generate<'_, C> {
     type Item = Result<Array>;
 
-    /// The next token, `[1]`. After an error there is nothing more.
+    /// Returns the next token, `[1]`. Returns `None` after an error.
     fn next(&mut self) -> Option<Self::Item> {
         let logits = match std::mem::replace(&mut self.next, Next::Done) {
             Next::Done => return None,

@@ -1,8 +1,7 @@
-//! The one door through which the library opens files and folders that somebody else names.
+//! Opens files and folders whose names come from outside the library.
 //!
-//! A name may lead to a pipe that nobody writes to, to a device without an end, or to a file that
-//! grows. So a file is opened without waiting, looked at through its descriptor, and read up to a
-//! limit.
+//! A name may lead to a pipe without a writer, an endless device, or a growing file. Files are
+//! therefore opened without blocking, checked through their descriptor, and read up to a limit.
 
 use std::{
     collections::TryReserveError,
@@ -20,23 +19,23 @@ use rustix::{
 
 use crate::{Error, Result};
 
-/// The most bytes that a JSON file of a model may have, its tokenizer aside.
+/// The maximum size in bytes of a model's JSON file, except for its tokenizer.
 pub const MAX_JSON_BYTES: u64 = 16 << 20;
 
-/// A JSON file may have one value for so many bytes of its limit: a value takes up to about 100
-/// bytes in memory, however short it is.
+/// The number of bytes of the limit per JSON value: however short a value is, it takes up to about
+/// 100 bytes in memory.
 const BYTES_PER_VALUE: u64 = 16;
 
-/// How a file is opened: no waiting, no terminal, not for programs that are started.
+/// Open flags: do not block, do not become the controlling terminal, close on exec.
 const FLAGS: OFlags = OFlags::RDONLY
     .union(OFlags::NONBLOCK)
     .union(OFlags::NOCTTY)
     .union(OFlags::CLOEXEC);
 
-/// Opens a regular file for reading; returns it with its size. `what` says what the file is for.
+/// Opens a regular file for reading and returns it with its size. `what` says what the file is for.
 ///
-/// Fails with [`Error::NotFound`], [`Error::Io`], or [`Error::CorruptModel`] where it is something
-/// else than a file.
+/// Fails with [`Error::NotFound`], [`Error::Io`], or [`Error::CorruptModel`] if it is not a regular
+/// file.
 pub fn open(path: &Path, what: &str) -> Result<(File, u64)> {
     open_at(CWD, path.as_os_str(), path, what, OFlags::empty())
 }
@@ -46,12 +45,12 @@ pub fn read(path: &Path, what: &str, max_bytes: u64) -> Result<Vec<u8>> {
     read_opened(open(path, what)?, path, what, max_bytes)
 }
 
-/// Reads a JSON file of at most `max_bytes`, without parsing it. Refuses one whose values would
-/// fill memory.
+/// Reads a JSON file of at most `max_bytes` without parsing it. Refuses a file with so many values
+/// that they would fill the memory.
 pub fn read_json(path: &Path, what: &str, max_bytes: u64) -> Result<Vec<u8>> {
     let bytes = read(path, what, max_bytes)?;
     let max_values = max_bytes / BYTES_PER_VALUE;
-    // A value follows each of these, but for the few that are inside of texts.
+    // A value follows each of these characters, except for those inside strings.
     let values = bytes
         .iter()
         .filter(|byte| matches!(byte, b'[' | b'{' | b','))
@@ -116,8 +115,8 @@ fn open_at(
         AtFlags::empty()
     };
     let check = |stat: &Stat| kind_of(stat).map_or(Ok(()), |kind| Err(none(kind)));
-    // Opening alone makes some devices act. What counts is the second look: the name may lead
-    // elsewhere by then.
+    // Opening some devices has side effects, so the type is checked first. The second check
+    // decides, because the name may lead elsewhere by then.
     match statat(folder, name, follow).map_err(failed)? {
         link if FileType::from_raw_mode(link.st_mode) == FileType::Symlink => {}
         stat => check(&stat)?,
@@ -129,7 +128,7 @@ fn open_at(
     Ok((file.into(), stat.st_size as u64))
 }
 
-/// What something is that is not a regular file.
+/// Returns what a file is that is not a regular file.
 fn kind_of(stat: &Stat) -> Option<&'static str> {
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => None,
@@ -140,20 +139,20 @@ fn kind_of(stat: &Stat) -> Option<&'static str> {
     }
 }
 
-/// Which folder or file something is, whatever its names are.
+/// Identifies a file or folder, whatever its names are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity(u64, u64);
 
 impl Identity {
-    /// That of something that was looked at.
-    #[allow(clippy::unnecessary_cast)] // each system has its own types
+    /// Returns the identity from a stat result.
+    #[allow(clippy::unnecessary_cast)] // the types differ between systems
     pub fn of(stat: &Stat) -> Identity {
         Identity(stat.st_dev as u64, stat.st_ino as u64)
     }
 }
 
-/// A folder that stays the same one, whatever becomes of its path and of the process's current
-/// folder.
+/// An open folder. It stays the same folder even if its path or the current folder of the process
+/// changes.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
@@ -163,7 +162,7 @@ pub struct Folder {
 impl Folder {
     /// Opens a folder. `what` says what it is for.
     ///
-    /// Fails with [`Error::NotFound`], [`Error::Io`], or [`Error::InvalidArgument`] where it is no
+    /// Fails with [`Error::NotFound`], [`Error::Io`], or [`Error::InvalidArgument`] if it is not a
     /// folder.
     pub fn open(path: &Path, what: &str) -> Result<Folder> {
         if path.as_os_str().is_empty() {
@@ -176,7 +175,7 @@ impl Folder {
         Folder::open_at(CWD, path.as_os_str(), &path, what, OFlags::empty())
     }
 
-    /// Opens a folder inside of this one, not through a link.
+    /// Opens a folder inside this one, but not through a link.
     pub fn inner(&self, name: &OsStr, what: &str) -> Result<Folder> {
         Folder::open_at(
             self.as_fd(),
@@ -187,7 +186,7 @@ impl Folder {
         )
     }
 
-    /// Opens the folder that this one lies in.
+    /// Opens the parent folder.
     pub fn outer(&self) -> Result<Folder> {
         let name = OsStr::new("..");
         Folder::open_at(
@@ -223,12 +222,12 @@ impl Folder {
         })
     }
 
-    /// The path by which it was opened, made absolute.
+    /// Returns the path by which it was opened, made absolute.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The same folder once more.
+    /// Opens the same folder once more.
     pub fn try_clone(&self) -> Result<Folder> {
         let descriptor = self
             .descriptor
@@ -240,17 +239,17 @@ impl Folder {
         })
     }
 
-    /// What the system says of it.
+    /// Returns the folder's stat result.
     pub fn stat(&self) -> Result<Stat> {
         fstat(&self.descriptor).map_err(|errno| Error::io(&self.path, "a folder", errno.into()))
     }
 
-    /// Which folder it is.
+    /// Returns the identity of the folder.
     pub fn identity(&self) -> Result<Identity> {
         Ok(Identity::of(&self.stat()?))
     }
 
-    /// Reads a regular file in the folder, not through a link, of at most `max_bytes`.
+    /// Reads a regular file of at most `max_bytes` in the folder, but not through a link.
     pub fn read(&self, name: &OsStr, what: &str, max_bytes: u64) -> Result<Vec<u8>> {
         let path = self.path.join(name);
         read_opened(
@@ -261,7 +260,7 @@ impl Folder {
         )
     }
 
-    /// Makes a file that was not there, for writing.
+    /// Creates a new file for writing.
     pub fn create(&self, name: &str) -> Result<File> {
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -270,7 +269,7 @@ impl Folder {
             .map_err(|errno| Error::io(&self.path.join(name), "a file to write", errno.into()))
     }
 
-    /// The names in the folder, and what each is.
+    /// Lists the names in the folder with their types.
     pub fn entries(&self) -> Result<Vec<(std::ffi::CString, FileType)>> {
         let failed = |errno: Errno| Error::io(&self.path, "a folder", errno.into());
         let mut entries = Vec::new();

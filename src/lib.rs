@@ -1,5 +1,5 @@
-//! Runs vision-language models on Apple's MLX: [Moxin-7B
-//! VLM](https://huggingface.co/moxin-org/Moxin-7B-VLM) from a Hugging Face folder.
+//! Runs vision-language models on Apple's MLX, from the folders that Hugging Face and mlx-community
+//! publish.
 //!
 //! Most programs need [`Model`] and [`Session`], which may be used from any thread:
 //!
@@ -20,8 +20,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The modules below it ([`models`], [`nn`], [`checkpoint`]) stay usable on a thread of their own;
-//! see [`Generate`].
+//! The modules below that layer ([`models`], [`nn`], [`checkpoint`]) can be used on a single
+//! thread; see [`Generate`].
 #![warn(missing_docs)]
 #![deny(unsafe_code)]
 

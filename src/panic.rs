@@ -1,16 +1,16 @@
-//! Panics that become errors.
+//! Turns panics into errors.
 
 use std::{
     any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-/// Calls `f`; a panic in it becomes an error with its text.
+/// Calls `f` and returns the text of a panic as an error.
 pub fn caught<R>(f: impl FnOnce() -> R) -> Result<R, String> {
     catch_unwind(AssertUnwindSafe(f)).map_err(|panic| panic_text(panic.as_ref()))
 }
 
-/// The text of a caught panic.
+/// Returns the text of a caught panic.
 fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
     text.or_else(|| panic.downcast_ref::<String>().cloned())

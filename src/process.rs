@@ -1,5 +1,5 @@
-//! The process whose threads do the library's work. A fork copies the memory, but not the threads:
-//! what they would have done is never done in the child, and the locks that they held stay locked.
+//! Detects forked children. A fork copies the memory of a process but not its threads: in the child
+//! their work is never finished, and locks that they held stay locked.
 
 use std::{
     process,
@@ -8,10 +8,10 @@ use std::{
 
 use crate::{Error, Result};
 
-/// The number of that process; 0 before the library starts its first thread.
+/// The process id of the library's process; 0 before the library starts its first thread.
 static HOME: AtomicU32 = AtomicU32::new(0);
 
-/// Makes this the library's process. Called before a thread is started.
+/// Makes this process the library's process. Called before a thread is started.
 ///
 /// # Errors
 /// As [`check`].
@@ -20,7 +20,7 @@ pub fn enter() -> Result<()> {
     check()
 }
 
-/// Fails in a child that was forked from the library's process. Called before a lock is taken that
+/// Fails in a child that was forked from the library's process. Called before taking a lock that
 /// another thread may hold.
 ///
 /// # Errors
@@ -36,7 +36,7 @@ pub fn check() -> Result<()> {
     Ok(())
 }
 
-/// Whether this is a child that was forked from the library's process.
+/// Returns whether this process was forked from the library's process.
 pub fn is_forked() -> bool {
     let home = HOME.load(Ordering::SeqCst);
     home != 0 && home != process::id()

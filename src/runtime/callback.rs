@@ -1,4 +1,4 @@
-//! Calls of the program's functions.
+//! Calls of the program's callbacks.
 
 use std::{
     cell::Cell,
@@ -11,15 +11,15 @@ use super::sync::{
     thread, thread_local,
 };
 
-/// How long the end of the process waits for functions of the program that are running.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// How long process exit waits for running callbacks.
+const EXIT_TIMEOUT: Duration = Duration::from_millis(500);
 
 thread_local! {
     #[allow(clippy::missing_const_for_thread_local)] // shuttle's thread_local has no const form
     static DEPTH: Cell<usize> = Cell::new(0);
 }
 
-/// Calls a function of the program.
+/// Calls a callback of the program.
 pub fn enter<R>(f: impl FnOnce() -> R) -> R {
     struct Inside;
     impl Drop for Inside {
@@ -32,21 +32,21 @@ pub fn enter<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// Whether the calling thread is in such a function.
+/// Returns whether the calling thread is inside a callback.
 pub fn is_inside() -> bool {
     DEPTH.with(Cell::get) > 0
 }
 
-/// Calls that are made until the process ends.
+/// Callbacks are allowed until the process exits.
 pub struct Calls {
     running: AtomicUsize,
     over: AtomicBool,
-    /// When they ended.
+    /// When they were ended.
     since: OnceLock<Instant>,
 }
 
 impl Calls {
-    /// No call yet.
+    /// No call has been made yet.
     pub const fn new() -> Calls {
         Calls {
             running: AtomicUsize::new(0),
@@ -55,7 +55,7 @@ impl Calls {
         }
     }
 
-    /// Calls a function of the program, unless calls are over: then returns `None`.
+    /// Calls a callback, unless callbacks have been ended; then returns `None`.
     pub fn enter<R>(&self, f: impl FnOnce() -> R) -> Option<R> {
         struct Running<'a>(&'a AtomicUsize);
         impl Drop for Running<'_> {
@@ -65,30 +65,31 @@ impl Calls {
         }
         self.running.fetch_add(1, Ordering::SeqCst);
         let _running = Running(&self.running);
-        // Counted first: either this sees that calls are over, or who ends them sees this one.
+        // Count first: either this thread sees that callbacks have ended, or the thread that ends
+        // them sees this call.
         (!self.are_over()).then(|| enter(f))
     }
 
-    /// Lets no call begin any more.
+    /// Stops further callbacks.
     pub fn end(&self) {
         let _ = self.since.set(Instant::now());
         self.over.store(true, Ordering::SeqCst);
     }
 
-    /// Whether no call begins any more.
+    /// Returns whether callbacks have been ended.
     pub fn are_over(&self) -> bool {
         self.over.load(Ordering::SeqCst)
     }
 
-    /// Waits for the calls that other threads are in, where calls are over. One that does not
-    /// return for long is not waited for.
+    /// Waits for callbacks on other threads after callbacks were ended, but not for one that takes
+    /// too long.
     pub fn wait(&self) {
         let others = || self.running.load(Ordering::SeqCst) > usize::from(is_inside());
         while others()
             && self
                 .since
                 .get()
-                .is_some_and(|since| since.elapsed() < PATIENCE)
+                .is_some_and(|since| since.elapsed() < EXIT_TIMEOUT)
         {
             thread::sleep(Duration::from_millis(1));
         }

@@ -1,4 +1,4 @@
-//! Features of pictures that a program holds.
+//! Features of pictures that belong to the program.
 
 use std::sync::{Arc, Mutex};
 
@@ -11,8 +11,8 @@ use crate::{
     nn::Features,
 };
 
-/// A picture's features in the space of the model that made them. Clones share it. It keeps nothing
-/// else alive.
+/// The features of a picture in the space of the model that encoded it. Clones share them. An
+/// embedding does not keep the model alive.
 #[derive(Clone)]
 pub struct Embedding {
     pub(super) model: u64,
@@ -56,37 +56,39 @@ impl Embedding {
         }
     }
 
-    /// Positions it takes in a prompt.
+    /// Returns the number of positions it takes in a prompt.
     pub fn tokens(&self) -> usize {
         self.plan.features()
     }
 
-    /// Width of each feature.
+    /// Returns the number of values per position.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// [`ModelInfo::fingerprint`](crate::ModelInfo::fingerprint) of the model that made it.
+    /// Returns the [`ModelInfo::fingerprint`](crate::ModelInfo::fingerprint) of the model that made
+    /// it.
     pub fn model(&self) -> u64 {
         self.model
     }
 
-    /// Which picture it stands for.
+    /// Returns the hash of the picture.
     pub fn picture(&self) -> PictureHash {
         self.picture
     }
 
-    /// The features. On the engine thread only.
+    /// Returns the features. On the engine thread only.
     pub(super) fn features(&self) -> Result<Features> {
         let features = lock(&self.features.0).clone();
         features.ok_or_else(|| Error::InvalidState("the embedding was freed".into()))
     }
 
-    /// The numbers, feature after feature.
+    /// Copies the values, position by position.
     pub fn to_vec(&self) -> Result<Vec<f32>> {
         let features = self.features()?;
         engine::run(Op::default(), move |_| {
-            // The dtype is the device's; reading it as float32 is an operation of its own.
+            // The features have the device's dtype; converting them to float32 is an operation of
+            // its own.
             engine::on_device(Backend::Cpu, |_| floats(&features.rows, "an embedding"))
         })
     }

@@ -21,10 +21,11 @@ use crate::{
     process,
 };
 
-/// Calls of the program's functions from threads of the library.
+/// Callbacks from threads of the library.
 pub static CALLS: Calls = Calls::new();
 
-/// Runs `job` on the engine thread, in turn, and waits for its result: see [`Queue::run`].
+/// Runs `job` on the engine thread when its turn comes, and waits for its result: see
+/// [`Queue::run`].
 pub fn run<R: Send + 'static>(
     op: Op,
     job: impl FnOnce(&Reporter<R>) -> Result<R> + Send + 'static,
@@ -35,60 +36,59 @@ pub fn run<R: Send + 'static>(
     })
 }
 
-/// Fails where an operation is to end: the library is suspended, the process ends, or the caller
-/// wants it.
+/// Fails if an operation must stop: the library is suspended, the process exits, or the caller
+/// asked for it.
 pub fn check(control: &Control) -> Result<()> {
     engine()?.check(control)
 }
 
-/// As [`run`], for a job that changes something: a cancellation that comes when it is done comes
-/// too late.
-pub fn run_to_its_end<R: Send + 'static>(
+/// Does the same as [`run`] for a job with side effects: cancelling after completion has no effect.
+pub fn run_to_completion<R: Send + 'static>(
     op: Op,
     job: impl FnOnce(&Reporter<R>) -> Result<R> + Send + 'static,
 ) -> Result<R> {
-    engine()?.run_to_its_end(op, job)
+    engine()?.run_to_completion(op, job)
 }
 
-/// Runs `job` on the engine thread, in turn, also while the library is suspended: for what only
-/// looks at arrays or drops them.
+/// Runs `job` on the engine thread when its turn comes, even while the library is suspended: for
+/// work that only reads or drops arrays.
 pub fn turn<R: Send + 'static>(job: impl FnOnce() -> Result<R> + Send + 'static) -> Result<R> {
     engine()?.turn(job)
 }
 
-/// Has `job` done on the engine thread, in turn, without waiting. A panic in it is lost.
+/// Runs `job` on the engine thread when its turn comes, without waiting. A panic in it is ignored.
 pub fn post(job: impl FnOnce() + Send + 'static) {
     if let Ok(engine) = engine() {
         engine.post(job);
     }
 }
 
-/// Drops something that holds MLX arrays on the engine thread, without waiting.
+/// Drops a value that contains MLX arrays on the engine thread, without waiting.
 pub fn dispose(thing: impl Send + 'static) {
     match engine() {
         Ok(engine) => engine.dispose(thing),
-        // MLX's locks may be held by a thread that is not there.
+        // MLX's locks may be held by a thread that does not exist here.
         Err(_) if process::is_forked() => mem::forget(thing),
-        // MLX permits it for evaluated arrays.
+        // MLX allows it for evaluated arrays.
         Err(_) => drop(thing),
     }
 }
 
-/// Lets no operation compute from now on; waits at most `drain` for what is under way.
+/// Stops all computing; waits at most `drain` for running operations.
 ///
-/// An app that goes to the background must not submit work to the GPU: iOS refuses it, and answers
-/// would fail. Operations fail with [`Error::Suspended`]; what is under way ends so at its next
-/// tensor, block or layer; a stream pauses. Conversations stay as they are.
+/// An app that moves to the background must not submit GPU work, which iOS does not allow.
+/// Operations fail with [`Error::Suspended`], running ones at their next tensor, block or layer; a
+/// stream pauses. Conversations are kept.
 ///
 /// # Errors
-/// [`Error::Timeout`] where something is still under way then. The library is suspended all the
-/// same.
+/// [`Error::Timeout`] if something is still running after that time. The library is suspended all
+/// the same.
 pub fn suspend(drain: Duration) -> Result<()> {
     log::info!("suspended");
     engine()?.suspend(drain)
 }
 
-/// Ends what [`suspend`] began.
+/// Resumes computing after [`suspend`].
 pub fn resume() {
     if let Some(engine) = started() {
         engine.resume();
@@ -96,15 +96,15 @@ pub fn resume() {
     }
 }
 
-/// Waits while the library is suspended, unless `enough` says so, which is asked now and then.
+/// Waits while the library is suspended, or until `enough`, which is polled, returns true.
 pub fn wait_for_resume(enough: impl Fn() -> bool) {
     if let Ok(engine) = engine() {
         engine.wait_for_resume(enough);
     }
 }
 
-/// Calls `f` with operations going to a backend's device. On the engine thread only: devices belong
-/// to their thread.
+/// Calls `f` with operations running on a backend's device. On the engine thread only: devices
+/// belong to their thread.
 pub fn on_device<T>(backend: Backend, f: impl FnOnce(&Device) -> Result<T>) -> Result<T> {
     thread_local! {
         static DEVICES: RefCell<Vec<(Backend, Device)>> = const { RefCell::new(Vec::new()) };
@@ -134,7 +134,7 @@ pub fn on_device<T>(backend: Backend, f: impl FnOnce(&Device) -> Result<T>) -> R
 
 static ENGINE: OnceLock<Arc<Queue>> = OnceLock::new();
 
-/// The engine, where something has needed it already.
+/// Returns the engine, if it was started.
 fn started() -> Option<&'static Arc<Queue>> {
     ENGINE.get().filter(|_| !process::is_forked())
 }
@@ -149,7 +149,7 @@ fn engine() -> Result<&'static Arc<Queue>> {
     if let Some(engine) = ENGINE.get() {
         return Ok(engine);
     }
-    // A failure is not kept: the next call tries again.
+    // A failure is not stored: the next call tries again.
     let engine = start()?;
     Ok(ENGINE.get_or_init(|| engine))
 }
@@ -162,8 +162,8 @@ fn start() -> Result<Arc<Queue>> {
     let works = queue.clone();
     let work = move || {
         ENGINE_THREAD.set(true);
-        // MLX's own objects first: what is registered last at exit runs first, and must find them
-        // alive.
+        // MLX's own objects are created first: exit handlers run in reverse order, and ours must
+        // find them alive.
         let _ = Device::new(Backend::Auto);
         at_exit(stop);
         works.work();
@@ -180,8 +180,8 @@ fn start() -> Result<Arc<Queue>> {
     Ok(queue)
 }
 
-/// Ends what the library does, when the process ends: lets no function of the program be called any
-/// more, and has the engine let go of MLX's objects before they are destroyed. May be called twice.
+/// Stops the library when the process exits: no further callback is called, and the engine drops
+/// MLX's objects before they are destroyed. May be called twice.
 pub fn stop(status: Option<i32>) {
     if process::is_forked() {
         return stop_in_child(status);
@@ -196,8 +196,8 @@ pub fn stop(status: Option<i32>) {
     CALLS.wait();
 }
 
-/// Ends a forked child at once where the engine was at work when it was forked: MLX was in the
-/// middle of changing what its destructors, which run next, give back. Else does nothing.
+/// Ends a forked child at once if the engine was working at the fork: MLX's destructors, which
+/// would run next, could find its data half changed. Does nothing otherwise.
 fn stop_in_child(status: Option<i32>) {
     if let Some(status) = status
         && ENGINE.get().is_some_and(|engine| engine.is_working())
@@ -350,7 +350,7 @@ mod tests {
         ));
         assert_eq!(queue.turn(|| Ok(7)).unwrap(), 7);
 
-        // What does not end in time is said, and new work is refused all the same.
+        // The timeout is reported, and new work is refused all the same.
         queue.resume();
         let (let_go, wait) = std::sync::mpsc::channel::<()>();
         queue.post(move || wait.recv().unwrap_or_default());

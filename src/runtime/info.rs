@@ -1,4 +1,4 @@
-//! What a model is, and what it will take.
+//! Properties and memory estimate of a model.
 
 use std::collections::BTreeMap;
 
@@ -9,71 +9,71 @@ use crate::{
     models::{Budget, MediumSize, ModelFolder, is_vision, most_common},
 };
 
-/// What a model is.
+/// Properties of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelInfo {
-    /// The architecture, as config.json names it.
+    /// The architecture, as named in config.json.
     pub model_type: String,
-    /// Numbers in all tensors of the folder, also those that are never used.
+    /// The number of values in all tensors of the folder, including unused ones.
     pub parameters: u64,
-    /// Bytes of these tensors.
+    /// The size of these tensors in bytes.
     pub weight_bytes: u64,
-    /// Positions that the decoder was made for.
+    /// The number of positions that the decoder was made for.
     pub context_length: usize,
-    /// Rows of the token embedding.
+    /// The number of rows of the token embedding.
     pub vocabulary: usize,
-    /// Edge of the square that a picture is brought to, in pixels; 0 where that depends on the
+    /// The edge in pixels of the square that pictures are resized to; 0 if the size depends on the
     /// picture.
     pub image_size: usize,
-    /// Positions that a picture takes; 0 where that depends on the picture: see
+    /// The number of positions per picture; 0 if it depends on the picture: see
     /// [`Model::image_tokens`](crate::Model::image_tokens).
     pub image_tokens: usize,
-    /// Pictures that a conversation may have; [`usize::MAX`] for as many as fit.
+    /// The maximum number of pictures in a conversation; [`usize::MAX`]: as many as fit.
     pub max_images: usize,
-    /// Whether the model takes system text.
+    /// Whether the model supports system text.
     pub system: bool,
-    /// Whether a conversation goes on after an answer.
+    /// Whether a conversation can continue after an answer.
     pub several_messages: bool,
-    /// What to ask about a picture where a user has no question, in the words that the model was
-    /// made for.
+    /// The prompt to use when the user asks nothing, in the words that the model was trained with.
     pub default_prompt: &'static str,
-    /// Width of a token in the decoder.
+    /// The number of values per token in the decoder.
     pub hidden_size: usize,
-    /// Tells models apart whose embeddings do not fit each other: a hash of all weights that make
-    /// an embedding, and of the image settings. 0 before it is loaded.
+    /// Identifies the weights that encode pictures: a hash of all weights that affect an embedding,
+    /// and of the image settings. Embeddings can be exchanged between models with the same
+    /// fingerprint. 0 before the model is loaded.
     pub fingerprint: u64,
-    /// Where the model computes; never [`Backend::Auto`].
+    /// The device that the model runs on; never [`Backend::Auto`].
     pub backend: Backend,
     /// The dtype of activations.
     pub dtype: Dtype,
-    /// The scheme that most matrices have which are quantized.
+    /// The scheme of most quantized matrices.
     pub quantization: Option<Quantization>,
 }
 
-/// What a model in a folder will take, in bytes, known from its headers alone.
+/// The memory that the model in a folder needs, in bytes, estimated from its headers alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryEstimate {
-    /// The weights, once loaded.
+    /// The loaded weights.
     pub weights: u64,
-    /// Keys and values of one position of a conversation.
+    /// Keys and values per position of a conversation.
     pub kv_per_token: u64,
     /// Keys and values of a conversation that fills its context.
     pub kv_total: u64,
-    /// The most while loading.
+    /// The peak while loading.
     pub load_peak: u64,
-    /// What encoding a picture takes beyond the weights, for the time: the largest that fits the
-    /// context, where pictures differ.
+    /// The temporary memory of encoding a picture, in addition to the weights: for the largest
+    /// picture that fits into the context, if pictures differ.
     pub vision_peak: u64,
-    /// What a step of a conversation takes beyond weights, keys and values, for the time.
+    /// The temporary memory of a step, in addition to weights, keys and values.
     pub step_peak: u64,
-    /// The most in all: loading the model, encoding a picture, and one conversation that fills its
+    /// The overall peak: loading the model, encoding a picture, and one conversation that fills its
     /// context.
     pub total: u64,
-    /// What could be taken now.
+    /// The memory available now.
     pub available: u64,
 }
 
-/// All but the fingerprint.
+/// Returns everything except the fingerprint.
 pub fn describe(folder: &ModelFolder, device: &Device) -> Result<ModelInfo> {
     let (blueprint, settings) = (&folder.blueprint, folder.blueprint.decoder());
     let limits = blueprint.limits();
@@ -106,8 +106,7 @@ pub fn describe(folder: &ModelFolder, device: &Device) -> Result<ModelInfo> {
 }
 
 impl ModelInfo {
-    /// Tells what is known once the weights are there: how matrices are quantized, and the
-    /// fingerprint.
+    /// Adds the properties known after loading: the quantization scheme and the fingerprint.
     pub(super) fn with_schemes(
         self,
         folder: &ModelFolder,
@@ -122,8 +121,8 @@ impl ModelInfo {
     }
 }
 
-/// What makes the embeddings of a model unlike another's: how pictures come to be pixels, all
-/// weights but the language model's, and how those are quantized.
+/// Hashes everything that affects embeddings: the image settings, all weights except the language
+/// model's, and their quantization.
 fn fingerprint(
     folder: &ModelFolder,
     vision_hash: blake3::Hash,
@@ -131,7 +130,7 @@ fn fingerprint(
 ) -> u64 {
     let schemes: Vec<_> = schemes.iter().filter(|(path, _)| is_vision(path)).collect();
     let mut config = folder.files.config.clone();
-    // Said of all matrices, the language model's too, and here of those that count.
+    // The schemes include the language model's; here only the others matter.
     for field in ["quantization", "quantization_config"] {
         config.as_object_mut().map(|config| config.remove(field));
     }

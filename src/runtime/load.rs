@@ -1,4 +1,4 @@
-//! From a folder to a model in memory.
+//! Loads a model from a folder.
 
 use std::{cell::RefCell, path::Path, sync::Arc, time::Instant};
 
@@ -15,29 +15,29 @@ use crate::{
     text::{Template, Tokenizer},
 };
 
-/// The file that a model must have beside its configuration, its weights and the settings of its
-/// image processor.
+/// The file that a model needs in addition to its configuration, its weights and its image
+/// processor's settings.
 pub const TOKENIZER: &str = "tokenizer.json";
 
-/// How a model is loaded.
+/// Options for loading a model.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
-    /// Where it computes.
+    /// The device to run on.
     pub backend: Backend,
-    /// The dtype of activations: float16, bfloat16 or float32. `None`: the backend's, which is
+    /// The dtype of activations: float16, bfloat16 or float32. `None`: the backend's default,
     /// [`Device::dtype`].
     pub dtype: Option<Dtype>,
-    /// Bytes that loading it may take. `None`: what is available.
+    /// The maximum number of bytes for loading. `None`: the available memory.
     pub memory_limit: Option<u64>,
-    /// Matrices are quantized as they are read: the dense ones are never all in memory. `None`:
-    /// they stay as they are stored.
+    /// Quantizes matrices as they are read, so that the dense ones are never all in memory. `None`:
+    /// they stay as stored.
     pub quantize: Option<QuantizeOptions>,
-    /// Whose code computes on the CPU.
+    /// The kernels used on the CPU.
     pub cpu_kernels: CpuKernels,
-    /// Bytes for the features of pictures seen before. They take 4 MiB a picture in the largest
+    /// The size in bytes of the cache of encoded pictures. A picture takes 4 MiB in the largest
     /// case, Moxin-7B in float32.
     pub image_cache: u64,
-    /// The chat template, in Jinja, that takes the place of the folder's. `None`: the folder's.
+    /// A Jinja chat template to use instead of the folder's. `None`: the folder's.
     pub chat_template: Option<String>,
 }
 
@@ -68,12 +68,12 @@ impl LoadOptions {
         self.quantize.as_ref()?.scheme(path, columns)
     }
 
-    /// The template of a folder, or the one that takes its place.
+    /// Returns the folder's template, or the one that replaces it.
     fn template(&self, path: &Path, folder: &ModelFolder) -> Result<Option<Template>> {
         let source = self.chat_template.as_deref();
         if source.is_some() && matches!(folder.blueprint.format(), PromptFormat::Plain { .. }) {
             let what = format!(
-                "{} models have no chat template, so that another cannot take its place",
+                "{} models have no chat template that could be replaced",
                 folder.model_type
             );
             return Err(Error::InvalidArgument(what));
@@ -88,14 +88,14 @@ impl LoadOptions {
     }
 }
 
-/// `generation_config.json`, as far as it is read.
+/// The fields that are read from `generation_config.json`.
 #[derive(Deserialize)]
 struct GenerationConfig {
     eos_token_id: Option<TokenIds>,
 }
 
-/// Does what comes before an operation's turn on the engine, within its time limit, on the calling
-/// thread.
+/// Does the work before an operation's turn on the engine, on the calling thread and within the
+/// operation's time limit.
 pub fn before_the_engine<T>(op: &mut Op, work: impl FnOnce(&Control) -> Result<T>) -> Result<T> {
     process::check()?;
     let (clock, control) = (Instant::now(), Control::new(op.cancel.clone(), op.timeout));
@@ -107,8 +107,8 @@ pub fn before_the_engine<T>(op: &mut Op, work: impl FnOnce(&Control) -> Result<T
     Ok(done)
 }
 
-/// Calls `read` with the absolute path of a folder, and again where the folder was replaced by
-/// another meanwhile: what is read is all of one.
+/// Calls `read` with the absolute path of a folder, and again if the folder was replaced in the
+/// meantime, so that everything is read from one folder.
 pub fn settled<T>(path: &Path, control: &Control, read: impl Fn(&Path) -> Result<T>) -> Result<T> {
     const ATTEMPTS: usize = 20;
     let mut folder = open_folder(path)?;
@@ -127,7 +127,7 @@ pub fn settled<T>(path: &Path, control: &Control, read: impl Fn(&Path) -> Result
     ))
 }
 
-/// What is read of a folder before the weights are.
+/// Everything read from a folder except the weights.
 pub struct Parts {
     folder: ModelFolder,
     tokenizer: Tokenizer,
@@ -136,18 +136,18 @@ pub struct Parts {
     clock: Instant,
 }
 
-/// A model that was loaded.
+/// A loaded model.
 pub struct Loaded {
     /// The model.
     pub chat: ChatModel,
-    /// A hash of all its weights but the language model's, as they are stored.
+    /// A hash of all weights as stored, except for the language model's.
     pub vision_hash: blake3::Hash,
-    /// What it is.
+    /// Its properties.
     pub info: info::ModelInfo,
 }
 
 impl Parts {
-    /// Reads all of a folder but its weights.
+    /// Reads everything in a folder except the weights.
     pub fn read(folder: &Path, options: &LoadOptions, control: &Control) -> Result<Parts> {
         let clock = Instant::now();
         settled(folder, control, |path| {
@@ -180,7 +180,7 @@ impl Parts {
         })
     }
 
-    /// Loads the weights. On the engine thread.
+    /// Loads the weights. On the engine thread only.
     pub fn load(
         self,
         options: &LoadOptions,
@@ -197,7 +197,7 @@ impl Parts {
         let plan = |path: &str, columns| options.scheme(path, columns);
         let (mut weights, vision_hash) =
             device.run(|| folder.load(device, options.memory_limit, &plan, progress))?;
-        // The buffers that tensors were read into fit nothing that follows.
+        // The buffers that tensors were read into have sizes that nothing else needs.
         clear_cache()?;
         let schemes = weights.schemes();
         let info = info::describe(&folder, device)?.with_schemes(&folder, vision_hash, &schemes);
@@ -230,14 +230,15 @@ impl Parts {
     }
 }
 
-/// What the tokenizer puts around every text must be in the model's vocabulary.
+/// Checks that the tokens which the tokenizer adds around every text are in the model's vocabulary.
 fn check_tokenizer(tokenizer: &Tokenizer, vocabulary: usize) -> Result<(), String> {
     let around = tokenizer
         .encode("", true)
         .map_err(|error| error.to_string())?;
     match around.iter().find(|id| **id as usize >= vocabulary) {
         Some(id) => Err(format!(
-            "token {id} is put around every text; vocab_size in config.json is {vocabulary}"
+            "the tokenizer adds token {id} to every text; vocab_size in config.json is \
+                {vocabulary}"
         )),
         None => Ok(()),
     }

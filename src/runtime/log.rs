@@ -1,5 +1,5 @@
-//! What the library has to say while it works, for a program that is not written in Rust. One that
-//! is uses a logger of its own, for the [`log`] crate.
+//! The library's log messages, for programs that are not written in Rust. Rust programs install a
+//! logger of their own for the [`log`] crate.
 
 use std::{
     cell::Cell,
@@ -18,36 +18,36 @@ use super::{
 };
 use crate::{Error, Result, device::at_exit, error::guarded, process};
 
-/// Where messages go: level, target (such as `moxin_vlm::runtime`), text. Called on a thread of its
-/// own, one message after the other; dropped there too, after its last.
+/// A log callback: level, target (such as `moxin_vlm::runtime`) and text. Called on a thread of its
+/// own, one message at a time; also dropped there, after its last message.
 pub type LogSink = Box<dyn FnMut(log::Level, &str, &str) + Send>;
 
-/// Passes messages to the thread that calls the sink: who logs never waits for the program.
+/// Passes messages to the thread that calls the sink, so that logging never waits for the program.
 struct Forward;
 
-/// What waits for that thread.
+/// The messages that wait for that thread.
 static OUTBOX: Outbox<LogSink> = Outbox::new(Room {
     records: 1024,
     bytes: 1 << 20,
 });
 
 thread_local! {
-    /// Whether this is the log's thread. What is logged there, by a sink that calls the library,
-    /// would feed the sink for ever.
+    /// Whether this is the log's thread. Messages logged there, by a sink that calls the library,
+    /// would keep the sink busy forever.
     static LOG_THREAD: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Has messages up to a level go to `sink` from now on, or nowhere. What was logged before goes to
-/// the earlier sink, which is then dropped.
+/// Sets the log callback and level; `None` disables logging. Messages logged before go to the
+/// previous sink, which is then dropped.
 ///
-/// What is logged while the sink runs, on its thread, is dropped. So is what comes faster than the
-/// sink takes it: at most 1,024 messages, or 1 MiB of them, wait. Then one message says how many
+/// Messages logged on the sink's thread are dropped. So are messages that arrive faster than the
+/// sink handles them: at most 1,024 messages or 1 MiB wait, and one message then reports how many
 /// were dropped.
 ///
 /// # Errors
-/// [`Error::InvalidState`] where the program has installed another logger for the `log` crate, in a
-/// forked child, and where the log's thread cannot be started. The earlier sink stays then, and
-/// `sink` is dropped before this returns.
+/// [`Error::InvalidState`] if the program has installed another logger for the `log` crate, in a
+/// forked child, or if the log's thread cannot be started. The previous sink then stays, and `sink`
+/// is dropped before this returns.
 pub fn set_log(sink: Option<LogSink>, level: LevelFilter) -> Result<()> {
     if let Err(error) = prepare() {
         callback::enter(|| drop(sink));
@@ -57,7 +57,7 @@ pub fn set_log(sink: Option<LogSink>, level: LevelFilter) -> Result<()> {
     Ok(())
 }
 
-/// Installs the logger and starts its thread, where that was not done before.
+/// Installs the logger and starts its thread, if that was not done yet.
 fn prepare() -> Result<()> {
     static INSTALLED: LazyLock<bool> = LazyLock::new(|| log::set_logger(&Forward).is_ok());
     static STARTED: Mutex<bool> = Mutex::new(false);
@@ -86,14 +86,14 @@ fn prepare() -> Result<()> {
     Ok(())
 }
 
-/// The log's thread.
+/// Runs the log's thread.
 fn deliver() {
     LOG_THREAD.set(true);
     let mut sink = None;
     // A sink may fork; in the child there is nothing left to do.
     while !process::is_forked() {
         let mut message = Some(OUTBOX.next());
-        // A panic in the program's function costs its message only.
+        // A panic in the program's callback loses only this message.
         let told = CALLS.enter(|| {
             guarded(|| {
                 tell(&mut sink, message.take());
@@ -101,7 +101,7 @@ fn deliver() {
             })
         });
         if told.is_none() {
-            // What the sink would use may be gone.
+            // Objects that the sink uses may be gone.
             mem::forget(message);
             break;
         }
@@ -131,7 +131,7 @@ impl Log for Forward {
     }
 
     fn log(&self, record: &log::Record) {
-        // In a forked child the lock may be held by a thread that is not there.
+        // In a forked child the lock may be held by a thread that does not exist there.
         if self.enabled(record.metadata()) && !process::is_forked() {
             OUTBOX.add(Record {
                 level: record.level(),

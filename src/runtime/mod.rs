@@ -1,9 +1,8 @@
-//! What a program holds: [`Model`], [`Session`], [`Embedding`]. They may be used from any thread,
-//! in any number.
+//! The objects that a program works with: [`Model`], [`Session`], [`Embedding`]. They may be used
+//! from any thread, in any number.
 //!
-//! All MLX work happens on one thread that the library owns. Operations queue for it and each takes
-//! one turn: a session's is one chunk of a prompt or one token, so that sessions advance side by
-//! side.
+//! All MLX work happens on one thread of the library. Operations wait for their turn there. A turn
+//! of a session is one chunk of a prompt or one token, so that sessions advance side by side.
 
 pub(crate) mod callback;
 mod embedding;
@@ -21,7 +20,7 @@ mod stream;
 mod sync;
 mod tokenize;
 
-// What the C ABI is a translation of beside the types here: it sees no other room.
+// Further items that the C ABI translates: it uses no other module.
 pub(crate) use crate::{
     checkpoint::{Mode, Quantization},
     device::{
@@ -47,8 +46,8 @@ pub use model::{Model, trim_memory};
 pub use op::{Cancel, Op, Stage};
 pub use session::{Session, StreamOptions};
 
-/// Locks what is only read or replaced as a whole, or mended by who changes it: a panic while it
-/// was held has left it sound.
+/// Locks a value that is only read, replaced as a whole, or repaired by whoever changes it, so that
+/// it is valid even if a panic occurred while it was locked.
 fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex
         .lock()

@@ -25,8 +25,8 @@ use crate::{
     process,
 };
 
-/// A model in memory. Clones share it; the weights go when the last clone, session included, is
-/// dropped, or with [`Model::unload`].
+/// A model in memory. Clones share it. The weights are freed when the last clone and session are
+/// dropped, or by [`Model::unload`].
 #[derive(Clone)]
 pub struct Model(Arc<Inner>);
 
@@ -34,9 +34,9 @@ struct Inner {
     info: Mutex<ModelInfo>,
     backend: Backend,
     cpu_kernels: CpuKernels,
-    /// The folder that it comes from, its files open.
+    /// The folder it was loaded from, with its files open.
     folder: Arc<ModelFolder>,
-    /// A hash of all its weights but the language model's, as they are stored, for the fingerprint.
+    /// A hash of all weights as stored, except for the language model's; part of the fingerprint.
     vision_hash: blake3::Hash,
     /// Used on the engine thread only.
     loaded: Mutex<Option<ChatModel>>,
@@ -77,20 +77,21 @@ impl Drop for Inner {
     }
 }
 
-/// Models that are in memory, for [`trim_memory`].
+/// The models in memory, for [`trim_memory`].
 static MODELS: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
 
 impl Model {
     /// Loads a Hugging Face folder: `config.json`, the weights, `tokenizer.json`,
-    /// `preprocessor_config.json` and, where there is one, `generation_config.json`.
+    /// `preprocessor_config.json` and, if present, `generation_config.json`.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::CorruptModel`] and [`Error::UnsupportedModel`] name the file
-    /// and the field or tensor; [`Error::OutOfMemory`] where the weights take more than is allowed,
-    /// before any is read.
+    /// and the field or tensor; [`Error::OutOfMemory`] before any weight is read, if the weights
+    /// need more memory than is allowed.
     pub fn load(folder: impl AsRef<Path>, options: LoadOptions, mut op: Op) -> Result<Model> {
         options.check()?;
-        // All but the weights here: a slow disk, or a file that is none, must not stop the engine.
+        // Everything except the weights is read here: a slow disk or a special file must not block
+        // the engine.
         let parts = before_the_engine(&mut op, |control| {
             Parts::read(folder.as_ref(), &options, control)
         })?;
@@ -117,8 +118,8 @@ impl Model {
         Ok(Model(model))
     }
 
-    /// What the model in a folder is, without loading it: reads `config.json` and the headers of
-    /// the weights.
+    /// Describes the model in a folder without loading it, from `config.json` and the headers of
+    /// the weight files.
     pub fn inspect(folder: impl AsRef<Path>) -> Result<ModelInfo> {
         let folder = settled(folder.as_ref(), &Control::default(), ModelFolder::open)?;
         engine::turn(move || {
@@ -126,8 +127,8 @@ impl Model {
         })
     }
 
-    /// What the model in a folder will take, without loading it, loaded with `options` and talked
-    /// to with `generation`.
+    /// Estimates the memory of the model in a folder, loaded with `options` and used in one session
+    /// with `generation`, without loading it.
     pub fn estimate(
         folder: impl AsRef<Path>,
         options: &LoadOptions,
@@ -164,10 +165,10 @@ impl Model {
         })
     }
 
-    /// Positions that a picture of this size takes.
+    /// Returns the number of positions that a picture of this size takes.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a size or a budget that the model cannot take.
+    /// [`Error::InvalidArgument`] if the model cannot take the size or the budget.
     pub fn image_tokens(&self, width: usize, height: usize, budget: Budget) -> Result<usize> {
         Ok(self
             .0
@@ -177,13 +178,13 @@ impl Model {
             .features())
     }
 
-    /// What the model is.
+    /// Returns the properties of the model.
     pub fn info(&self) -> ModelInfo {
         lock(&self.0.info).clone()
     }
 
-    /// A field of config.json by its path, such as `text_config.num_hidden_layers` or
-    /// `image_sizes.0`: texts as they are, all else as JSON.
+    /// Returns a field of config.json by its path, such as `text_config.num_hidden_layers` or
+    /// `image_sizes.0`: a string without quotes, anything else as JSON.
     pub fn metadata(&self, path: &str) -> Option<String> {
         let pointer = format!("/{}", path.replace('.', "/"));
         match self.0.folder.files.config.pointer(&pointer)? {
@@ -193,16 +194,17 @@ impl Model {
     }
 
     /// Runs the vision encoders on a picture, unless its features are in the cache. The embedding
-    /// can stand for the picture in any session of this model, also when it was loaded anew.
+    /// can take the picture's place in any session of this model, even after the model is loaded
+    /// again.
     pub fn encode_image(&self, picture: &Picture, op: Op) -> Result<Embedding> {
         self.encode_image_within(picture, Budget::default(), op)
     }
 
-    /// Does what [`Model::encode_image`] does, with a budget of pixels where the model takes
+    /// Encodes an image as [`Model::encode_image`] does, with a pixel budget, for models that take
     /// pictures of any size.
     ///
     /// # Errors
-    /// Also [`Error::InvalidArgument`] for a picture or a budget that the model cannot take.
+    /// Also [`Error::InvalidArgument`] if the model cannot take the picture or the budget.
     pub fn encode_image_within(
         &self,
         picture: &Picture,
@@ -228,7 +230,7 @@ impl Model {
         })
     }
 
-    /// What becomes of a picture.
+    /// Plans how a picture is resized and how many positions it takes.
     fn plan(&self, picture: &Picture, budget: Budget) -> Result<(MediaPlan, MediaKey)> {
         let size = MediumSize {
             width: picture.width() as usize,
@@ -239,7 +241,7 @@ impl Model {
         Ok((plan, key))
     }
 
-    /// A picture as conversations hold it.
+    /// Prepares a picture for a conversation.
     pub(super) fn chat_image(&self, picture: Picture, budget: Budget) -> Result<ChatImage> {
         let (plan, key) = self.plan(&picture, budget)?;
         Ok(ChatImage {
@@ -249,29 +251,28 @@ impl Model {
         })
     }
 
-    /// Begins a conversation.
+    /// Starts a conversation.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] names the option; [`Error::OutOfMemory`] where a conversation
-    /// that fills its context does not fit.
+    /// [`Error::InvalidArgument`] names the option; [`Error::OutOfMemory`] if a conversation that
+    /// fills its context does not fit into memory.
     pub fn session(&self, options: GenerationOptions) -> Result<Session> {
         Session::new(self.clone(), options)
     }
 
-    /// Quantizes the matrices that `options` name and that are not yet quantized, one after the
-    /// other: it never takes more than the model and a matrix. Conversations go on; what they have
-    /// computed stays.
+    /// Quantizes the matrices that `options` select and that are not yet quantized, one at a time:
+    /// the peak is the model plus one matrix. Sessions continue, and keep what they have computed.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a scheme that MLX does not have; [`Error::InvalidState`]
-    /// where nothing is left to quantize; [`Error::Cancelled`], unless it comes too late, and
-    /// others. An error leaves the model as it was: what was replaced is read again from the folder
-    /// it came from. Where a file there has changed since, the old matrices are kept until all are
-    /// done, and [`Error::OutOfMemory`] says so where they do not fit.
+    /// [`Error::InvalidArgument`] if MLX does not have the scheme; [`Error::InvalidState`] if
+    /// nothing is left to quantize; [`Error::Cancelled`], unless the work is already complete; and
+    /// others. On error the model stays as it was: replaced matrices are read again from its
+    /// folder. If a file there has changed, the old matrices are kept until all are done, or the
+    /// call fails with [`Error::OutOfMemory`] if they do not fit.
     pub fn quantize(&self, options: QuantizeOptions, op: Op) -> Result<()> {
         options.check()?;
         let model = self.clone();
-        engine::run_to_its_end(op, move |reporter| {
+        engine::run_to_completion(op, move |reporter| {
             let inner = &*model.0;
             let mut loaded = lock(&inner.loaded);
             let chat = loaded.as_mut().ok_or_else(unloaded)?;
@@ -294,7 +295,7 @@ impl Model {
             chat.memory = inner
                 .folder
                 .memory(chat.arithmetic, &|path, _| chat.schemes.get(path).copied());
-            // Pictures encoded before are as they were only where their encoders are.
+            // Cached pictures stay valid only if their encoders were not quantized.
             if options.vision || !options.modules.is_empty() {
                 chat.images.borrow_mut().clear();
             }
@@ -302,34 +303,33 @@ impl Model {
             *info = info
                 .clone()
                 .with_schemes(&inner.folder, inner.vision_hash, &chat.schemes);
-            // What was done stays done, where free buffers cannot be given back too.
+            // The work is complete, even if free buffers cannot be released.
             let _ = clear_cache();
             outcome
         })
     }
 
-    /// Writes the model as it is now to a folder that [`Model::load`] reads, in the form of MLX's
-    /// community: the names of the folder it comes from, `.scales` and `.biases` beside what is
-    /// quantized, `quantization` in `config.json`. What is not quantized, or not used, is copied
-    /// from the folder it comes from, number for number.
+    /// Saves the model in its current form to a folder that [`Model::load`] can read, in the format
+    /// of mlx-community: the tensor names of the original folder, `.scales` and `.biases` next to
+    /// quantized weights, `quantization` in `config.json`. Weights that are not quantized, or not
+    /// used, are copied exactly.
     ///
-    /// Of the other files those are copied that a model is known to have: tokenizer, processor and
-    /// generation settings, chat templates, README.md, licences. A link is followed to a file of
-    /// the same folder and, in a snapshot of Hugging Face's cache, to that cache.
+    /// Of the other files, only known ones are copied: tokenizer, processor and generation
+    /// settings, chat templates, README.md and licenses. A link is followed if it leads to a file
+    /// in the same folder or, in a snapshot of the Hugging Face cache, into that cache.
     ///
-    /// With `overwrite` an empty folder is replaced, or a model's: one that holds files alone,
-    /// among them a config.json with a `model_type`. All its files go. A whole model is at the
-    /// place at any moment, also where the process is killed; what is left then beside it is a
-    /// hidden folder whose name begins with `.moxin-vlm-`. Only where a file system cannot exchange
-    /// two folders nothing is there for a moment.
+    /// With `overwrite`, an empty folder or a model folder is replaced, with all its files; a model
+    /// folder has only files, among them a config.json with a `model_type`. At every moment there
+    /// is a complete model at the path, even if the process is killed; in that case a hidden folder
+    /// whose name starts with `.moxin-vlm-` may be left next to it. Only if the file system cannot
+    /// exchange two folders is there a short moment without one.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where something is there, unless `overwrite`; where it is
-    /// something else than such a folder; where it is the folder that the model comes from or holds
-    /// that; and where a file to be copied is a link elsewhere. [`Error::NotFound`] where the
-    /// folder that the model comes from is gone; [`Error::InvalidState`] where the folder to be
-    /// replaced changes meanwhile; [`Error::Io`]. A failure leaves what was there, and nothing
-    /// else.
+    /// [`Error::InvalidArgument`] if the path exists and `overwrite` is false, if it is not such a
+    /// folder, if it is or contains the folder that the model was loaded from, or if a file to be
+    /// copied is a link to elsewhere; [`Error::NotFound`] if the folder that the model was loaded
+    /// from is gone; [`Error::InvalidState`] if the folder to be replaced changes in the meantime;
+    /// [`Error::Io`]. On error nothing new is left behind, and an existing folder stays as it was.
     pub fn save(&self, folder: impl AsRef<Path>, overwrite: bool, mut op: Op) -> Result<()> {
         let source = &self.0.folder.files;
         let needed = [TOKENIZER, source.processor.file_name()];
@@ -357,8 +357,8 @@ impl Model {
         folder.publish()
     }
 
-    /// Gives the weights back, though clones and sessions of the model remain. What would compute
-    /// with them fails then with [`Error::InvalidState`].
+    /// Releases the weights while clones and sessions of the model stay. Calls that need the
+    /// weights then fail with [`Error::InvalidState`].
     pub fn unload(&self) -> Result<()> {
         let model = self.clone();
         engine::turn(move || {
@@ -367,7 +367,7 @@ impl Model {
         })
     }
 
-    /// An embedding as conversations hold it, where it is this model's. On the engine thread only.
+    /// Prepares an embedding for a conversation, if it is this model's. On the engine thread only.
     pub(super) fn chat_embedding(&self, embedding: &Embedding) -> Result<ChatImage> {
         let info = self.info();
         if embedding.model != info.fingerprint {
@@ -383,12 +383,12 @@ impl Model {
         })
     }
 
-    /// Where prompts of this model are made tokens of.
+    /// Returns the threads that tokenize prompts of this model.
     pub(super) fn tokenizing(&self) -> &Arc<Places> {
         &self.0.tokenizing
     }
 
-    /// Calls `f` with the weights, its operations going to the model's device. On the engine thread
+    /// Calls `f` with the weights; its operations run on the model's device. On the engine thread
     /// only.
     pub(super) fn with<T>(&self, f: impl FnOnce(&ChatModel) -> Result<T>) -> Result<T> {
         let loaded = lock(&self.0.loaded);
@@ -402,13 +402,13 @@ impl Model {
     }
 }
 
-/// Gives back what is kept for reuse, without waiting: features of pictures seen before, and MLX's
-/// free buffers. For when the system says that memory is short.
+/// Releases memory kept for reuse, without blocking: the features of cached pictures, and MLX's
+/// free buffers. Call it when the system reports memory pressure.
 pub fn trim_memory() {
     if process::is_forked() {
         return;
     }
-    // Registered models, not their weights: they are used on the engine thread only.
+    // The models are registered, not their weights, which are used on the engine thread only.
     let models: Vec<_> = lock(&MODELS).iter().filter_map(Weak::upgrade).collect();
     engine::post(move || {
         for model in &models {
@@ -416,7 +416,7 @@ pub fn trim_memory() {
                 loaded.images.borrow_mut().clear();
             }
         }
-        // Nobody waits for this, and the buffers go back another time.
+        // Nobody waits for this, and the buffers can be released later.
         let _ = clear_cache();
         drop(models);
     });

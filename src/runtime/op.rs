@@ -1,4 +1,4 @@
-//! What a caller may attach to an operation that takes long: progress, cancellation, a time limit.
+//! Options for long operations: progress, cancellation and a time limit.
 
 use std::time::{Duration, Instant};
 
@@ -8,27 +8,27 @@ use super::sync::{
 };
 use crate::{Error, Result};
 
-/// Cancels operations. Clones cancel together; once triggered it stays so.
+/// Cancels operations. Clones share one flag; once set, it stays set.
 #[derive(Debug, Clone, Default)]
 pub struct Cancel {
     flag: Arc<AtomicBool>,
-    /// Another flag that counts too.
+    /// Another flag that also cancels.
     other: Option<Arc<AtomicBool>>,
 }
 
 impl Cancel {
-    /// One that is not triggered.
+    /// Returns a flag that is not set.
     pub fn new() -> Cancel {
         Cancel::default()
     }
 
-    /// Asks every operation that was given this, or a clone of it, to end with
-    /// [`Error::Cancelled`]. Nothing but an atomic store: a signal handler may do it.
+    /// Cancels every operation that was given this flag or a clone of it; they fail with
+    /// [`Error::Cancelled`]. Only an atomic store, so it is safe in a signal handler.
     pub fn trigger(&self) {
         self.flag.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it was triggered.
+    /// Returns whether the flag is set.
     pub fn is_triggered(&self) -> bool {
         let other = self
             .other
@@ -37,7 +37,7 @@ impl Cancel {
         other || self.flag.load(Ordering::Relaxed)
     }
 
-    /// Returns one that is triggered where `self` is or `other`.
+    /// Returns a flag that is set if `self` or `other` is.
     pub(super) fn or(&self, other: Option<&Cancel>) -> Cancel {
         Cancel {
             flag: self.flag.clone(),
@@ -45,13 +45,13 @@ impl Cancel {
         }
     }
 
-    /// Makes it as if it had not been triggered.
+    /// Clears the flag.
     pub(super) fn clear(&self) {
         self.flag.store(false, Ordering::Relaxed);
     }
 }
 
-/// What an operation is doing.
+/// The stage of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     /// Reading weights.
@@ -66,31 +66,31 @@ pub enum Stage {
     Save,
 }
 
-/// Options of one long operation. The default has none of them.
+/// Options for one long operation. The default sets none of them.
 #[derive(Default)]
 pub struct Op<'a> {
-    /// Told the stage and the part of it that is done, 0 to 1, on the calling thread. Returning
-    /// false cancels.
+    /// Receives the stage and the fraction that is complete, 0 to 1, on the calling thread.
+    /// Returning false cancels the operation.
     pub progress: Option<&'a mut dyn FnMut(Stage, f32) -> bool>,
     /// Cancels the operation.
     pub cancel: Option<Cancel>,
-    /// The longest it may take, the time it waits for its turn included.
+    /// The time limit, including the time spent waiting for other operations.
     pub timeout: Option<Duration>,
 }
 
-/// When an operation is to end early.
+/// The conditions under which an operation stops early.
 #[derive(Clone, Default)]
 pub struct Control {
-    /// Triggered where the progress callback asks to stop.
+    /// Set when the progress callback asks to stop.
     pub refused: Cancel,
     cancel: Option<Cancel>,
     deadline: Option<Instant>,
 }
 
 impl Control {
-    /// For an operation that begins now.
+    /// Starts the time limit of an operation that begins now.
     pub fn new(cancel: Option<Cancel>, timeout: Option<Duration>) -> Control {
-        // A limit too long to be reckoned is no limit.
+        // A limit beyond the clock's range is no limit.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         Control {
             refused: Cancel::new(),
@@ -99,7 +99,7 @@ impl Control {
         }
     }
 
-    /// Returns the options of an operation that ends when this one does.
+    /// Returns the options of an operation that stops when this one does.
     pub fn op(&self) -> Op<'static> {
         let timeout = self
             .deadline
@@ -111,7 +111,7 @@ impl Control {
         }
     }
 
-    /// Fails where the caller wants the operation to end.
+    /// Fails if the caller wants the operation to stop.
     pub fn check(&self) -> Result<()> {
         if self.is_cancelled() {
             return Err(Error::Cancelled);
@@ -122,7 +122,7 @@ impl Control {
         }
     }
 
-    /// Whether the caller cancelled it, time limits aside.
+    /// Returns whether the caller cancelled the operation; a time limit does not count.
     pub fn is_cancelled(&self) -> bool {
         self.refused.is_triggered() || self.cancel.as_ref().is_some_and(Cancel::is_triggered)
     }

@@ -1,5 +1,4 @@
-//! Messages that wait for the log's thread, a bounded number of them. Knows nothing of what is done
-//! with them.
+//! A bounded queue of messages for the log's thread. Independent of what is done with them.
 
 use std::{collections::VecDeque, mem};
 
@@ -14,22 +13,22 @@ pub struct Outbox<S> {
     came: Condvar,
 }
 
-/// What the log's thread is to do next.
+/// What the log's thread does next.
 pub enum Message<S> {
     /// Use another sink, or none.
     Sink(Option<S>),
-    /// Give a record to the sink.
+    /// Pass a record to the sink.
     Record(Record),
 }
 
-/// One message of the library.
+/// One log message.
 pub struct Record {
     pub level: Level,
     pub target: String,
     pub text: String,
 }
 
-/// Records, and bytes of their texts.
+/// A number of records and of bytes in their texts.
 pub struct Room {
     pub records: usize,
     pub bytes: usize,
@@ -37,15 +36,16 @@ pub struct Room {
 
 struct Line<S> {
     messages: VecDeque<Message<S>>,
-    /// What the latest sink wants.
+    /// The level of the latest sink.
     level: LevelFilter,
     waiting: Room,
-    /// Records that found no room since the last one that did.
+    /// The number of records dropped since the last one that found room.
     dropped: usize,
 }
 
 impl<S> Outbox<S> {
-    /// One that wants no records yet. Those that come while `most` or more wait are dropped.
+    /// Creates an outbox that accepts no records yet. Records that arrive while `most` or more wait
+    /// are dropped.
     pub const fn new(most: Room) -> Outbox<S> {
         let waiting = Room {
             records: 0,
@@ -64,8 +64,8 @@ impl<S> Outbox<S> {
         }
     }
 
-    /// Has records up to `level` go to `sink` from now on; those that wait go to the earlier one.
-    /// Calls `also` with the level, in the same step.
+    /// Sends records up to `level` to `sink` from now on; waiting records go to the previous one.
+    /// Calls `also` with the level under the same lock.
     pub fn set(&self, sink: Option<S>, level: LevelFilter, also: impl FnOnce(LevelFilter)) {
         let level = if sink.is_some() {
             level
@@ -83,14 +83,14 @@ impl<S> Outbox<S> {
         self.came.notify_one();
     }
 
-    /// Adds a record, where the latest sink wants it and there is room.
+    /// Adds a record, if the latest sink wants it and there is room.
     pub fn add(&self, record: Record) {
         let mut line = self.line();
         if record.level > line.level {
             return;
         }
-        // Once something was dropped, all is until there is nothing left: so one notice tells of
-        // many.
+        // After the first dropped record all are dropped until the queue is empty, so that one
+        // notice reports many.
         if line.dropped > 0
             || line.waiting.records >= self.most.records
             || line.waiting.bytes >= self.most.bytes
@@ -125,7 +125,7 @@ impl<S> Outbox<S> {
     }
 
     fn line(&self) -> MutexGuard<'_, Line<S>> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.line
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -139,12 +139,12 @@ impl<S> Line<S> {
         self.messages.push_back(Message::Record(record));
     }
 
-    /// Takes a record that says how many were dropped, where any were.
+    /// Takes a record that reports the number of dropped messages, if there are any.
     fn notice(&mut self) -> Option<Record> {
         let dropped = mem::take(&mut self.dropped);
         let level = self.level.to_level()?.min(Level::Warn);
         let text = format!(
-            "{dropped} messages were dropped: they came faster than the log's function took them"
+            "{dropped} messages were dropped: they came faster than the log callback handled them"
         );
         (dropped > 0).then(|| Record {
             level,

@@ -1,4 +1,4 @@
-//! Jobs for one thread, done in the order in which they come. Knows nothing of MLX.
+//! Jobs for one thread, done in order of arrival. Independent of MLX.
 
 use std::{
     collections::VecDeque,
@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{Error, Result, error::guarded, process};
 
-/// How often a thread that waits for its turn looks whether it is still to wait.
-pub const GLANCE: Duration = Duration::from_millis(20);
+/// How often a waiting thread checks whether it should stop waiting.
+pub const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -33,15 +33,15 @@ pub struct Queue {
     calls: &'static Calls,
     line: Mutex<VecDeque<Job>>,
     changed: Condvar,
-    /// Whether a job is being done. Changed with the line locked, but for who asks without.
+    /// Whether a job is running. Changed under the lock, but also read without it.
     working: AtomicBool,
     suspended: AtomicBool,
     ending: AtomicBool,
-    /// Set by the last job that may touch what MLX made.
+    /// Set by the last job that may use MLX's objects.
     ended: AtomicBool,
 }
 
-/// A job's way to the thread that waits for it.
+/// Connects a job with the thread that waits for it.
 pub struct Reporter<R> {
     queue: Arc<Queue>,
     control: Control,
@@ -49,21 +49,21 @@ pub struct Reporter<R> {
 }
 
 impl<R> Reporter<R> {
-    /// Passes progress on; fails where the operation is to end.
+    /// Reports progress; fails if the operation must stop.
     pub fn report(&self, stage: Stage, fraction: f32) -> Result<()> {
-        // Where nobody waits any more, nobody misses it.
+        // If nobody waits any more, nobody needs the result.
         let _ = self.sender.send(Message::Progress(stage, fraction));
         self.check()
     }
 
-    /// Fails where the operation is to end.
+    /// Fails if the operation must stop.
     pub fn check(&self) -> Result<()> {
         self.queue.check(&self.control)
     }
 }
 
 impl Queue {
-    /// One without jobs, which reports progress until `calls` are over.
+    /// Creates an empty queue, which reports progress until `calls` are ended.
     pub fn new(calls: &'static Calls) -> Arc<Queue> {
         let (line, changed) = (Mutex::default(), Condvar::default());
         let [working, suspended, ending, ended] = [(); 4].map(|()| AtomicBool::new(false));
@@ -78,14 +78,14 @@ impl Queue {
         })
     }
 
-    /// Does jobs, for ever, on the thread that calls.
+    /// Runs jobs on the calling thread, forever.
     pub fn work(&self) {
         loop {
             self.work_once();
         }
     }
 
-    /// Waits for a job and does it.
+    /// Waits for a job and runs it.
     pub fn work_once(&self) {
         let job = self.next();
         job();
@@ -114,8 +114,8 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Has `job` done in its turn, without waiting; not where the process ends. A panic in it is
-    /// lost.
+    /// Runs `job` when its turn comes, without waiting; not if the process exits. A panic in it is
+    /// ignored.
     pub fn post(self: &Arc<Self>, job: impl FnOnce() + Send + 'static) {
         let queue = self.clone();
         self.push(move || match queue.is_ending() {
@@ -127,10 +127,10 @@ impl Queue {
         });
     }
 
-    /// Has `job` done in its turn and waits for its result. Progress is reported on the calling
-    /// thread. A panic in the job becomes [`Error::Panic`]. An operation that was cancelled before
-    /// this returns is cancelled, also where its job was done by then; one whose turn has not come
-    /// when it is cancelled or out of time returns without it.
+    /// Runs `job` when its turn comes and waits for its result. Progress is reported on the calling
+    /// thread. A panic in the job becomes [`Error::Panic`]. An operation that is cancelled before
+    /// this returns counts as cancelled, even if its job is complete. An operation whose turn has
+    /// not come when it is cancelled or its time is over returns without running.
     pub fn run<R: Send + 'static>(
         self: &Arc<Self>,
         op: Op,
@@ -139,9 +139,9 @@ impl Queue {
         self.run_job(op, job, false)
     }
 
-    /// As [`Queue::run`], for a job that changes something: a cancellation that comes when it is
-    /// done comes too late.
-    pub fn run_to_its_end<R: Send + 'static>(
+    /// Does the same as [`Queue::run`] for a job with side effects: cancelling after completion has
+    /// no effect.
+    pub fn run_to_completion<R: Send + 'static>(
         self: &Arc<Self>,
         op: Op,
         job: impl FnOnce(&Reporter<R>) -> Result<R> + Send + 'static,
@@ -153,11 +153,11 @@ impl Queue {
         self: &Arc<Self>,
         mut op: Op,
         job: impl FnOnce(&Reporter<R>) -> Result<R> + Send + 'static,
-        done_is_done: bool,
+        ignore_late_cancel: bool,
     ) -> Result<R> {
         let control = Control::new(op.cancel.clone(), op.timeout);
         if let Err(error) = self.check(&control) {
-            // Not on the thread that works: it cannot be known whether MLX is still there.
+            // Not on the queue's own thread, because MLX may no longer exist there.
             if self.is_ending() {
                 mem::forget(job);
             }
@@ -187,8 +187,10 @@ impl Queue {
             let _ = reporter.sender.send(Message::Done(result));
         });
         loop {
-            match messages.recv_timeout(GLANCE) {
-                Ok(Message::Done(Ok(unwanted))) if !done_is_done && control.is_cancelled() => {
+            match messages.recv_timeout(POLL_INTERVAL) {
+                Ok(Message::Done(Ok(unwanted)))
+                    if !ignore_late_cancel && control.is_cancelled() =>
+                {
                     self.dispose(unwanted);
                     return Err(Error::Cancelled);
                 }
@@ -199,8 +201,8 @@ impl Queue {
                     }) {
                         control.refused.trigger();
                     }
-                    // Progress may have forked. In the child nobody answers, and the channel may be
-                    // in the middle of a message.
+                    // The progress callback may have forked. In the child nobody answers, and the
+                    // channel may contain half a message.
                     if let Err(error) = process::check() {
                         mem::forget(messages);
                         return Err(error);
@@ -222,8 +224,8 @@ impl Queue {
         }
     }
 
-    /// Has `job` done in its turn and waits for it, also while the queue is suspended: for what
-    /// computes nothing.
+    /// Runs `job` when its turn comes and waits for it, even while the queue is suspended: for jobs
+    /// that compute nothing.
     pub fn turn<R: Send + 'static>(
         self: &Arc<Self>,
         job: impl FnOnce() -> Result<R> + Send + 'static,
@@ -247,21 +249,20 @@ impl Queue {
         })
     }
 
-    /// Drops something on the thread that works, without waiting.
+    /// Drops a value on the queue's thread, without waiting.
     pub fn dispose(self: &Arc<Self>, thing: impl Send + 'static) {
         self.post(move || drop(thing));
     }
 
-    /// Drops something that may hold MLX arrays, on the thread that works; not once
-    /// [`end`](Self::end) is over: then MLX's objects may be gone, and the system takes the memory
-    /// back.
+    /// Drops a value that may contain MLX arrays on the queue's thread. After [`end`](Self::end) it
+    /// is leaked instead: MLX's objects may be gone, and the system reclaims the memory.
     fn discard(&self, thing: impl Send) {
         if self.ended.load(Ordering::SeqCst) {
             mem::forget(thing);
         }
     }
 
-    /// Fails where an operation is to end.
+    /// Fails if an operation must stop.
     pub fn check(&self, control: &Control) -> Result<()> {
         if self.is_ending() {
             return Err(Error::Cancelled);
@@ -274,8 +275,8 @@ impl Queue {
         }
     }
 
-    /// Refuses operations from now on, and waits at most `drain` for what is under way, which ends
-    /// at the next occasion.
+    /// Refuses operations from now on, and waits at most `drain` for running ones, which stop at
+    /// the next check.
     pub fn suspend(&self, drain: Duration) -> Result<()> {
         self.suspended.store(true, Ordering::SeqCst);
         let deadline = Instant::now() + drain.min(Duration::from_secs(u32::MAX.into()));
@@ -301,21 +302,21 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Waits until the queue is resumed, or the process ends, or `enough` says so, which is asked
-    /// now and then.
+    /// Waits until the queue is resumed, the process exits, or `enough`, which is polled, returns
+    /// true.
     pub fn wait_for_resume(&self, enough: impl Fn() -> bool) {
         let mut line = self.line();
         while self.suspended.load(Ordering::SeqCst) && !self.is_ending() && !enough() {
             line = self
                 .changed
-                .wait_timeout(line, GLANCE)
+                .wait_timeout(line, POLL_INTERVAL)
                 .unwrap_or_else(|poisoned| poisoned.into_inner())
                 .0;
         }
     }
 
-    /// The process is about to end: waits for the running job, which is asked to end; those behind
-    /// it are cancelled. Whoever waits for one gets an answer.
+    /// Prepares for process exit: asks the running job to stop and waits for it; cancels the jobs
+    /// behind it. Every waiting thread gets an answer.
     pub fn end(self: &Arc<Self>) {
         self.ending.store(true, Ordering::SeqCst);
         let (sender, ended) = mpsc::channel();
@@ -327,18 +328,18 @@ impl Queue {
         let _ = ended.recv();
     }
 
-    /// Whether a job is being done. Takes no lock.
+    /// Returns whether a job is running. Takes no lock.
     pub fn is_working(&self) -> bool {
         self.working.load(Ordering::SeqCst)
     }
 
-    /// Whether the process is about to end.
+    /// Returns whether the process is about to exit.
     pub fn is_ending(&self) -> bool {
         self.ending.load(Ordering::SeqCst)
     }
 
     fn line(&self) -> MutexGuard<'_, VecDeque<Job>> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.line
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())

@@ -1,4 +1,4 @@
-//! A conversation that any thread may hold.
+//! A conversation that any thread may use.
 
 use std::{
     sync::{Arc, Mutex},
@@ -23,11 +23,11 @@ use crate::{
     text::{Message, Role},
 };
 
-/// A conversation with a model. Clones are the same conversation; it lives as long as any of them,
-/// and keeps its model alive.
+/// A conversation with a model. Clones share the conversation. It lives as long as any of them, and
+/// keeps its model alive.
 ///
-/// One operation at a time: a second one, from another thread or beside a stream, fails with
-/// [`Error::Busy`]. [`Session::cancel`] and [`Session::stats`] are not among them.
+/// Only one operation may run at a time: a second one, from another thread or beside a stream,
+/// fails with [`Error::Busy`]. [`Session::cancel`] and [`Session::stats`] are always allowed.
 #[derive(Clone)]
 pub struct Session {
     model: Model,
@@ -37,7 +37,7 @@ pub struct Session {
 struct Shared {
     slot: Arc<Slot<Conversation>>,
     cancel: Cancel,
-    /// Those of the latest step.
+    /// The statistics of the latest step.
     stats: Mutex<Stats>,
     streams: Arc<Streams>,
 }
@@ -51,12 +51,12 @@ impl Drop for Conversation {
     }
 }
 
-/// What ends a streamed answer early.
+/// Conditions that end a streamed answer early.
 #[derive(Default)]
 pub struct StreamOptions {
-    /// Cancels it, as [`Session::cancel`] does.
+    /// Cancels the answer, as [`Session::cancel`] does.
     pub cancel: Option<Cancel>,
-    /// The longest it may take; it ends with [`Error::Timeout`] then.
+    /// The time limit; after it the answer ends with [`Error::Timeout`].
     pub timeout: Option<Duration>,
 }
 
@@ -82,23 +82,24 @@ impl Session {
         }
     }
 
-    /// The model it talks to.
+    /// Returns the model of the session.
     pub fn model(&self) -> &Model {
         &self.model
     }
 
-    /// Adds a text. The user's is answered by the next steps; an assistant's is taken as an answer
-    /// already given. Texts of one role that follow each other become one message, a line each.
+    /// Adds a text. The next steps answer a user's text; an assistant's text counts as an existing
+    /// answer. Consecutive texts and pictures of one role are parts of one message.
     ///
-    /// It is text: where a control token such as `</s>` is spelt in it, the model reads the
-    /// characters, not the token. See [`Session::add_prompt`] for the other way.
+    /// The text is never interpreted: if it spells a control token such as `</s>`, the model reads
+    /// the characters, not the token. See [`Session::add_prompt`] for the opposite.
     ///
     /// # Errors
-    /// [`Error::InvalidState`] for a system text, which this model does not take, and while an
-    /// answer is being generated; [`Error::ContextFull`] where the conversation cannot fit into the
-    /// context, which is known from its length in bytes.
+    /// [`Error::InvalidState`] if the role is [`Role::System`] and the model does not support it,
+    /// if a question follows an answer and the model does not support that, or while an answer is
+    /// being generated; [`Error::ContextFull`] if the length in bytes already shows that the
+    /// conversation cannot fit.
     pub fn add_text(&self, role: Role, text: &str) -> Result<()> {
-        // Before it is copied.
+        // Checked before the text is copied.
         lock_chat(self.shared.slot.claim()?.slot(), |chat| {
             chat.check_room(text.len())
         })?;
@@ -106,59 +107,62 @@ impl Session {
         self.change(move |chat| chat.add_text(role, &text))
     }
 
-    /// Adds prompt text as it is: control tokens spelt in it are control tokens, and nothing is put
-    /// around it but the `<s>` in front of the whole prompt, where it does not begin with one. For
-    /// prompts in a format of one's own; what a user says goes to [`Session::add_text`], which
-    /// makes no control token of it.
+    /// Adds prompt text unchanged, for prompts in a custom format. Control tokens spelled in the
+    /// text are control tokens. Nothing is added around it, except the `<s>` at the start of the
+    /// whole prompt if it is missing. Do not use it for text from users; [`Session::add_text`]
+    /// never turns text into control tokens.
     ///
     /// The text is a message of [`Role::Prompt`], which the next steps answer. Texts added one
-    /// after the other are joined without anything between them. The answer is not trimmed in
-    /// front, is used as it is in later prompts, and is closed by `</s>` as every answer. Before
-    /// and after such a pair the conversation may have others in the usual form; rewinding and
-    /// forking count it like them. A picture stands behind the first token, as always.
+    /// after the other are joined without a separator. The answer is not trimmed at the start,
+    /// appears unchanged in later prompts, and is closed by `</s>` like every answer. Such messages
+    /// can be mixed with ordinary ones; rewinding and forking treat them alike. A picture is placed
+    /// after the first token, as always.
     ///
     /// # Errors
-    /// [`Error::InvalidState`] while an answer is being generated, and where a question added with
+    /// [`Error::InvalidState`] while an answer is being generated, or if a question added with
     /// [`Session::add_text`] waits for its answer; [`Error::ContextFull`] as for
     /// [`Session::add_text`].
     pub fn add_prompt(&self, text: &str) -> Result<()> {
         self.add_text(Role::Prompt, text)
     }
 
-    /// Sets the picture that the conversation is about. It is encoded by the next step. Where the
-    /// first answer is cancelled or fails, it is taken back with the question; added again it is
-    /// not encoded again.
+    /// Adds a picture at the end of the user's message. The model encodes it in one of the next
+    /// steps. If the answer is cancelled or fails, its pictures are removed together with the
+    /// question; a picture that is added again is not encoded again.
     ///
     /// # Errors
-    /// [`Error::InvalidState`] for a second picture, and after the first answer.
+    /// [`Error::InvalidState`] for more pictures than
+    /// [`ModelInfo::max_images`](crate::ModelInfo::max_images), after an answer if the model does
+    /// not support that, or while an answer is being generated.
     pub fn add_image(&self, picture: Picture) -> Result<()> {
         self.add_image_within(picture, Budget::default())
     }
 
-    /// Does what [`Session::add_image`] does, with a budget of pixels where the model takes
+    /// Adds a picture as [`Session::add_image`] does, with a pixel budget, for models that take
     /// pictures of any size.
     ///
     /// # Errors
-    /// Also [`Error::InvalidArgument`] for a picture or a budget that the model cannot take.
+    /// Also [`Error::InvalidArgument`] if the model cannot take the picture or the budget.
     pub fn add_image_within(&self, picture: Picture, budget: Budget) -> Result<()> {
         let image = self.model.chat_image(picture, budget)?;
         self.change(move |chat| chat.add_image(image))
     }
 
-    /// Sets the picture by its embedding, which must come from the same model.
+    /// Adds a picture that the same model has already encoded.
     pub fn add_embedding(&self, embedding: &Embedding) -> Result<()> {
         let (model, embedding) = (self.model.clone(), embedding.clone());
         self.change(move |chat| chat.add_image(model.chat_embedding(&embedding)?))
     }
 
-    /// Does one chunk of prefill, or generates one token, or ends the answer. See [`Event`].
+    /// Performs one step: reads a chunk of the prompt, generates a token, or ends the answer. See
+    /// [`Event`].
     ///
     /// # Errors
-    /// An error takes the turn back: its texts, and a picture added with them. The session can go
-    /// on with another. [`Error::Suspended`] does not: the next step goes on where this one did
-    /// not, and until then the session is generating. [`Session::cancel`] is heard before every
-    /// layer; the event is then [`Event::Finished`] with [`FinishReason::Cancelled`], and the turn
-    /// is taken back.
+    /// On error the turn is rolled back: its texts and pictures are removed, and the session can
+    /// take another question. After [`Error::Suspended`] nothing is rolled back: the answer stays
+    /// in progress, and the next step continues it. [`Session::cancel`] takes effect before the
+    /// next layer; the event is then [`Event::Finished`] with [`FinishReason::Cancelled`], and the
+    /// turn is rolled back.
     ///
     /// | a step or a stream ends with | what is kept |
     /// |---|---|
@@ -177,13 +181,13 @@ impl Session {
         )
     }
 
-    /// Does a step that `op` may end too. A step that was done is not cancelled any more: its event
-    /// is the answer's.
+    /// Performs a step that `op` may also end. A completed step is not cancelled any more: its
+    /// event belongs to the answer.
     fn step_of(&self, claim: &Claim<Conversation>, op: Op) -> Result<Event> {
         let (session, slot) = (self.clone(), claim.slot().clone());
         let control = Control::new(op.cancel.clone(), op.timeout);
         let step = move || {
-            engine::run_to_its_end(op, move |reporter| {
+            engine::run_to_completion(op, move |reporter| {
                 inject("engine")?;
                 let (progress, poll) = (
                     |part| reporter.report(Stage::Encode, part),
@@ -214,9 +218,9 @@ impl Session {
         }
     }
 
-    /// Makes tokens of the prompt that the next step reads, where there is one, off the engine's
-    /// thread. Cancelled, out of time, or suspended it leaves the conversation as it is; any other
-    /// error takes the turn back.
+    /// Tokenizes the prompt for the next step, if needed, outside the engine's thread. If this is
+    /// cancelled, suspended, or exceeds its time, the conversation stays as it is; any other error
+    /// rolls the turn back.
     fn tokenize(&self, claim: &Claim<Conversation>, control: &Control) -> Result<()> {
         let since = Instant::now();
         let write = |(writer, request)| {
@@ -240,7 +244,8 @@ impl Session {
         }
     }
 
-    /// The answer's events as an iterator, which ends after [`Event::Finished`] or an error.
+    /// Returns the answer's events as an iterator, which ends after [`Event::Finished`] or an
+    /// error.
     pub fn generate(&self) -> impl Iterator<Item = Result<Event>> + '_ {
         let mut ended = false;
         std::iter::from_fn(move || {
@@ -253,15 +258,15 @@ impl Session {
         })
     }
 
-    /// Reads the prompt, so that the first token comes at once: encodes the picture and fills the
-    /// KV cache, in chunks between which other sessions have their turns. Before the first question
-    /// it reads the picture alone.
+    /// Reads the prompt ahead of time, so that the first token comes sooner: encodes the pictures
+    /// and fills the KV cache, in chunks between which other sessions take turns. Before the first
+    /// question it reads the pictures alone.
     ///
     /// # Errors
-    /// [`Error::Cancelled`], also by [`Session::cancel`], [`Error::Timeout`], [`Error::Suspended`],
-    /// and what [`Session::step`] fails with. None leaves the session generating.
-    /// [`Error::InvalidState`] where there is nothing to read. What is kept is in this table; a
-    /// picture that is kept before any question may be replaced by adding one.
+    /// [`Error::Cancelled`], also through [`Session::cancel`]; [`Error::Timeout`];
+    /// [`Error::Suspended`]; and the errors of [`Session::step`]. None of them leaves an answer in
+    /// progress. [`Error::InvalidState`] if there is nothing to read. The table shows what is kept;
+    /// a picture that is kept before any question may be replaced by adding another one.
     ///
     /// | ends with | a picture, before any question | a question |
     /// |---|---|---|
@@ -272,7 +277,7 @@ impl Session {
     pub fn prefill(&self, mut op: Op) -> Result<()> {
         let claim = self.shared.slot.claim()?;
         if !lock_chat(claim.slot(), |chat| Ok(chat.can_step()))? {
-            // What was cancelled before would have been a question.
+            // An earlier cancellation would have been for a question.
             self.shared.cancel.clear();
         }
         let control = Control::new(Some(self.shared.cancel.or(op.cancel.as_ref())), op.timeout);
@@ -328,23 +333,22 @@ impl Session {
                     self.mend(&claim, Chat::pause)?;
                     return Err(Error::Suspended);
                 }
-                // The chat has put itself right, or was not touched.
+                // The chat has rolled itself back, or was not touched.
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Generates the answer on a thread of the library's own, which calls `on_event` with each
-    /// event. The last one is [`Event::Finished`] or an error; it comes exactly once, and then
-    /// `on_event` is dropped. Where `on_event` returns false the answer is cancelled, and its end
-    /// is told too.
+    /// Generates the answer on a thread of the library, which calls `on_event` with each event. The
+    /// last event is [`Event::Finished`] or an error; exactly one is sent, and then `on_event` is
+    /// dropped. If `on_event` returns false, the answer is cancelled; its last event still follows.
     ///
-    /// While the library is suspended the stream pauses. When `on_event` is told the end the
-    /// session is free again: the next question may be asked from there.
+    /// While the library is suspended, the stream pauses. At the last event the session is already
+    /// free: the next question may be asked there.
     ///
     /// # Errors
-    /// [`Error::Busy`]; [`Error::InvalidState`] where there is nothing to answer. `on_event` is not
-    /// called then.
+    /// [`Error::Busy`]; [`Error::InvalidState`] if there is nothing to answer. `on_event` is then
+    /// not called.
     ///
     /// # Example
     /// ```
@@ -385,14 +389,14 @@ impl Session {
             options.timeout,
         );
         let (session, refused, shared) = (self.clone(), self.shared.clone(), self.shared.clone());
-        let held = Arc::new(Mutex::new(Some(claim)));
+        let claim = Arc::new(Mutex::new(Some(claim)));
         let release = {
-            let held = held.clone();
-            move || drop(lock(&held).take())
+            let claim = claim.clone();
+            move || drop(lock(&claim).take())
         };
         let next = move || {
-            let held = lock(&held);
-            match held.as_ref().map(|claim| session.next(claim, &control)) {
+            let claim = lock(&claim);
+            match claim.as_ref().map(|claim| session.next(claim, &control)) {
                 Some(Ok(event @ Event::Finished { .. })) => Next::Last(Ok(event)),
                 Some(Ok(event)) => Next::Event(Ok(event)),
                 Some(Err(error)) => Next::Last(Err(error)),
@@ -408,8 +412,8 @@ impl Session {
         )
     }
 
-    /// A stream's next event: waits while the library is suspended, and ends the answer where its
-    /// options say so.
+    /// Returns a stream's next event: waits while the library is suspended, and ends the answer if
+    /// its options say so.
     fn next(&self, claim: &Claim<Conversation>, control: &Control) -> Result<Event> {
         loop {
             match self.step_of(claim, control.op()) {
@@ -423,29 +427,28 @@ impl Session {
         }
     }
 
-    /// Ends the answer that is being generated, or the question that waits for one, from any
-    /// thread, within a layer: its step is [`Event::Finished`] with [`FinishReason::Cancelled`]. A
-    /// [`Session::prefill`] that is under way fails with [`Error::Cancelled`]. Where there is none
-    /// of these it does nothing: whatever is added afterwards is not touched. Nothing but an atomic
-    /// store: a signal handler may do it.
+    /// Cancels the answer that is being generated, or the question that waits for one, from any
+    /// thread, within one layer: its step is [`Event::Finished`] with [`FinishReason::Cancelled`].
+    /// A running [`Session::prefill`] fails with [`Error::Cancelled`]. Otherwise this does nothing,
+    /// and text added later is not affected. Only an atomic store, so it is safe in a signal
+    /// handler.
     pub fn cancel(&self) {
         self.shared.cancel.trigger();
     }
 
-    /// Cancels the answer that is being generated and waits until its stream, where there is one,
-    /// has told its end and dropped its callback. Inside a callback it does not wait, nor when the
-    /// process ends: callbacks are not called any more then.
+    /// Cancels the answer that is being generated and waits until its stream, if there is one, has
+    /// sent its last event and dropped its callback. Does not wait inside a callback, or when the
+    /// process exits, because callbacks are then no longer called.
     pub fn close(&self) {
         self.cancel();
         self.shared.streams.wait(&CALLS);
     }
 
-    /// A session of its own whose conversation has been the same until now, computed keys and
-    /// values included.
+    /// Copies the session with its conversation so far, including the computed keys and values.
     ///
     /// # Errors
-    /// [`Error::InvalidState`] while an answer is being generated; [`Error::OutOfMemory`] where
-    /// there is no room for a copy.
+    /// [`Error::InvalidState`] while an answer is being generated; [`Error::OutOfMemory`] if there
+    /// is no room for a copy.
     pub fn fork(&self) -> Result<Session> {
         let claim = self.shared.slot.claim()?;
         let (session, slot) = (self.clone(), claim.slot().clone());
@@ -459,28 +462,28 @@ impl Session {
         Ok(Session::with(self.model.clone(), fork, stats))
     }
 
-    /// Has answers from the next on generated with other options. What was computed stays.
+    /// Replaces all options. Applies from the next answer; what was computed is kept.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] naming the option; [`Error::InvalidState`] while an answer is
-    /// being generated; [`Error::OutOfMemory`] where there is no room for the new context.
+    /// [`Error::InvalidArgument`] names the option; [`Error::InvalidState`] while an answer is
+    /// being generated; [`Error::OutOfMemory`] if there is no room for the new context.
     pub fn set_options(&self, options: GenerationOptions) -> Result<()> {
         let claim = self.shared.slot.claim()?;
         let (session, slot) = (self.clone(), claim.slot().clone());
         engine::turn(move || session.at(&slot, |chat, loaded| chat.set_options(loaded, options)))
     }
 
-    /// Forgets all but the first `messages` of the conversation; the picture stays.
-    /// [`Stats::messages`] tells how many there are.
+    /// Removes all but the first `messages` of the conversation; the pictures stay.
+    /// [`Stats::messages`] is the number of messages.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where there are fewer; [`Error::InvalidState`] while an answer is
-    /// being generated.
+    /// [`Error::InvalidArgument`] if there are fewer messages; [`Error::InvalidState`] while an
+    /// answer is being generated.
     pub fn rewind(&self, messages: usize) -> Result<()> {
         self.change(move |chat| chat.rewind(messages))
     }
 
-    /// Forgets the conversation and a cancellation that is pending; the options stay.
+    /// Removes the whole conversation and a pending cancellation; the options stay.
     pub fn reset(&self) -> Result<()> {
         self.change(|chat| {
             chat.reset();
@@ -488,26 +491,26 @@ impl Session {
         })
     }
 
-    /// The conversation so far.
+    /// Returns the conversation so far.
     pub fn messages(&self) -> Result<Vec<Message>> {
         let claim = self.shared.slot.claim()?;
         lock_chat(claim.slot(), |chat| Ok(chat.messages().to_vec()))
     }
 
-    /// Counts and times of the latest turn, as of its latest step; also while an answer is being
-    /// generated.
+    /// Returns counts and times of the latest turn, as of its latest step, even while an answer is
+    /// being generated.
     pub fn stats(&self) -> Stats {
         *lock(&self.shared.stats)
     }
 
-    /// Whether an answer is being generated.
+    /// Returns whether an answer is being generated.
     pub fn is_generating(&self) -> Result<bool> {
         let claim = self.shared.slot.claim()?;
         lock_chat(claim.slot(), |chat| Ok(chat.is_generating()))
     }
 
-    /// Changes the conversation, in the engine's turn, for it may drop arrays. What was cancelled
-    /// before is not what comes now.
+    /// Changes the conversation in the engine's turn, because it may drop arrays. An earlier
+    /// cancellation does not apply to what comes now.
     fn change(&self, f: impl FnOnce(&mut Chat) -> Result<()> + Send + 'static) -> Result<()> {
         let claim = self.shared.slot.claim()?;
         let (shared, slot) = (self.shared.clone(), claim.slot().clone());
@@ -521,8 +524,8 @@ impl Session {
         })
     }
 
-    /// Takes the turn back that is under way or waits, and with it a cancellation; returns whether
-    /// there was one.
+    /// Rolls back the turn that is in progress or waiting, and clears a cancellation; returns
+    /// whether there was one.
     fn withdraw(&self, claim: &Claim<Conversation>) -> Result<bool> {
         let shared = self.shared.clone();
         self.mend(claim, move |chat| {
@@ -531,7 +534,7 @@ impl Session {
         })
     }
 
-    /// Changes the chat without the model, in the engine's turn, for it may drop arrays.
+    /// Changes the chat without the model, in the engine's turn, because it may drop arrays.
     fn mend<T: Send + 'static>(
         &self,
         claim: &Claim<Conversation>,

@@ -1,4 +1,4 @@
-//! A value that one operation at a time may use.
+//! A value that only one operation at a time may use.
 
 use super::sync::{
     Arc, Mutex, MutexGuard,
@@ -6,7 +6,7 @@ use super::sync::{
 };
 use crate::{Error, Result, process};
 
-/// Holds a value; who comes second is told [`Error::Busy`] instead of being made to wait.
+/// Contains a value. A second operation gets [`Error::Busy`] instead of waiting.
 pub struct Slot<T> {
     busy: AtomicBool,
     value: Mutex<T>,
@@ -16,7 +16,7 @@ pub struct Slot<T> {
 pub struct Claim<T>(Arc<Slot<T>>);
 
 impl<T> Slot<T> {
-    /// A slot that nobody uses.
+    /// Creates an unused slot.
     pub fn new(value: T) -> Arc<Slot<T>> {
         Arc::new(Slot {
             busy: AtomicBool::new(false),
@@ -24,8 +24,8 @@ impl<T> Slot<T> {
         })
     }
 
-    /// The right to use the value, where nobody else has it. Fails in a forked child: who has it
-    /// may not be there.
+    /// Returns the right to use the value, if nobody else has it. Fails in a forked child, where
+    /// the owner may not exist.
     pub fn claim(self: &Arc<Self>) -> Result<Claim<T>> {
         process::check()?;
         match self.busy.swap(true, Ordering::AcqRel) {
@@ -34,9 +34,9 @@ impl<T> Slot<T> {
         }
     }
 
-    /// The value, for the thread that works for whoever has the claim.
+    /// Locks the value, for the thread that works for the owner of the claim.
     pub fn lock(&self) -> MutexGuard<'_, T> {
-        // Who uses the value mends it after a panic.
+        // The owner of the claim repairs the value after a panic.
         self.value
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -44,7 +44,7 @@ impl<T> Slot<T> {
 }
 
 impl<T> Claim<T> {
-    /// What is claimed.
+    /// Returns the claimed slot.
     pub fn slot(&self) -> &Arc<Slot<T>> {
         &self.0
     }

@@ -1,4 +1,4 @@
-//! Answers that are pushed: each on a thread of its own, which calls the program back.
+//! Streamed answers: each on a thread of its own, which calls the program back.
 
 use std::{
     mem,
@@ -12,29 +12,29 @@ use super::{
 };
 use crate::{Error, Result, process};
 
-/// How often a thread that waits looks whether it is still to wait.
-const GLANCE: Duration = Duration::from_millis(20);
+/// How often a waiting thread checks whether it should stop waiting.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// The streams of one session that have not ended.
+/// The running streams of one session.
 #[derive(Default)]
 pub struct Streams {
     running: Mutex<usize>,
     ended: Condvar,
 }
 
-/// What a stream's next step brought.
+/// The result of a stream's next step.
 pub enum Next<E> {
-    /// There is more to come.
+    /// An event that is not the last.
     Event(E),
     /// The last event.
     Last(E),
 }
 
 impl Streams {
-    /// Calls `on_event` with every event that `next` brings, on a new thread, to the last; then
-    /// drops it. `refuse` is called where it returns false, and `release` before the last event, so
-    /// that the session is free again when the program hears of the end. Where `calls` are over the
-    /// stream ends, and `on_event` is neither called nor dropped: what it would use may be gone.
+    /// Calls `on_event` on a new thread with every event that `next` returns, up to the last; then
+    /// drops it. Calls `refuse` if it returns false, and `release` before the last event, so that
+    /// the session is free by then. If `calls` have ended, the stream ends, and `on_event` is
+    /// neither called nor dropped: objects that it uses may be gone.
     pub fn spawn<E>(
         self: &Arc<Self>,
         calls: &'static Calls,
@@ -60,8 +60,8 @@ impl Streams {
                     Next::Last(event) => break Some(event),
                 }
             };
-            // What `next` holds of the session goes first: who hears of the end may want to do
-            // something with it.
+            // `next` is dropped before the last event: the program may want to use the session
+            // there.
             drop(next);
             release();
             last.and_then(tell);
@@ -80,9 +80,9 @@ impl Streams {
         })
     }
 
-    /// Waits until all have ended, their callbacks dropped, or until `calls` are over and none is
-    /// running. Inside a callback it does not wait: what waits for itself waits for ever. Nor in a
-    /// forked child, where they do not run.
+    /// Waits until all streams have ended and dropped their callbacks, or until `calls` are ended
+    /// and none is running. Does not wait inside a callback, which would wait for itself, or in a
+    /// forked child, where the streams do not run.
     pub fn wait(&self, calls: &Calls) {
         if callback::is_inside() || process::is_forked() {
             return;
@@ -91,7 +91,7 @@ impl Streams {
         while *running > 0 && !calls.are_over() {
             running = self
                 .ended
-                .wait_timeout(running, GLANCE)
+                .wait_timeout(running, POLL_INTERVAL)
                 .unwrap_or_else(|poisoned| poisoned.into_inner())
                 .0;
         }
@@ -103,14 +103,14 @@ impl Streams {
     }
 
     fn running(&self) -> MutexGuard<'_, usize> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.running
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
-/// Counts a stream out, also where its thread could not be started.
+/// Removes a stream from the count, even if its thread could not be started.
 struct Leave(Arc<Streams>);
 
 impl Drop for Leave {

@@ -1,5 +1,5 @@
-//! Threads, locks and channels, named in one place: `tests/shuttle.rs` compiles the files that use
-//! them with others, which try the orders in which threads can run.
+//! Threads, locks and channels, imported in one place: `tests/shuttle.rs` compiles the files that
+//! use them against shuttle's versions, which try the possible orders of threads.
 
 pub use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, atomic, mpsc},

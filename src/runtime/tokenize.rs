@@ -1,12 +1,11 @@
-//! Makes tokens of prompts on threads of their own, so that nobody waits for a long one longer than
-//! it wants to.
+//! Tokenizes prompts on threads of their own, so that a caller can stop waiting for a long one.
 
 use std::{
     sync::{Arc, Condvar, Mutex, mpsc},
     thread,
 };
 
-use super::{lock, queue::GLANCE};
+use super::{lock, queue::POLL_INTERVAL};
 use crate::{
     Error, Result,
     device::require,
@@ -14,23 +13,24 @@ use crate::{
     generate::{Prompt, PromptRequest, PromptWriter},
 };
 
-/// Prompts of one model that are worked on at once, those included that nobody waits for any more.
-/// So a model whose tokenizer is slow on purpose keeps but a few threads busy, and no other model
-/// waiting.
-const MOST: usize = 4;
+/// The maximum number of prompts of one model that are tokenized at once, including abandoned ones.
+/// A model whose tokenizer is deliberately slow thus keeps only a few threads busy, and does not
+/// delay other models.
+const MAX_CONCURRENT: usize = 4;
 
-/// Bytes of a prompt that is worked on here where no thread can be started.
-const SHORT: usize = 16 << 10;
+/// The number of bytes up to which a prompt is tokenized on the calling thread if no thread can be
+/// started.
+const MAX_INLINE_BYTES: usize = 16 << 10;
 
-/// The places in which prompts of one model are worked on.
+/// The threads that tokenize prompts of one model.
 #[derive(Default)]
 pub struct Places {
     taken: Mutex<usize>,
     freed: Condvar,
 }
 
-/// Writes a prompt. `go_on` is asked now and then, and ends the wait with its error. What was
-/// begun goes on to its end then, unheard; [`PromptWriter`] bounds the length of a prompt.
+/// Tokenizes a prompt. `go_on` is polled and ends the wait with its error. The work then continues
+/// in the background, and its result is dropped; [`PromptWriter`] limits the length of a prompt.
 pub fn write(
     places: &Arc<Places>,
     writer: PromptWriter,
@@ -49,7 +49,7 @@ pub fn write(
     let work = move || {
         let prompt = guarded(|| works.write(&asked));
         drop(place);
-        // Where nobody waits any more, nobody misses it.
+        // If nobody waits any more, nobody needs the result.
         let _ = sender.send(prompt);
     };
     match thread::Builder::new()
@@ -57,7 +57,7 @@ pub fn write(
         .spawn(work)
     {
         Ok(_) => {}
-        Err(_) if request.bytes() <= SHORT => return guarded(|| writer.write(&request)),
+        Err(_) if request.bytes() <= MAX_INLINE_BYTES => return guarded(|| writer.write(&request)),
         Err(error) => {
             return Err(Error::InvalidState(format!(
                 "the tokenizer's thread could not be started: {error}"
@@ -65,7 +65,7 @@ pub fn write(
         }
     }
     loop {
-        match result.recv_timeout(GLANCE) {
+        match result.recv_timeout(POLL_INTERVAL) {
             Ok(prompt) => return prompt,
             Err(mpsc::RecvTimeoutError::Timeout) => go_on()?,
             Err(mpsc::RecvTimeoutError::Disconnected) => {
@@ -77,16 +77,16 @@ pub fn write(
     }
 }
 
-/// A place that is taken, until it is dropped.
+/// An occupied place, until it is dropped.
 struct Place(Arc<Places>);
 
 impl Place {
     fn wait(places: &Arc<Places>, go_on: &dyn Fn() -> Result<()>) -> Result<Place> {
         let mut taken = lock(&places.taken);
-        while *taken >= MOST {
+        while *taken >= MAX_CONCURRENT {
             taken = places
                 .freed
-                .wait_timeout(taken, GLANCE)
+                .wait_timeout(taken, POLL_INTERVAL)
                 .unwrap_or_else(|poisoned| poisoned.into_inner())
                 .0;
             go_on()?;
