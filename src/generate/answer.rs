@@ -1,4 +1,4 @@
-//! An answer that is being generated: its tokens' text and its end.
+//! An answer in progress: its tokens' text, and when it ends.
 
 use super::{
     ChatModel, Choice, FinishReason, GenerationOptions, Sampler, Source, StopStrings, top_logprobs,
@@ -9,7 +9,7 @@ use crate::{
     text::{Message, Role, StreamDecoder},
 };
 
-/// What draws tokens and makes text of them.
+/// Samples tokens and turns them into text.
 pub struct Answer {
     sampler: Sampler,
     decoder: StreamDecoder,
@@ -19,14 +19,14 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// An answer to the last of these messages, after these rows.
+    /// Starts an answer to the last of these messages, after these rows.
     pub fn new(
         model: &ChatModel,
         options: &GenerationOptions,
         messages: &[Message],
         rows: &[(Row, Source)],
     ) -> Result<Answer> {
-        // What follows raw prompt text is not trimmed either.
+        // An answer to raw prompt text is not trimmed at its start either.
         let is_raw = messages
             .last()
             .is_some_and(|last| last.role == Role::Prompt);
@@ -45,7 +45,8 @@ impl Answer {
         })
     }
 
-    /// Draws the next token after `history`; gives the likeliest too, where they are wanted.
+    /// Samples the next token after `history`. Also returns the most likely tokens, if they are
+    /// wanted.
     pub fn choose(
         &mut self,
         logits: &[f32],
@@ -60,7 +61,7 @@ impl Answer {
         Ok((self.sampler.sample(logits, history)?, top))
     }
 
-    /// Takes a token; returns the text that became complete with it, and whether a stop text came.
+    /// Adds a token; returns the text that it completes, and whether a stop text was found.
     pub fn push(&mut self, token: u32) -> Result<(String, bool)> {
         self.ids.push(token);
         let outcome = self.stop.push(&self.decoder.push(token)?);
@@ -68,7 +69,7 @@ impl Answer {
         Ok((outcome.text, outcome.stopped))
     }
 
-    /// Ends the answer; returns its text, the part of it that was still waiting, and its tokens.
+    /// Ends the answer; returns its whole text, the part that was held back, and its tokens.
     pub fn finish(mut self, reason: FinishReason) -> Result<(String, String, Vec<u32>)> {
         let mut rest = String::new();
         if reason != FinishReason::StopSequence {

@@ -1,4 +1,4 @@
-//! One conversation with a model, a step at a time: a picture, a chunk of the prompt or one token.
+//! A conversation with a model, one step at a time: a picture, a chunk of the prompt, or a token.
 
 mod reading;
 mod steps;
@@ -26,25 +26,24 @@ pub struct Chat {
     options: GenerationOptions,
     max_context: usize,
     conversation: Conversation,
-    /// Whether another picture may take the place of the last: it was being read ahead, and that
-    /// ended early.
+    /// Whether the next picture may replace the last one, because reading it ahead was stopped.
     replaceable: bool,
     cache: Vec<KVCache>,
-    /// The rows that the cache holds, and those of the prompt that it holds the beginning of.
-    held: Vec<Held>,
+    /// The rows that the cache contains, and the prompt rows that will follow.
+    rows: Vec<CachedRow>,
     writer: PromptWriter,
-    /// The prompt that is to be read next, and when it was asked for.
+    /// The prompt that is read next, and when it was requested.
     prompt: Option<(Prompt, Instant)>,
-    /// What is being read.
+    /// The prompt that is being read.
     written: Written,
-    /// What was read and answered before, an entry an answer.
+    /// The prompts and answers before it, one entry per answer.
     answered: Vec<Written>,
     phase: Phase,
     stats: Stats,
 }
 
-/// A row and what stands there. Equal rows that follow equal rows have equal keys and values.
-type Held = (Row, Source);
+/// A row and the feature in it. Equal rows after equal rows have equal keys and values.
+type CachedRow = (Row, Source);
 
 enum Phase {
     Idle,
@@ -60,27 +59,27 @@ enum Phase {
     },
 }
 
-/// What a running turn needs to be measured and, when it fails, taken back.
+/// State of a running turn, for measuring it and for rolling it back.
 #[derive(Clone, Copy)]
 struct Turn {
     began: Instant,
-    /// Messages that were complete before.
+    /// The number of messages that were complete before.
     kept: usize,
-    /// Whether there is a question. Without one only the pictures are read, so that the first
+    /// Whether there is a question. Without one, only the pictures are read, so that the first
     /// question need not wait for them.
     answers: bool,
 }
 
 enum Next {
-    /// Logits of the next token are at hand.
+    /// The logits of the next token are available.
     Sample(Vec<f32>),
-    /// This token is to be read first.
+    /// This token must be read first.
     Feed(u32),
     Finish(FinishReason),
 }
 
 impl Chat {
-    /// An empty conversation.
+    /// Starts an empty conversation.
     pub fn new(model: &ChatModel, options: GenerationOptions) -> Result<Chat> {
         let max_context = model.permitted_context(&options)?;
         Ok(Chat {
@@ -89,7 +88,7 @@ impl Chat {
             conversation: Conversation::new(model.limits(), model.writer.is_marked()),
             replaceable: false,
             cache: model.weights.decoder.new_cache(),
-            held: Vec::new(),
+            rows: Vec::new(),
             writer: model.writer.clone().at(ZonedDateTime::now()),
             prompt: None,
             written: Written::default(),
@@ -99,7 +98,7 @@ impl Chat {
         })
     }
 
-    /// Answers from the next on are generated so. What was computed stays.
+    /// Replaces all options. Applies from the next answer; what was computed is kept.
     pub fn set_options(&mut self, model: &ChatModel, options: GenerationOptions) -> Result<()> {
         self.between_turns()?;
         self.max_context = model.permitted_context(&options)?;
@@ -107,8 +106,7 @@ impl Chat {
         Ok(())
     }
 
-    /// Adds a text to the conversation: a part of the last message where that has the same role,
-    /// else a message.
+    /// Adds a text: to the last message if it has the same role, otherwise as a new message.
     pub fn add_text(&mut self, role: Role, text: &str) -> Result<()> {
         self.between_turns()?;
         self.check_room(text.len())?;
@@ -117,11 +115,10 @@ impl Chat {
         Ok(())
     }
 
-    /// Checks, from its length alone, that a text may fit into the context together with those that
-    /// are there.
+    /// Checks by its length alone that a text may fit into the context together with the others.
     ///
     /// # Errors
-    /// [`Error::ContextFull`] with the fewest tokens that they can have.
+    /// [`Error::ContextFull`] with the minimum number of tokens.
     pub fn check_room(&self, bytes: usize) -> Result<()> {
         self.writer.check_room(
             bytes.saturating_add(self.conversation.bytes()),
@@ -129,8 +126,8 @@ impl Chat {
         )
     }
 
-    /// Adds a picture to the user's message. It may take the place of one whose reading ahead ended
-    /// early, where the model takes no more.
+    /// Adds a picture to the user's message. If the model takes no more pictures, it may replace
+    /// one whose reading ahead was stopped.
     pub fn add_image(&mut self, image: ChatImage) -> Result<()> {
         self.between_turns()?;
         self.conversation.add_image(image, self.replaceable)?;
@@ -139,8 +136,7 @@ impl Chat {
         Ok(())
     }
 
-    /// A conversation of its own that has been the same until now. Keys and values are copied when
-    /// one of the two goes on.
+    /// Copies the conversation. Keys and values are copied when one of the two continues.
     pub fn fork(&self, model: &ChatModel) -> Result<Chat> {
         self.between_turns()?;
         require(
@@ -153,7 +149,7 @@ impl Chat {
             conversation: self.conversation.clone(),
             replaceable: self.replaceable,
             cache: self.cache.clone(),
-            held: self.held.clone(),
+            rows: self.rows.clone(),
             writer: self.writer.clone(),
             prompt: None,
             written: Written::default(),
@@ -166,12 +162,12 @@ impl Chat {
         })
     }
 
-    /// Forgets all but the first `messages`, with the pictures in them. Where a model's picture
-    /// stands before all messages it stays.
+    /// Removes all but the first `messages`, with their pictures. A picture that comes before all
+    /// messages stays.
     pub fn rewind(&mut self, messages: usize) -> Result<()> {
         self.between_turns()?;
         self.conversation.rewind(messages)?;
-        // There are no more answers than that to be kept.
+        // At most this many answers are kept.
         self.answered.truncate(
             self.messages()
                 .iter()
@@ -183,8 +179,8 @@ impl Chat {
         Ok(())
     }
 
-    /// Takes back the turn that is under way, or the question that waits for its answer; returns
-    /// whether there was one. Pictures that were being read ahead, before any question, stay.
+    /// Rolls back the turn in progress, or the question that waits for its answer; returns whether
+    /// there was one. Pictures that were being read ahead of any question stay.
     pub fn withdraw(&mut self) -> bool {
         let turn = match self.current() {
             Some(turn) => turn,
@@ -195,11 +191,11 @@ impl Chat {
             "an answer was cancelled after {} tokens",
             self.stats.generated_tokens
         );
-        self.take_back(turn);
+        self.roll_back(turn);
         turn.answers
     }
 
-    /// Stops reading ahead. The conversation stays as it is, and what was read is not read again.
+    /// Stops reading ahead. The conversation stays as it is, and nothing is read twice.
     pub fn pause(&mut self) {
         if self.is_reading() {
             self.phase = Phase::Idle;
@@ -207,12 +203,12 @@ impl Chat {
         self.replaceable = !self.can_step();
     }
 
-    /// What makes the prompt that the next step reads, where that is not made yet. Who has it made
-    /// elsewhere hands it over with [`Chat::set_prompt`]; otherwise the step makes it.
+    /// Returns the request for the prompt that the next step needs, if it is not written yet. The
+    /// caller may write it elsewhere and pass it to [`Chat::set_prompt`]; otherwise the step writes
+    /// it.
     ///
     /// # Errors
-    /// [`Error::ContextFull`] where the prompt is too long for the context, whatever its tokens
-    /// are.
+    /// [`Error::ContextFull`] if the prompt is too long for the context, whatever its tokens are.
     pub fn unwritten(&self) -> Result<Option<(PromptWriter, PromptRequest)>> {
         let answers = match self.phase {
             _ if self.prompt.is_some() => return Ok(None),
@@ -224,12 +220,12 @@ impl Chat {
         Ok(Some((self.writer.clone(), self.request(answers)?)))
     }
 
-    /// Hands over the prompt that [`Chat::unwritten`] asked for, and when it was asked for.
+    /// Sets the prompt that [`Chat::unwritten`] asked for, and when it was requested.
     pub fn set_prompt(&mut self, prompt: Prompt, since: Instant) {
         self.prompt = Some((prompt, since));
     }
 
-    /// What the model is to read.
+    /// Returns the request for the conversation's prompt.
     fn request(&self, answers: bool) -> Result<PromptRequest> {
         self.check_room(0)?;
         Ok(
@@ -238,7 +234,7 @@ impl Chat {
         )
     }
 
-    /// Forgets the conversation; the options stay.
+    /// Removes the conversation; the options stay.
     pub fn reset(&mut self) {
         self.conversation.clear();
         self.answered.clear();
@@ -248,38 +244,38 @@ impl Chat {
         self.forget();
     }
 
-    /// The conversation so far.
+    /// Returns the conversation so far.
     pub fn messages(&self) -> &[Message] {
         self.conversation.messages()
     }
 
-    /// Counts and times of the latest turn.
+    /// Returns counts and times of the latest turn.
     pub fn stats(&self) -> Stats {
         self.stats
     }
 
-    /// Whether an answer is being generated.
+    /// Returns whether an answer is being generated.
     pub fn is_generating(&self) -> bool {
         self.current().is_some()
     }
 
-    /// Whether there is an answer to go on with, or a question.
+    /// Returns whether there is an answer to continue, or a question.
     pub fn can_step(&self) -> bool {
         self.is_generating() || self.conversation.asks()
     }
 
-    /// Whether part of the prompt is still to be read before the first token of the answer that is
-    /// being generated.
+    /// Returns whether part of the prompt must still be read before the first token of the answer
+    /// in progress.
     pub fn is_reading(&self) -> bool {
         matches!(self.phase, Phase::Begin(_) | Phase::Read { .. })
     }
 
-    /// Encodes a picture, reads a chunk of the prompt or generates a token.
+    /// Encodes a picture, reads a chunk of the prompt, or generates a token.
     ///
     /// # Errors
     /// [`Error::Cancelled`], [`Error::Timeout`] and [`Error::Suspended`], which come from `watch`,
-    /// change nothing: the next step does what this one did not. Other errors take the turn back:
-    /// its texts, and pictures added since the last answer.
+    /// change nothing: the next step does the same work again. Other errors roll the turn back: its
+    /// texts, and pictures added since the last answer.
     pub fn step(&mut self, model: &ChatModel, watch: Watch) -> Result<Event> {
         let turn = match self.current() {
             Some(turn) => turn,
@@ -289,16 +285,16 @@ impl Chat {
         self.advance_or_take_back(model, turn, watch)
     }
 
-    /// Does what [`Chat::step`] does before the first token: encodes a picture or reads a chunk of
-    /// the prompt. Where there is a picture and no question yet, it reads up to the picture, and no
-    /// error takes that back.
+    /// Does the part of [`Chat::step`] before the first token: encodes a picture or reads a chunk
+    /// of the prompt. If there is a picture but no question yet, it reads up to the picture, and no
+    /// error rolls that back.
     pub fn read_step(&mut self, model: &ChatModel, watch: Watch) -> Result<Event> {
         let asked = self.conversation.asks();
         let turn = match self.current() {
             Some(turn) if self.is_reading() => turn,
             Some(_) => {
                 return Err(Error::InvalidState(
-                    "the prompt is read already: generate the answer".into(),
+                    "the prompt is already read: generate the answer".into(),
                 ));
             }
             None if asked || self.conversation.has_unasked_image() => self.open_turn(asked),
@@ -323,20 +319,20 @@ impl Chat {
         });
         match &event {
             Ok(_) | Err(Error::Cancelled | Error::Timeout | Error::Suspended) => {}
-            // What was computed cannot be trusted: MLX takes all that it evaluated beside a failure
-            // for computed.
+            // Results cannot be trusted: after a failure, MLX treats everything evaluated with it
+            // as computed.
             Err(Error::Panic(_) | Error::Backend(_)) => {
-                self.take_back(turn);
+                self.roll_back(turn);
                 self.forget();
             }
-            Err(_) => self.take_back(turn),
+            Err(_) => self.roll_back(turn),
         }
         self.stats.peak_bytes = memory_stats()?.peak;
         self.stats.messages = self.messages().len();
         event
     }
 
-    /// The turn under way.
+    /// Returns the turn in progress.
     fn current(&self) -> Option<Turn> {
         match &self.phase {
             Phase::Begin(turn) | Phase::Read { turn, .. } | Phase::Decode { turn, .. } => {
@@ -365,15 +361,15 @@ impl Chat {
         turn
     }
 
-    /// Undoes a turn that did not end well. The cache is cut back when the next turn begins.
-    /// Pictures that are read before there is a question are no turn: nothing of it is undone.
-    fn take_back(&mut self, turn: Turn) {
+    /// Rolls back a turn that failed. The cache is truncated when the next turn starts. Pictures
+    /// that are read before there is a question are not a turn, and nothing is rolled back.
+    fn roll_back(&mut self, turn: Turn) {
         self.phase = Phase::Idle;
         self.replaceable = !turn.answers;
         if !turn.answers {
             return;
         }
-        self.conversation.take_back(turn.kept);
+        self.conversation.roll_back(turn.kept);
         self.prompt = None;
         self.stats.messages = self.messages().len();
         if self.conversation.images().is_empty() && self.messages().is_empty() {
@@ -382,7 +378,7 @@ impl Chat {
     }
 
     fn forget(&mut self) {
-        self.held.clear();
+        self.rows.clear();
         self.cache
             .iter_mut()
             .for_each(|layer| *layer = KVCache::new());

@@ -1,4 +1,4 @@
-//! What is said in a conversation, and the rules by which a model lets it be said.
+//! The content of a conversation, and a model's rules for it.
 
 use crate::{
     Error, Result,
@@ -8,18 +8,18 @@ use crate::{
     text::{Message, Part, Role},
 };
 
-/// A picture of a conversation.
+/// A picture in a conversation.
 #[derive(Clone)]
 pub struct ChatImage {
-    /// What becomes of it.
+    /// How it is resized, and how many positions it takes.
     pub plan: MediaPlan,
-    /// What it is, and what becomes of it.
+    /// Identifies the picture and its processing.
     pub key: MediaKey,
-    /// The picture, or what was made of it before.
+    /// The picture, or its features.
     pub content: ImageContent,
 }
 
-/// What there is of a picture.
+/// The content of a picture.
 #[derive(Clone)]
 pub enum ImageContent {
     /// It is encoded when its rows are read.
@@ -32,15 +32,15 @@ pub enum ImageContent {
 #[derive(Clone)]
 pub struct Conversation {
     limits: Limits,
-    /// Whether a picture stands at its place in a message. Otherwise there is one, behind the first
-    /// token, and it belongs to no message.
+    /// Whether a picture has a place in its message. Otherwise there is a single picture, after the
+    /// first token, and it belongs to no message.
     is_marked: bool,
     messages: Vec<Message>,
     images: Vec<ChatImage>,
 }
 
 impl Conversation {
-    /// An empty conversation with a model of these limits.
+    /// Creates an empty conversation with a model of these limits.
     pub fn new(limits: Limits, is_marked: bool) -> Conversation {
         Conversation {
             limits,
@@ -50,23 +50,23 @@ impl Conversation {
         }
     }
 
-    /// The messages so far.
+    /// Returns the messages so far.
     pub fn messages(&self) -> &[Message] {
         &self.messages
     }
 
-    /// The pictures so far, in the order of their parts.
+    /// Returns the pictures so far, in the order of their parts.
     pub fn images(&self) -> &[ChatImage] {
         &self.images
     }
 
-    /// Adds a text to the last message where that has the same role, else begins a message.
+    /// Adds a text to the last message if it has the same role, otherwise as a new message.
     pub fn add_text(&mut self, role: Role, text: &str) -> Result<()> {
         self.check_text(role)?;
         let part = Part::Text(text.to_owned());
         match self.messages.last_mut() {
             Some(last) if last.role == role => last.parts.push(part),
-            // A picture that came before its text.
+            // A picture was added before its text.
             Some(last) if !has_text(last) && role.asks() => {
                 last.role = role;
                 last.parts.push(part);
@@ -88,39 +88,40 @@ impl Conversation {
             .any(|message| message.role == Role::Prompt);
         match role {
             Role::System if !self.limits.system => state(
-                "this model takes no system text: its prompt format has only questions and answers",
+                "this model supports no system text: its prompt format has only questions and \
+                    answers",
             ),
             Role::Assistant if !self.messages.iter().any(|message| message.role.asks()) => {
-                state("a conversation begins with the user's text")
+                state("a conversation starts with the user's text")
             }
             Role::Assistant if !self.limits.several_messages => state(
-                "this model answers one message and takes none after it; begin a new session for \
-                 another question",
+                "this model answers one message and takes none after it; start a new session for \
+                    another question",
             ),
             Role::User | Role::Prompt
                 if last == Some(Role::Assistant) && !self.limits.several_messages =>
             {
-                state("this model answers one message; begin a new session for another question")
+                state("this model answers one message; start a new session for another question")
             }
             Role::User | Role::Prompt if self.asks() && last != Some(role) => state(
-                "a question waits for its answer; have it answered before the next is put in \
-                 another form, as raw prompt or as text",
+                "a question waits for its answer; generate the answer before adding a question in \
+                    another form (raw prompt or text)",
             ),
-            // Where a template writes the prompt, raw text is all of it.
+            // If a template writes the prompt, raw text must be the whole prompt.
             Role::User | Role::System if self.is_marked && raw => state(
-                "this conversation is raw prompt text; begin a new session for messages that the \
-                 model's template writes down",
+                "this conversation is raw prompt text; start a new session for messages in the \
+                    model's template",
             ),
             Role::Prompt if self.is_marked && !raw && self.messages.iter().any(has_text) => state(
-                "this conversation is written down by the model's template; begin a new session \
-                 for raw prompt text",
+                "this conversation uses the model's template; start a new session for raw prompt \
+                    text",
             ),
             _ => Ok(()),
         }
     }
 
-    /// Adds a picture to the user's message, or begins one with it. With `replace` it takes the
-    /// place of the last one where the model allows no more.
+    /// Adds a picture to the user's message, or starts one with it. With `replace` it replaces the
+    /// last picture if the model allows no more.
     pub fn add_image(&mut self, image: ChatImage, replace: bool) -> Result<()> {
         let state = |what: String| Err(Error::InvalidState(what));
         let is_answered = self
@@ -141,19 +142,19 @@ impl Conversation {
                 format!("{most} images")
             };
             return state(format!(
-                "this model takes {images} a conversation; begin a new session for another"
+                "this model takes {images} per conversation; start a new session for another"
             ));
         }
         if !self.is_marked && is_answered {
             return state(
-                "this model takes its image before the first answer; begin a new session \
-                to ask about an image"
+                "this model takes its image before the first answer; start a new session to ask \
+                    about an image"
                     .into(),
             );
         }
         if is_answered && !self.limits.several_messages {
             return state(
-                "this model answers one message; begin a new session to ask about an image".into(),
+                "this model answers one message; start a new session to ask about an image".into(),
             );
         }
         self.images.push(image);
@@ -169,7 +170,7 @@ impl Conversation {
         Ok(())
     }
 
-    /// Makes an answer a message.
+    /// Adds an answer as a message.
     pub fn add_answer(&mut self, text: String) {
         self.messages.push(Message {
             role: Role::Assistant,
@@ -177,14 +178,14 @@ impl Conversation {
         });
     }
 
-    /// Whether the last message waits for an answer.
+    /// Returns whether the last message waits for an answer.
     pub fn asks(&self) -> bool {
         self.messages
             .last()
             .is_some_and(|last| last.role.asks() && has_text(last))
     }
 
-    /// Whether there is a picture that no question has come to yet.
+    /// Returns whether there is a picture without a question.
     pub fn has_unasked_image(&self) -> bool {
         match self.is_marked {
             true => self
@@ -195,7 +196,8 @@ impl Conversation {
         }
     }
 
-    /// Messages up to the last answer, or those of the system that come first.
+    /// Returns the number of messages up to the last answer, or of the system messages at the
+    /// start.
     pub fn answered(&self) -> usize {
         let last = self
             .messages
@@ -210,7 +212,7 @@ impl Conversation {
         last.map_or_else(system, |i| i + 1)
     }
 
-    /// Forgets all but the first messages, with the pictures in them.
+    /// Removes all but the first messages, with their pictures.
     pub fn rewind(&mut self, messages: usize) -> Result<()> {
         if messages > self.messages.len() {
             let all = self.messages.len();
@@ -227,23 +229,22 @@ impl Conversation {
         Ok(())
     }
 
-    /// Takes a question back that was not answered, with its pictures. What is there after is
-    /// `kept` messages.
-    pub fn take_back(&mut self, kept: usize) {
-        // Fewer are there where nothing is to be taken back.
+    /// Removes a question that was not answered, with its pictures. `kept` messages remain.
+    pub fn roll_back(&mut self, kept: usize) {
+        // There are fewer if nothing is to be removed.
         let _ = self.rewind(kept.min(self.messages.len()));
         if !self.is_marked && kept == 0 {
             self.images.clear();
         }
     }
 
-    /// Forgets everything.
+    /// Removes everything.
     pub fn clear(&mut self) {
         self.messages.clear();
         self.images.clear();
     }
 
-    /// Bytes of all texts.
+    /// Returns the number of bytes in all texts.
     pub fn bytes(&self) -> usize {
         let parts = self.messages.iter().flat_map(|message| &message.parts);
         parts

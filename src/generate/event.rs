@@ -1,44 +1,44 @@
-//! What the steps of a conversation bring.
+//! The results of a conversation's steps.
 
 use super::Choice;
 use crate::Result;
 
-/// What a step tells and asks while it computes. An error from either ends the step.
+/// Callbacks of a running step. An error from either ends the step.
 #[derive(Clone, Copy)]
 pub struct Watch<'a> {
-    /// Told the part of the picture's encoding that is done, 0 to 1, after every block.
+    /// Receives the fraction of the picture's encoding that is complete, 0 to 1, after every block.
     pub progress: &'a dyn Fn(f32) -> Result<()>,
     /// Called before every layer of the decoder.
     pub poll: &'a dyn Fn() -> Result<()>,
 }
 
-/// What one step brought.
+/// The result of one step.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// Part of the prompt was read.
     Prefill {
-        /// Positions of the prompt in the cache.
+        /// The number of prompt positions in the cache.
         done: usize,
-        /// Positions of the prompt.
+        /// The number of prompt positions.
         total: usize,
     },
-    /// One token.
+    /// One token was generated.
     Text {
-        /// Text that became complete with it; empty while the bytes of a character or a possible
-        /// stop text are waiting.
+        /// The text that it completes; empty while a character is incomplete or the text may belong
+        /// to a stop text.
         text: String,
         /// The token.
         token: u32,
         /// Its log-probability before temperature and filters.
         logprob: f32,
-        /// The likeliest tokens and their log-probabilities, likeliest first.
+        /// The most likely tokens and their log-probabilities, in descending order.
         top: Vec<Choice>,
     },
     /// The answer is complete; the next step needs a new question.
     Finished {
         /// Why it ended.
         reason: FinishReason,
-        /// Text that was still waiting.
+        /// The text that was held back.
         text: String,
     },
 }
@@ -48,12 +48,12 @@ pub enum Event {
 pub enum FinishReason {
     /// The model ended its turn.
     EndOfTurn,
-    /// A stop text came up.
+    /// A stop text was generated.
     StopSequence,
     /// The answer reached its maximum length.
     MaxTokens,
     /// The conversation fills the context.
     ContextFull,
-    /// It was cancelled; the turn was taken back.
+    /// The answer was cancelled; the turn was rolled back.
     Cancelled,
 }

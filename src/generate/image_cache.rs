@@ -1,4 +1,4 @@
-//! Features of pictures that were seen before.
+//! A cache of encoded pictures.
 
 use std::{
     collections::VecDeque,
@@ -7,25 +7,26 @@ use std::{
 
 use crate::{models::MediaKey, nn::Features};
 
-/// Bytes held by all caches of the process.
-static HELD: AtomicU64 = AtomicU64::new(0);
+/// The bytes in all caches of the process.
+static CACHED_BYTES: AtomicU64 = AtomicU64::new(0);
 
-/// Bytes of features of pictures seen before, of all models in this process.
+/// Returns the bytes of cached features, for all models in this process.
 pub fn image_cache_bytes() -> u64 {
-    HELD.load(Ordering::Relaxed)
+    CACHED_BYTES.load(Ordering::Relaxed)
 }
 
-/// Keeps the features of the pictures that were used last, up to a number of bytes.
+/// Keeps the features of the most recently used pictures, up to a number of bytes.
 #[derive(Debug, Default)]
 pub struct ImageCache {
     budget: u64,
     bytes: u64,
-    /// Used last, last. A picture takes megabytes, so that there are never many to look through.
+    /// Least recently used first. A picture takes megabytes, so there are never many entries to
+    /// search.
     entries: VecDeque<(MediaKey, Features)>,
 }
 
 impl ImageCache {
-    /// An empty cache that holds at most `budget` bytes.
+    /// Creates an empty cache of at most `budget` bytes.
     pub fn new(budget: u64) -> ImageCache {
         ImageCache {
             budget,
@@ -34,7 +35,7 @@ impl ImageCache {
         }
     }
 
-    /// The features of a picture, where they are still here.
+    /// Returns the features of a picture, if they are cached.
     pub fn get(&mut self, key: MediaKey) -> Option<Features> {
         let at = self.entries.iter().position(|(other, _)| *other == key)?;
         let entry = self.entries.remove(at)?;
@@ -43,7 +44,7 @@ impl ImageCache {
         Some(features)
     }
 
-    /// Keeps the features of a picture that is not here yet; lets go of those not used for longest.
+    /// Adds the features of a picture that is not cached yet; removes the least recently used ones.
     pub fn insert(&mut self, key: MediaKey, features: Features) {
         let bytes = features.bytes();
         if bytes > self.budget {
@@ -58,19 +59,19 @@ impl ImageCache {
         self.entries.push_back((key, features));
     }
 
-    /// Bytes held.
+    /// Returns the number of bytes in the cache.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Lets go of everything.
+    /// Removes everything.
     pub fn clear(&mut self) {
         self.entries.clear();
         self.set_bytes(0);
     }
 
     fn set_bytes(&mut self, bytes: u64) {
-        HELD.fetch_add(bytes.wrapping_sub(self.bytes), Ordering::Relaxed);
+        CACHED_BYTES.fetch_add(bytes.wrapping_sub(self.bytes), Ordering::Relaxed);
         self.bytes = bytes;
     }
 }
@@ -144,7 +145,7 @@ mod tests {
         assert_eq!((value(&mut cache, 1), cache.bytes()), (None, 0));
     }
 
-    /// The same bytes in another shape, or one bit apart, are another picture.
+    /// The same bytes with another shape, or a difference of one bit, make another picture.
     #[test]
     fn pictures_of_one_size_are_told_apart() {
         let wide = Picture::from_pixels(&[7; 4], 4, 1, 4, PixelFormat::Gray8).unwrap();
@@ -152,7 +153,7 @@ mod tests {
         assert_ne!(wide.hash(), tall.hash());
         assert_ne!(picture(6), picture(7));
         assert_eq!(picture(7), picture(7));
-        // Nor is a picture that is processed otherwise.
+        // So does other processing.
         assert_ne!(
             MediaKey::new(wide.hash(), &plan(2)),
             MediaKey::new(wide.hash(), &plan(4))

@@ -1,4 +1,4 @@
-//! A model in memory, with what it takes to talk to it.
+//! A model in memory, with everything needed for a conversation.
 
 use std::{cell::RefCell, collections::BTreeMap, sync::Arc, time::Instant};
 
@@ -15,36 +15,36 @@ use crate::{
     text::Tokenizer,
 };
 
-/// A model with what it takes to talk to it. On the engine thread.
+/// A model with everything needed for a conversation. On the engine thread only.
 pub struct ChatModel {
     /// The weights.
     pub weights: LoadedModel,
-    /// The folder that it comes from.
+    /// The folder it was loaded from.
     pub folder: Arc<ModelFolder>,
-    /// Tokens to text.
+    /// Turns tokens into text.
     pub tokenizer: Tokenizer,
-    /// Conversations to rows.
+    /// Turns conversations into rows.
     pub writer: PromptWriter,
     /// Tokens that end an answer.
     pub eos: Vec<u32>,
-    /// What its work takes.
+    /// The memory that its work needs.
     pub memory: MemoryNeeds,
-    /// How it computes.
+    /// The backend, dtype and kernels it computes with.
     pub arithmetic: Arithmetic,
-    /// The schemes of the matrices that are quantized.
+    /// The schemes of the quantized matrices.
     pub schemes: BTreeMap<String, Quantization>,
-    /// Features of pictures encoded before.
+    /// The features of encoded pictures.
     pub images: RefCell<ImageCache>,
 }
 
 impl ChatModel {
-    /// What the model can do and how far.
+    /// Returns the model's limits.
     pub fn limits(&self) -> Limits {
         self.folder.blueprint.limits()
     }
 
-    /// Returns the features of a picture, and whether they were at hand from an earlier encoding.
-    /// `progress` is told the part that is done, 0 to 1; an error from it ends the work.
+    /// Returns the features of a picture, and whether they were cached. `progress` receives the
+    /// fraction that is complete, 0 to 1; an error from it ends the work.
     pub fn encode(
         &self,
         picture: &Picture,
@@ -53,7 +53,7 @@ impl ChatModel {
         progress: &dyn Fn(f32) -> Result<()>,
     ) -> Result<(Features, bool)> {
         if let Some(features) = self.images.borrow_mut().get(key) {
-            log::debug!("picture {:016x}: encoded before", key.short());
+            log::debug!("picture {:016x}: cached", key.short());
             return Ok((features, true));
         }
         let size = MediumSize {
@@ -73,15 +73,15 @@ impl ChatModel {
         Ok((features, false))
     }
 
-    /// Bytes that encoding a picture takes beyond the weights.
+    /// Returns the bytes that encoding a picture needs in addition to the weights.
     fn vision_memory(&self, size: MediumSize, plan: &MediaPlan) -> u64 {
         let scheme = |path: &str, _| self.schemes.get(path).copied();
         let sizes = Sizes::new(&self.folder.checkpoint, self.arithmetic, &scheme);
         sizes.vision(self.folder.blueprint.as_ref(), size, plan)
     }
 
-    /// The positions that a conversation may have; an error where options are out of their range or
-    /// there is no room for so many.
+    /// Returns the number of positions that a conversation may have; an error if options are out of
+    /// range or the memory is too small for it.
     pub fn permitted_context(&self, options: &GenerationOptions) -> Result<usize> {
         options.validate()?;
         let max_context = options.context(&self.limits());

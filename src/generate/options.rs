@@ -1,26 +1,27 @@
-//! How a session generates.
+//! Options of a session.
 
 use super::{SamplingParams, StopStrings};
 use crate::{Error, Result, models::Limits};
 
-/// As in OpenAI's API.
+/// The limit of OpenAI's API.
 const MAX_TOP_LOGPROBS: usize = 20;
 
-/// How a session generates.
+/// Options of a session.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerationOptions {
-    /// How a token is drawn. The default is greedy.
+    /// How tokens are sampled. The default is greedy.
     pub sampling: SamplingParams,
-    /// Tokens of one answer at most.
+    /// The maximum number of tokens in an answer.
     pub max_tokens: usize,
-    /// Texts that end an answer; they are not part of it. At most 64, of 1 to 1,024 bytes each.
+    /// Texts that end an answer and are not part of it. At most 64, of 1 to 1,024 bytes each.
     pub stop: Vec<String>,
-    /// Positions of the whole conversation at most, image tokens included. `None`: 4096, more
-    /// where a picture alone takes so many, fewer where the model was made for fewer.
+    /// The maximum number of positions in the whole conversation, including image tokens. `None`:
+    /// 4096, more if a single picture needs more, less if the model was made for less.
     pub max_context: Option<usize>,
-    /// Positions that one step of prefill works through.
+    /// The number of positions that one step of prefill reads.
     pub prefill_chunk: usize,
-    /// How many of the likeliest tokens each [`Event::Text`](super::Event::Text) lists, at most 20.
+    /// The number of most likely tokens that each [`Event::Text`](super::Event::Text) lists, at
+    /// most 20.
     pub top_logprobs: usize,
 }
 
@@ -38,14 +39,15 @@ impl Default for GenerationOptions {
 }
 
 impl GenerationOptions {
-    /// Positions of the whole conversation at most, for a model of these limits.
+    /// Returns the maximum number of positions in the whole conversation, for a model with these
+    /// limits.
     pub fn context(&self, limits: &Limits) -> usize {
         self.max_context
             .unwrap_or(limits.default_context)
             .min(limits.context)
     }
 
-    /// Checks every field's range.
+    /// Checks the range of every field.
     pub fn validate(&self) -> Result<()> {
         self.sampling.validate()?;
         for (name, value) in [
@@ -55,14 +57,14 @@ impl GenerationOptions {
         ] {
             if !(1..=1 << 24).contains(&value) {
                 return Err(Error::InvalidArgument(format!(
-                    "{name} is {value}; 1 to {} is expected",
+                    "{name} is {value}; expected 1 to {}",
                     1 << 24
                 )));
             }
         }
         if self.top_logprobs > MAX_TOP_LOGPROBS {
             return Err(Error::InvalidArgument(format!(
-                "logprobs is {}; 0 to {MAX_TOP_LOGPROBS} is expected",
+                "logprobs is {}; expected 0 to {MAX_TOP_LOGPROBS}",
                 self.top_logprobs
             )));
         }

@@ -1,4 +1,4 @@
-//! From messages to rows: the one place where a conversation becomes what a model reads.
+//! From messages to rows: the one place that turns a conversation into the model's input.
 
 use std::{ops::Range, sync::Arc};
 
@@ -12,23 +12,23 @@ use crate::{
     text::{self, Message, PromptEncoder, Role, Template, Tokenizer},
 };
 
-/// The feature that stands in a row, if one does: of which medium, and which of its features.
+/// The feature in a row, if there is one: its medium, and its index.
 pub type Source = Option<(MediaKey, u32)>;
 
-/// A conversation as the model reads it, a row a position.
+/// A conversation as the model's input, one row per position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
     /// The rows.
     pub rows: Vec<Row>,
-    /// What stands in each.
+    /// The feature in each row.
     pub sources: Vec<Source>,
-    /// Of each picture the rows of its runs.
+    /// For each picture, the rows of its runs.
     pub images: Vec<Vec<Range<usize>>>,
-    /// What it was made of.
+    /// The text and tokens it was made from.
     pub written: Written,
 }
 
-/// A prompt as text, and its tokens, a marker for each run of features.
+/// A prompt as text and as tokens, with a marker for each run of features.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Written {
     /// The text.
@@ -38,8 +38,8 @@ pub struct Written {
 }
 
 impl Written {
-    /// What was written with an answer behind it: its text, and the tokens that were generated,
-    /// which need not be those that the tokenizer makes of the text.
+    /// Adds an answer: its text, and the generated tokens, which need not be those that the
+    /// tokenizer makes from the text.
     pub fn with_answer(mut self, text: &str, ids: &[u32]) -> Written {
         self.text.push_str(text);
         self.ids.extend(ids);
@@ -48,13 +48,15 @@ impl Written {
 }
 
 impl Prompt {
-    /// Rows of the longest span whose rows see each other in both directions.
+    /// Returns the number of rows in the longest span, whose rows attend to each other in both
+    /// directions.
     pub fn longest_span(&self) -> usize {
         let ahead = |(i, row): (usize, &Row)| (row.reach as usize).saturating_sub(i);
         self.rows.iter().enumerate().map(ahead).max().unwrap_or(0)
     }
 
-    /// The most rows up to `most` after which the prompt can be cut, none of which sees beyond.
+    /// Returns the largest number of rows, at most `most`, after which the prompt can be cut
+    /// without cutting a span.
     pub fn cut(&self, most: usize) -> usize {
         let (mut cut, mut reach) = (0, 0);
         for (i, row) in self.rows[..most].iter().enumerate() {
@@ -66,7 +68,8 @@ impl Prompt {
         cut
     }
 
-    /// The rows from `from` on that are computed together: `size`, or more where a span ends later.
+    /// Returns the rows from `from` on that are computed together: `size` rows, or more if a span
+    /// ends later.
     pub fn chunk(&self, from: usize, size: usize) -> Range<usize> {
         let total = self.rows.len();
         let mut end = from.saturating_add(size).min(total);
@@ -78,7 +81,7 @@ impl Prompt {
         from..end
     }
 
-    /// Whether a span reaches the end, so that it would grow with the prompt.
+    /// Returns whether a span reaches the end, so that it would grow with the prompt.
     pub fn ends_in_span(&self) -> bool {
         let total = self.rows.len();
         self.rows
@@ -88,7 +91,7 @@ impl Prompt {
     }
 }
 
-/// What a prompt is made of. Any thread may make it.
+/// The content of a prompt. Any thread may write the prompt.
 #[derive(Debug, Clone)]
 pub struct PromptRequest {
     messages: Vec<Message>,
@@ -99,8 +102,8 @@ pub struct PromptRequest {
 }
 
 impl PromptRequest {
-    /// The prompt of a conversation; where `answers` is false, of its beginning up to the last
-    /// picture.
+    /// Requests the prompt of a conversation or, if `answers` is false, of its beginning up to the
+    /// last picture.
     pub fn new(messages: &[Message], images: &[ChatImage], answers: bool) -> PromptRequest {
         PromptRequest {
             messages: messages.to_vec(),
@@ -111,8 +114,8 @@ impl PromptRequest {
         }
     }
 
-    /// The same prompt, where these were read and answered before, shorter ones first: if it begins
-    /// like one of them, and a control token follows, its tokens are kept, and only the rest is
+    /// Adds earlier prompts with their answers, shorter ones first. If the new prompt starts with
+    /// one of them, followed by a control token, its tokens are reused and only the rest is
     /// tokenized.
     pub fn after(self, answered: &[Written]) -> PromptRequest {
         PromptRequest {
@@ -121,29 +124,29 @@ impl PromptRequest {
         }
     }
 
-    /// Bytes of all texts.
+    /// Returns the number of bytes in all texts.
     pub fn bytes(&self) -> usize {
         self.messages.iter().map(Message::bytes).sum()
     }
 }
 
-/// Writes conversations down for one model. Cloning is cheap.
+/// Writes the prompts of one model. Cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct PromptWriter {
     blueprint: Arc<dyn Blueprint>,
     format: PromptFormat,
     encoder: PromptEncoder,
-    /// The folder's own, or its architecture's.
+    /// The folder's own template, or its architecture's.
     template: Option<Template>,
 }
 
 impl PromptWriter {
-    /// A writer for a model, whose folder has this tokenizer and this template, and whose answers
+    /// Creates a writer for a model whose folder has this tokenizer and template, and whose answers
     /// end with these tokens.
     ///
     /// # Errors
-    /// [`Error::CorruptModel`] where the tokenizer has not the token that stands for pictures, or
-    /// another of that spelling; [`Error::NotFound`] where there is no template and one is needed.
+    /// [`Error::CorruptModel`] if the tokenizer has no token for pictures, or spells it
+    /// differently; [`Error::NotFound`] if a template is needed and there is none.
     pub fn new(
         blueprint: Arc<dyn Blueprint>,
         tokenizer: &Tokenizer,
@@ -165,7 +168,7 @@ impl PromptWriter {
                     .token_id(text)
                     .map_or("none".to_owned(), |id| id.to_string());
                 let what = format!(
-                    "its token {text} for images has the number {found}; config.json says {id}"
+                    "its token {text} for images has the id {found}; config.json says {id}"
                 );
                 return Err(tokenizer.at_fault(what));
             }
@@ -180,7 +183,7 @@ impl PromptWriter {
         })
     }
 
-    /// The same writer, for which it is and stays `now`.
+    /// Returns the same writer with `now` as the fixed current time.
     pub fn at(self, now: ZonedDateTime) -> PromptWriter {
         PromptWriter {
             template: self.template.map(|template| template.at(now)),
@@ -188,17 +191,17 @@ impl PromptWriter {
         }
     }
 
-    /// Whether pictures stand where markers say.
+    /// Returns whether markers in the prompt give the places of pictures.
     pub fn is_marked(&self) -> bool {
         self.format.marker().is_some()
     }
 
-    /// Checks, from its length alone, that a text may fit into a context of so many positions.
+    /// Checks by its length alone that a text may fit into a context of so many positions.
     pub fn check_room(&self, bytes: usize, positions: usize) -> Result<()> {
         self.encoder.check_room(bytes, positions)
     }
 
-    /// An estimate of the memory that writing a prompt takes.
+    /// Estimates the memory that writing a prompt needs.
     pub fn memory(&self, request: &PromptRequest) -> u64 {
         self.encoder.memory(request.bytes())
     }
@@ -206,8 +209,8 @@ impl PromptWriter {
     /// Writes a prompt.
     ///
     /// # Errors
-    /// [`Error::InvalidState`] where the model's template refuses the conversation, or does not
-    /// have a place for each picture; those of [`PromptEncoder::encode`].
+    /// [`Error::InvalidState`] if the model's template refuses the conversation, or does not have a
+    /// place for each picture; the errors of [`PromptEncoder::encode`].
     pub fn write(&self, request: &PromptRequest) -> Result<Prompt> {
         let text = self.text(request)?;
         let framed = match &self.format {
@@ -228,7 +231,7 @@ impl PromptWriter {
         }
     }
 
-    /// The tokens of a prompt; those that were generated before stay as they are.
+    /// Returns the tokens of a prompt; tokens that were generated before stay as they are.
     fn tokens(
         &self,
         prompt: &text::Prompt,
@@ -242,7 +245,7 @@ impl PromptWriter {
             .filter(|written| prompt.text().starts_with(&written.text))
         {
             let rest = prompt.after(text.len());
-            if self.encoder.begins_with_control(&rest) {
+            if self.encoder.starts_with_control(&rest) {
                 let ids = [&ids[..], &self.encoder.encode(&rest, false)?].concat();
                 return Ok(Written {
                     text: prompt.text().to_owned(),
@@ -256,10 +259,11 @@ impl PromptWriter {
         })
     }
 
-    /// The conversation as text.
+    /// Returns the conversation as text.
     fn text(&self, request: &PromptRequest) -> Result<text::Prompt> {
         let messages = &request.messages[..];
-        // Raw prompt text is all of a prompt that a template would write, and the answers to it.
+        // Raw prompt text, with the answers to it, is the whole of a prompt that a template would
+        // write.
         let is_raw =
             self.is_marked() && messages.iter().any(|message| message.role == Role::Prompt);
         match &self.format {
@@ -293,8 +297,8 @@ impl PromptWriter {
         }
     }
 
-    /// Rows of tokens, and of features in place of markers; without a marker behind the first
-    /// token.
+    /// Converts tokens to rows, with features in place of markers, or after the first token if
+    /// there are no markers.
     fn with_media(
         &self,
         written: Written,
@@ -336,7 +340,7 @@ impl PromptWriter {
             mut sources,
             images,
         } = prompt;
-        // Without a question the prompt ends with its last picture.
+        // Without a question, the prompt ends with its last picture.
         if !request.answers {
             let end = images
                 .iter()
@@ -397,7 +401,7 @@ impl Unplaced {
 fn miscounted(request: &PromptRequest) -> Error {
     let images = request.plans.len();
     Error::InvalidState(format!(
-        "the prompt has not one place for each run of features of its {images} images; is \
-         tokenizer.json the model's?"
+        "the prompt does not have one place for each run of features of its {images} images; does \
+            tokenizer.json belong to the model?"
     ))
 }

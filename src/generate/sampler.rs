@@ -1,8 +1,8 @@
-//! Choosing the next token from the logits, in the order that transformers has: repetition penalty,
-//! temperature, top-k, top-p, min-p, then a draw.
+//! Sampling the next token from the logits, in the order of transformers: repetition penalty,
+//! temperature, top-k, top-p, min-p, then a random draw.
 //!
-//! The draw is reproducible on every platform: ChaCha8, keyed by rand's `seed_from_u64`, gives one
-//! number of 53 bits for each token drawn.
+//! The draw is reproducible on every platform: ChaCha8, keyed by rand's `seed_from_u64`, provides
+//! one 53-bit number for each sampled token.
 
 use std::cmp::Ordering;
 
@@ -11,24 +11,25 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use crate::{Error, Result, device::room};
 
-/// How the next token is chosen. The default takes the likeliest token each time.
+/// How the next token is sampled. The default always takes the most likely token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
-    /// Divides the logits: below 1 bolder, above 1 more varied. 0 takes the likeliest token, the
-    /// lowest id of equal ones.
+    /// Divides the logits: values below 1 sharpen the distribution, values above 1 flatten it. 0
+    /// takes the most likely token, and of equal ones the lowest id.
     pub temperature: f32,
-    /// Keep this many likeliest tokens, and those equal to the last of them. 0 = all.
+    /// Keeps this many of the most likely tokens, and those equal to the last of them. 0 = all.
     pub top_k: u32,
-    /// Keep the likeliest tokens that together reach this probability: above 0, at most 1. 1 = all.
+    /// Keeps the most likely tokens that together reach this probability: above 0, at most 1. 1 =
+    /// all.
     pub top_p: f32,
-    /// Keep the tokens at least this fraction as likely as the likeliest: 0 to 1. 0 = all.
+    /// Keeps the tokens at least this fraction as likely as the most likely one: 0 to 1. 0 = all.
     pub min_p: f32,
-    /// Makes tokens of the history less likely (above 1) or likelier (below 1): positive logits are
-    /// divided by it, negative ones multiplied. 1 = off.
+    /// Makes tokens of the history less likely (above 1) or more likely (below 1): positive logits
+    /// are divided by it, negative ones multiplied. 1 = off.
     pub repetition_penalty: f32,
-    /// How many of the latest tokens of the history the penalty concerns. 0 = all.
+    /// The number of latest tokens of the history that the penalty applies to. 0 = all.
     pub repetition_window: usize,
-    /// Start of the random numbers. The same seed and the same logits give the same tokens.
+    /// The seed of the random numbers. The same seed and the same logits result in the same tokens.
     pub seed: u64,
 }
 
@@ -50,7 +51,7 @@ impl SamplingParams {
     /// Checks the range of each value.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] naming the first field that is out of its range.
+    /// [`Error::InvalidArgument`] naming the first field that is out of range.
     pub fn validate(&self) -> Result<()> {
         let check = |valid: bool, field: &str, range: &str, value: f32| match valid {
             true => Ok(()),
@@ -86,17 +87,17 @@ impl SamplingParams {
     }
 }
 
-/// A token that was chosen.
+/// A sampled token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Choice {
-    /// Its id.
+    /// The token id.
     pub token: u32,
-    /// The natural logarithm of its probability by the model itself: without penalty, temperature
-    /// or cuts.
+    /// The natural logarithm of its probability according to the model: without penalty,
+    /// temperature or filters.
     pub logprob: f32,
 }
 
-/// Chooses tokens, one after the other, with one stream of random numbers.
+/// Samples tokens one after the other, with one stream of random numbers.
 #[derive(Debug)]
 pub struct Sampler {
     params: SamplingParams,
@@ -104,7 +105,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler at the start of its seed's random numbers.
+    /// Creates a sampler at the start of its seed's random numbers.
     ///
     /// # Errors
     /// As for [`SamplingParams::validate`].
@@ -114,12 +115,12 @@ impl Sampler {
         Ok(Self { params, random })
     }
 
-    /// Chooses a token. `logits`: one for each token id; -inf rules a token out. `history`: the
-    /// tokens so far, for the repetition penalty; ids beyond the logits are passed over.
+    /// Samples a token. `logits` has one value per token id; -inf rules a token out. `history` has
+    /// the tokens so far, for the repetition penalty; ids beyond the logits are ignored.
     ///
     /// # Errors
-    /// [`Error::InvalidState`] where the logits hold NaN or infinity, or rule out every token;
-    /// [`Error::InvalidArgument`] where there are none.
+    /// [`Error::InvalidState`] if the logits contain NaN or infinity, or rule out every token;
+    /// [`Error::InvalidArgument`] if there are no logits.
     pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> Result<Choice> {
         let normalizer = log_sum_exp(logits)?;
         let scores = self.penalized(logits, history)?;
@@ -130,8 +131,8 @@ impl Sampler {
         Ok(choice(logits, index, normalizer))
     }
 
-    /// What [`sample`](Self::sample) draws from: tokens and their probabilities, which add up to 1.
-    /// Tokens not listed are never drawn.
+    /// Returns the distribution that [`sample`](Self::sample) draws from: tokens and their
+    /// probabilities, which add up to 1. Tokens not listed are never drawn.
     ///
     /// # Errors
     /// As for [`sample`](Self::sample).
@@ -166,7 +167,7 @@ impl Sampler {
             &history[history.len().saturating_sub(window)..]
         };
         for &token in recent {
-            // From the raw logit each time, so that a repeated token is penalized once.
+            // Uses the raw logit each time, so that a repeated token is penalized once.
             let index = token as usize;
             let Some(&logit) = logits.get(index).filter(|logit| logit.is_finite()) else {
                 continue;
@@ -181,8 +182,8 @@ impl Sampler {
         Ok(scores)
     }
 
-    /// The tokens that top-k, top-p and min-p leave, with weights relative to the likeliest token's
-    /// 1.
+    /// Returns the tokens that pass top-k, top-p and min-p, with weights relative to the most
+    /// likely token.
     fn candidates(&self, scores: &[f32]) -> Result<Vec<Candidate>> {
         let temperature = f64::from(self.params.temperature);
         let best = f64::from(scores[argmax(scores)]);
@@ -204,7 +205,7 @@ impl Sampler {
         Ok(candidates)
     }
 
-    /// The lowest score that top-k keeps.
+    /// Returns the lowest score that top-k keeps.
     fn top_k_threshold(&self, scores: &[f32]) -> Result<f32> {
         let k = self.params.top_k as usize;
         if k == 0 || k >= scores.len() {
@@ -225,15 +226,15 @@ impl Sampler {
             passed += c.weight;
             passed > fraction * total
         });
-        // Rounding can leave the sum a hair short of the draw.
+        // Rounding can leave the sum slightly below the draw.
         drawn.or(candidates.last()).map_or(0, |c| c.index)
     }
 }
 
-/// Makes room for an item for each token of the vocabulary.
+/// Reserves room for one item per token of the vocabulary.
 fn room_for_all<T>(logits: &[f32]) -> Result<Vec<T>> {
     room(logits.len(), || {
-        format!("choosing among {} tokens", logits.len())
+        format!("sampling from {} tokens", logits.len())
     })
 }
 
@@ -242,14 +243,15 @@ struct Candidate {
     weight: f64,
 }
 
-/// Top-p: keeps the likeliest tokens until their probabilities add up to `top_p`, likeliest first.
+/// Top-p: keeps the most likely tokens until their probabilities add up to `top_p`, in descending
+/// order.
 fn keep_nucleus(candidates: &mut Vec<Candidate>, top_p: f64) {
     if top_p >= 1.0 {
         return;
     }
     let total: f64 = candidates.iter().map(|c| c.weight).sum();
-    // Tokens so unlikely that even all together they lie outside: they need no sorting, and they
-    // are nearly all of them.
+    // Nearly all tokens are so unlikely that even all of them together are cut off, so they need no
+    // sorting.
     let negligible = (1.0 - top_p) * total / candidates.len() as f64;
     candidates.retain(|c| c.weight >= negligible);
     candidates.sort_unstable_by(|a, b| b.weight.total_cmp(&a.weight).then(a.index.cmp(&b.index)));
@@ -263,7 +265,8 @@ fn keep_nucleus(candidates: &mut Vec<Candidate>, top_p: f64) {
     candidates.truncate(kept);
 }
 
-/// The `k` likeliest tokens by the model itself, likeliest first, of equal ones the lower id first.
+/// Returns the `k` most likely tokens according to the model, in descending order; of equal ones,
+/// the lower id first.
 ///
 /// # Errors
 /// As for [`Sampler::sample`].
@@ -290,18 +293,18 @@ fn choice(logits: &[f32], index: usize, normalizer: f64) -> Choice {
     }
 }
 
-/// Without NaN: log_sum_exp has refused it.
+/// There is no NaN: log_sum_exp has refused it.
 fn descending(a: f32, b: f32) -> Ordering {
     b.partial_cmp(&a).unwrap_or(Ordering::Equal)
 }
 
-/// The lowest index of the greatest score.
+/// Returns the lowest index of the highest score.
 fn argmax(scores: &[f32]) -> usize {
     (1..scores.len()).fold(0, |best, i| if scores[i] > scores[best] { i } else { best })
 }
 
-/// The logarithm of the sum of the exponentials, which turns a logit into a log-probability.
-/// Refuses logits that make no distribution.
+/// Returns the logarithm of the sum of exponentials, which turns a logit into a log-probability.
+/// Refuses logits that are no distribution.
 fn log_sum_exp(logits: &[f32]) -> Result<f64> {
     if logits.is_empty() {
         return Err(Error::InvalidArgument(

@@ -1,36 +1,36 @@
-//! What a turn took.
+//! Statistics of a turn.
 
 use std::time::Duration;
 
 /// Counts and times of the latest turn.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Stats {
-    /// Positions of the prompt, the whole conversation so far, with image tokens.
+    /// Positions of the prompt: the whole conversation so far, including image tokens.
     pub prompt_tokens: usize,
-    /// Those of them that are a picture's.
+    /// Prompt positions that belong to pictures.
     pub image_tokens: usize,
-    /// Those of them that were in the cache from earlier turns.
+    /// Prompt positions that were in the cache from earlier turns.
     pub reused_tokens: usize,
-    /// Pictures of this turn whose tokens were at hand from an earlier encoding.
+    /// Pictures of this turn that were found in the cache and not encoded again.
     pub cached_images: usize,
-    /// Tokens generated.
+    /// Generated tokens.
     pub generated_tokens: usize,
     /// Time in the vision encoders and the projector.
     pub vision: Duration,
     /// Time in prefill, without vision.
     pub prefill: Duration,
-    /// From the first step of the turn to its first token, time between steps included.
+    /// The time from the first step of the turn to its first token, including time between steps.
     pub first_token: Duration,
     /// Time in the steps after the first token.
     pub decode: Duration,
-    /// The most memory that MLX ever held in this process, in bytes.
+    /// Peak memory of MLX in this process, in bytes.
     pub peak_bytes: u64,
-    /// Messages of the conversation, the answer included once it is complete.
+    /// Messages in the conversation, including the answer once it is complete.
     pub messages: usize,
 }
 
 impl Stats {
-    /// Positions of the prompt a second, without those reused.
+    /// Returns the prompt positions read per second, without reused ones.
     pub fn prefill_rate(&self) -> f64 {
         rate(
             self.prompt_tokens.saturating_sub(self.reused_tokens),
@@ -38,7 +38,7 @@ impl Stats {
         )
     }
 
-    /// Tokens a second after the first.
+    /// Returns the tokens per second after the first token.
     pub fn decode_rate(&self) -> f64 {
         rate(self.generated_tokens.saturating_sub(1), self.decode)
     }

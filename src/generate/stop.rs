@@ -1,5 +1,5 @@
-//! Stop strings over streamed text. (A stop token such as `</s>` needs no rule of its own: it is
-//! compared as an id, before it is text.)
+//! Stop strings in streamed text. (Stop tokens such as `</s>` need no code here: they are compared
+//! by id, before they become text.)
 
 use std::collections::HashMap;
 
@@ -11,37 +11,37 @@ use aho_corasick::{
 
 use crate::{Error, Result};
 
-/// The most stop strings that a session takes.
+/// The maximum number of stop strings in a session.
 pub const MAX_STOP_STRINGS: usize = 64;
 
-/// The most bytes of one stop string.
+/// The maximum number of bytes in a stop string.
 pub const MAX_STOP_BYTES: usize = 1024;
 
-/// Watches a text that arrives in pieces for strings that end it, and holds back what may be the
-/// beginning of one.
+/// Searches a text that arrives in pieces for strings that end it, and holds back text that may be
+/// the start of one.
 ///
-/// The string that is complete first ends the text; of several complete at the same character, the
-/// longest. Where the borders between the pieces lie makes no difference. The work grows with the
-/// text alone, not with the number of strings or their length.
+/// The string that is complete first ends the text; if several are complete at the same character,
+/// the longest. The boundaries between pieces make no difference. The work depends on the length of
+/// the text only, not on the number of strings or their length.
 #[derive(Debug)]
 pub struct StopStrings {
-    /// `None` where there is nothing to watch for.
+    /// `None` if there are no stop strings.
     matcher: Option<Matcher>,
     held: String,
     stopped: bool,
 }
 
-/// What a piece of text brought.
+/// The result of adding a piece of text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StopOutcome {
-    /// Text that can be shown now. The stop string is never part of it.
+    /// Text that can be shown now. It never includes the stop string.
     pub text: String,
     /// Whether a stop string has ended the text.
     pub stopped: bool,
 }
 
 impl StopStrings {
-    /// Watches for any of `stops`, which may be none.
+    /// Creates a search for `stops`, which may be empty.
     ///
     /// # Errors
     /// As for [`StopStrings::check`].
@@ -63,7 +63,7 @@ impl StopStrings {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for more than [`MAX_STOP_STRINGS`], for a string of more than
-    /// [`MAX_STOP_BYTES`], and for an empty one, which would end every text before it begins.
+    /// [`MAX_STOP_BYTES`], and for an empty one, which would end every text before it starts.
     pub fn check(stops: &[String]) -> Result<()> {
         let count = stops.len();
         if count > MAX_STOP_STRINGS {
@@ -85,7 +85,7 @@ impl StopStrings {
         }
     }
 
-    /// Takes the next piece of text. Once stopped, everything further is dropped.
+    /// Adds the next piece of text. After a stop string everything is dropped.
     pub fn push(&mut self, piece: &str) -> StopOutcome {
         if self.stopped {
             return StopOutcome {
@@ -113,26 +113,26 @@ impl StopStrings {
         }
     }
 
-    /// Ends the text, where no stop string has, and returns what was held back.
+    /// Ends the text, unless a stop string has ended it, and returns the text that was held back.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 }
 
-/// An automaton whose state is the longest end of the text that some stop string begins with.
+/// An automaton whose state is the longest suffix of the text that is a prefix of a stop string.
 #[derive(Debug)]
 struct Matcher {
     automaton: NFA,
-    /// Bytes of the beginning that a state stands for. A state that is not listed stands for none.
+    /// The length in bytes of the prefix for each state. States that are not listed have none.
     depths: HashMap<StateID, usize>,
     state: StateID,
 }
 
-/// What the automaton found in a piece, in bytes.
+/// What the automaton found in a piece.
 enum Found {
-    /// A stop string of this length is complete at `end` of the piece.
+    /// A stop string of this length, in bytes, ends at `end` of the piece.
     Stop { end: usize, length: usize },
-    /// The text ends with the beginning of a stop string, of this length.
+    /// The text ends with a prefix of a stop string, of this length in bytes.
     Held(usize),
 }
 

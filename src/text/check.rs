@@ -1,10 +1,10 @@
-//! What a `tokenizer.json` may ask for, checked before `tokenizers` builds anything of it.
+//! Checks the steps of a `tokenizer.json` before `tokenizers` builds anything from it.
 //!
-//! Each step of a tokenizer may make a text longer, and steps multiply: three that put a thousand
-//! characters in the place of one turn a short prompt into gigabytes. So the most that each chain
-//! of steps can make of a byte is computed, and a tokenizer that is far above what real ones need
-//! is refused. The highest of those are SentencePiece's NFKC tables with 33, Llama and Mistral with
-//! 12, Qwen with 6.
+//! Each step of a tokenizer may make a text longer, and steps multiply: three steps that each
+//! replace one character with a thousand turn a short prompt into gigabytes. The maximum growth of
+//! each chain of steps is therefore computed, and a tokenizer far above real ones is refused. The
+//! highest real ones are SentencePiece's NFKC tables with 33, Llama and Mistral with 12, and Qwen
+//! with 6.
 
 use std::path::Path;
 
@@ -14,38 +14,40 @@ use serde_json::Value;
 
 use crate::{Error, Result};
 
-/// The most bytes that the normalizer, the pre-tokenizer or the decoder may make of one.
+/// The maximum number of bytes that the normalizer, the pre-tokenizer or the decoder may make from
+/// one.
 const MAX_GROWTH: usize = 64;
 
-/// The most steps of one chain.
+/// The maximum number of steps in a chain.
 const MAX_STEPS: usize = 64;
 
-/// The most bytes of a pattern, or of an affix that the model puts to a part of a word.
+/// The maximum number of bytes in a pattern, or in an affix that the model adds to a part of a
+/// word.
 const MAX_PATTERN: usize = 4096;
 
-/// The most tokens that the post-processor may put around a text.
+/// The maximum number of tokens that the post-processor may add around a text.
 const MAX_FRAME: usize = 64;
 
-/// The most tokens beside the model's own vocabulary.
+/// The maximum number of tokens outside the model's own vocabulary.
 const MAX_ADDED: usize = 1 << 16;
 
-/// The most bytes of their spellings together, normalized where they are to be. The automata that
-/// find them take a hundred times as much.
+/// The maximum number of bytes in their spellings together, normalized if they are to be. The
+/// automata that find them take a hundred times as much memory.
 const MAX_ADDED_BYTES: usize = 4 << 20;
 
-/// The most bytes of a token. The longest of real vocabularies have some 256.
+/// The maximum number of bytes in a token. The longest of real vocabularies have about 256.
 pub const MAX_TOKEN: usize = 1024;
 
-/// What the checks found out.
+/// The results of the checks.
 pub struct Findings {
-    /// The most bytes that normalizer and pre-tokenizer make of one.
+    /// The maximum number of bytes that normalizer and pre-tokenizer make from one.
     pub growth: usize,
-    /// The token for what the vocabulary lacks, by its spelling or its id.
+    /// The token for unknown text, by its spelling or its id.
     pub unk_token: Option<String>,
     pub unk_id: Option<u32>,
 }
 
-/// The parts of a `tokenizer.json` that are checked.
+/// The checked parts of a `tokenizer.json`.
 #[derive(Deserialize)]
 struct Parts {
     #[serde(default)]
@@ -81,8 +83,8 @@ struct Model {
 /// Checks the text of a `tokenizer.json`.
 ///
 /// # Errors
-/// [`Error::UnsupportedModel`] naming the field for what no real tokenizer asks for,
-/// [`Error::CorruptModel`] for what is no tokenizer.
+/// [`Error::UnsupportedModel`] naming the field for something that no real tokenizer does;
+/// [`Error::CorruptModel`] if it is not a tokenizer.
 pub fn check(path: &Path, bytes: &[u8]) -> Result<Findings> {
     let parts: Parts = serde_json::from_slice(bytes)
         .map_err(|e| Error::corrupt(path, format!("not a usable tokenizer: {e}")))?;
@@ -141,7 +143,7 @@ impl Model {
     fn check(&self) -> Checked<()> {
         if self.dropout.is_some_and(|dropout| dropout != 0.0) {
             return Err(Wrong::Unsupported(
-                "model.dropout makes the tokens of a text random; null is expected".into(),
+                "model.dropout makes the tokens of a text random; expected null".into(),
             ));
         }
         for (name, affix) in [
@@ -169,7 +171,7 @@ impl Model {
 struct Chain {
     /// The name of the list in a `Sequence`.
     list: &'static str,
-    /// The most bytes that one step makes of one.
+    /// Returns the maximum number of bytes that one step makes from one.
     step: fn(&str, &Value, &str) -> Checked<usize>,
     steps: usize,
 }
@@ -183,7 +185,7 @@ impl Chain {
         }
     }
 
-    /// The most bytes that a field's steps together make of one.
+    /// Returns the maximum number of bytes that a field's steps together make from one.
     fn growth(&mut self, value: &Value, field: &str) -> Checked<usize> {
         if value.is_null() {
             return Ok(1);
@@ -212,21 +214,21 @@ fn within_growth(field: &str, growth: usize) -> Checked<usize> {
     match growth {
         1..=MAX_GROWTH => Ok(growth),
         _ => Err(Wrong::Unsupported(format!(
-            "{field} can make a text {growth} times as long; at most {MAX_GROWTH} times is expected"
+            "{field} can make a text {growth} times as long; expected at most {MAX_GROWTH} times"
         ))),
     }
 }
 
-/// The figures of Unicode's normal forms are those of its FAQ on normalization. A step may be
-/// applied to each stretch between two added tokens, one byte long, so that what is put in front of
-/// a text counts in full.
+/// The factors of Unicode's normal forms are those of its FAQ on normalization. A step may be
+/// applied to each stretch between two added tokens, even of one byte, so that a prefix counts in
+/// full.
 fn normalizer_growth(kind: &str, step: &Value, field: &str) -> Checked<usize> {
     Ok(match kind {
         "Strip" | "StripAccents" | "Nmt" => 1,
         "NFC" | "NFD" => 3,
         "NFKC" | "NFKD" => 11,
         "Lowercase" | "ByteLevel" => 2,
-        // Spaces around each Chinese character, accents decomposed, lower case.
+        // Spaces around each Chinese character, decomposed accents, lower case.
         "Bert" => 8,
         "Prepend" => 1 + text(step, "prepend", field)?.len(),
         "Replace" => replace_growth(step, field)?,
@@ -237,10 +239,10 @@ fn normalizer_growth(kind: &str, step: &Value, field: &str) -> Checked<usize> {
 
 fn pre_tokenizer_growth(kind: &str, step: &Value, field: &str) -> Checked<usize> {
     Ok(match kind {
-        // A space in front of each part, then up to two bytes for one.
+        // A space before each part, then up to two bytes per byte.
         "ByteLevel" if step["add_prefix_space"] != Value::Bool(false) => 4,
         "ByteLevel" => 2,
-        // The replacement for each space, and one in front.
+        // The replacement for each space, and one at the start.
         "Metaspace" => 2 * text(step, "replacement", field)?.len().max(1),
         "Split" => {
             pattern(step, field)?;
@@ -257,27 +259,27 @@ fn decoder_growth(kind: &str, step: &Value, field: &str) -> Checked<usize> {
         "Replace" => match pattern(step, field)? {
             Pattern::Regex(_) => {
                 return Err(Wrong::Unsupported(format!(
-                    "{field}.pattern is a regular expression; in a decoder a string is expected"
+                    "{field}.pattern is a regular expression; expected a string in a decoder"
                 )));
             }
             Pattern::String(_) => replace_growth(step, field)?,
         },
         "ByteFallback" | "Fuse" | "Metaspace" | "Strip" => 1,
         // A space for each token, or for an empty delimiter between all characters; U+FFFD for a
-        // byte that is none of a character's.
+        // byte that belongs to no character.
         "BPEDecoder" | "WordPiece" | "CTC" | "ByteLevel" => 2,
         _ => return Err(unknown_type(kind, field)),
     })
 }
 
-/// What a `Replace` step can make of a byte: of the shortest text that its pattern matches, its
-/// content.
+/// Returns the growth of a `Replace` step: its content for the shortest text that its pattern
+/// matches.
 fn replace_growth(step: &Value, field: &str) -> Checked<usize> {
     let content = text(step, "content", field)?.len();
     let shortest = match pattern(step, field)? {
         Pattern::String(pattern) => pattern.len(),
-        // What this parser does not know, `fancy-regex` runs by backtracking, which takes time
-        // without bound.
+        // Patterns that this parser does not support are run by `fancy-regex` with backtracking,
+        // which takes unbounded time.
         Pattern::Regex(pattern) => match Parser::new().parse(pattern) {
             Ok(hir) => hir.properties().minimum_len().unwrap_or(1),
             Err(error) => {
@@ -324,8 +326,8 @@ fn pattern<'a>(step: &'a Value, field: &str) -> Checked<Pattern<'a>> {
     Ok(pattern)
 }
 
-/// The longest replacement in one of SentencePiece's tables: its size, a trie of that size, then
-/// the replacements, each ended by a NUL.
+/// Returns the longest replacement in one of SentencePiece's tables: its size, a trie of that size,
+/// then the replacements, each ended by a NUL.
 fn longest_replacement(table: &str, field: &str) -> Checked<usize> {
     let bytes = base64::decode(table)
         .map_err(|e| Wrong::Corrupt(format!("{field}.precompiled_charsmap: {e}")))?;
@@ -342,7 +344,7 @@ fn longest_replacement(table: &str, field: &str) -> Checked<usize> {
         .max(1))
 }
 
-/// The number of tokens that a post-processor puts around a text.
+/// Returns the number of tokens that a post-processor adds around a text.
 fn frame_tokens(value: &Value, field: &str) -> Checked<usize> {
     if value.is_null() {
         return Ok(0);
@@ -383,7 +385,7 @@ fn template_tokens(value: &Value, field: &str) -> Checked<usize> {
                     Some(ids) => tokens += ids.len(),
                     None => {
                         return Err(Wrong::Corrupt(format!(
-                            "{field} is {id:?}, which special_tokens does not have"
+                            "{field} is {id:?}, which is not in special_tokens"
                         )));
                     }
                 }
@@ -398,7 +400,7 @@ fn template_tokens(value: &Value, field: &str) -> Checked<usize> {
     match texts {
         1 => Ok(tokens),
         _ => Err(Wrong::Corrupt(format!(
-            "{field}.single has the text {texts} times; once is expected"
+            "{field}.single has the text {texts} times; expected once"
         ))),
     }
 }
@@ -419,7 +421,7 @@ fn list<'a>(value: &'a Value, name: &str, field: &str) -> Checked<&'a [Value]> {
 fn at_most(field: &str, what: &str, found: usize, limit: usize) -> Checked<()> {
     if found > limit {
         return Err(Wrong::Unsupported(format!(
-            "{field} has {found} {what}; at most {limit} are expected"
+            "{field} has {found} {what}; expected at most {limit}"
         )));
     }
     Ok(())

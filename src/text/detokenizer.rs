@@ -1,14 +1,13 @@
-//! Text as it is generated: each token's share of the text the moment it is settled, in work linear
-//! in the number of tokens.
+//! Streaming detokenization: returns each token's text as soon as it is final, in linear time.
 //!
-//! Decoding all tokens anew for each one would be quadratic. Instead the bytes of one token are
-//! worked out from the way its tokenizer decodes. Two ways cover the language models of today:
-//! - **byte fallback** (Llama, Mistral, Gemma): `▁` is a space, and what the vocabulary lacks is
-//!   spelt in tokens of one byte (`<0xF0>`).
+//! Decoding all tokens again for each new one would be quadratic. Instead, the bytes of a token are
+//! computed in the way its tokenizer decodes. Two ways cover today's language models:
+//! - **byte fallback** (Llama, Mistral, Gemma): `▁` is a space, and unknown text is spelled in
+//!   tokens of one byte (`<0xF0>`).
 //! - **byte level** (GPT-2, Qwen): each character of a token stands for one byte.
 //!
-//! For any other decoder a short window of the latest tokens is decoded twice, with and without the
-//! new one.
+//! For any other decoder, a short window of the latest tokens is decoded twice, with and without
+//! the new one.
 
 use std::mem;
 
@@ -17,31 +16,30 @@ use tokenizers::DecoderWrapper;
 use super::Tokenizer;
 use crate::Result;
 
-/// Decodes tokens one at a time. Joined, the pieces are exactly what [`Tokenizer::decode`] gives
-/// for all the tokens, but for a decoder of neither kind above that changes earlier text
-/// afterwards.
+/// Decodes tokens one at a time. The pieces together are exactly what [`Tokenizer::decode`] returns
+/// for all tokens, unless a decoder of another kind changes earlier text afterwards.
 ///
-/// No piece ends inside a code point. A run of byte tokens is held until a token of another kind
-/// ends it, for `tokenizers` judges a run as a whole: one wrong byte turns every byte of its run
-/// into U+FFFD.
+/// No piece ends inside a code point. A run of byte tokens is waiting back until a token of another
+/// kind ends it, because `tokenizers` decodes a run as a whole: one invalid byte turns every byte
+/// of its run into U+FFFD.
 #[derive(Debug)]
 pub struct StreamDecoder {
     tokenizer: Tokenizer,
     style: Style,
-    /// Whether white space is still to be dropped.
+    /// Whether leading white space is still to be removed.
     trimming: bool,
 }
 
 #[derive(Debug)]
 enum Style {
     ByteFallback(ByteFallback),
-    /// Bytes that do not make a whole code point yet.
+    /// Bytes of an incomplete code point.
     ByteLevel(Vec<u8>),
     Window(Window),
 }
 
 impl StreamDecoder {
-    /// A decoder at the beginning of a text.
+    /// Creates a decoder at the start of a text.
     pub fn new(tokenizer: &Tokenizer) -> Self {
         Self {
             tokenizer: tokenizer.clone(),
@@ -50,8 +48,8 @@ impl StreamDecoder {
         }
     }
 
-    /// A decoder in the middle of a text, behind a token that is no special one: the space in front
-    /// of the next is part of the text.
+    /// Creates a decoder in the middle of a text, after a token that is not special: the space
+    /// before the next one is part of the text.
     pub fn after(tokenizer: &Tokenizer, id: u32) -> Self {
         let mut decoder = Self::new(tokenizer);
         match &mut decoder.style {
@@ -67,18 +65,17 @@ impl StreamDecoder {
         decoder
     }
 
-    /// Drops the white space that the text begins with: an answer's first token usually carries the
+    /// Removes white space at the start of the text: an answer's first token usually contains the
     /// space after the prompt.
     pub fn trim_start(mut self) -> Self {
         self.trimming = true;
         self
     }
 
-    /// Takes the next token; gives the text that it settles, which is empty while bytes wait for
-    /// others.
+    /// Adds a token; returns the text that is now final. It is empty while bytes wait for others.
     ///
     /// # Errors
-    /// [`crate::Error::CorruptModel`] where the tokenizer's decoder fails on the token.
+    /// [`crate::Error::CorruptModel`] if the tokenizer's decoder fails on the token.
     pub fn push(&mut self, id: u32) -> Result<String> {
         let Some(token) = self.tokenizer.spoken(id) else {
             return Ok(String::new());
@@ -94,7 +91,7 @@ impl StreamDecoder {
         Ok(self.trimmed(text))
     }
 
-    /// Gives what was held back, at the end of the text. Bytes that never became a code point are
+    /// Ends the text and returns what was waiting back. Bytes that never became a code point are
     /// U+FFFD.
     ///
     /// # Errors
@@ -134,19 +131,20 @@ impl Style {
     }
 }
 
-/// Replace steps, then perhaps byte fallback, then perhaps a strip at the front of the whole text.
+/// Replace steps, then optionally byte fallback, then optionally a strip at the start of the whole
+/// text.
 #[derive(Debug)]
 struct ByteFallback {
     replacements: Vec<DecoderWrapper>,
     byte_tokens: bool,
-    /// Bytes of the byte tokens since the last token of another kind.
+    /// The bytes of the byte tokens since the last token of another kind.
     run: Vec<u8>,
-    /// The character to be dropped at the front, and how many of it at most.
+    /// The character to be removed at the start, and its maximum count.
     strip: (char, usize),
 }
 
 impl ByteFallback {
-    /// `None` where the steps are other ones.
+    /// Returns `None` if the steps are of another kind.
     fn of(steps: &[DecoderWrapper]) -> Option<Self> {
         use DecoderWrapper::{ByteFallback as Bytes, Fuse, Replace, Strip};
         let (replacements, rest) = steps.split_at(
@@ -203,20 +201,20 @@ impl ByteFallback {
     }
 }
 
-/// The byte that a token such as `<0x0A>` stands for, read as `tokenizers` reads it.
+/// Returns the byte of a token such as `<0x0A>`, parsed as `tokenizers` does.
 fn byte_token(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok())?
 }
 
-/// The bytes of a byte-level token; of an added token, which is spelt as it reads, its own.
+/// Returns the bytes of a byte-level token. Those of an added token are its spelling.
 fn byte_level_bytes(token: &str) -> Vec<u8> {
     let bytes: Option<Vec<u8>> = token.chars().map(byte_level_byte).collect();
     bytes.unwrap_or_else(|| token.as_bytes().to_vec())
 }
 
-/// GPT-2's alphabet: the printable bytes of Latin-1 are themselves, and the other 68 are, in order,
-/// the characters from U+0100 on.
+/// GPT-2's alphabet: printable Latin-1 bytes stand for themselves; the other 68 are, in order, the
+/// characters from U+0100 on.
 fn byte_level_byte(c: char) -> Option<u8> {
     match u32::from(c) {
         code @ (0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF) => u8::try_from(code).ok(),
@@ -227,8 +225,8 @@ fn byte_level_byte(c: char) -> Option<u8> {
     }
 }
 
-/// Takes from `pending` all but the beginning of a code point at its end. Bytes that can never
-/// become one are U+FFFD.
+/// Takes everything from `pending` except an incomplete code point at its end. Bytes that cannot
+/// become a code point are U+FFFD.
 fn settled_text(pending: &mut Vec<u8>) -> String {
     let mut settled = pending.len();
     if let Some(last) = pending.utf8_chunks().last()
@@ -241,8 +239,8 @@ fn settled_text(pending: &mut Vec<u8>) -> String {
     String::from_utf8_lossy(&mem::replace(pending, rest)).into_owned()
 }
 
-/// The latest tokens: those whose text is out already, which are only the context for decoding, and
-/// those whose text is not.
+/// The latest tokens: those whose text was returned, which only serve as context, and those whose
+/// text was not.
 #[derive(Debug, Default)]
 struct Window {
     ids: Vec<u32>,
@@ -250,7 +248,8 @@ struct Window {
 }
 
 impl Window {
-    /// How many tokens may wait for one that completes them; a code point has at most four bytes.
+    /// The number of tokens that may wait for one that completes them; a code point has at most
+    /// four bytes.
     const LIMIT: usize = 8;
 
     fn push(&mut self, id: u32, tokenizer: &Tokenizer) -> Result<String> {
@@ -265,7 +264,7 @@ impl Window {
         Ok(text)
     }
 
-    /// What the decoder makes of all tokens beyond what it makes of the settled ones.
+    /// Returns the text that the decoder makes from all tokens, after the text of the settled ones.
     fn text_after_settled(&self, tokenizer: &Tokenizer) -> Result<String> {
         let before = tokenizer.decode(&self.ids[..self.settled])?;
         let all = tokenizer.decode(&self.ids)?;
@@ -283,8 +282,9 @@ impl Window {
 mod tests {
     use super::*;
 
-    /// How many bytes or tokens wait, all that a push looks at besides its own token.
-    fn held(decoder: &StreamDecoder) -> usize {
+    /// Returns the number of bytes or tokens that wait: all that a push looks at besides its own
+    /// token.
+    fn waiting(decoder: &StreamDecoder) -> usize {
         match &decoder.style {
             Style::ByteFallback(style) => style.run.len(),
             Style::ByteLevel(pending) => pending.len(),
@@ -306,9 +306,9 @@ mod tests {
             for &id in &ids {
                 text += &decoder.push(id).unwrap();
                 assert!(
-                    held(&decoder) <= 2 * Window::LIMIT,
-                    "{name}: {} held after {} bytes of text",
-                    held(&decoder),
+                    waiting(&decoder) <= 2 * Window::LIMIT,
+                    "{name}: {} waiting after {} bytes of text",
+                    waiting(&decoder),
                     text.len()
                 );
             }

@@ -1,4 +1,4 @@
-//! From a prompt to tokens, so that only the prompt's own markup makes control tokens.
+//! Turns prompts into tokens such that only the prompt's own markup becomes control tokens.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
@@ -13,10 +13,10 @@ use crate::{Error, Result};
 
 /// Turns prompts into token ids. Cloning is cheap. Any number of threads may use it at once.
 ///
-/// Control tokens are the special tokens of the tokenizer, those that are written like one
-/// (`<|im_end|>`, `[INST]`), and those that the model's configuration names. A prompt's markup
-/// makes them; what a user or an answer says never does. A prompt without a control spelling in its
-/// texts has exactly the ids that transformers gives it.
+/// Control tokens are the tokenizer's special tokens, those that look like one (`<|im_end|>`,
+/// `[INST]`), and those that the model's configuration names. Only a prompt's markup becomes
+/// control tokens; text of a user or an answer never does. A prompt without a control spelling in
+/// its texts has exactly the ids that transformers produces.
 #[derive(Clone)]
 pub struct PromptEncoder {
     shared: Arc<Shared>,
@@ -26,22 +26,22 @@ struct Shared {
     tokenizer: Tokenizer,
     /// The added vocabulary without control tokens.
     content: AddedVocabulary,
-    /// Control tokens by the numbers of the patterns below.
+    /// Control tokens, by the index of the patterns below.
     ids: Vec<u32>,
-    /// Finds every control spelling, also those that overlap.
+    /// Finds every control spelling, including overlapping ones.
     every: AhoCorasick,
-    /// Finds control spellings as the tokenizer does: the first, of several the longest.
+    /// Finds control spellings as the tokenizer does: the leftmost, and of several the longest.
     longest: AhoCorasick,
-    /// Control tokens that text never makes. The unknown token is not among them.
+    /// Control tokens that text never becomes, except for the unknown token.
     forbidden: HashSet<u32>,
 }
 
 impl PromptEncoder {
-    /// An encoder for a model whose configuration names these control tokens, such as the one that
-    /// ends an answer.
+    /// Creates an encoder for a model whose configuration names these control tokens, such as the
+    /// end-of-sequence token.
     ///
     /// # Errors
-    /// [`Error::CorruptModel`] where the tokenizer's control tokens cannot be searched for.
+    /// [`Error::CorruptModel`] if the tokenizer's control tokens cannot be searched for.
     pub fn new(tokenizer: &Tokenizer, named: &[u32]) -> Result<Self> {
         let is_control = |id: u32, content: &str, special: bool| {
             special || looks_like_control(content) || named.contains(&id)
@@ -88,12 +88,12 @@ impl PromptEncoder {
         })
     }
 
-    /// Checks, from its length alone, that a prompt may fit into a context of so many positions.
+    /// Checks by its length alone that a prompt may fit into a context of so many positions.
     ///
     /// # Errors
-    /// [`Error::ContextFull`] with the fewest tokens that it can have.
+    /// [`Error::ContextFull`] with the minimum number of tokens.
     pub fn check_room(&self, bytes: usize, positions: usize) -> Result<()> {
-        // One position at least is for the answer.
+        // At least one position is for the answer.
         match self.shared.tokenizer.fewest_tokens(bytes) {
             fewest if fewest >= positions => Err(Error::ContextFull {
                 needed: fewest.saturating_add(1),
@@ -103,13 +103,13 @@ impl PromptEncoder {
         }
     }
 
-    /// An estimate of the memory that encoding a prompt of so many bytes takes.
+    /// Estimates the memory that encoding a prompt of so many bytes needs.
     pub fn memory(&self, bytes: usize) -> u64 {
         self.shared.tokenizer.memory(bytes)
     }
 
-    /// Hides the control spellings in messages, for a template that writes them down: the first
-    /// character of each becomes one that no text has. Texts that follow each other count as one.
+    /// Hides the control spellings in messages before a template writes them: the first character
+    /// of each is replaced with one that occurs in no text. Consecutive texts count as one.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for texts that use all of Unicode's private characters.
@@ -160,8 +160,8 @@ impl PromptEncoder {
         })
     }
 
-    /// Makes a prompt of what a template wrote of masked messages: the control tokens that are
-    /// spelt in it are the template's, and what is masked is text again.
+    /// Makes a prompt from the rendering of masked messages: control tokens spelled in it are the
+    /// template's, and masked text becomes text again.
     pub fn unmask(&self, rendering: &str, mask: &Mask) -> Prompt {
         let mut prompt = Prompt::default();
         let mut done = 0;
@@ -174,12 +174,12 @@ impl PromptEncoder {
         prompt
     }
 
-    /// The token ids of a prompt, where `framed` with what the tokenizer puts around it, such as
-    /// `<s>` in front; that is not put there twice where raw prompt text begins with it.
+    /// Returns the token ids of a prompt. If `framed`, the tokenizer adds its tokens around it,
+    /// such as `<s>` at the start, but not twice if raw prompt text starts with it.
     ///
     /// # Errors
-    /// As for [`Tokenizer::encode`]; [`Error::CorruptModel`] where the tokenizer makes a control
-    /// token of what is none.
+    /// As for [`Tokenizer::encode`]; [`Error::CorruptModel`] if the tokenizer makes a control token
+    /// from plain text.
     pub fn encode(&self, prompt: &Prompt, framed: bool) -> Result<Vec<u32>> {
         let frame = |ids| {
             if framed {
@@ -204,23 +204,23 @@ impl PromptEncoder {
             return Err(self
                 .shared
                 .tokenizer
-                .at_fault("the tokenizer makes a control token of plain text".into()));
+                .at_fault("the tokenizer makes a control token from plain text".into()));
         }
-        let begins_with_control = controls.first().is_some_and(|(range, _)| range.start == 0);
-        if framed && begins_with_control && ids.len() > 1 && ids[0] == ids[1] {
+        let starts_with_control = controls.first().is_some_and(|(range, _)| range.start == 0);
+        if framed && starts_with_control && ids.len() > 1 && ids[0] == ids[1] {
             ids.remove(0);
         }
         Ok(ids)
     }
 
-    /// Whether a prompt begins with a control token.
-    pub fn begins_with_control(&self, prompt: &Prompt) -> bool {
+    /// Returns whether a prompt starts with a control token.
+    pub fn starts_with_control(&self, prompt: &Prompt) -> bool {
         self.controls(prompt)
             .first()
             .is_some_and(|(range, _)| range.start == 0)
     }
 
-    /// The control tokens that the prompt's markup spells, and where.
+    /// Returns the control tokens that the prompt's markup spells, and where.
     fn controls(&self, prompt: &Prompt) -> Vec<(Range<usize>, u32)> {
         let within = |markup: &Range<usize>| {
             let start = markup.start;
@@ -240,14 +240,14 @@ impl PromptEncoder {
         prompt.markup().iter().flat_map(within).collect()
     }
 
-    /// Whether a control token is spelt where it is not meant, if only in part.
+    /// Returns whether text spells a control token, even in part.
     fn is_spelt_in_text(&self, prompt: &Prompt) -> bool {
         let mut markup = prompt.markup().iter().peekable();
         self.shared
             .every
             .find_overlapping_iter(prompt.text())
             .any(|found| {
-                // Matches come in the order of their ends.
+                // Matches are in the order of their ends.
                 while markup.next_if(|range| range.end < found.end()).is_some() {}
                 markup
                     .peek()
@@ -255,8 +255,8 @@ impl PromptEncoder {
             })
     }
 
-    /// The tokens of the prompt's control tokens and of the texts between them, each by itself, as
-    /// the tokenizer does it too.
+    /// Returns the tokens of the prompt's control tokens and of the texts between them, each on its
+    /// own, as the tokenizer does it too.
     fn encode_parts(&self, prompt: &Prompt, controls: &[(Range<usize>, u32)]) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
         let mut done = 0;
@@ -283,12 +283,12 @@ impl PromptEncoder {
     }
 }
 
-/// Characters that stand for the first ones of control spellings.
+/// Replacements for the first characters of control spellings.
 #[derive(Debug, Clone)]
 pub struct Mask {
-    /// Private characters that no text of these messages has.
+    /// Private characters that occur in no text of these messages.
     free: Vec<char>,
-    /// What stands for which.
+    /// The replaced character of each replacement.
     hidden: BTreeMap<char, char>,
 }
 
@@ -307,7 +307,7 @@ impl Mask {
         }
     }
 
-    /// The character that stands for this one.
+    /// Returns the replacement of a character.
     fn hide(&mut self, c: char) -> Result<char> {
         if let Some((private, _)) = self.hidden.iter().find(|(_, hidden)| **hidden == c) {
             return Ok(*private);
@@ -338,7 +338,8 @@ impl fmt::Debug for PromptEncoder {
     }
 }
 
-/// Whether a token is written as control tokens are. Some tokenizers do not mark theirs as special.
+/// Returns whether a token is spelled like a control token. Some tokenizers do not mark theirs as
+/// special.
 fn looks_like_control(spelling: &str) -> bool {
     let between = |begin, end| {
         spelling

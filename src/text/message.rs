@@ -1,26 +1,26 @@
-//! Messages: what a conversation is made of.
+//! Messages of a conversation.
 
-/// Who speaks.
+/// The author of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Instructions above the conversation, where the model takes them.
+    /// Instructions before the conversation, if the model supports them.
     System,
-    /// Who asks.
+    /// The user.
     User,
     /// The model.
     Assistant,
-    /// Nobody: prompt text that is used as it is. Control tokens spelt in it are control tokens,
-    /// and nothing is put around it.
+    /// No author: prompt text that is used unchanged. Control tokens spelled in it are control
+    /// tokens, and nothing is added around it.
     Prompt,
 }
 
 impl Role {
-    /// Whether a message of this role waits for an answer.
+    /// Returns whether a message of this role waits for an answer.
     pub fn asks(self) -> bool {
         matches!(self, Role::User | Role::Prompt)
     }
 
-    /// The name that chat templates use.
+    /// Returns the name that chat templates use.
     pub fn name(self) -> &'static str {
         match self {
             Role::System => "system",
@@ -33,9 +33,9 @@ impl Role {
 /// A message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
-    /// Who speaks.
+    /// The author.
     pub role: Role,
-    /// What is said and shown, in this order.
+    /// Texts and pictures, in order.
     pub parts: Vec<Part>,
 }
 
@@ -49,7 +49,7 @@ pub enum Part {
 }
 
 impl Part {
-    /// The text, where it is one.
+    /// Returns the text, if it is one.
     pub fn text(&self) -> Option<&str> {
         match self {
             Part::Text(text) => Some(text),
@@ -66,37 +66,37 @@ impl Message {
         }
     }
 
-    /// Instructions above the conversation.
+    /// Creates a system message.
     pub fn system(text: impl Into<String>) -> Message {
         Message::of(Role::System, text)
     }
 
-    /// A text of the user's.
+    /// Creates a user message with one text.
     pub fn user(text: impl Into<String>) -> Message {
         Message::of(Role::User, text)
     }
 
-    /// An answer of the model's.
+    /// Creates an answer of the model.
     pub fn assistant(text: impl Into<String>) -> Message {
         Message::of(Role::Assistant, text)
     }
 
-    /// Prompt text that is used as it is.
+    /// Creates prompt text that is used unchanged.
     pub fn prompt(text: impl Into<String>) -> Message {
         Message::of(Role::Prompt, text)
     }
 
-    /// Its texts.
+    /// Returns the texts.
     pub fn texts(&self) -> impl Iterator<Item = &str> {
         self.parts.iter().filter_map(Part::text)
     }
 
-    /// Its texts, with `separator` between them.
+    /// Returns the texts, joined with `separator`.
     pub fn text(&self, separator: &str) -> String {
         self.texts().collect::<Vec<_>>().join(separator)
     }
 
-    /// Bytes of its texts.
+    /// Returns the number of bytes in the texts.
     pub fn bytes(&self) -> usize {
         self.texts().map(str::len).sum()
     }

@@ -1,4 +1,4 @@
-//! Tokens and text: the tokenizer, streaming of its output, and the prompt formats of the models.
+//! Tokens and text: the tokenizer, streaming detokenization, and prompt formats.
 
 mod check;
 mod detokenizer;
@@ -19,7 +19,7 @@ pub use tokenizer::Tokenizer;
 
 use crate::Result;
 
-/// The tokenizer of a model folder, from its `tokenizer.json`.
+/// Loads the tokenizer of a model folder from its `tokenizer.json`.
 pub fn load_tokenizer(folder: impl AsRef<Path>) -> Result<Tokenizer> {
     Tokenizer::from_file(folder.as_ref().join("tokenizer.json"))
 }

@@ -1,14 +1,14 @@
-//! A prompt as text, with what of it may be control tokens.
+//! A prompt as text that marks where control tokens are allowed.
 
 use std::ops::Range;
 
 use crate::{Error, Result};
 
-/// What the model is to read, without what the tokenizer puts around it, and where in it control
-/// tokens may be spelt.
+/// The model's input as text, without the tokens that the tokenizer adds around it, and the ranges
+/// in which control tokens are allowed.
 ///
-/// What a user or an answer says is text: [`PromptEncoder`](super::PromptEncoder) makes no control
-/// token of one that is spelt there.
+/// Text of a user or an answer stays text: [`PromptEncoder`](super::PromptEncoder) makes no control
+/// token from it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Prompt {
     text: String,
@@ -16,12 +16,12 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// The text of the prompt.
+    /// Returns the text of the prompt.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// Where in the text control tokens may be spelt, in bytes.
+    /// Returns the byte ranges of the text in which control tokens are allowed.
     pub(super) fn markup(&self) -> &[Range<usize>] {
         &self.markup
     }
@@ -31,14 +31,14 @@ impl Prompt {
         self.text.push_str(text);
     }
 
-    /// Adds text in which control tokens may be spelt.
+    /// Adds text in which control tokens are allowed.
     pub fn push_markup(&mut self, text: &str) {
         let start = self.text.len();
         self.text.push_str(text);
         self.markup.push(start..self.text.len());
     }
 
-    /// The prompt from a byte on, which is the beginning or the end of markup, or within none.
+    /// Returns the prompt from a byte on. The byte is the start or end of markup, or outside of it.
     pub fn after(&self, start: usize) -> Prompt {
         let markup = self.markup.iter().filter(|range| range.end > start);
         let markup = markup
@@ -50,16 +50,16 @@ impl Prompt {
         }
     }
 
-    /// Removes characters from the end, which are no markup.
+    /// Removes characters from the end that are not markup.
     pub fn trim_end(&mut self, is_space: impl Fn(char) -> bool) {
         self.text
             .truncate(self.text.trim_end_matches(is_space).len());
     }
 
-    /// Puts the `n`th text in place of the `n`th marker in the markup.
+    /// Replaces the `n`th marker in the markup with the `n`th text.
     ///
     /// # Errors
-    /// [`Error::InvalidState`] where there are more markers than texts or fewer.
+    /// [`Error::InvalidState`] if the number of markers is not that of the texts.
     pub fn replace_markers(&self, marker: &str, texts: &[&str]) -> Result<Prompt> {
         let mut replaced = Prompt::default();
         let (mut done, mut count) = (0, 0);
@@ -80,8 +80,8 @@ impl Prompt {
         match count == texts.len() {
             true => Ok(replaced),
             false => Err(Error::InvalidState(format!(
-                "the prompt has {count} markers {marker} for {} images; each image needs one, \
-                 which the model's chat template puts, or raw prompt text",
+                "the prompt has {count} markers {marker} for {} images; each image needs one, from \
+                    the model's chat template or raw prompt text",
                 texts.len()
             ))),
         }

@@ -1,9 +1,8 @@
-//! Chat templates: how a model's messages are written down, as Jinja that its folder brings.
+//! Chat templates: Jinja programs in model folders that turn messages into a prompt.
 //!
-//! A template is untrusted: its length, its steps, its depth and what it writes are limited. It is
-//! rendered as transformers renders it
-//! (<https://huggingface.co/docs/transformers/chat_templating_writing>): blocks are trimmed,
-//! Python's methods of strings work, `raise_exception` ends it with its message.
+//! A template is untrusted: its length, steps, depth and output are limited. It is rendered as
+//! transformers renders it (<https://huggingface.co/docs/transformers/chat_templating_writing>):
+//! blocks are trimmed, Python's string methods work, and `raise_exception` stops it with a message.
 
 use std::{collections::BTreeMap, fmt, path::Path, sync::Arc};
 
@@ -18,34 +17,34 @@ use serde_json::json;
 use super::{Message, Part};
 use crate::{Error, Result, file};
 
-/// The longest template; published ones have up to about 10 KB.
+/// The maximum length of a template; published ones have up to about 10 KB.
 const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
 
-/// Steps of one rendering: about a second's work.
+/// The number of steps in one rendering: about one second of work.
 const FUEL: u64 = 4_000_000;
 
-/// Depth of calls and blocks.
+/// The maximum depth of calls and blocks.
 const DEPTH: usize = 100;
 
-/// Bytes that a rendering may have beyond some times those of its messages.
+/// The number of output bytes allowed beyond a multiple of the messages' bytes.
 const MAX_EXTRA_BYTES: usize = 1 << 20;
 
-/// The tokenizer's settings, which have the texts of tokens and may have a template.
+/// The tokenizer's settings, with the texts of tokens and possibly a template.
 const CONFIG: &str = "tokenizer_config.json";
 
-/// The name that a template has within its environment.
+/// The name of a template in its environment.
 const NAME: &str = "chat_template";
 
-/// How a message's content is handed to a template.
+/// The form in which a template gets a message's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ContentStyle {
-    /// One text, its parts one after the other.
+    /// One string: the texts joined together.
     Text,
     /// A list of parts, each an object with a `type`.
     Parts,
 }
 
-/// The tokens of `tokenizer_config.json` that templates may write.
+/// The tokens of `tokenizer_config.json` that templates may use.
 /// (<https://huggingface.co/docs/transformers/main_classes/tokenizer>)
 const TOKENS: [&str; 7] = [
     "bos_token",
@@ -61,16 +60,15 @@ const TOKENS: [&str; 7] = [
 #[derive(Clone)]
 pub struct Template {
     environment: Arc<Environment<'static>>,
-    /// Texts of [`TOKENS`], by name.
+    /// The texts of [`TOKENS`], by name.
     tokens: BTreeMap<&'static str, String>,
-    /// What `strftime_now` takes for the current time.
+    /// The current time for `strftime_now`.
     now: ZonedDateTime,
 }
 
 impl Template {
-    /// Reads the template of a folder: `chat_template.jinja`, else that in `chat_template.json`,
-    /// else that in `tokenizer_config.json`; `None` where it has none. A `source` takes the place
-    /// of all.
+    /// Reads the template of a folder: `chat_template.jinja`, or that in `chat_template.json`, or
+    /// that in `tokenizer_config.json`; `None` if there is none. A `source` replaces all of them.
     ///
     /// # Errors
     /// [`Error::CorruptModel`] names the file and what is wrong with the template;
@@ -109,10 +107,10 @@ impl Template {
         Ok(None)
     }
 
-    /// A template from its source.
+    /// Parses a template.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] with the line at fault.
+    /// [`Error::InvalidArgument`] with the line of the error.
     pub fn parse(source: &str) -> Result<Template> {
         if source.len() as u64 > MAX_TEMPLATE_BYTES {
             let what = format!(
@@ -151,16 +149,16 @@ impl Template {
         })
     }
 
-    /// The same template at another time: what `strftime_now` writes stays that of `now`.
+    /// Returns the same template with `now` as the fixed current time for `strftime_now`.
     pub fn at(self, now: ZonedDateTime) -> Template {
         Template { now, ..self }
     }
 
-    /// Writes messages down. With `answers` the prompt goes on as far as the answer.
+    /// Renders messages. With `answers`, the prompt continues up to the start of the answer.
     ///
     /// # Errors
-    /// [`Error::InvalidState`] with the template's own message, where it refuses this conversation;
-    /// [`Error::UnsupportedModel`] where it fails, or does not come to an end.
+    /// [`Error::InvalidState`] with the template's own message, if it refuses this conversation;
+    /// [`Error::UnsupportedModel`] if it fails or does not end.
     pub fn render(
         &self,
         messages: &[Message],
@@ -180,7 +178,7 @@ impl Template {
         let context = context! {
             messages => Value::from(Serde(&messages)),
             add_generation_prompt => answers,
-            // transformers hands these over as None, which is not the same as not at all.
+            // transformers passes these as None, which differs from undefined.
             tools => (),
             documents => (),
             strftime_now => self.clock(),
@@ -194,10 +192,10 @@ impl Template {
             .render_captured_to(context, &mut output)
             .map_err(|error| failed(&error))?;
         String::from_utf8(output.text)
-            .map_err(|_| Error::InvalidState("the chat template writes no UTF-8".into()))
+            .map_err(|_| Error::InvalidState("the chat template writes invalid UTF-8".into()))
     }
 
-    /// `strftime_now`, which writes the time as Python's `strftime` does.
+    /// Returns `strftime_now`, which formats the time as Python's `strftime` does.
     fn clock(&self) -> Value {
         let now = self.now.clone();
         Value::from_function(move |format: String| {
@@ -215,7 +213,7 @@ impl fmt::Debug for Template {
     }
 }
 
-/// Marks an error that the template raised itself.
+/// Marks an error raised by the template itself.
 #[derive(Debug)]
 struct Raised;
 
@@ -238,7 +236,7 @@ fn failed(error: &JinjaError) -> Error {
     }
 }
 
-/// What a template writes, up to a limit.
+/// The output of a template, with a size limit.
 struct Limited {
     text: Vec<u8>,
     limit: usize,
@@ -261,7 +259,7 @@ impl std::io::Write for Limited {
     }
 }
 
-/// A message as templates take it, its fields in the order in which programs write them.
+/// A message as templates receive it, with fields in the order in which programs write them.
 #[derive(serde::Serialize)]
 struct Said {
     role: &'static str,
@@ -283,8 +281,8 @@ fn to_template(message: &Message, style: ContentStyle) -> Said {
     }
 }
 
-/// Python's `json.dumps`, as transformers calls it: with spaces behind commas and colons, and
-/// characters as they are.
+/// Python's `json.dumps`, as transformers calls it: spaces after commas and colons, no escaping of
+/// non-ASCII characters.
 fn to_json(value: Value, options: Kwargs) -> Result<String, JinjaError> {
     let wrong =
         |error: serde_json::Error| JinjaError::new(ErrorKind::BadSerialization, error.to_string());
@@ -312,7 +310,7 @@ fn to_json(value: Value, options: Kwargs) -> Result<String, JinjaError> {
         .map_err(|error| JinjaError::new(ErrorKind::BadSerialization, error.to_string()))
 }
 
-/// JSON with spaces behind commas and colons.
+/// JSON with spaces after commas and colons.
 struct Spaced;
 
 impl serde_json::ser::Formatter for Spaced {
@@ -348,13 +346,13 @@ impl serde_json::ser::Formatter for Spaced {
     }
 }
 
-/// The template without `{% generation %}` and `{% endgeneration %}`, transformers' marks of what
-/// the assistant says, which are for training.
+/// Removes `{% generation %}` and `{% endgeneration %}`, with which transformers marks the
+/// assistant's text for training.
 fn without_generation(source: &str) -> String {
     let mut rest = source;
     let mut kept = String::with_capacity(source.len());
     while let Some(start) = rest.find("{%") {
-        // Behind the opening: `{%}` is none that is closed.
+        // After the opening characters: `{%}` is not a closed tag.
         let Some(length) = rest[start + 2..].find("%}") else {
             break;
         };
@@ -362,7 +360,7 @@ fn without_generation(source: &str) -> String {
         let tag = &rest[start + 2..end - 2];
         let word = tag.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
         if matches!(word, "generation" | "endgeneration") {
-            // What white space goes with a tag goes with the one in its place.
+            // White space that is trimmed with a tag is trimmed with its replacement.
             kept.push_str(&rest[..start]);
             let (open, close) = (tag.starts_with('-'), tag.ends_with('-'));
             kept.push_str(if open {
@@ -397,7 +395,7 @@ fn read_json(path: &Path) -> Result<Option<serde_json::Value>> {
     }
 }
 
-/// A token as `tokenizer_config.json` has it: a text, or an object with its `content`.
+/// Returns a token of `tokenizer_config.json`: a string, or an object with its `content`.
 fn token(value: &serde_json::Value) -> Option<String> {
     value
         .as_str()
@@ -405,7 +403,7 @@ fn token(value: &serde_json::Value) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// A template that stands alone, or the one called `default` of several.
+/// Returns the only template, or the one named `default`.
 fn named(value: &serde_json::Value) -> Option<&str> {
     let default =
         |list: &'_ Vec<serde_json::Value>| list.iter().position(|entry| entry["name"] == "default");
@@ -437,7 +435,7 @@ mod tests {
         assert!(Template::parse("{% if true %}{%}x{% endif %}").is_err());
     }
 
-    /// What Python's `json.dumps(x, ensure_ascii=False)` writes, with and without `indent=2`.
+    /// The output of Python's `json.dumps(x, ensure_ascii=False)`, with and without `indent=2`.
     #[test]
     fn json_is_that_of_python() {
         let template = Template::parse(

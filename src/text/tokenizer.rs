@@ -1,4 +1,4 @@
-//! A checkpoint's `tokenizer.json`, read and run by Hugging Face's `tokenizers`.
+//! Reads and runs a checkpoint's `tokenizer.json` with Hugging Face's `tokenizers`.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,19 +13,19 @@ use tokenizers::{
 use super::check::{MAX_TOKEN, check};
 use crate::{Error, Result, file};
 
-/// The largest tokenizers that are published have up to about 35 MB.
+/// The largest published tokenizers have up to about 35 MB.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// The most bytes that a text may have once it is normalized.
+/// The maximum number of bytes in a text after normalization.
 const MAX_NORMALIZED: usize = 64 << 20;
 
-/// The most times that the bytes of a text are those of its tokens' spellings. Unicode's
-/// composition makes one byte of three, and compatibility forms one of four. A tokenizer that drops
-/// text, such as white space, is taken to drop no more than that.
+/// The maximum ratio of a text's bytes to those of its tokens' spellings. Unicode's composition
+/// makes one byte from three, and compatibility forms one from four. A tokenizer that drops text,
+/// such as white space, is assumed to drop no more than that.
 const MAX_SHRINKING: usize = 4;
 
-/// Bytes that tokenizing takes for a byte of normalized text, measured with Llama's kind of
-/// tokenizer, which takes most.
+/// The memory in bytes for tokenizing a byte of normalized text, measured with a Llama tokenizer,
+/// which needs most.
 const BYTES_A_BYTE: u64 = 160;
 
 /// Turns text into token ids and back. Cloning is cheap: the clones share one vocabulary. Any
@@ -38,24 +38,24 @@ pub struct Tokenizer {
 struct Shared {
     path: PathBuf,
     tokenizer: tokenizers::Tokenizer,
-    /// The most bytes that normalizer and pre-tokenizer make of one.
+    /// The maximum number of bytes that normalizer and pre-tokenizer make from one.
     growth: usize,
-    /// Bytes of the longest token's spelling.
+    /// The number of bytes in the longest token's spelling.
     longest: usize,
-    /// The token for what the vocabulary lacks.
+    /// The token for unknown text.
     unknown: Option<u32>,
 }
 
 impl Tokenizer {
     /// Reads a `tokenizer.json`.
     ///
-    /// The truncation and padding that such a file may carry are ignored, as transformers ignores
-    /// them unless a caller asks: a prompt is never cut short silently.
+    /// Truncation and padding settings in the file are ignored, as transformers does by default: a
+    /// prompt is never cut silently.
     ///
     /// # Errors
-    /// [`Error::NotFound`] or [`Error::Io`] where the file cannot be read, [`Error::CorruptModel`]
-    /// where it is not a tokenizer, [`Error::UnsupportedModel`] where it could make a text many
-    /// times as long, or has tokens of more than 1,024 bytes.
+    /// [`Error::NotFound`] or [`Error::Io`] if the file cannot be read; [`Error::CorruptModel`] if
+    /// it is not a tokenizer; [`Error::UnsupportedModel`] if it could make a text many times as
+    /// long, or has tokens of more than 1,024 bytes.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = file::read_json(path, "the tokenizer", MAX_BYTES)?;
@@ -71,9 +71,7 @@ impl Tokenizer {
         if longest > MAX_TOKEN {
             return Err(Error::unsupported(
                 path,
-                format!(
-                    "model.vocab has a token of {longest} bytes; at most {MAX_TOKEN} are expected"
-                ),
+                format!("model.vocab has a token of {longest} bytes; expected at most {MAX_TOKEN}"),
             ));
         }
         let unknown = findings
@@ -91,15 +89,15 @@ impl Tokenizer {
         })
     }
 
-    /// The fewest tokens that a text of this many bytes can have.
+    /// Returns the minimum number of tokens for a text of this many bytes.
     ///
-    /// It is a bound for texts that are mostly of tokens: where a tokenizer drops most of a text,
-    /// or takes a run of unknown characters for one token, there may be fewer.
+    /// The bound holds for texts that mostly consist of tokens. If a tokenizer drops most of a
+    /// text, or makes one token from a run of unknown characters, there may be fewer.
     pub fn fewest_tokens(&self, bytes: usize) -> usize {
         bytes.div_ceil(self.shared.longest * MAX_SHRINKING)
     }
 
-    /// An estimate of the memory that tokenizing a text of this many bytes takes.
+    /// Estimates the memory that tokenizing a text of this many bytes needs.
     pub fn memory(&self, bytes: usize) -> u64 {
         (bytes as u64).saturating_mul(self.shared.growth.min(MAX_SHRINKING) as u64 * BYTES_A_BYTE)
     }
@@ -109,22 +107,23 @@ impl Tokenizer {
         if text.len() > most {
             let bytes = text.len();
             return Err(Error::InvalidArgument(format!(
-                "a text of {bytes} bytes is too long for this model's tokenizer, which takes {most}"
+                "a text of {bytes} bytes is too long for this model's tokenizer, which takes at \
+                    most {most}"
             )));
         }
         Ok(())
     }
 
-    /// The token ids of `text`. With `add_special`, also what the tokenizer puts around a text,
-    /// such as `<s>` in front.
+    /// Returns the token ids of `text`. With `add_special`, includes the tokens that the tokenizer
+    /// adds around a text, such as `<s>` at the start.
     ///
-    /// A special token that is spelt out in the text, such as `</s>`, becomes that token, as in
+    /// A special token that is spelled in the text, such as `</s>`, becomes that token, as in
     /// transformers.
     ///
     /// # Errors
-    /// [`Error::CorruptModel`] where the tokenizer contradicts itself on this text, such as an
-    /// unknown token that it does not have; [`Error::InvalidArgument`] where the text is so long
-    /// that it could become one of more than 64 MiB.
+    /// [`Error::CorruptModel`] if the tokenizer is inconsistent on this text, for example lacks its
+    /// own unknown token; [`Error::InvalidArgument`] if the text could exceed 64 MiB after
+    /// normalization.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         self.check_length(text)?;
         let encoding = contained(&self.shared.path, "cannot encode text", || {
@@ -133,8 +132,8 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The token ids of `text`, with the tokens of another added vocabulary, and without what the
-    /// tokenizer puts around a text.
+    /// Returns the token ids of `text` with another added vocabulary, and without the tokens that
+    /// are added around a text.
     pub(super) fn encode_with(&self, added: &AddedVocabulary, text: &str) -> Result<Vec<u32>> {
         self.check_length(text)?;
         let tokenizer = &self.shared.tokenizer;
@@ -153,7 +152,7 @@ impl Tokenizer {
         })
     }
 
-    /// Puts around tokens what the tokenizer puts around a text, such as `<s>` in front.
+    /// Adds the tokens that the tokenizer puts around a text, such as `<s>` at the start.
     pub(super) fn frame(&self, ids: Vec<u32>) -> Result<Vec<u32>> {
         let tokens = ids
             .into_iter()
@@ -167,7 +166,7 @@ impl Tokenizer {
         Ok(framed.get_ids().to_vec())
     }
 
-    /// The tokens beside the model's own vocabulary, by id.
+    /// Returns the tokens outside the model's own vocabulary, by id.
     pub(super) fn added_tokens(&self) -> impl Iterator<Item = (u32, &AddedToken)> {
         self.shared
             .tokenizer
@@ -177,7 +176,7 @@ impl Tokenizer {
             .map(|(id, token)| (*id, token))
     }
 
-    /// The added vocabulary, in which `tokens` are not found.
+    /// Returns the added vocabulary without `tokens`.
     pub(super) fn added_without(
         &self,
         tokens: impl Iterator<Item = AddedToken>,
@@ -196,22 +195,22 @@ impl Tokenizer {
         Ok(added)
     }
 
-    /// The token for what the vocabulary lacks.
+    /// Returns the token for unknown text.
     pub(super) fn unknown(&self) -> Option<u32> {
         self.shared.unknown
     }
 
-    /// An error about the file that the tokenizer comes from.
+    /// Returns an error about the tokenizer's file.
     pub(crate) fn at_fault(&self, what: String) -> Error {
         Error::corrupt(&self.shared.path, what)
     }
 
-    /// The text of `ids`. Special tokens and ids that the vocabulary lacks are left out.
+    /// Returns the text of `ids`. Special tokens and unknown ids are skipped.
     ///
     /// # Errors
-    /// [`Error::CorruptModel`] where the tokenizer's decoder fails on these tokens.
+    /// [`Error::CorruptModel`] if the tokenizer's decoder fails on these tokens.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        // Some decoders count on at least one token.
+        // Some decoders expect at least one token.
         if ids.iter().all(|&id| self.spoken(id).is_none()) {
             return Ok(String::new());
         }
@@ -220,24 +219,24 @@ impl Tokenizer {
         })
     }
 
-    /// The id of a token by its exact spelling in the vocabulary, such as `</s>` or `▁the`.
+    /// Returns the id of a token by its exact spelling in the vocabulary, such as `</s>` or `▁the`.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.shared.tokenizer.token_to_id(token)
     }
 
-    /// The spelling of a token in the vocabulary, such as `</s>`, `▁the` or `<0xF0>`; not the text
-    /// it stands for.
+    /// Returns the spelling of a token in the vocabulary, such as `</s>`, `▁the` or `<0xF0>`. This
+    /// is not its text.
     pub fn token_text(&self, id: u32) -> Option<String> {
         self.shared.tokenizer.id_to_token(id)
     }
 
-    /// Number of tokens, the added ones included. The model may have more rows than that (padding
-    /// rows).
+    /// Returns the number of tokens, including added ones. The model may have more rows than that,
+    /// as padding.
     pub fn vocab_size(&self) -> usize {
         self.shared.tokenizer.get_vocab_size(true)
     }
 
-    /// Whether the token is a special one, which [`decode`](Self::decode) leaves out.
+    /// Returns whether the token is special, so that [`decode`](Self::decode) skips it.
     pub fn is_special(&self, id: u32) -> bool {
         self.token_text(id).is_some_and(|token| {
             self.shared
@@ -247,7 +246,8 @@ impl Tokenizer {
         })
     }
 
-    /// The spelling of a token that takes part in decoding: one that is known and not special.
+    /// Returns the spelling of a token that takes part in decoding: one that is known and not
+    /// special.
     pub(super) fn spoken(&self, id: u32) -> Option<String> {
         self.token_text(id).filter(|token| {
             !self
@@ -258,7 +258,7 @@ impl Tokenizer {
         })
     }
 
-    /// How token spellings become text.
+    /// Returns the decoder, which turns token spellings into text.
     pub(super) fn decoder(&self) -> Option<&DecoderWrapper> {
         self.shared.tokenizer.get_decoder()
     }
@@ -281,8 +281,8 @@ impl fmt::Debug for Tokenizer {
     }
 }
 
-/// Runs a call into `tokenizers`, which panics on some malformed files (a `Strip` decoder that cuts
-/// more than a token holds, for one): that too is a fault of the file.
+/// Runs a call into `tokenizers`, which panics on some malformed files (for example a `Strip`
+/// decoder that cuts more than a token has). Such a panic also means that the file is invalid.
 fn contained<T>(
     path: &Path,
     what: &str,

@@ -1,4 +1,4 @@
-//! A prompt that is being read, and the features that stand in it.
+//! A prompt that is being read, and the features in it.
 
 use std::ops::Range;
 
@@ -6,14 +6,14 @@ use crate::{generate::Prompt, nn::Features};
 
 /// A prompt that is being read.
 pub struct Reading {
-    /// All of it.
+    /// The whole prompt.
     pub prompt: Prompt,
-    /// Of each picture, from when it is encoded until its rows are read.
+    /// The features of each picture, from its encoding until its rows are read.
     pub features: Vec<Option<Features>>,
 }
 
 impl Reading {
-    /// A picture that has rows among these and is not encoded yet.
+    /// Returns a picture that has rows in this range and is not encoded yet.
     pub fn missing(&self, rows: &Range<usize>) -> Option<usize> {
         let is_among = |runs: &[Range<usize>]| {
             runs.iter()
@@ -23,8 +23,8 @@ impl Reading {
             .find(|i| self.features[*i].is_none() && is_among(&self.prompt.images[*i]))
     }
 
-    /// What stands in these rows: rows counted from the first of them, features, and the first
-    /// feature.
+    /// Returns the features in these rows: rows counted from the start of the range, features, and
+    /// the index of the first feature.
     pub fn features_of(&self, rows: &Range<usize>) -> Vec<(Range<usize>, &Features, usize)> {
         let mut all = Vec::new();
         for (runs, features) in self.prompt.images.iter().zip(&self.features) {
@@ -45,7 +45,7 @@ impl Reading {
         all
     }
 
-    /// Lets go of pictures whose rows are all read.
+    /// Drops pictures whose rows are all read.
     pub fn forget_before(&mut self, end: usize) {
         for (runs, features) in self.prompt.images.iter().zip(&mut self.features) {
             if runs.iter().all(|run| run.end <= end) {

@@ -11,7 +11,7 @@ use crate::{
 };
 
 impl Chat {
-    /// Does the next thing of the phase. Where the watch ends it, the phase is as it was.
+    /// Performs the next step of the phase. If the watch ends it, the phase is unchanged.
     pub(super) fn advance(&mut self, model: &ChatModel, turn: Turn, watch: Watch) -> Result<Event> {
         match std::mem::replace(&mut self.phase, Phase::Begin(turn)) {
             Phase::Idle => Err(nothing_to_answer()),
@@ -21,7 +21,7 @@ impl Chat {
         }
     }
 
-    /// Makes the prompt, checks that there is room for it, and does the first thing of reading it.
+    /// Writes the prompt, checks that there is room for it, and starts reading it.
     fn begin(&mut self, model: &ChatModel, turn: Turn, watch: Watch) -> Result<Event> {
         let prompt = match self.prompt.take() {
             Some((prompt, _)) => prompt,
@@ -30,10 +30,10 @@ impl Chat {
         let total = prompt.rows.len();
         if total == 0 {
             return Err(Error::InvalidState(
-                "the model's tokenizer.json makes no tokens of the prompt; it is damaged".into(),
+                "the model's tokenizer.json makes no tokens from the prompt; it is damaged".into(),
             ));
         }
-        // One position at least is for the answer.
+        // At least one position is for the answer.
         if total >= self.max_context {
             return Err(Error::ContextFull {
                 needed: total + 1,
@@ -48,9 +48,12 @@ impl Chat {
                     0
                 },
         );
-        let held = model.memory.cache(self.positions());
+        let cached = model.memory.cache(self.positions());
         let chunk = self.options.prefill_chunk.max(prompt.longest_span());
-        let needed = model.memory.conversation(most, chunk).saturating_sub(held);
+        let needed = model
+            .memory
+            .conversation(most, chunk)
+            .saturating_sub(cached);
         require(
             &format!("a prompt of {total} tokens and its answer"),
             needed,
@@ -70,8 +73,8 @@ impl Chat {
         self.read(model, turn, Box::new(Reading { prompt, features }), watch)
     }
 
-    /// Cuts the cache back to what it has in common with a prompt; returns its positions. No span
-    /// is cut.
+    /// Truncates the cache to the prefix that it has in common with a prompt; returns its length.
+    /// Never cuts a span.
     fn keep(&mut self, prompt: &Prompt, turn: Turn) -> usize {
         let rows = || {
             prompt
@@ -81,13 +84,13 @@ impl Chat {
                 .zip(prompt.sources.iter().copied())
         };
         let same = self
-            .held
+            .rows
             .iter()
             .copied()
             .zip(rows())
-            .take_while(|(held, new)| held == new)
+            .take_while(|(cached, new)| cached == new)
             .count();
-        // An answer begins with the logits of the last position.
+        // An answer starts with the logits of the last position.
         let most = same
             .min(self.positions())
             .min(prompt.rows.len() - usize::from(turn.answers));
@@ -95,12 +98,12 @@ impl Chat {
         self.cache
             .iter_mut()
             .for_each(|layer| layer.truncate(kept as i32));
-        self.held = rows().collect();
+        self.rows = rows().collect();
         self.stats.reused_tokens = kept;
         kept
     }
 
-    /// Encodes the next picture whose rows are to be read, or else reads a chunk.
+    /// Encodes the next picture whose rows are to be read, or reads a chunk.
     fn read(
         &mut self,
         model: &ChatModel,
@@ -115,7 +118,7 @@ impl Chat {
         let Phase::Read { reading, .. } = &mut self.phase else {
             return Err(nothing_to_answer());
         };
-        // Where spans grow with the prompt, nothing can be read of one that is not complete.
+        // If spans grow with the prompt, an incomplete one cannot be read.
         let grows = !turn.answers && reading.prompt.ends_in_span();
         if let Some(i) = reading.missing(&rows) {
             let image = &self.conversation.images()[i];
@@ -164,7 +167,7 @@ impl Chat {
                         model,
                         &self.options,
                         self.messages(),
-                        &self.held,
+                        &self.rows,
                     )?);
                     Phase::Decode {
                         turn,
@@ -232,15 +235,15 @@ impl Chat {
         })
     }
 
-    /// Reads one token; gives the logits of the next.
+    /// Reads one token; returns the logits of the next.
     fn feed(&mut self, model: &ChatModel, token: u32, watch: Watch) -> Result<Vec<f32>> {
         let next = self
-            .held
+            .rows
             .iter()
             .flat_map(|(row, _)| row.position)
             .max()
             .map_or(0, |last| last + 1);
-        let row = Row::causal(token, [next; 3], self.held.len());
+        let row = Row::causal(token, [next; 3], self.rows.len());
         let segment = Segment {
             input: Input::Ids,
             rows: &[row],
@@ -249,24 +252,24 @@ impl Chat {
             want: Want::Last,
         };
         let logits = forward(model, segment, watch)?;
-        self.held.push((row, None));
+        self.rows.push((row, None));
         logits.map_or_else(
-            || Err(Error::InvalidState("a step gave no logits".into())),
+            || Err(Error::InvalidState("a step returned no logits".into())),
             |logits| numbers(&logits),
         )
     }
 
-    /// Tokens so far, for the repetition penalty; what stands for a picture is one where the model
-    /// has a token for it.
+    /// Returns the tokens so far, for the repetition penalty; a row with a feature counts as the
+    /// model's image token, if it has one.
     fn history(&self) -> Vec<u32> {
-        self.held
+        self.rows
             .iter()
             .map(|(row, _)| row.id)
             .filter(|id| *id != Row::NO_ID)
             .collect()
     }
 
-    /// Makes the answer a message of the conversation.
+    /// Adds the answer as a message of the conversation.
     fn finish(&mut self, model: &ChatModel, answer: Answer, reason: FinishReason) -> Result<Event> {
         let (text, rest, ids) = answer.finish(reason)?;
         self.answered.push(
@@ -288,7 +291,7 @@ impl Chat {
     }
 }
 
-/// Has the decoder compute one segment.
+/// Computes one segment with the decoder.
 fn forward(model: &ChatModel, segment: Segment<KVCache>, watch: Watch) -> Result<Option<Tensor>> {
     let mut results = model
         .weights
@@ -299,7 +302,7 @@ fn forward(model: &ChatModel, segment: Segment<KVCache>, watch: Watch) -> Result
         .unwrap_or_else(|| Err(Error::InvalidState("the decoder computed nothing".into())))
 }
 
-/// Logits `[1, vocabulary]` as numbers.
+/// Returns logits `[1, vocabulary]` as numbers.
 fn numbers(logits: &Tensor) -> Result<Vec<f32>> {
     floats(logits, "logits")
 }
