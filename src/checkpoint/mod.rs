@@ -1,10 +1,10 @@
-//! Model folders in the Hugging Face layout: JSON configuration, and weights in one safetensors
-//! file or several.
+//! Model folders in the Hugging Face layout: JSON configuration, and weights in one or more
+//! safetensors files.
 //!
-//! Files come from anywhere, so everything is checked when a folder is opened: sizes, offsets,
+//! Files may come from anywhere, so everything is checked when a folder is opened: sizes, offsets,
 //! dtypes, shapes, and that an index names files of its own folder. Tensors are then read one at a
-//! time, by position. Files are never mapped into memory: a mapped file that shrinks ends the
-//! process, a read that comes up short is an error like any other.
+//! time, by position. Files are never mapped into memory: a mapped file that shrinks kills the
+//! process, while a short read is an ordinary error.
 
 mod json;
 mod new_folder;
@@ -28,20 +28,20 @@ pub(crate) use self::save::{Content, SavedTensor, copy_texts, write_model};
 pub use self::weights::{LoadContext, Plan, Weights};
 use crate::{Error, Result, file::Folder};
 
-/// Files of weights that stay open at a time: on Apple systems a program may have 256 files open in
-/// all.
+/// The maximum number of weight files, which stay open: on Apple systems a program may have 256
+/// open files in total.
 const MAX_SHARDS: usize = 128;
 
 /// Opens a model's folder.
 ///
-/// Fails with [`Error::NotFound`], [`Error::Io`], or [`Error::InvalidArgument`] where it is no
+/// Fails with [`Error::NotFound`], [`Error::Io`], or [`Error::InvalidArgument`] if it is not a
 /// folder.
 pub(crate) fn open_folder(path: &Path) -> Result<Folder> {
     Folder::open(path, "a model: a folder with config.json and weights")
 }
 
-/// The weights of a model folder: what tensors there are and where they lie. The files stay open,
-/// their data unread.
+/// The weights of a model folder: which tensors there are, and where. The files are open; their
+/// data is not read.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
     path: PathBuf,
@@ -49,12 +49,12 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens the weights in `folder`: `model.safetensors`, or else the shards of
-    /// `model.safetensors.index.json`. With both there, the single file counts, as in transformers.
+    /// Opens the weights in `folder`: `model.safetensors`, or the shards of
+    /// `model.safetensors.index.json`. If both exist, the single file is used, as in transformers.
     ///
-    /// Reads and checks the headers only. Fails with [`Error::NotFound`] for a missing folder or
-    /// file, [`Error::CorruptModel`] for a file that is damaged or contradicts itself,
-    /// [`Error::UnsupportedModel`] for a tensor larger than MLX can hold.
+    /// Reads and checks only the headers. Fails with [`Error::NotFound`] for a missing folder or
+    /// file, [`Error::CorruptModel`] for a damaged or inconsistent file, and
+    /// [`Error::UnsupportedModel`] for a tensor that is too large for MLX.
     pub fn open(folder: &Path) -> Result<Self> {
         open_folder(folder)?;
         let single = folder.join("model.safetensors");
@@ -85,32 +85,32 @@ impl Checkpoint {
         }
     }
 
-    /// The file that the weights were found by: `model.safetensors` or the index.
+    /// Returns the path of the file that lists the weights: `model.safetensors` or the index.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Names of all tensors, sorted.
+    /// Returns the names of all tensors, sorted.
     pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// The tensor called `name`, if there is one.
+    /// Returns the tensor called `name`, if there is one.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.tensors.get(name)
     }
 
-    /// What wrote the weights, as their metadata says: `pt`, `mlx`.
+    /// Returns the program format in the metadata of the weights: `pt` or `mlx`.
     pub fn format(&self) -> Option<&str> {
         self.tensors.values().next().and_then(TensorInfo::format)
     }
 
-    /// Bytes of all tensors together: what loading every one of them takes in memory.
+    /// Returns the size of all tensors in bytes, which is the memory for loading all of them.
     pub fn total_bytes(&self) -> u64 {
         self.tensors.values().map(|t| t.bytes).sum()
     }
 
-    /// Elements of all tensors together.
+    /// Returns the number of elements in all tensors.
     pub fn parameter_count(&self) -> u64 {
         self.tensors
             .values()
@@ -118,17 +118,17 @@ impl Checkpoint {
             .sum()
     }
 
-    /// Whether the files are as they were when they were opened, as far as their sizes and times
-    /// tell.
+    /// Returns whether the files are unchanged since they were opened, judging by their sizes and
+    /// times.
     pub fn is_unchanged(&self) -> bool {
         self.tensors.values().all(TensorInfo::is_unchanged)
     }
 
-    /// Gives tensors the names that the model code uses: `new_name` gets a name as stored and
-    /// returns the name to use, or `None` to leave the tensor out. The one place where a model
-    /// resolves the spelling variants of its format and drops what it never reads.
+    /// Renames tensors to the names that the model code uses. `new_name` receives a stored name and
+    /// returns the name to use, or `None` to leave the tensor out. This is the only place where a
+    /// model resolves the name variants of its format and drops what it never reads.
     ///
-    /// Fails with [`Error::CorruptModel`] when two tensors end up with one name.
+    /// Fails with [`Error::CorruptModel`] if two tensors get the same name.
     pub fn rename(self, new_name: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for tensor in self.tensors.into_values() {
@@ -152,7 +152,7 @@ impl Checkpoint {
     }
 }
 
-/// `model.safetensors.index.json`: the shard that each tensor is in.
+/// `model.safetensors.index.json`: the shard of each tensor.
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
@@ -163,8 +163,8 @@ fn open_shards(
     index_path: &Path,
     index: Index,
 ) -> Result<BTreeMap<String, TensorInfo>> {
-    // An index could otherwise have any file of the machine read: only a bare name is its own last
-    // component.
+    // An index could otherwise name any file of the machine. Only a plain file name equals its own
+    // last component.
     let is_bare = |file: &String| {
         Path::new(file).file_name() == Some(OsStr::new(file)) && !file.contains('\0')
     };
@@ -188,7 +188,7 @@ fn open_shards(
     for (name, file) in index.weight_map {
         if !shards.contains_key(&file) {
             let what = format!(
-                "a shard of the weights, which holds `{name}` by {}",
+                "a shard of the weights, which has `{name}` according to {}",
                 index_path.display()
             );
             shards.insert(

@@ -1,4 +1,4 @@
-//! A new model folder: written beside its place, and renamed when complete.
+//! Writes a new model folder next to its final path, and renames it when it is complete.
 
 use std::collections::hash_map::RandomState;
 use std::ffi::{OsStr, OsString};
@@ -18,22 +18,22 @@ use crate::{
     process,
 };
 
-/// What a hidden folder's name begins with in which a model is written.
+/// The prefix of the hidden folder in which a model is written.
 const PART: &str = ".moxin-vlm-part-";
 
-/// What a hidden folder's name begins with that is to be replaced, where that takes two steps.
+/// The prefix of the hidden folder for a folder that is being replaced, if that takes two steps.
 const ASIDE: &str = ".moxin-vlm-old-";
 
-/// What a path is for that a model is saved to.
+/// What the path of a saved model is for.
 const PLACE: &str = "the place for the model";
 
-/// A model folder that is being written, beside its place. Dropped before it is published it leaves
-/// nothing.
+/// A model folder that is being written, next to its final path. If it is dropped before it is
+/// published, nothing remains.
 ///
-/// It lies in a hidden folder whose name begins with [`PART`] and which nobody else may enter. A
-/// process that is killed leaves that folder behind, and at the place what was there.
+/// It is in a hidden folder whose name starts with [`PART`] and which only this user may enter. If
+/// the process is killed, that folder remains, and the final path is unchanged.
 pub(crate) struct NewFolder {
-    /// Where it goes: a name in a folder, and both as an absolute path.
+    /// The final path: the parent folder, the name in it, and both as an absolute path.
     place: PathBuf,
     name: OsString,
     parent: Folder,
@@ -42,28 +42,28 @@ pub(crate) struct NewFolder {
     part: Folder,
     /// The permissions that it gets when it is published.
     mode: Mode,
-    /// What it replaces.
+    /// The folder that it replaces.
     old: Option<Folder>,
 }
 
 impl NewFolder {
-    /// Makes room beside `place`, for a model that comes from `source`.
+    /// Creates a folder next to `place`, for a model loaded from `source`.
     ///
-    /// Only an empty folder or a model's can be replaced: see [`check_replaceable`].
+    /// Only an empty folder or a model folder can be replaced: see [`check_replaceable`].
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where something is there already, unless `overwrite`, or where it
-    /// must not be replaced; [`Error::NotFound`] and [`Error::Io`].
+    /// [`Error::InvalidArgument`] if the path exists and `overwrite` is false, or if it must not be
+    /// replaced; [`Error::NotFound`] and [`Error::Io`].
     pub fn beside(place: &Path, overwrite: bool, source: &Folder) -> Result<NewFolder> {
         let place = std::path::absolute(place).map_err(|error| Error::io(place, PLACE, error))?;
         let (Some(folder), Some(name)) = (place.parent(), place.file_name()) else {
             return Err(Error::InvalidArgument(format!(
-                "{} is no place for a folder",
+                "{} cannot be the path of a folder",
                 place.display()
             )));
         };
         let parent = Folder::open(folder, PLACE).map_err(|error| match error {
-            Error::InvalidArgument(_) => Error::io(folder, PLACE, Errno::NOTDIR.into()), // with the system's own words
+            Error::InvalidArgument(_) => Error::io(folder, PLACE, Errno::NOTDIR.into()), // with the system's own message
             error => error,
         })?;
         let name = name.to_owned();
@@ -86,16 +86,15 @@ impl NewFolder {
         Ok(new)
     }
 
-    /// The folder to write to.
+    /// Returns the folder to write to.
     pub fn folder(&self) -> &Folder {
         &self.part
     }
 
-    /// Puts it in its place. One that was there goes when the new one is there; there is a whole
-    /// one at any moment.
+    /// Moves the folder to its final path. A folder that is replaced is removed afterwards; at
+    /// every moment there is a complete one.
     pub fn publish(self) -> Result<()> {
-        // Where a file system has no permissions of its own, or cannot sync folders, it is as it
-        // is.
+        // If a file system has no permissions of its own, or cannot sync folders, that is accepted.
         let _ = fchmod(&self.part, self.mode);
         let _ = fsync(&self.part);
         match &self.old {
@@ -112,15 +111,15 @@ impl NewFolder {
             exchange(&self.parent, &self.part_name, &self.name).map_err(|errno| self.failed(errno))
         };
         exchange()?;
-        // Whoever may change the parent may have put something else in the place meanwhile, which
-        // must not go.
+        // Another program may have put something else there in the meantime, which must not be
+        // removed.
         let is_ours =
             Some(old.identity()?) == identity_in(&self.parent, OsStr::new(&self.part_name));
         if let Err(what) = check_replaceable(old).and_then(|()| {
             if is_ours {
                 Ok(())
             } else {
-                Err("it is another one now".into())
+                Err("it is another folder now".into())
             }
         }) {
             exchange()?;
@@ -138,8 +137,9 @@ impl NewFolder {
         Ok(())
     }
 
-    /// The permissions of a new folder, such as `0777` without what the process's umask takes away.
-    /// Asked of the file system: the umask can only be read by setting it, for all threads.
+    /// Returns the permissions of a new folder, such as `0777` without the bits in the process's
+    /// umask. Asks the file system, because the umask can only be read by setting it for all
+    /// threads.
     fn usual_mode(&self) -> Result<Mode> {
         const PROBE: &str = "mode";
         let mode = mkdirat(&self.part, PROBE, Mode::RWXU | Mode::RWXG | Mode::RWXO)
@@ -158,8 +158,8 @@ impl NewFolder {
 
 impl Drop for NewFolder {
     fn drop(&mut self) {
-        // Published it is elsewhere, and under this name there is nothing. In a forked child it is
-        // the parent's. Where the system does not say which folder it is, it stays.
+        // After publishing it has another name, and nothing has this one. In a forked child it
+        // belongs to the parent. If the system cannot identify the folder, it stays.
         let is_there = self
             .part
             .identity()
@@ -170,7 +170,7 @@ impl Drop for NewFolder {
     }
 }
 
-/// The folder that is to be replaced, if there is one.
+/// Returns the folder that is to be replaced, if there is one.
 fn old_folder(
     parent: &Folder,
     name: &OsStr,
@@ -190,18 +190,18 @@ fn old_folder(
         other => other.map_err(failed)?,
     };
     if !overwrite {
-        return refuse("is there already; allow overwriting, or save to another folder".into());
+        return refuse("already exists; allow overwriting, or save to another folder".into());
     }
-    // Through links too.
+    // Also through links.
     let target = statat(parent, name, AtFlags::empty())
         .map(|stat| Identity::of(&stat))
         .ok();
     if target == Some(source.identity()?) {
-        return refuse("is the folder that the model comes from; save to another".into());
+        return refuse("is the folder that the model was loaded from; save to another".into());
     }
     if target.is_some_and(|target| is_inside(source, target)) {
         return refuse(format!(
-            "holds {}, which the model comes from; save to another folder",
+            "contains {}, which the model was loaded from; save to another folder",
             source.path().display()
         ));
     }
@@ -210,7 +210,7 @@ fn old_folder(
         FileType::Symlink => {
             return refuse("is a link; save to the folder that it leads to, or remove it".into());
         }
-        _ => return refuse("is not a folder; save to another place, or remove it".into()),
+        _ => return refuse("is not a folder; save to another path, or remove it".into()),
     }
     let old = parent.inner(name, PLACE)?;
     match check_replaceable(&old) {
@@ -221,7 +221,7 @@ fn old_folder(
     }
 }
 
-/// Whether a folder lies in another, at any depth.
+/// Returns whether a folder is inside another, at any depth.
 fn is_inside(folder: &Folder, other: Identity) -> bool {
     let Ok(mut inner) = folder.try_clone() else {
         return false;
@@ -230,15 +230,15 @@ fn is_inside(folder: &Folder, other: Identity) -> bool {
         match outer.identity() {
             Ok(identity) if identity == other => return true,
             Ok(identity) if identity != here => inner = outer,
-            _ => return false, // the root is its own outer folder
+            _ => return false, // the root is its own parent
         }
     }
     false
 }
 
-/// Says why a folder must not be replaced. An empty one may be, and a model's: one with files
-/// alone, among them a config.json with a `model_type`. So no folder goes that holds others,
-/// whatever they are.
+/// Explains why a folder must not be replaced. It may be if it is empty or a model folder: one with
+/// only files, among them a config.json with a `model_type`. A folder that contains other folders
+/// is thus never removed.
 fn check_replaceable(folder: &Folder) -> Result<(), String> {
     let entries = folder.entries().map_err(|error| error.to_string())?;
     let is_plain = |kind: &FileType| matches!(kind, FileType::RegularFile | FileType::Symlink);
@@ -246,10 +246,10 @@ fn check_replaceable(folder: &Folder) -> Result<(), String> {
         let kind = if *kind == FileType::Directory {
             "the folder"
         } else {
-            "something that is no file,"
+            "something that is not a file,"
         };
         return Err(format!(
-            "it holds {kind} {}, which no saved model does",
+            "it contains {kind} {}, which no saved model does",
             name.to_string_lossy()
         ));
     }
@@ -271,13 +271,13 @@ fn check_replaceable(folder: &Folder) -> Result<(), String> {
     {
         true => Ok(()),
         false => Err(
-            "it is neither empty nor a model's folder, which has a config.json with a model_type"
+            "it is neither empty nor a model folder, which has a config.json with a model_type"
                 .into(),
         ),
     }
 }
 
-/// Makes a folder with a new hidden name that nobody else may enter.
+/// Creates a folder with a new hidden name that only this user may enter.
 fn make_hidden(parent: &Folder, prefix: &str) -> Result<(String, Folder)> {
     loop {
         let name = hidden_name(prefix);
@@ -304,22 +304,22 @@ fn identity_in(parent: &Folder, name: &OsStr) -> Option<Identity> {
         .map(|stat| Identity::of(&stat))
 }
 
-/// Removes a folder that holds files alone.
+/// Removes a folder that contains only files.
 fn remove(parent: &Folder, name: &str, folder: &Folder) -> Result<()> {
     let failed = |errno: Errno| Error::io(&parent.path().join(name), "a folder", errno.into());
-    let _ = fchmod(folder, Mode::RWXU); // it may be one that nobody may write to
+    let _ = fchmod(folder, Mode::RWXU); // it may be read-only
     for (file, _) in folder.entries()? {
         unlinkat(folder, &file, AtFlags::empty()).map_err(failed)?;
     }
     unlinkat(parent, name, AtFlags::REMOVEDIR).map_err(failed)
 }
 
-/// Whether a file system, or the system, does not know a way to rename.
+/// Returns whether the file system, or the system, does not support a way of renaming.
 fn is_unknown(errno: Errno) -> bool {
     [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP, Errno::NOTSUP].contains(&errno)
 }
 
-/// Gives a folder a name that nothing has.
+/// Renames a folder to a name that does not exist.
 fn rename_new(parent: &Folder, from: &str, to: &OsStr) -> Result<(), Errno> {
     match renameat_with(parent, from, parent, to, RenameFlags::NOREPLACE) {
         Err(errno) if is_unknown(errno) => renameat(parent, from, parent, to),
@@ -327,8 +327,7 @@ fn rename_new(parent: &Folder, from: &str, to: &OsStr) -> Result<(), Errno> {
     }
 }
 
-/// Exchanges two folders. Where the file system cannot do it at once, `name` is missing for a
-/// moment.
+/// Exchanges two folders. If the file system cannot do it at once, `name` is missing for a moment.
 fn exchange(parent: &Folder, part: &str, name: &OsStr) -> Result<(), Errno> {
     match renameat_with(parent, part, parent, name, RenameFlags::EXCHANGE) {
         Err(errno) if is_unknown(errno) => exchange_in_steps(parent, part, name),
@@ -379,7 +378,7 @@ mod tests {
             assert!(old.join(there).exists() && part.join(aside).exists());
             assert_eq!(names(), ["model", "part"]);
         }
-        // Where the new one does not get there the old one comes back.
+        // If the new folder cannot be moved there, the old one is moved back.
         assert_eq!(exchange_in_steps(&parent, "none", name), Err(Errno::NOENT));
         assert!(old.join("old").exists());
         assert_eq!(names(), ["model", "part"]);

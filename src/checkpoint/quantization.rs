@@ -1,4 +1,4 @@
-//! How matrices are stored in few bits, and what `config.json` says of it.
+//! Quantization schemes, and their description in `config.json`.
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;
@@ -9,27 +9,27 @@ use serde_json::{Map, Value, json};
 
 use crate::{Error, Result};
 
-/// How the numbers of a group are told
+/// How a group encodes its values
 /// (<https://ml-explore.github.io/mlx/build/html/python/_autosummary/mlx.core.quantize.html>).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub enum Mode {
-    /// `scale · q + bias`, q being a whole number of so many bits.
+    /// `scale · q + bias`, where q is an integer of so many bits.
     #[default]
     Affine,
-    /// Floats of 4 bits (E2M1) times a power of two for each 32 of them
+    /// 4-bit floats (E2M1) times a power of two per 32 values
     /// (<https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf>).
     Mxfp4,
-    /// Floats of 8 bits (E4M3) times a power of two for each 32 of them.
+    /// 8-bit floats (E4M3) times a power of two per 32 values.
     Mxfp8,
-    /// Floats of 4 bits (E2M1) times one of 8 bits (E4M3) for each 16 of them.
+    /// 4-bit floats (E2M1) times an 8-bit float (E4M3) per 16 values.
     Nvfp4,
 }
 
 impl Mode {
-    /// All of them.
+    /// All modes.
     pub const ALL: [Mode; 4] = [Mode::Affine, Mode::Mxfp4, Mode::Mxfp8, Mode::Nvfp4];
 
-    /// As MLX and `config.json` call it.
+    /// Returns the name in MLX and `config.json`.
     pub fn name(self) -> &'static CStr {
         match self {
             Mode::Affine => c"affine",
@@ -39,14 +39,15 @@ impl Mode {
         }
     }
 
-    /// The one that is called so.
+    /// Returns the mode with this name.
     pub fn from_name(name: &str) -> Option<Mode> {
         Mode::ALL
             .into_iter()
             .find(|mode| mode.name().to_bytes() == name.as_bytes())
     }
 
-    /// The scheme of a mode that has but one; affine ones differ in bits and group size.
+    /// Returns the scheme of a mode that has only one; affine schemes differ in bits and group
+    /// size.
     pub fn scheme(self) -> Option<Quantization> {
         let (group_size, bits) = match self {
             Mode::Affine => return None,
@@ -62,20 +63,20 @@ impl Mode {
     }
 }
 
-/// How a matrix is quantized: `group_size` neighbours of a row share a scale, and each has so many
-/// bits.
+/// How a matrix is quantized: `group_size` neighbors in a row share a scale, and each value has
+/// `bits` bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Quantization {
-    /// 32, 64 or 128; in the other modes their own.
+    /// 32, 64 or 128; fixed in the other modes.
     pub group_size: usize,
-    /// 2, 3, 4, 5, 6 or 8; in the other modes their own.
+    /// 2, 3, 4, 5, 6 or 8; fixed in the other modes.
     pub bits: usize,
-    /// How the bits are to be read.
+    /// How a group encodes its values.
     pub mode: Mode,
 }
 
 impl Quantization {
-    /// MLX's usual scheme.
+    /// Returns MLX's usual scheme.
     pub const fn affine(group_size: usize, bits: usize) -> Quantization {
         Quantization {
             group_size,
@@ -84,7 +85,7 @@ impl Quantization {
         }
     }
 
-    /// Says what is wrong where MLX has no such scheme.
+    /// Fails with an explanation if MLX has no such scheme.
     pub fn check(self) -> Result<(), String> {
         if let Some(only) = self.mode.scheme() {
             let Quantization {
@@ -97,33 +98,29 @@ impl Quantization {
                 Ok(())
             } else {
                 Err(format!(
-                    "{mode} has {bits} bits and groups of {group_size}, and nothing else"
+                    "{mode} always has {bits} bits and a group size of {group_size}"
                 ))
             };
         }
         if ![2, 3, 4, 5, 6, 8].contains(&self.bits) {
-            return Err(format!(
-                "{} bits; 2, 3, 4, 5, 6 or 8 is expected",
-                self.bits
-            ));
+            return Err(format!("{} bits; expected 2, 3, 4, 5, 6 or 8", self.bits));
         }
         if ![32, 64, 128].contains(&self.group_size) {
             return Err(format!(
-                "a group size of {}; 32, 64 or 128 is expected",
+                "a group size of {}; expected 32, 64 or 128",
                 self.group_size
             ));
         }
         Ok(())
     }
 
-    /// Whether rows of so many numbers can be quantized so.
+    /// Returns whether rows of so many values can be quantized with this scheme.
     pub fn divides(self, columns: usize) -> bool {
         columns > 0 && columns.is_multiple_of(self.group_size)
     }
 
     /// Returns the bytes of a quantized matrix whose scales and biases, in the affine mode, have
-    /// `item` bytes each; in the others a scale has one byte. `u64::MAX` where they are more than
-    /// that.
+    /// `item` bytes each; in the other modes a scale has one byte. Returns `u64::MAX` on overflow.
     pub fn bytes(self, elements: u64, item: u64) -> u64 {
         let group = if self.mode == Mode::Affine {
             item.saturating_mul(2)
@@ -141,14 +138,14 @@ impl Quantization {
     }
 }
 
-/// The `quantization` of a `config.json`, as the MLX community writes it: one scheme for all
-/// modules that have scales, and exceptions by the module's path, `false` where it is not
+/// The `quantization` of a `config.json`, as mlx-community writes it: one scheme for all modules
+/// that have scales, and exceptions by the module's path, `false` for modules that are not
 /// quantized.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct QuantizationConfig {
-    /// The scheme of modules that are not named.
+    /// The scheme of modules that are not listed.
     pub default: Option<Quantization>,
-    /// Those that are.
+    /// The listed modules.
     pub modules: BTreeMap<String, Option<Quantization>>,
 }
 
@@ -160,8 +157,8 @@ struct Scheme {
 }
 
 impl QuantizationConfig {
-    /// Takes what a `config.json` says under `quantization`, or under `quantization_config` where
-    /// that has the same form; that of other libraries, which has a `quant_method`, is refused.
+    /// Reads `quantization` in a `config.json`, or `quantization_config` if it has the same form.
+    /// Refuses that of other libraries, which has a `quant_method`.
     pub fn from_config(path: &Path, config: &Value) -> Result<QuantizationConfig> {
         let field = ["quantization", "quantization_config"]
             .into_iter()
@@ -172,7 +169,7 @@ impl QuantizationConfig {
         let unsupported =
             |what: String| Error::unsupported(path, format!("field `{field}`: {what}"));
         let Value::Object(map) = &config[field] else {
-            return Err(unsupported("an object is expected".into()));
+            return Err(unsupported("expected an object".into()));
         };
         if let Some(method) = map.get("quant_method") {
             return Err(unsupported(format!(
@@ -183,7 +180,7 @@ impl QuantizationConfig {
             let scheme = Scheme::deserialize(value).map_err(|error| error.to_string())?;
             let mode = scheme.mode.as_deref().map_or(Ok(Mode::Affine), |name| {
                 Mode::from_name(name).ok_or_else(|| {
-                    format!("mode is {name:?}; affine, mxfp4, mxfp8 or nvfp4 is expected")
+                    format!("mode is {name:?}; expected affine, mxfp4, mxfp8 or nvfp4")
                 })
             })?;
             let quantization = Quantization {
@@ -208,7 +205,7 @@ impl QuantizationConfig {
         Ok(QuantizationConfig { default, modules })
     }
 
-    /// The scheme of the module called `path`, by any of its names.
+    /// Returns the scheme of the module called `path`, by any of its names.
     pub fn of(&self, paths: &[&str]) -> Option<Quantization> {
         paths
             .iter()
@@ -217,7 +214,7 @@ impl QuantizationConfig {
             .unwrap_or(self.default)
     }
 
-    /// As it stands in a `config.json`.
+    /// Returns the form for a `config.json`.
     pub fn to_json(&self) -> Value {
         let mut map = match self.default.map(Quantization::to_json) {
             Some(Value::Object(map)) => map,

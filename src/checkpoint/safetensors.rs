@@ -1,5 +1,5 @@
-//! One safetensors file: 8 bytes that give the length of a JSON header, the header, and the
-//! tensors' bytes back to back (<https://huggingface.co/docs/safetensors>).
+//! Reads one safetensors file: 8 bytes with the length of a JSON header, the header, and the
+//! tensors' bytes without gaps (<https://huggingface.co/docs/safetensors>).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,23 +18,24 @@ use super::json;
 use crate::{Error, Result, device::room, file};
 
 const LENGTH_BYTES: u64 = 8;
-/// The most that the headers of a checkpoint may have together. The largest models that are
-/// published have about 13 MB.
+/// The maximum size of all headers of a checkpoint together. The largest published models have
+/// about 13 MB.
 pub(super) const MAX_HEADER_BYTES: u64 = 16 << 20;
-/// MLX counts in `int`.
+/// MLX counts elements in `int`.
 const MAX_ELEMENTS: usize = i32::MAX as usize;
 
 /// A tensor in a safetensors file.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct TensorInfo {
-    /// Its name in the file, before any renaming.
+    /// The name in the file, before any renaming.
     pub stored_name: String,
-    /// Type of the elements.
+    /// The type of the elements.
     pub dtype: Dtype,
-    /// Sizes, outermost first. Each, and the number of elements, fits an `i32`.
+    /// The dimensions, outermost first. Each of them, and the number of elements, fits into an
+    /// `i32`.
     pub shape: Vec<usize>,
-    /// Size in bytes.
+    /// The size in bytes.
     pub bytes: u64,
     offset: u64,
     file: Arc<OpenFile>,
@@ -44,31 +45,31 @@ pub struct TensorInfo {
 struct OpenFile {
     path: PathBuf,
     file: File,
-    /// Its size and the time of its last change when it was opened.
+    /// The size and modification time when the file was opened.
     state: Option<(u64, SystemTime)>,
-    /// What wrote it, as its metadata says: `pt`, `mlx`.
+    /// The program format in the metadata: `pt` or `mlx`.
     format: Option<String>,
 }
 
-/// The size of a file and the time of its last change.
+/// Returns the size and modification time of a file.
 fn state(file: &File) -> Option<(u64, SystemTime)> {
     let metadata = file.metadata().ok()?;
     Some((metadata.len(), metadata.modified().ok()?))
 }
 
 impl TensorInfo {
-    /// The file that holds the tensor.
+    /// Returns the path of the tensor's file.
     pub fn file(&self) -> &Path {
         &self.file.path
     }
 
-    /// What wrote the file, as its metadata says: `pt`, `mlx`. It decides the layout of
+    /// Returns the program format in the metadata: `pt` or `mlx`. It decides the layout of
     /// convolutions.
     pub fn format(&self) -> Option<&str> {
         self.file.format.as_deref()
     }
 
-    /// Whether the file is as it was when it was opened.
+    /// Returns whether the file is unchanged since it was opened.
     pub(super) fn is_unchanged(&self) -> bool {
         self.file.state.is_some() && self.file.state == state(&self.file.file)
     }
@@ -80,7 +81,7 @@ impl TensorInfo {
         Ok(data)
     }
 
-    /// Reads the tensor's bytes into a buffer, which grows where it must; they are its first ones.
+    /// Reads the tensor's bytes into a buffer, which grows if needed, and returns the filled part.
     pub(super) fn read_into<'b>(&self, buffer: &'b mut Vec<u8>) -> Result<&'b [u8]> {
         let bytes = self.bytes as usize;
         let more = bytes.saturating_sub(buffer.len());
@@ -113,8 +114,8 @@ impl TensorInfo {
     }
 }
 
-/// Opens a file and checks its header, which may have `bytes_left`, and takes its length from them.
-/// The tensors that come back hold the file open.
+/// Opens a file and checks its header, whose size is subtracted from `bytes_left`. The returned
+/// tensors keep the file open.
 pub(super) fn open(
     path: &Path,
     what: &str,
@@ -170,8 +171,8 @@ fn header_length(path: &Path, file: &File, file_bytes: u64, bytes_left: u64) -> 
     let length = u64::from_le_bytes(length);
     if length > file_bytes - LENGTH_BYTES {
         let what = format!(
-            "states a safetensors header of {length} bytes and has {file_bytes} in all; is the \
-             download complete?"
+            "states a safetensors header of {length} bytes and has {file_bytes} in total; is the \
+                download complete?"
         );
         return Err(Error::corrupt(path, what));
     }
@@ -193,14 +194,14 @@ fn read_at(path: &Path, file: &File, into: &mut [u8], offset: u64) -> Result<()>
         })
 }
 
-/// The JSON header: what the file says about each tensor.
+/// The JSON header: the file's description of each tensor.
 struct Header {
     entries: BTreeMap<String, Entry>,
     format: Option<String>,
 }
 
-// By hand rather than by the safetensors crate, which keeps the last of two tensors with one name,
-// and whose errors (here as in `check_layout`) do not say which tensor is at fault.
+// Parsed here and not by the safetensors crate, which keeps the last of two tensors with the same
+// name, and whose errors (here as in `check_layout`) do not name the tensor.
 impl<'de> Deserialize<'de> for Header {
     fn deserialize<D: Deserializer<'de>>(header: D) -> std::result::Result<Self, D::Error> {
         header.deserialize_map(HeaderVisitor)
@@ -236,8 +237,8 @@ impl<'de> Visitor<'de> for HeaderVisitor {
     }
 }
 
-/// The tensors must cover the data from its first byte to its last, without gaps or overlaps, each
-/// as long as its dtype and shape say.
+/// Checks that the tensors cover the data from its first byte to its last, without gaps or
+/// overlaps, each with the size that its dtype and shape require.
 fn check_layout(
     tensors: &BTreeMap<String, Entry>,
     data_bytes: u64,
@@ -256,8 +257,8 @@ fn check_layout(
     {
         let Some(size) = size_in_bytes(*dtype, shape) else {
             return Err(format!(
-                "tensor `{name}`: {dtype} {shape:?} is not a whole number of bytes that a computer \
-                 could hold"
+                "tensor `{name}`: {dtype} {shape:?} is not a whole number of bytes that fits into \
+                    memory"
             ));
         };
         if end.checked_sub(*start) != Some(size) {
@@ -268,8 +269,8 @@ fn check_layout(
         }
         if *start != expected {
             return Err(format!(
-                "tensor `{name}` begins at byte {start} of the data, expected {expected}: tensors \
-                 overlap or leave a gap"
+                "tensor `{name}` starts at byte {start} of the data, expected {expected}: tensors \
+                    overlap or leave a gap"
             ));
         }
         expected = *end;
@@ -293,12 +294,12 @@ fn size_in_bytes(dtype: Dtype, shape: &[usize]) -> Option<usize> {
 
 fn check_mlx_limits(tensors: &BTreeMap<String, Entry>) -> std::result::Result<(), String> {
     for (name, Entry { shape, .. }) in tensors {
-        // Sizes one by one as well: a 0 among them makes the product small.
+        // Each dimension is checked too: a 0 among them makes the product small.
         if shape.iter().product::<usize>() > MAX_ELEMENTS
             || shape.iter().any(|&size| size > MAX_ELEMENTS)
         {
             return Err(format!(
-                "tensor `{name}` has shape {shape:?}; MLX holds at most {MAX_ELEMENTS} elements"
+                "tensor `{name}` has shape {shape:?}; MLX supports at most {MAX_ELEMENTS} elements"
             ));
         }
     }

@@ -1,4 +1,4 @@
-//! The files of a model, written: weights, configuration, and the texts beside them.
+//! Writes the files of a model: weights, configuration, and other files.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -15,11 +15,11 @@ use serde_json::{Map, Value, json};
 use super::TensorInfo;
 use crate::{Error, Result, device::room, file::Folder};
 
-/// Files are cut where they would grow beyond this, as MLX's community has them.
+/// The maximum size of a weight file, as mlx-community uses it.
 const SHARD_BYTES: u64 = 5_000_000_000;
 
-/// The files that belong to a model beside its weights and its configuration, which are written
-/// anew. Nothing else is copied.
+/// The other files of a model, besides its weights and its configuration, which are written anew.
+/// Nothing else is copied.
 const TEXTS: [&str; 23] = [
     "tokenizer.json",
     "tokenizer.model",
@@ -46,20 +46,20 @@ const TEXTS: [&str; 23] = [
     "NOTICE.txt",
 ];
 
-/// The most that one of them may have.
+/// The maximum size of such a file.
 const MAX_TEXT_BYTES: u64 = 64 << 20;
 
-/// A tensor that is to be written.
+/// A tensor to be written.
 pub(crate) struct SavedTensor<'a> {
     /// Its name in the file.
     pub name: String,
-    /// Where its numbers come from.
+    /// Its values.
     pub content: Content<'a>,
 }
 
-/// The numbers of a tensor.
+/// The values of a tensor.
 pub(crate) enum Content<'a> {
-    /// Those of a tensor in another checkpoint, as they are.
+    /// Those of a tensor in another checkpoint, copied exactly.
     Stored(&'a TensorInfo),
     /// An evaluated array of uint32, uint8, bfloat16, float16 or float32.
     Array(Array),
@@ -111,7 +111,7 @@ impl Content<'_> {
     }
 }
 
-/// Copies the bytes of an array's numbers.
+/// Copies the bytes of an array's values.
 fn little_endian<T: ArrayElement + Copy, const N: usize>(
     array: &Array,
     bytes_of: fn(T) -> [u8; N],
@@ -126,8 +126,8 @@ fn little_endian<T: ArrayElement + Copy, const N: usize>(
     Ok(bytes)
 }
 
-/// Copies the texts that belong to a model beside its weights and its configuration. Those in
-/// `required` must be there.
+/// Copies the files of a model other than its weights and its configuration. Those in `required`
+/// must exist.
 pub(crate) fn copy_texts(source: &Folder, folder: &Folder, required: &[&str]) -> Result<()> {
     for name in TEXTS {
         match read_text(source, name) {
@@ -139,15 +139,15 @@ pub(crate) fn copy_texts(source: &Folder, folder: &Folder, required: &[&str]) ->
     Ok(())
 }
 
-/// Reads a file of a model. A link is followed to another file of the folder, or, in a snapshot of
-/// Hugging Face's cache, to that cache's `blobs`: nobody's file elsewhere gets into a saved model.
+/// Reads a file of a model. A link is followed to another file of the folder or, in a snapshot of
+/// the Hugging Face cache, to that cache's `blobs`: no file from elsewhere gets into a saved model.
 fn read_text(source: &Folder, name: &str) -> Result<Vec<u8>> {
     const WHAT: &str = "a file of the model";
     let path = source.path().join(name);
     let link = match readlinkat(source, name, Vec::new()) {
         Err(Errno::INVAL | Errno::NOENT) => {
             return source.read(OsStr::new(name), WHAT, MAX_TEXT_BYTES);
-        } // no link
+        } // not a link
         other => other.map_err(|errno| Error::io(&path, WHAT, errno.into()))?,
     };
     let link = Path::new(OsStr::from_bytes(link.as_bytes()));
@@ -164,8 +164,8 @@ fn read_text(source: &Folder, name: &str) -> Result<Vec<u8>> {
             .read(blob, WHAT, MAX_TEXT_BYTES);
     }
     let what = format!(
-        "is a link to {}, outside of the model's folder, from where nothing is copied into a saved \
-         model. Put the file in the link's place",
+        "is a link to {}, outside of the model's folder, and such files are not copied into a \
+            saved model. Replace the link with the file",
         link.display()
     );
     Err(Error::InvalidArgument(format!(
@@ -174,8 +174,8 @@ fn read_text(source: &Folder, name: &str) -> Result<Vec<u8>> {
     )))
 }
 
-/// How many folders up a link in a snapshot of Hugging Face's cache (`models--…/snapshots/…`) leads
-/// to the cache's `blobs`, and which.
+/// Returns how many folders up a link in a snapshot of the Hugging Face cache
+/// (`models--…/snapshots/…`) leads to the cache's `blobs`, and to which blob.
 fn blob<'a>(snapshot: &Path, link: &'a Path) -> Option<(usize, &'a OsStr)> {
     let steps = link
         .components()
@@ -197,9 +197,9 @@ fn blob<'a>(snapshot: &Path, link: &'a Path) -> Option<(usize, &'a OsStr)> {
     (blobs == "blobs" && is_cache).then_some((steps, blob))
 }
 
-/// Writes the tensors, in files of at most 5 GB with an index, and `config`. `format` is what the
-/// source's metadata says of the layout, which stays as it was. `progress` is told the
-/// bytes written and their total; an error from it ends the work.
+/// Writes the tensors, in files of at most 5 GB with an index, and `config`. `format` is the layout
+/// in the source's metadata, which stays the same. `progress` receives the bytes written and their
+/// total; an error from it ends the work.
 pub(crate) fn write_model(
     folder: &Folder,
     tensors: &[SavedTensor],
@@ -243,7 +243,7 @@ fn write_tensors(
     Ok(())
 }
 
-/// Tensors in their order, as many to a file as it holds.
+/// Splits the tensors, in order, into files.
 fn cut<'a>(tensors: &'a [SavedTensor<'a>]) -> Vec<&'a [SavedTensor<'a>]> {
     let mut shards = Vec::new();
     let (mut start, mut bytes) = (0, 0);
@@ -278,7 +278,7 @@ fn write_shard(
         header.insert(tensor.name.clone(), entry);
     }
     let mut header = Value::Object(header).to_string();
-    // Data begins at a multiple of 8, as the safetensors package has it.
+    // The data starts at a multiple of 8, as in the safetensors package.
     header.extend(std::iter::repeat_n(
         ' ',
         header.len().next_multiple_of(8) - header.len(),

@@ -1,4 +1,4 @@
-//! Weights by path, as the modules of a model ask for them.
+//! Weights by path, as the modules of a model request them.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,44 +16,45 @@ use safetensors::tensor::{Dtype, TensorView};
 use super::{Checkpoint, Quantization, QuantizationConfig, TensorInfo};
 use crate::{Error, Result};
 
-/// Bytes of a tensor that are hashed together.
+/// The number of bytes that are hashed together.
 const PART_BYTES: usize = 1 << 20;
 
-/// Threads that hash a large tensor.
+/// The number of threads that hash a large tensor.
 const HASH_THREADS: usize = 4;
 
 /// How many existing names the report of a missing tensor lists.
 const NAMES_IN_HINT: usize = 3;
 
-/// One loading of a model from a checkpoint: keeps count of what was read and reports progress.
+/// A load of a model from a checkpoint: tracks what was read and reports progress.
 pub struct LoadContext<'a> {
     checkpoint: &'a Checkpoint,
     total_bytes: u64,
     progress: &'a dyn Fn(u64, u64) -> Result<()>,
     state: RefCell<State>,
-    /// What tensors are read into: the system takes longer to give new memory for each than to fill
-    /// it.
+    /// The buffer that tensors are read into: getting new memory for each from the system takes
+    /// longer than filling it.
     buffer: RefCell<Vec<u8>>,
     stored: QuantizationConfig,
     apply: Plan<'a>,
     is_hashed: &'a dyn Fn(&str) -> bool,
 }
 
-/// Which scheme the module with a path, and with rows of so many numbers, is to be quantized in.
+/// Returns the scheme in which the module with a path, and with rows of so many values, is to be
+/// quantized.
 pub type Plan<'a> = &'a dyn Fn(&str, usize) -> Option<Quantization>;
 
 #[derive(Default)]
 struct State {
     loaded: BTreeSet<String>,
     bytes: u64,
-    /// Of tensors by name.
+    /// The hashes of tensors by name.
     hashes: BTreeMap<String, blake3::Hash>,
 }
 
 impl<'a> LoadContext<'a> {
-    /// Begins to load `checkpoint`. After each tensor `progress` is told the bytes loaded so far
-    /// and those of the whole checkpoint; an error that it returns, such as [`Error::Cancelled`],
-    /// ends the loading and comes out of [`Weights::load`].
+    /// Starts loading `checkpoint`. After each tensor, `progress` receives the bytes loaded so far
+    /// and those of the whole checkpoint. An error from it, such as [`Error::Cancelled`], stops the
+    /// loading and is returned by [`Weights::load`].
     pub fn new(checkpoint: &'a Checkpoint, progress: &'a dyn Fn(u64, u64) -> Result<()>) -> Self {
         let (stored, apply): (_, Plan) = (QuantizationConfig::default(), &|_, _| None);
         Self {
@@ -68,8 +69,8 @@ impl<'a> LoadContext<'a> {
         }
     }
 
-    /// Matrices that are quantized are so as `stored` says; of the others those are quantized while
-    /// loading that `apply` gives a scheme.
+    /// Sets the schemes: `stored` describes matrices that are already quantized; `apply` chooses
+    /// the schemes of matrices that are quantized while loading.
     pub fn with_quantization(self, stored: &QuantizationConfig, apply: Plan<'a>) -> Self {
         Self {
             stored: stored.clone(),
@@ -78,13 +79,13 @@ impl<'a> LoadContext<'a> {
         }
     }
 
-    /// Hashes the tensors whose names are given while they are read, for [`LoadContext::hash`].
+    /// Hashes the selected tensors while they are read, for [`LoadContext::hash`].
     pub fn with_hashing(self, is_hashed: &'a dyn Fn(&str) -> bool) -> Self {
         Self { is_hashed, ..self }
     }
 
-    /// Returns a hash of the tensors that were hashed: their names, dtypes, shapes and all their
-    /// bytes. The order in which they were read has no part in it.
+    /// Returns a hash of the selected tensors: their names, dtypes, shapes and bytes. It does not
+    /// depend on the order in which they were read.
     pub fn hash(&self) -> blake3::Hash {
         let mut all = blake3::Hasher::new();
         for (name, hash) in &self.state.borrow().hashes {
@@ -95,7 +96,7 @@ impl<'a> LoadContext<'a> {
         all.finalize()
     }
 
-    /// All weights, to be narrowed with [`Weights::at`].
+    /// Returns all weights, to be narrowed with [`Weights::at`].
     pub fn weights(&self) -> Weights<'_> {
         Weights {
             context: self,
@@ -103,7 +104,7 @@ impl<'a> LoadContext<'a> {
         }
     }
 
-    /// Names of the tensors that were not loaded, sorted.
+    /// Returns the names of the tensors that were not loaded, sorted.
     pub fn unused(&self) -> Vec<String> {
         let loaded = &self.state.borrow().loaded;
         self.checkpoint
@@ -133,7 +134,7 @@ pub struct Weights<'a> {
 }
 
 impl<'a> Weights<'a> {
-    /// The tensors below `name`, which may be a word, a dotted path, or a number in a list.
+    /// Returns the tensors below `name`, which may be a word, a dotted path, or a number in a list.
     pub fn at(&self, name: impl Display) -> Weights<'a> {
         Weights {
             context: self.context,
@@ -141,7 +142,7 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// The full name of `name` below this path.
+    /// Returns the full name of `name` below this path.
     pub fn path(&self, name: impl Display) -> String {
         if self.prefix.is_empty() {
             name.to_string()
@@ -150,14 +151,13 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// Whether there is a tensor of exactly this name.
+    /// Returns whether there is a tensor of exactly this name.
     pub fn has(&self, name: &str) -> bool {
         self.context.checkpoint.info(&self.path(name)).is_some()
     }
 
-    /// Whether a convolution's kernel is stored as MLX has it, `[out, .., in]`, and not as PyTorch,
-    /// `[out, in, ..]`. The metadata says so; where there is none, the sides that are `channels`
-    /// long do.
+    /// Returns whether a convolution's kernel has MLX's layout, `[out, .., in]`, and not PyTorch's,
+    /// `[out, in, ..]`. The metadata decides; without it, the dimension of size `channels`.
     pub fn is_mlx_convolution(&self, name: &str, channels: usize) -> Result<bool> {
         let tensor = self.find(name)?;
         Ok(match tensor.format() {
@@ -168,8 +168,8 @@ impl<'a> Weights<'a> {
         })
     }
 
-    /// How many of `name.0.`, `name.1.`, … hold tensors, up to the first that does not: the length
-    /// of a list of modules.
+    /// Returns how many of `name.0.`, `name.1.`, … have tensors, up to the first that has none: the
+    /// length of a list of modules.
     pub fn count(&self, name: &str) -> usize {
         let list = self.at(name);
         (0usize..)
@@ -177,8 +177,8 @@ impl<'a> Weights<'a> {
             .count()
     }
 
-    /// The shape of a tensor, outermost first, every size at least 1. Fails with
-    /// [`Error::CorruptModel`] for one that is missing or empty.
+    /// Returns the dimensions of a tensor, outermost first, each at least 1. Fails with
+    /// [`Error::CorruptModel`] if it is missing or empty.
     pub fn shape(&self, name: &str) -> Result<Vec<usize>> {
         let tensor = self.find(name)?;
         if tensor.shape.contains(&0) {
@@ -192,23 +192,24 @@ impl<'a> Weights<'a> {
         Ok(tensor.shape.clone())
     }
 
-    /// Loads a tensor of floats in the dtype it is stored in. Takes the memory of the array; while
-    /// the loading lasts there is a buffer as large as the largest tensor read so far.
+    /// Loads a tensor of floats in its stored dtype. Needs the memory of the array; during the load
+    /// there is also a buffer as large as the largest tensor read so far.
     ///
-    /// Fails with [`Error::CorruptModel`] when the tensor is missing or its shape is not `shape`,
-    /// [`Error::UnsupportedModel`] when it is not BF16, F16 or F32, and with whatever the progress
-    /// callback returns.
+    /// Fails with [`Error::CorruptModel`] if the tensor is missing or its shape is not `shape`,
+    /// [`Error::UnsupportedModel`] if it is not BF16, F16 or F32, and with any error of the
+    /// progress callback.
     pub fn load(&self, name: &str, shape: &[usize]) -> Result<Array> {
         self.load_as(name, shape, &[Dtype::BF16, Dtype::F16, Dtype::F32])
     }
 
-    /// [`Weights::load`] for the bits of a quantized matrix, 32 to a word.
+    /// Does the same as [`Weights::load`] for the packed values of a quantized matrix, in words of
+    /// 32 bits.
     pub fn load_packed(&self, name: &str, shape: &[usize]) -> Result<Array> {
         self.load_as(name, shape, &[Dtype::U32])
     }
 
-    /// [`Weights::load`] for the scales of a quantized matrix in another mode than affine: a byte
-    /// each.
+    /// Does the same as [`Weights::load`] for the scales of a quantized matrix in a mode other than
+    /// affine: one byte each.
     pub fn load_byte_scales(&self, name: &str, shape: &[usize]) -> Result<Array> {
         self.load_as(name, shape, &[Dtype::U8])
     }
@@ -262,16 +263,16 @@ impl<'a> Weights<'a> {
             }
             false => make()?,
         };
-        drop(buffer); // what the progress callback does is its own affair
+        drop(buffer); // the progress callback may load other tensors
         self.context.loaded(full_name, tensor.bytes)?;
         Ok(array)
     }
 
     /// Returns the scheme of the matrix below this path, which is stored quantized and has rows of
-    /// so many numbers.
+    /// so many values.
     ///
-    /// Fails with [`Error::CorruptModel`] where config.json has no scheme for it, or one whose
-    /// groups do not divide a row.
+    /// Fails with [`Error::CorruptModel`] if config.json has no scheme for it, or one whose group
+    /// size does not divide a row.
     pub fn stored_quantization(&self, columns: usize) -> Result<Quantization> {
         let tensor = self.find("weight")?;
         let stored = tensor
@@ -290,15 +291,15 @@ impl<'a> Weights<'a> {
         match scheme.divides(columns) {
             true => Ok(scheme),
             false => Err(corrupt(&format!(
-                "has rows of {columns} numbers, which config.json's group size of {} does not \
-                 divide",
+                "has rows of {columns} values, which config.json's group size of {} does not \
+                    divide",
                 scheme.group_size
             ))),
         }
     }
 
-    /// The scheme that the matrix below this path, with rows of so many numbers, is to be quantized
-    /// in as it is loaded.
+    /// Returns the scheme in which the matrix below this path, with rows of so many values, is
+    /// quantized while it is loaded.
     pub fn quantization_to_apply(&self, columns: usize) -> Option<Quantization> {
         (self.context.apply)(&self.prefix, columns)
     }
@@ -312,7 +313,7 @@ impl<'a> Weights<'a> {
     }
 
     fn missing(&self, full_name: &str) -> Error {
-        // The closest enclosing module that has tensors at all shows what there is instead.
+        // The closest enclosing module that has any tensors shows what there is instead.
         let mut modules = full_name
             .rmatch_indices('.')
             .map(|(end, _)| &full_name[..end]);
@@ -327,7 +328,7 @@ impl<'a> Weights<'a> {
                 };
                 format!("`{module}` has {}{more}", names.join(", "))
             }
-            None => "no tensor has a name that begins like it".to_owned(),
+            None => "no tensor has a name with the same start".to_owned(),
         };
         Error::corrupt(
             &self.context.checkpoint.path,
@@ -335,7 +336,7 @@ impl<'a> Weights<'a> {
         )
     }
 
-    /// Names of the tensors below a module, sorted.
+    /// Returns the names of the tensors below a module, sorted.
     fn names_below(&self, module: &str) -> impl Iterator<Item = &'a str> + use<'a> {
         let start = format!("{module}.");
         let from_start = self.context.checkpoint.tensors.range(start.clone()..);
@@ -354,10 +355,11 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// Hashes a tensor's dtype, shape and bytes, on several threads where it is large, while this one
-/// does something else first.
+/// Hashes a tensor's dtype, shape and bytes, on several threads if it is large, while this thread
+/// first does something else.
 ///
-/// The hash is made of those of the tensor's parts: which thread hashes which has no part in it.
+/// The hash combines those of the tensor's parts and does not depend on which thread hashes which
+/// part.
 fn hash_beside<T>(
     tensor: &TensorInfo,
     bytes: &[u8],
@@ -379,7 +381,7 @@ fn hash_beside<T>(
                 .name("moxin-hash".into())
                 .spawn_scoped(scope, hash_parts)
         };
-        // One that does not start leaves its parts to the others.
+        // A thread that does not start leaves its parts to the others.
         let helpers: Vec<_> = iter::repeat_with(start).take(helpers).flatten().collect();
         let (other, mut hashes) = (other(), hash_parts());
         for helper in helpers {

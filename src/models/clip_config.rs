@@ -14,7 +14,7 @@ use crate::{
     nn::{Activation, ClipConfig},
 };
 
-/// What config.json says of the encoder; the rest are transformers' defaults.
+/// The fields of the encoder in config.json, with transformers' defaults.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 pub struct VisionConfig {
@@ -30,9 +30,9 @@ pub struct VisionConfig {
 }
 
 impl Default for VisionConfig {
-    /// Those of `SiglipVisionConfig`
+    /// The defaults of `SiglipVisionConfig`
     /// (<https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/siglip/configuration_siglip.py>);
-    /// `CLIPVisionConfig` differs in activation, epsilon and patch.
+    /// `CLIPVisionConfig` differs in activation, epsilon and patch size.
     fn default() -> VisionConfig {
         VisionConfig {
             hidden_size: 768,
@@ -48,15 +48,15 @@ impl Default for VisionConfig {
     }
 }
 
-/// The most that a size may be.
-const MOST: usize = 1 << 16;
+/// The maximum of any size.
+const MAX_SIZE: usize = 1 << 16;
 
 impl VisionConfig {
-    /// The encoder of `vision_config`, checked; all its layers run and a norm follows, unless the
-    /// caller says otherwise.
+    /// Reads and checks the encoder of `vision_config`. All its layers run and are followed by a
+    /// norm, unless the caller changes that.
     ///
     /// # Errors
-    /// [`Error::UnsupportedModel`] with the field at fault.
+    /// [`Error::UnsupportedModel`] naming the invalid field.
     pub fn read(path: &Path, config: &Value, is_clip: bool) -> Result<ClipConfig> {
         let part = config
             .get("vision_config")
@@ -83,9 +83,12 @@ impl VisionConfig {
             ("patch_size", patch_size),
             ("image_size", self.image_size),
         ];
-        if let Some((name, size)) = sizes.iter().find(|(_, size)| !(1..=MOST).contains(size)) {
+        if let Some((name, size)) = sizes
+            .iter()
+            .find(|(_, size)| !(1..=MAX_SIZE).contains(size))
+        {
             return Err(format!(
-                "vision_config.{name} is {size}; 1 to {MOST} is expected"
+                "vision_config.{name} is {size}; expected 1 to {MAX_SIZE}"
             ));
         }
         if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
@@ -96,13 +99,13 @@ impl VisionConfig {
         }
         if self.num_channels != 3 {
             return Err(format!(
-                "vision_config.num_channels is {}; 3 is expected",
+                "vision_config.num_channels is {}; expected 3",
                 self.num_channels
             ));
         }
         if self.image_size < patch_size || self.image_size > 4096 {
             return Err(format!(
-                "vision_config.image_size is {}; {patch_size} to 4096 is expected",
+                "vision_config.image_size is {}; expected {patch_size} to 4096",
                 self.image_size
             ));
         }
@@ -113,8 +116,8 @@ impl VisionConfig {
         });
         let activation = Activation::from_name(name).ok_or_else(|| {
             format!(
-                "vision_config.hidden_act is {name:?}; gelu, gelu_pytorch_tanh \
-                or quick_gelu is expected"
+                "vision_config.hidden_act is {name:?}; expected gelu, gelu_pytorch_tanh or \
+                    quick_gelu"
             )
         })?;
         let norm_eps = self
@@ -122,8 +125,7 @@ impl VisionConfig {
             .unwrap_or(if is_clip { 1e-5 } else { 1e-6 });
         if !(norm_eps > 0.0 && norm_eps < 1.0) {
             return Err(format!(
-                "vision_config.layer_norm_eps is {norm_eps}; more than 0 and less than 1 is \
-                 expected"
+                "vision_config.layer_norm_eps is {norm_eps}; expected more than 0 and less than 1"
             ));
         }
         Ok(ClipConfig {
@@ -141,7 +143,7 @@ impl VisionConfig {
     }
 }
 
-/// Bytes that an encoder takes at work, beyond weights and pixels.
+/// Estimates the bytes that a running encoder needs, in addition to weights and pixels.
 pub fn encoder_memory(config: &ClipConfig, path: &str, sizes: &Sizes) -> Count {
     let [two, three, four, five, ten] = [2, 3, 4, 5, 10].map(Saturating);
     let (width, inner, heads) = (

@@ -1,4 +1,4 @@
-//! A model's folder, opened: all that is known of a model before its weights are read.
+//! An open model folder: everything known about a model before its weights are read.
 
 use std::{
     path::{Path, PathBuf},
@@ -21,46 +21,46 @@ use crate::{
     nn::{Decoder, Matrix},
 };
 
-/// What an architecture reads of a folder.
+/// The parts of a folder that an architecture reads.
 #[derive(Debug)]
 pub struct Files {
     /// The folder.
     pub folder: Folder,
-    /// Where config.json is, for error messages.
+    /// The path of config.json, for error messages.
     pub config_path: PathBuf,
-    /// config.json as it stands.
+    /// The content of config.json.
     pub config: Value,
     /// The image processor's settings.
     pub processor: ProcessorSettings,
-    /// The weights under the names that they are stored by.
+    /// The weights under their stored names.
     pub checkpoint: Checkpoint,
 }
 
-/// A folder whose configuration and headers were read.
+/// A folder whose configuration and weight headers were read.
 #[derive(Debug)]
 pub struct ModelFolder {
-    /// What it holds.
+    /// Its content.
     pub files: Files,
-    /// What model it is.
+    /// Its model.
     pub blueprint: Arc<dyn Blueprint>,
     /// `model_type` in config.json.
     pub model_type: String,
-    /// How the matrices are quantized that are.
+    /// The quantization schemes of the stored matrices.
     pub stored: QuantizationConfig,
-    /// The weights under the names that the modules use, without what the forward pass never reads.
+    /// The weights under the names that the modules use, without those that the forward pass never
+    /// reads.
     pub checkpoint: Checkpoint,
-    /// Numbers in all tensors of the folder.
+    /// The number of values in all tensors of the folder.
     pub parameters: u64,
-    /// Bytes of all tensors of the folder.
+    /// The size of all tensors in bytes.
     pub bytes: u64,
 }
 
 impl ModelFolder {
-    /// Reads and checks the configuration, the image processor's settings and the headers of the
-    /// weights.
+    /// Reads and checks the configuration, the image processor's settings and the weight headers.
     ///
     /// # Errors
-    /// Names the file and the field or tensor at fault; see [`Error`].
+    /// The error names the file and the field or tensor; see [`Error`].
     pub fn open(folder: &Path) -> Result<ModelFolder> {
         let opened = open_folder(folder)?;
         let config_path = folder.join("config.json");
@@ -111,17 +111,19 @@ impl ModelFolder {
         })
     }
 
-    /// Where the folder is.
+    /// Returns the path of the folder.
     pub fn path(&self) -> &Path {
         self.files.folder.path()
     }
 
-    /// What the model takes, computed so, and its matrices quantized as `plan` says.
+    /// Estimates the model's memory for this arithmetic, with its matrices quantized as `plan`
+    /// says.
     pub fn memory<'a>(&'a self, arithmetic: Arithmetic, plan: Plan<'a>) -> MemoryNeeds {
-        MemoryNeeds::reckon(&self.checkpoint, self.blueprint.decoder(), arithmetic, plan)
+        MemoryNeeds::estimate(&self.checkpoint, self.blueprint.decoder(), arithmetic, plan)
     }
 
-    /// The size and the plan of the largest picture that fits into so many positions: a square.
+    /// Returns the size and the plan of the largest picture that fits into so many positions. It is
+    /// square.
     pub fn largest_picture(&self, positions: usize) -> Result<(MediumSize, MediaPlan)> {
         let plan = |edge: usize| {
             let size = MediumSize {
@@ -134,7 +136,7 @@ impl ModelFolder {
         if edge > 0 {
             return plan(edge);
         }
-        // Features grow with the edge.
+        // The number of features grows with the edge.
         let (mut low, mut high) = (1, 1 << 14);
         while low + 1 < high {
             let middle = (low + high) / 2;
@@ -147,8 +149,8 @@ impl ModelFolder {
         plan(low)
     }
 
-    /// Positions that are computed together at most, in chunks of so many: of a model whose prompts
-    /// see themselves in both directions, all of them.
+    /// Returns the maximum number of positions computed together, for chunks of this size. If a
+    /// model's prompts attend in both directions, that is the whole prompt.
     pub fn longest_pass(&self, chunk: usize, positions: usize) -> usize {
         let spans = self.blueprint.spans(positions, &[]);
         spans
@@ -159,7 +161,7 @@ impl ModelFolder {
             .max(chunk)
     }
 
-    /// The matrix of a module as the folder has it.
+    /// Loads the stored matrix of a module.
     pub(super) fn matrix(
         &self,
         path: &str,
@@ -172,13 +174,13 @@ impl ModelFolder {
         Matrix::load(&context.weights().at(path), rows, columns, device.dtype)
     }
 
-    /// Loads the model, and returns with it a hash of the weights that make a picture's features,
-    /// as they are stored. `progress` is told the bytes loaded and their total; an error from it
-    /// ends the loading.
+    /// Loads the model. Also returns a hash of the weights that encode pictures, as they are
+    /// stored. `progress` receives the bytes loaded and their total; an error from it stops the
+    /// loading.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] where it takes more than `memory_limit`, or than is available;
-    /// [`Error::CorruptModel`] where a file of weights changes meanwhile.
+    /// [`Error::OutOfMemory`] if the model needs more than `memory_limit`, or more than is
+    /// available; [`Error::CorruptModel`] if a weight file changes in the meantime.
     pub fn load(
         &self,
         device: &Device,
@@ -192,7 +194,7 @@ impl ModelFolder {
         Ok((LoadedModel { vision, decoder }, hash))
     }
 
-    /// Does what [`ModelFolder::load`] does, with vision that is loaded by `load_vision`.
+    /// Loads the model as [`ModelFolder::load`] does, with a vision part loaded by `load_vision`.
     pub(crate) fn load_with<V>(
         &self,
         device: &Device,
@@ -246,7 +248,7 @@ fn unknown(config_path: &Path, config: &Value) -> Error {
     )
 }
 
-/// The decoder's layers must be there before anything is done for each of them.
+/// The decoder's layers must exist before any work is done for each of them.
 fn check_layers(checkpoint: &Checkpoint, expected: usize) -> Result<(), String> {
     const LAYERS: &str = "language_model.model.layers";
     let context = LoadContext::new(checkpoint, &|_, _| Ok(()));
@@ -260,7 +262,7 @@ fn check_layers(checkpoint: &Checkpoint, expected: usize) -> Result<(), String> 
     ))
 }
 
-/// Numbers in all tensors, those of quantized matrices unpacked.
+/// Returns the number of values in all tensors, counting quantized matrices unpacked.
 fn parameters(checkpoint: &Checkpoint, stored: &QuantizationConfig) -> u64 {
     let count = |name: &str| {
         let tensor = checkpoint.info(name)?;

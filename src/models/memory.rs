@@ -1,19 +1,19 @@
-//! How much memory a model takes, reckoned from its configuration and the headers of its weights
-//! before any of them is read.
+//! Estimates the memory that a model needs, from its configuration and weight headers, before any
+//! weight is read.
 //!
-//! On the CPU activations are float32 and matrices keep the dtype they are stored in. A bfloat16
-//! matrix is widened for each product, and MLX makes all products of a layer ready before the first
-//! has run: so a layer in work takes the float32 copies of all its matrices. On a GPU everything is
-//! in the dtype of the activations and nothing is widened. Nor is anything where our own kernels
-//! compute: they take weights as they are stored. Each of their threads has some blocks to work on,
-//! under 1 MiB together, which are not reckoned.
+//! On the CPU, activations are float32 and matrices keep their stored dtype. A bfloat16 matrix is
+//! widened for each product, and MLX prepares all products of a layer before the first one has run,
+//! so that a running layer needs float32 copies of all its matrices. On a GPU, everything has the
+//! dtype of the activations and nothing is widened. Our own kernels do not widen anything either:
+//! they read weights as stored. Each of their threads uses some scratch blocks, less than 1 MiB in
+//! total, which are not counted.
 //!
-//! How many arrays of which size are alive at once is MLX's affair; the numbers here were measured
-//! (`tests/memory.rs`, and `tests/adversary/memory.rs`, which compares them with what the process
-//! takes).
+//! How many arrays of which size are alive at once depends on MLX. The factors here were measured
+//! (`tests/memory.rs`, and `tests/adversary/memory.rs`, which compares them with the memory of the
+//! process).
 //!
-//! A configuration may ask for more than any number of bytes can say: all sums and products
-//! saturate, and `u64::MAX` bytes are never there.
+//! A configuration may ask for more bytes than any number can express. All sums and products
+//! therefore saturate, and `u64::MAX` bytes are never available.
 
 use std::{collections::BTreeMap, num::Saturating};
 
@@ -26,43 +26,43 @@ use crate::{
     nn::{DecoderSettings, KVCache},
 };
 
-/// Bytes, and numbers of things that have bytes.
+/// Numbers of bytes, and of things that have bytes.
 pub(super) type Count = Saturating<u64>;
 
-/// Bytes that the parts of a model's work take. Where one is more than can be said it is
+/// The memory in bytes that each part of a model's work needs. A value that overflows is
 /// `u64::MAX`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MemoryNeeds {
-    /// The weights, once loaded.
+    /// The loaded weights.
     pub weights: u64,
-    /// The most during loading: the weights, and what the tensor that is being read takes beyond
-    /// its place among them.
+    /// The peak during loading: the weights, and the temporary memory of the tensor that is being
+    /// read.
     pub load: u64,
-    /// Keys and values of one position.
+    /// Keys and values per position.
     pub kv_per_token: u64,
-    /// Keys, or values, of one position in one layer.
+    /// Keys, or values, per position in one layer.
     kv_of_layer: Count,
-    /// Matrices of one decoder layer, widened.
+    /// The matrices of one decoder layer, widened.
     layer: Count,
-    /// The output head, widened, and logits.
+    /// The output head, widened, and the logits.
     head: Count,
-    /// Activations of one position in a decoder layer.
+    /// The activations per position in a decoder layer.
     position: Count,
-    /// Scores of one position's attention to another.
+    /// The attention scores per pair of positions.
     pair: Count,
-    /// The place of one position's attention to another in the mask of a window.
+    /// The window mask's entries per pair of positions.
     mask: Count,
-    /// Scores of a single position's attention to another.
+    /// The attention scores per key of a single query.
     single: Count,
-    /// Positions that a position sees at most, itself included.
+    /// The maximum number of positions that a position attends to, including itself.
     window: usize,
-    /// One position's embedding.
+    /// The embedding of one position.
     embedding: Count,
 }
 
 impl MemoryNeeds {
     /// Computes the needs of weights under the names that the modules use.
-    pub(super) fn reckon(
+    pub(super) fn estimate(
         checkpoint: &Checkpoint,
         settings: &DecoderSettings,
         arithmetic: Arithmetic,
@@ -85,16 +85,17 @@ impl MemoryNeeds {
         );
         let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
         let [three, four, five, ten] = [3, 4, 5, 10].map(Saturating);
-        // On the CPU each layer is done before the next is begun; where they are not, more of each
-        // remains. Our kernels take most in the MLP, for the gate and the up projection, and what
-        // comes of them packed for the last product; or in attention, where heads are many.
+        // On the CPU each layer is finished before the next starts. If the queue is asynchronous,
+        // more of each layer stays alive. Our kernels need most in the MLP, for the gate and up
+        // projections and their packed product for the last matrix, or in attention, if there are
+        // many heads.
         let numbers = match dtype {
             _ if own_kernels => (three * (hidden + keys) + three * inner)
                 .max(three * hidden + four * (queries + keys)),
             Dtype::Float32 => five * (hidden.max(queries) + keys) + three * inner,
             _ => ten * (hidden.max(queries) + keys) + three * inner,
         };
-        // Our kernels keep no scores of several queries, and the window is no array to them.
+        // Our kernels store no scores for several queries, and the window is not an array.
         let none = Saturating(0);
         let (pair, mask, single) = if own_kernels {
             (none, none, heads * four)
@@ -123,8 +124,7 @@ impl MemoryNeeds {
         }
     }
 
-    /// Returns the bytes of the keys and values of a conversation of so many positions, as they are
-    /// allocated.
+    /// Returns the allocated bytes of the keys and values of a conversation with so many positions.
     pub fn cache(&self, positions: usize) -> u64 {
         let allocated = positions
             .checked_next_multiple_of(KVCache::STEP as usize)
@@ -132,8 +132,8 @@ impl MemoryNeeds {
         (count(allocated) * Saturating(self.kv_per_token)).0
     }
 
-    /// Returns what a step takes beyond weights and cache, of a prompt of so many positions that is
-    /// read `chunk` at a time.
+    /// Returns the bytes that a step needs in addition to weights and cache, for a prompt of so
+    /// many positions that is read in chunks of `chunk`.
     pub fn step(&self, chunk: usize, positions: usize) -> u64 {
         let chunk = chunk.min(positions);
         let seen = |positions: usize| count(positions.min(chunk.saturating_add(self.window)));
@@ -143,9 +143,9 @@ impl MemoryNeeds {
         } else {
             self.pair
         };
-        // The last chunk has the most to attend to.
+        // The last chunk attends to the most positions.
         let scores = rows * seen(positions) * pair;
-        // One position's scores, and a layer's keys, or values, which are copied where their room
+        // The scores of one position, and a layer's keys or values, which are copied when the cache
         // grows.
         let one = seen(positions) * self.single + count(positions) * self.kv_of_layer;
         (self.layer + one + rows * (self.position + self.embedding) + scores)
@@ -153,13 +153,14 @@ impl MemoryNeeds {
             .0
     }
 
-    /// Returns what a conversation takes beyond the weights when it has grown to so many positions.
+    /// Returns the bytes that a conversation needs in addition to the weights when it has grown to
+    /// so many positions.
     pub fn conversation(&self, positions: usize, chunk: usize) -> u64 {
         self.cache(positions)
             .saturating_add(self.step(chunk, positions))
     }
 
-    /// Returns the most that a model takes where encoding a picture takes `vision`, and whose one
+    /// Returns the peak of a model whose picture encoding needs `vision` bytes and whose one
     /// conversation grows to so many positions.
     pub fn total(&self, vision: u64, positions: usize, chunk: usize) -> u64 {
         self.load.max(
@@ -169,17 +170,17 @@ impl MemoryNeeds {
     }
 }
 
-/// What the headers of a checkpoint tell of the memory that work takes.
+/// The information in weight headers that memory estimates use.
 pub struct Sizes<'a> {
     checkpoint: &'a Checkpoint,
-    /// Of the activations.
+    /// The dtype of the activations.
     dtype: Dtype,
     own_kernels: bool,
     plan: Plan<'a>,
 }
 
 impl<'a> Sizes<'a> {
-    /// The sizes of weights under the names that the modules use, quantized as `plan` says.
+    /// Reads the sizes of weights under the names that the modules use, quantized as `plan` says.
     pub(crate) fn new(
         checkpoint: &'a Checkpoint,
         arithmetic: Arithmetic,
@@ -194,18 +195,18 @@ impl<'a> Sizes<'a> {
         }
     }
 
-    /// Whether the kernels of this library compute.
+    /// Returns whether this library's own kernels compute.
     pub fn own_kernels(&self) -> bool {
         self.own_kernels
     }
 
-    /// Bytes of an activation.
+    /// Returns the bytes per activation.
     pub fn item(&self) -> u64 {
         item_size(self.dtype).0
     }
 
-    /// Returns the bytes that encoding a picture takes beyond the weights. First its pixels are
-    /// made, then they are held while the encoder and the projector work.
+    /// Returns the bytes that encoding a picture needs in addition to the weights. First its pixels
+    /// are made; they stay while the encoder and the projector work.
     pub fn vision(&self, blueprint: &dyn Blueprint, size: MediumSize, plan: &MediaPlan) -> u64 {
         let pixels = blueprint.pixel_bytes(plan);
         let making = blueprint.preprocess_memory(size, plan);
@@ -231,14 +232,14 @@ impl<'a> Sizes<'a> {
         names.filter_map(|name| Some((name, self.checkpoint.info(name)?)))
     }
 
-    /// Whether a tensor stays as it is stored: on the CPU what matrices are made of, and quantized
-    /// ones everywhere.
+    /// Returns whether a tensor keeps its stored form: on the CPU the parts of matrices, and
+    /// quantized tensors everywhere.
     fn stays(&self, tensor: &TensorInfo) -> bool {
         tensor.dtype == StoredDtype::U32
             || self.dtype == Dtype::Float32 && (is_matrix(tensor) || is_scale(tensor))
     }
 
-    /// The scheme that a matrix is quantized in while it is loaded.
+    /// Returns the scheme in which a matrix is quantized while it is loaded.
     fn planned(&self, name: &str, tensor: &TensorInfo) -> Option<Quantization> {
         let path = name
             .strip_suffix(".weight")
@@ -246,7 +247,7 @@ impl<'a> Sizes<'a> {
         (self.plan)(path, tensor.shape[1])
     }
 
-    /// Bytes of a number of a tensor once it is loaded, not quantized.
+    /// Returns the bytes per value of a tensor that is loaded without quantization.
     fn item_of(&self, tensor: &TensorInfo) -> Count {
         if self.stays(tensor) {
             count(tensor.dtype.bitsize() / 8)
@@ -255,8 +256,8 @@ impl<'a> Sizes<'a> {
         }
     }
 
-    /// Bytes of a tensor once it is loaded.
-    fn held(&self, name: &str, tensor: &TensorInfo) -> Count {
+    /// Returns the bytes of a loaded tensor.
+    fn loaded_bytes(&self, name: &str, tensor: &TensorInfo) -> Count {
         match self.planned(name, tensor) {
             Some(quantization) => {
                 Saturating(quantization.bytes(elements(tensor).0, self.item_of(tensor).0))
@@ -267,12 +268,12 @@ impl<'a> Sizes<'a> {
 
     fn weights(&self) -> Count {
         self.tensors("")
-            .map(|(name, tensor)| self.held(name, tensor))
+            .map(|(name, tensor)| self.loaded_bytes(name, tensor))
             .fold(Saturating(0), |sum, bytes| sum + bytes)
     }
 
-    /// What reading the largest tensor takes beyond its place: its bytes as they are in the file
-    /// and, where it does not stay so, the array that is made of them first.
+    /// Returns the temporary memory for reading the largest tensor: its bytes in the file and, if
+    /// it is converted, the intermediate array.
     fn reading(&self) -> Count {
         let extra = |(name, tensor): (&str, &TensorInfo)| match self.planned(name, tensor) {
             None if self.stays(tensor) => Saturating(tensor.bytes),
@@ -281,16 +282,16 @@ impl<'a> Sizes<'a> {
         self.tensors("").map(extra).max().unwrap_or_default()
     }
 
-    /// Float32 copies of what is stored in another dtype below a path: matrices, or the scales of
-    /// those that are quantized.
+    /// Returns the float32 copies of everything below a path that is stored in another dtype:
+    /// matrices, or the scales of quantized ones.
     pub(super) fn widened(&self, prefix: &str) -> Count {
         self.tensors(prefix)
             .map(|(name, tensor)| self.wide(name, tensor))
             .fold(Saturating(0), |sum, bytes| sum + bytes)
     }
 
-    /// The same of the decoder layer that has most of it. Layers are those that the weights have: a
-    /// configuration may state any number.
+    /// Returns the same for the decoder layer that needs most. The layers are those in the weights,
+    /// because a configuration may state any number.
     fn widest_layer(&self) -> Count {
         const LAYERS: &str = "language_model.model.layers.";
         let mut layers = BTreeMap::<_, Count>::new();
@@ -302,7 +303,7 @@ impl<'a> Sizes<'a> {
         layers.into_values().max().unwrap_or_default()
     }
 
-    /// The float32 copy of a tensor, where one is made.
+    /// Returns the bytes of a tensor's float32 copy, if one is made.
     fn wide(&self, name: &str, tensor: &TensorInfo) -> Count {
         let widens = (is_matrix(tensor) || is_scale(tensor))
             && tensor.dtype != StoredDtype::U32
@@ -317,7 +318,7 @@ impl<'a> Sizes<'a> {
         Saturating(4) * numbers
     }
 
-    /// One side of a tensor.
+    /// Returns one dimension of a tensor.
     pub(super) fn size(&self, name: &str, axis: usize) -> Count {
         count(
             self.checkpoint
@@ -341,12 +342,12 @@ fn elements(tensor: &TensorInfo) -> Count {
         .fold(Saturating(1), |product, size| product * size)
 }
 
-/// The weight of a linear layer, a convolution or an embedding.
+/// Returns whether a tensor is the weight of a linear layer, a convolution or an embedding.
 fn is_matrix(tensor: &TensorInfo) -> bool {
     tensor.stored_name.ends_with(".weight") && tensor.shape.len() >= 2
 }
 
-/// Scales and biases of a quantized matrix.
+/// Returns whether a tensor has the scales or biases of a quantized matrix.
 fn is_scale(tensor: &TensorInfo) -> bool {
     tensor.stored_name.ends_with(".scales") || tensor.stored_name.ends_with(".biases")
 }
@@ -383,7 +384,7 @@ mod tests {
         },
     ];
 
-    /// Settings whose sizes are all that, but for those of each layer.
+    /// Settings in which every size is `size`, except for those of each layer.
     fn settings(size: usize, window: Option<usize>) -> DecoderSettings {
         let rope = Rope {
             theta: 1e4,
@@ -413,7 +414,7 @@ mod tests {
         }
     }
 
-    /// The needs of so many layers of one number each, with settings that say what they like.
+    /// The needs of so many layers of one value each, with the given settings.
     fn needs(layers: usize, settings: &DecoderSettings, arithmetic: Arithmetic) -> MemoryNeeds {
         let folder = TempDir::new().unwrap();
         let entry = |i: usize| {
@@ -433,7 +434,7 @@ mod tests {
         ]
         .concat();
         fs::write(folder.path().join("model.safetensors"), file).unwrap();
-        MemoryNeeds::reckon(
+        MemoryNeeds::estimate(
             &Checkpoint::open(folder.path()).unwrap(),
             settings,
             arithmetic,
@@ -441,7 +442,7 @@ mod tests {
         )
     }
 
-    /// Every size that a configuration can state at its largest, and beyond.
+    /// Every size that a configuration can state at its maximum, and beyond.
     #[test]
     fn what_is_too_large_to_say_is_the_largest_number() {
         for size in [1 << 24, usize::MAX] {
@@ -487,7 +488,7 @@ mod tests {
         assert!(clock.elapsed().as_secs() < 10, "{:?}", clock.elapsed());
     }
 
-    /// What a window hides takes nothing.
+    /// Positions outside of a window need no memory.
     #[test]
     fn a_window_bounds_the_scores() {
         for arithmetic in ARITHMETICS {

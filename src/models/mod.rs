@@ -1,8 +1,8 @@
-//! The models that this library runs, one folder an architecture.
+//! The models that this library supports, one folder per architecture.
 //!
-//! An architecture is a [`Blueprint`]: what its configuration, its image processor's settings and
-//! the headers of its weights tell, as plain data; and a [`Vision`], which it loads. The decoder,
-//! the memory estimate, quantizing and saving are the same for all.
+//! An architecture is a [`Blueprint`] (plain data from its configuration, its image processor's
+//! settings and its weight headers) and the [`Vision`] that it loads. The decoder, the memory
+//! estimate, quantization and saving are shared by all.
 
 mod clip_config;
 mod folder;
@@ -37,7 +37,7 @@ use crate::{
     text::{ContentStyle, Message, Prompt},
 };
 
-/// What this library runs.
+/// The supported architectures.
 pub static ARCHITECTURES: &[Architecture] = &[
     prismatic::ARCHITECTURE,
     paligemma::ARCHITECTURE,
@@ -45,7 +45,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     llava::ARCHITECTURE,
 ];
 
-/// Returns what `model_type` says of each kind of model that this library runs.
+/// Returns the `model_type` values of all supported architectures.
 pub fn model_types() -> Vec<&'static str> {
     ARCHITECTURES
         .iter()
@@ -54,76 +54,77 @@ pub fn model_types() -> Vec<&'static str> {
         .collect()
 }
 
-/// A kind of model.
+/// An architecture.
 pub struct Architecture {
-    /// What `model_type` in config.json says of it.
+    /// Its `model_type` values in config.json.
     pub model_types: &'static [&'static str],
-    /// Reads and checks what a folder says of its model, the weights aside.
+    /// Reads and checks everything in a folder except the weights.
     pub open: fn(&Files) -> Result<Box<dyn Blueprint>>,
 }
 
-/// What is known of a model before its weights are read. Plain data: any thread may use it.
+/// Everything known about a model before its weights are read. Plain data: any thread may use it.
 pub trait Blueprint: Send + Sync + fmt::Debug {
-    /// What the model can do and how far.
+    /// Returns what the model supports, and its limits.
     fn limits(&self) -> Limits;
 
-    /// Returns the name that the modules use for a tensor, or `None` for one that the forward pass
-    /// never reads. The decoder's are `language_model.model.*` and `language_model.lm_head.*`, all
-    /// others are what a picture's features come from; where mlx-vlm has the architecture its names
-    /// are taken.
+    /// Returns the name that the modules use for a tensor, or `None` if the forward pass never
+    /// reads it. Names of the decoder are `language_model.model.*` and `language_model.lm_head.*`;
+    /// all other tensors encode pictures. The names are those of mlx-vlm if it has the
+    /// architecture.
     fn canonical_name(&self, stored: &str) -> Option<String>;
 
-    /// The decoder's sizes and kinds.
+    /// Returns the decoder's settings.
     fn decoder(&self) -> &DecoderSettings;
 
-    /// Returns what becomes of a picture of this size, before a pixel is touched.
+    /// Plans how a picture of this size is resized and how many positions it takes, before any
+    /// pixel is read.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a size or a budget that the
-    /// model cannot take.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if the model cannot take the size
+    /// or the budget.
     fn plan(&self, size: MediumSize, budget: Budget) -> Result<MediaPlan>;
 
-    /// Makes pixels of a picture as its plan says.
+    /// Makes the pixels of a picture according to its plan.
     fn preprocess(&self, picture: &Picture, plan: &MediaPlan) -> Result<Pixels>;
 
-    /// Returns the bytes of what [`Blueprint::preprocess`] makes.
+    /// Returns the bytes of the result of [`Blueprint::preprocess`].
     fn pixel_bytes(&self, plan: &MediaPlan) -> u64 {
         (plan.pixels[0] as u64)
             .saturating_mul(plan.pixels[1] as u64)
             .saturating_mul(12)
     }
 
-    /// Returns the bytes that [`Blueprint::preprocess`] takes beyond its result.
+    /// Returns the temporary memory in bytes of [`Blueprint::preprocess`].
     fn preprocess_memory(&self, size: MediumSize, plan: &MediaPlan) -> u64;
 
-    /// Returns the bytes that encoding takes beyond weights and pixels.
+    /// Returns the bytes that encoding needs in addition to weights and pixels.
     fn vision_memory(&self, plan: &MediaPlan, sizes: &Sizes) -> u64;
 
-    /// How a conversation is written down.
+    /// Returns how conversations are turned into prompts.
     fn format(&self) -> PromptFormat;
 
-    /// Returns the positions of a prompt's rows, of which those of pictures stand where `media`
-    /// says. One after the other unless a model says otherwise.
+    /// Returns the positions of a prompt's rows; `media` gives the rows of pictures. Consecutive by
+    /// default.
     fn positions(&self, rows: usize, media: &[PlacedMedium]) -> Vec<[i32; 3]> {
         let _ = media;
         (0..rows as i32).map(|i| [i; 3]).collect()
     }
 
-    /// Returns the spans of a prompt whose rows see each other in both directions. None unless a
-    /// model says otherwise.
+    /// Returns the spans of a prompt whose rows attend to each other in both directions. None by
+    /// default.
     fn spans(&self, rows: usize, media: &[PlacedMedium]) -> Vec<Range<usize>> {
         let _ = (rows, media);
         Vec::new()
     }
 
-    /// Loads what makes features of pixels. On the engine thread.
+    /// Loads the vision part. On the engine thread only.
     fn load_vision(&self, weights: &Weights, device: &Device) -> Result<Box<dyn Vision>>;
 }
 
-/// What makes features of pixels: vision encoders and the projector.
+/// Encodes pixels as features: vision encoders and the projector.
 pub trait Vision: Send {
-    /// Encodes the pixels of a picture; `progress` is told the part that is done, 0 to 1, after
-    /// every block, and ends the work with its error.
+    /// Encodes the pixels of a picture. `progress` receives the fraction that is complete, 0 to 1,
+    /// after every block; its error ends the work.
     fn encode(
         &self,
         pixels: &Pixels,
@@ -131,36 +132,36 @@ pub trait Vision: Send {
         progress: &dyn Fn(f32) -> Result<()>,
     ) -> Result<Features>;
 
-    /// The matrices that can be quantized, by the paths of their modules.
+    /// Returns the matrices that can be quantized, by the paths of their modules.
     fn matrices(&mut self) -> Vec<(String, &mut Matrix)>;
 }
 
-/// What a model can do and how far.
+/// What a model supports, and its limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Positions that the decoder was made for.
+    /// The number of positions that the decoder was made for.
     pub context: usize,
-    /// Positions that a conversation may take where nobody asks for another number.
+    /// The default number of positions in a conversation.
     pub default_context: usize,
-    /// Tokens that end an answer, by config.json; generation_config.json counts before it.
+    /// The end-of-sequence tokens in config.json; generation_config.json takes precedence.
     pub end_tokens: Vec<u32>,
-    /// Pictures in a conversation at most.
+    /// The maximum number of pictures in a conversation.
     pub images: usize,
-    /// Edge of the square that a picture is brought to, in pixels; 0 where that depends on the
+    /// The edge in pixels of the square that pictures are resized to; 0 if the size depends on the
     /// picture.
     pub image_size: usize,
-    /// Whether the model takes system text.
+    /// Whether the model supports system text.
     pub system: bool,
-    /// Whether a conversation goes on after an answer.
+    /// Whether a conversation can continue after an answer.
     pub several_messages: bool,
-    /// What to ask about a picture where a user has no question.
+    /// The prompt to use when the user asks nothing.
     pub default_prompt: &'static str,
 }
 
-/// The default of [`Limits::default_context`], enough for a picture or a few and some questions.
+/// The default of [`Limits::default_context`], enough for some pictures and questions.
 pub const DEFAULT_CONTEXT: usize = 4096;
 
-/// Width and height of a medium, in pixels.
+/// The width and height of a medium, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MediumSize {
     /// Columns.
@@ -169,42 +170,42 @@ pub struct MediumSize {
     pub height: usize,
 }
 
-/// How many pixels a picture may have in front of the encoder, where a model takes pictures of any
-/// size. `None`: what the folder says.
+/// The number of pixels that a picture may have when it reaches the encoder, for models that take
+/// pictures of any size. `None`: the value from the folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub struct Budget {
-    /// A picture of fewer is enlarged.
+    /// Smaller pictures are enlarged to at least this many pixels.
     pub min_pixels: Option<usize>,
-    /// A picture of more is made smaller.
+    /// Larger pictures are reduced to at most this many pixels.
     pub max_pixels: Option<usize>,
 }
 
-/// What becomes of a medium, known from its size alone.
+/// How a medium is processed, known from its size alone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct MediaPlan {
-    /// Frames, rows and columns of each grid of patches.
+    /// The frames, rows and columns of each grid of patches.
     pub grids: Vec<[u32; 3]>,
-    /// Width and height in front of the encoder, in pixels.
+    /// The width and height that reach the encoder, in pixels.
     pub pixels: [usize; 2],
-    /// The text that stands for the medium in a prompt, with a marker for each run.
+    /// The prompt text for the medium, with a marker for each run.
     pub markup: String,
-    /// Features at each marker.
+    /// The number of features at each marker.
     pub runs: Vec<usize>,
 }
 
 impl MediaPlan {
-    /// Features of the whole medium, a position each.
+    /// Returns the number of features in the whole medium, one per position.
     pub fn features(&self) -> usize {
         self.runs.iter().sum()
     }
 }
 
-/// Tells media apart by their content and by what the processor makes of them.
+/// Identifies a medium by its content and its processing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MediaKey([u8; 32]);
 
 impl MediaKey {
-    /// The key of a picture that is processed so.
+    /// Returns the key of a picture with this plan.
     pub fn new(picture: PictureHash, plan: &MediaPlan) -> MediaKey {
         let MediaPlan {
             grids,
@@ -216,48 +217,48 @@ impl MediaKey {
         MediaKey(*blake3::hash(text.as_bytes()).as_bytes())
     }
 
-    /// The first 64 bits, for a log.
+    /// Returns the first 64 bits, for logs.
     pub fn short(self) -> u64 {
         let [a, b, c, d, e, f, g, h, ..] = self.0;
         u64::from_be_bytes([a, b, c, d, e, f, g, h])
     }
 }
 
-/// Where the features of a medium stand in a prompt.
+/// The place of a medium's features in a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlacedMedium<'a> {
-    /// Rows of each run.
+    /// The rows of each run.
     pub runs: Vec<Range<usize>>,
-    /// What became of the medium.
+    /// The plan of the medium.
     pub plan: &'a MediaPlan,
 }
 
-/// How a conversation is written down for a model.
+/// How conversations of a model are turned into prompts.
 #[derive(Debug, Clone)]
 pub enum PromptFormat {
-    /// By the folder's chat template, or `default` where it has none.
+    /// With the folder's chat template, or `default` if it has none.
     Template {
-        /// What stands for a picture.
+        /// The placeholder for a picture.
         marker: Marker,
-        /// How a message's content is handed to the template.
+        /// The form in which the template gets a message's content.
         content: ContentStyle,
-        /// A template for folders that have none.
+        /// The template for folders that have none.
         default: Option<&'static str>,
     },
-    /// By a function, with a marker where pictures stand or, without one, the picture behind the
+    /// With a function, and a marker in place of pictures or, without one, the picture after the
     /// first token.
     Plain {
-        /// What stands for a picture.
+        /// The placeholder for a picture.
         marker: Option<Marker>,
-        /// Writes the conversation, with a marker for each picture.
+        /// Renders the conversation, with a marker for each picture.
         render: fn(&[Message]) -> Result<Prompt>,
-        /// Whether the tokenizer puts its own around the prompt, such as `<s>`.
+        /// Whether the tokenizer adds its tokens around the prompt, such as `<s>`.
         framed: bool,
     },
 }
 
 impl PromptFormat {
-    /// What stands for a picture, where something does.
+    /// Returns the placeholder for a picture, if there is one.
     pub fn marker(&self) -> Option<&Marker> {
         match self {
             PromptFormat::Template { marker, .. } => Some(marker),
@@ -269,13 +270,13 @@ impl PromptFormat {
 /// The token that stands for features in a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Marker {
-    /// How it is spelt.
+    /// Its spelling.
     pub text: String,
-    /// Its token.
+    /// Its id.
     pub id: u32,
 }
 
-/// Whether a tensor or a module has a part in what a picture's features are.
+/// Returns whether a tensor or a module affects the features of a picture.
 pub(crate) fn is_vision(name: &str) -> bool {
     !name.starts_with("language_model.")
 }

@@ -1,9 +1,9 @@
-//! Spellings of tensors' names that all architectures share.
+//! Tensor name patterns that all architectures share.
 
-/// Returns the canonical name of a decoder's tensor, or `None` where it is none. Checkpoints put
+/// Returns the canonical name of a decoder tensor, or `None` for other tensors. Checkpoints store
 /// the decoder's layers under `language_model.model.` (the hub's LLaVA and PaliGemma, mlx-vlm),
 /// `model.language_model.` (transformers since 4.52) or `model.` (the hub's Qwen-VL), and the head
-/// beside them or above.
+/// next to them or one level up.
 pub fn decoder_name(stored: &str) -> Option<String> {
     let is_inside = |rest: &&str| {
         ["embed_tokens.", "layers.", "norm."]
@@ -28,8 +28,8 @@ pub fn decoder_name(stored: &str) -> Option<String> {
     Some(format!("language_model.model.{inside}"))
 }
 
-/// Whether a tensor is one that programs compute: rotary frequencies, and lists of position
-/// numbers.
+/// Returns whether a tensor is one that programs compute: rotary frequencies, and lists of position
+/// ids.
 pub fn is_computed(stored: &str) -> bool {
     stored.ends_with("rotary_emb.inv_freq") || stored.ends_with("position_ids")
 }

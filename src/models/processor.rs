@@ -1,5 +1,5 @@
-//! The image processor's settings: `preprocessor_config.json`, or, where a folder has none,
-//! `processor_config.json`, in which transformers 5 keeps those of all its processors.
+//! The image processor's settings: `preprocessor_config.json` or, if a folder has none,
+//! `processor_config.json`, in which transformers 5 stores the settings of all its processors.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use crate::{
     image::{Filter, Normalization},
 };
 
-/// The settings of a folder's image processor, unread but for their kind.
+/// The settings of a folder's image processor, not yet interpreted.
 #[derive(Debug, Clone)]
 pub struct ProcessorSettings {
     path: PathBuf,
@@ -20,10 +20,10 @@ pub struct ProcessorSettings {
 }
 
 impl ProcessorSettings {
-    /// The settings in a folder.
+    /// Reads the settings in a folder.
     ///
     /// # Errors
-    /// [`Error::NotFound`] where it has neither file; [`Error::CorruptModel`] for one that is no
+    /// [`Error::NotFound`] if it has neither file; [`Error::CorruptModel`] if the file is not a
     /// JSON object.
     pub fn open(folder: &Path) -> Result<ProcessorSettings> {
         let path = folder.join("preprocessor_config.json");
@@ -45,7 +45,7 @@ impl ProcessorSettings {
                     Some(_) => {
                         return Err(Error::corrupt(
                             &other,
-                            "field `image_processor`: an object is expected",
+                            "field `image_processor`: expected an object",
                         ));
                     }
                     // A processor_config.json without image settings does not replace the other
@@ -62,12 +62,12 @@ impl ProcessorSettings {
         }
     }
 
-    /// The file that they come from.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The name of that file.
+    /// Returns the name of the file.
     pub fn file_name(&self) -> &str {
         self.path
             .file_name()
@@ -75,13 +75,14 @@ impl ProcessorSettings {
             .unwrap_or_default()
     }
 
-    /// All of them.
+    /// Returns all settings.
     pub fn values(&self) -> &Map<String, Value> {
         &self.values
     }
 
-    /// Fails where the settings are another processor's than `expected`, which a model of this type
-    /// has. transformers appends `Fast` or `Pil` to the names of variants that do the same.
+    /// Fails if the settings belong to a processor other than `expected`, those that a model of
+    /// this type has. transformers appends `Fast` or `Pil` to the names of variants that do the
+    /// same.
     ///
     /// # Errors
     /// [`Error::UnsupportedModel`] with both names.
@@ -92,7 +93,7 @@ impl ProcessorSettings {
                 .and_then(Value::as_str)
                 .map(|kind| (name.to_owned(), kind))
         };
-        // `processor_class` names the processor of text and pictures around it.
+        // `processor_class` names the processor of text and pictures that contains it.
         let Some((name, kind)) = field("image_processor_type").or_else(|| field("processor_class"))
         else {
             return Ok(());
@@ -111,7 +112,7 @@ impl ProcessorSettings {
         Err(Error::unsupported(&self.path, what))
     }
 
-    /// A number, or `default` where it is missing or null.
+    /// Returns a number, or `default` if it is missing or null.
     pub fn number(&self, name: &str, default: f64) -> Result<f64> {
         match self.values.get(name) {
             None | Some(Value::Null) => Ok(default),
@@ -122,7 +123,7 @@ impl ProcessorSettings {
         }
     }
 
-    /// A whole number from 1 to 2^31, or `None` where it is missing or null.
+    /// Returns an integer from 1 to 2^31, or `None` if it is missing or null.
     pub fn count(&self, name: &str) -> Result<Option<usize>> {
         match self.values.get(name) {
             None | Some(Value::Null) => Ok(None),
@@ -130,7 +131,7 @@ impl ProcessorSettings {
         }
     }
 
-    /// A whole number inside an object, such as the `height` of `size`, or `None`.
+    /// Returns an integer inside an object, such as the `height` of `size`, or `None`.
     pub fn count_in(&self, object: &str, name: &str) -> Result<Option<usize>> {
         match self.values.get(object).and_then(|value| value.get(name)) {
             None | Some(Value::Null) => Ok(None),
@@ -140,7 +141,7 @@ impl ProcessorSettings {
         }
     }
 
-    /// A switch, or `default` where it is missing or null.
+    /// Returns a switch, or `default` if it is missing or null.
     pub fn switch(&self, name: &str, default: bool) -> Result<bool> {
         match self.values.get(name) {
             None | Some(Value::Null) => Ok(default),
@@ -150,7 +151,7 @@ impl ProcessorSettings {
         }
     }
 
-    /// Three numbers, one a channel, or `default` where they are missing or null.
+    /// Returns three numbers, one per channel, or `default` if they are missing or null.
     pub fn channels(&self, name: &str, default: [f64; 3]) -> Result<[f64; 3]> {
         let Some(value) = self.values.get(name).filter(|value| !value.is_null()) else {
             return Ok(default);
@@ -164,7 +165,7 @@ impl ProcessorSettings {
             .ok_or_else(|| self.wrong(name, value, "three numbers"))
     }
 
-    /// Mean and standard deviation of the channels, and the factor before them.
+    /// Returns mean and standard deviation of the channels, and the factor applied before them.
     pub fn normalization(&self, mean: [f64; 3], std: [f64; 3]) -> Result<Normalization> {
         let factor = self.number("rescale_factor", 1.0 / 255.0)?;
         let (mean, std) = (
@@ -174,13 +175,13 @@ impl ProcessorSettings {
         if std.iter().any(|std| *std <= 0.0) {
             return Err(Error::corrupt(
                 &self.path,
-                format!("field `image_std` is {std:?}; three numbers above 0 are expected"),
+                format!("field `image_std` is {std:?}; expected three numbers above 0"),
             ));
         }
         Ok(Normalization { factor, mean, std })
     }
 
-    /// Fails where a switch is not as this library does it.
+    /// Fails if a switch differs from the only value that this library supports.
     pub fn require(&self, name: &str, expected: bool) -> Result<()> {
         match self.switch(name, expected)? == expected {
             true => Ok(()),
@@ -194,7 +195,7 @@ impl ProcessorSettings {
         }
     }
 
-    /// The filter that pictures are resized with.
+    /// Returns the filter for resizing pictures.
     pub fn filter(&self, default: Filter) -> Result<Filter> {
         match self.values.get("resample") {
             None | Some(Value::Null) => Ok(default),
@@ -215,13 +216,13 @@ impl ProcessorSettings {
         let count = value.as_u64().filter(|count| (1..=1 << 31).contains(count));
         count
             .map(|count| count as usize)
-            .ok_or_else(|| self.wrong(name, value, "a whole number from 1 to 2147483648"))
+            .ok_or_else(|| self.wrong(name, value, "an integer from 1 to 2147483648"))
     }
 
     fn wrong(&self, name: &str, value: &Value, expected: &str) -> Error {
         Error::corrupt(
             &self.path,
-            format!("field `{name}` is {value}; {expected} is expected"),
+            format!("field `{name}` is {value}; expected {expected}"),
         )
     }
 }

@@ -1,4 +1,4 @@
-//! Which matrices of a model are quantized, and how.
+//! Quantization of a model: which matrices, and how.
 
 use std::collections::BTreeMap;
 
@@ -12,23 +12,23 @@ use crate::{
     nn::{Decoder, Matrix, QuantizedMatrix},
 };
 
-/// What is quantized. The default is what MLX's community does: the language model with its
-/// embedding and output head, in 4 bits and groups of 64; vision encoders and projector stay as
-/// they are.
+/// Which matrices are quantized, and how. The defaults are those of mlx-community: the language
+/// model with its embedding and output head, with 4 bits and a group size of 64; vision encoders
+/// and projector stay as they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QuantizeOptions {
-    /// The scheme of all that is not named in `modules`.
+    /// The scheme of all modules that are not in `modules`.
     pub quantization: Quantization,
-    /// Also the token embedding.
+    /// Whether the token embedding is quantized.
     pub embedding: bool,
-    /// Also the output head.
+    /// Whether the output head is quantized.
     pub head: bool,
-    /// Also the vision encoders and the projector, where the group size divides their widths.
-    /// SigLIP's MLP is 4304 wide, which none divides.
+    /// Whether vision encoders and projector are quantized, if the group size divides their widths.
+    /// SigLIP's MLP has a width of 4304, which no group size divides.
     pub vision: bool,
-    /// Exceptions: a module's path, or the beginning of several up to a dot, and its scheme, or
-    /// `None` where it stays as it is. Of several that fit the longest counts. Paths are those of
-    /// the checkpoint, such as `language_model.model.layers.0`.
+    /// Exceptions: the path of a module, or a prefix of several that ends before a dot, with its
+    /// scheme, or `None` if it stays as it is. If several match, the longest applies. Paths are
+    /// those of the checkpoint, such as `language_model.model.layers.0`.
     pub modules: Vec<(String, Option<Quantization>)>,
 }
 
@@ -45,7 +45,7 @@ impl Default for QuantizeOptions {
 }
 
 impl QuantizeOptions {
-    /// Fails where a scheme is none.
+    /// Fails if a scheme does not exist.
     pub fn check(&self) -> Result<()> {
         let named = self.modules.iter().filter_map(|(_, scheme)| *scheme);
         named
@@ -54,7 +54,7 @@ impl QuantizeOptions {
             .map_err(Error::InvalidArgument)
     }
 
-    /// The scheme of a module with rows of so many numbers.
+    /// Returns the scheme of a module with rows of so many values.
     pub fn scheme(&self, path: &str, columns: usize) -> Option<Quantization> {
         let fits = |name: &str| {
             path.strip_prefix(name)
@@ -82,31 +82,31 @@ impl QuantizeOptions {
     }
 }
 
-/// The weights of a model, on the engine thread.
+/// The weights of a model. On the engine thread only.
 pub struct LoadedModel {
-    /// What makes features of pixels.
+    /// Encodes pixels as features.
     pub vision: Box<dyn Vision>,
     /// The language model.
     pub decoder: Decoder,
 }
 
-/// How quantizing a loaded model failed.
+/// The outcome of a failed quantization.
 pub(crate) enum QuantizeFailure {
     /// The model is as it was.
     Undone(Error),
-    /// The model could not be brought back, and is of no use.
+    /// The model could not be restored and is unusable.
     Lost(Error),
 }
 
 impl LoadedModel {
-    /// Every matrix that can be quantized, by the path of its module.
+    /// Returns every matrix that can be quantized, by the path of its module.
     pub(crate) fn matrices(&mut self) -> Vec<(String, &mut Matrix)> {
         let mut all = self.vision.matrices();
         self.decoder.matrices("language_model", &mut all);
         all
     }
 
-    /// The schemes of the quantized matrices by their modules' paths.
+    /// Returns the schemes of the quantized matrices, by the paths of their modules.
     pub(crate) fn schemes(&mut self) -> BTreeMap<String, Quantization> {
         let scheme = |(path, matrix): (String, &mut Matrix)| match matrix {
             Matrix::Quantized(matrix) => Some((path, matrix.quantization)),
@@ -115,9 +115,9 @@ impl LoadedModel {
         self.matrices().into_iter().filter_map(scheme).collect()
     }
 
-    /// Quantizes what the options say of a model that was loaded from `folder`, a matrix at a time.
-    /// `progress` is told the part that is done; an error from it ends the work, and the model is
-    /// as it was.
+    /// Quantizes what the options select of a model that was loaded from `folder`, one matrix at a
+    /// time. `progress` receives the fraction that is complete; an error from it ends the work, and
+    /// the model is as it was.
     pub(crate) fn quantize(
         &mut self,
         folder: &ModelFolder,
@@ -136,7 +136,8 @@ impl LoadedModel {
                 "there is nothing left to quantize with these options".into(),
             )));
         }
-        // What is replaced can be read again where the files are as they were; else it has to stay.
+        // A replaced matrix can be read again if the files have not changed; otherwise it stays in
+        // memory.
         let keep = !folder.checkpoint.is_unchanged();
         if keep {
             let needed = planned.iter().map(|(_, matrix)| matrix.bytes()).sum();
@@ -169,13 +170,13 @@ impl LoadedModel {
             }
             kept.push(old);
         }
-        // Whether somebody still wants to hear of it does not matter any more.
+        // Whether the caller still waits no longer matters.
         let _ = progress(1.0);
         Ok(())
     }
 }
 
-/// The scheme that occurs most often.
+/// Returns the most frequent scheme.
 pub(crate) fn most_common(schemes: impl Iterator<Item = Quantization>) -> Option<Quantization> {
     let mut counts = BTreeMap::new();
     schemes.for_each(|scheme| *counts.entry(scheme).or_insert(0) += 1);
@@ -189,7 +190,7 @@ fn wants(path: &str, matrix: &Matrix, options: &QuantizeOptions) -> bool {
     matches!(matrix, Matrix::Dense(_)) && options.scheme(path, matrix.columns()).is_some()
 }
 
-/// Quantizes a matrix where the options say so.
+/// Quantizes a matrix if the options select it.
 pub(crate) fn quantize_matrix(
     path: &str,
     matrix: &mut Matrix,

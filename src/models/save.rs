@@ -1,4 +1,4 @@
-//! A model to a folder in the form of MLX's community.
+//! Saves a model to a folder in the format of mlx-community.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,8 @@ use crate::{
 
 impl ModelFolder {
     /// Writes the weights and the configuration of a model that was loaded from here to a new
-    /// folder. Matrices that have been quantized since are written so, all else is copied.
+    /// folder. Matrices that were quantized since are written in that form; everything else is
+    /// copied.
     pub fn save(
         &self,
         model: &mut LoadedModel,
@@ -33,7 +34,7 @@ impl ModelFolder {
             let Some(info) = stored.info(name) else {
                 continue;
             };
-            // What is never run keeps its name.
+            // Tensors that are never used keep their names.
             let canonical = self
                 .blueprint
                 .canonical_name(name)
@@ -42,7 +43,7 @@ impl ModelFolder {
                 .strip_suffix(".weight")
                 .zip(canonical.strip_suffix(".weight"));
             match paths.map(|(module, path)| (module, path, quantized.get(path))) {
-                // Quantized in the folder already, be it in a block that is never run: copied with
+                // Already quantized in the folder, even in a block that is never used: copied with
                 // its scheme.
                 Some((module, path, _)) if info.dtype == safetensors::Dtype::U32 => {
                     schemes.extend(
@@ -73,7 +74,7 @@ impl ModelFolder {
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
         let mut config = self.files.config.clone();
         if let (Some(quantization), Some(config)) = (config_of(&schemes), config.as_object_mut()) {
-            // MLX's community writes it twice: for its own libraries, and for transformers.
+            // mlx-community writes it twice: for its own libraries, and for transformers.
             for field in ["quantization", "quantization_config"] {
                 config.insert(field.into(), quantization.to_json());
             }
@@ -88,8 +89,8 @@ impl ModelFolder {
     }
 }
 
-/// The scheme that most modules have, and the others as exceptions: under the names that they are
-/// stored by, and under mlx-vlm's, which looks for its own.
+/// Returns the scheme of most modules, and the others as exceptions: both under their stored names
+/// and under mlx-vlm's, which looks for its own.
 fn config_of(schemes: &BTreeMap<(String, String), Quantization>) -> Option<QuantizationConfig> {
     let default = most_common(schemes.values().copied())?;
     let exceptions = schemes.iter().filter(|(_, scheme)| **scheme != default);

@@ -1,5 +1,5 @@
-//! The image processors that bring every picture to one size: SigLIP's squashes it, CLIP's resizes
-//! the shorter side and cuts the middle out.
+//! Image processors that resize every picture to one size: SigLIP's ignores the aspect ratio;
+//! CLIP's resizes the shorter side and crops the center.
 
 use super::{MediaPlan, MediumSize, ProcessorSettings};
 use crate::{
@@ -12,18 +12,19 @@ pub const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 /// CLIP's statistics.
 pub const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
-/// A processor with one size of picture.
+/// A processor with a fixed picture size.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Squared {
     edge: usize,
-    /// The shorter side before the middle is cut out; `None`: both sides are squashed.
+    /// The length of the shorter side before the center crop. `None`: both sides are resized,
+    /// ignoring the aspect ratio.
     shortest: Option<usize>,
     filter: Filter,
     normalization: Normalization,
 }
 
 impl Squared {
-    /// SigLIP's processor, for an encoder of pictures of this edge.
+    /// Reads SigLIP's processor, for an encoder of pictures with this edge.
     pub fn read(settings: &ProcessorSettings, edge: usize) -> Result<Squared> {
         check_steps(settings)?;
         check_square(settings, "size", edge)?;
@@ -35,7 +36,7 @@ impl Squared {
         })
     }
 
-    /// CLIP's processor, for an encoder of pictures of this edge.
+    /// Reads CLIP's processor, for an encoder of pictures with this edge.
     pub fn read_clip(settings: &ProcessorSettings, edge: usize) -> Result<Squared> {
         check_steps(settings)?;
         settings.require("do_center_crop", true)?;
@@ -46,8 +47,8 @@ impl Squared {
             .unwrap_or(224);
         if shortest < edge || shortest > 4 * 4096 {
             let what = format!(
-                "field `size.shortest_edge` is {shortest}; {edge}, the edge that is cut out, to \
-                 16384 is expected"
+                "field `size.shortest_edge` is {shortest}; expected {edge}, the edge of the crop, \
+                    to 16384"
             );
             return Err(Error::unsupported(settings.path(), what));
         }
@@ -59,7 +60,7 @@ impl Squared {
         })
     }
 
-    /// The plan of any picture.
+    /// Returns the plan of any picture.
     pub fn plan(&self, features: usize, marker: &str) -> MediaPlan {
         MediaPlan {
             grids: Vec::new(),
@@ -69,7 +70,7 @@ impl Squared {
         }
     }
 
-    /// Makes `[3, edge, edge]` of a picture.
+    /// Makes `[3, edge, edge]` from a picture.
     pub fn process(&self, picture: &Picture) -> Result<Pixels> {
         let (width, height) = (picture.width() as usize, picture.height() as usize);
         let square = match self.shortest {
@@ -92,7 +93,7 @@ impl Squared {
         })
     }
 
-    /// Bytes that [`Squared::process`] takes beyond its result.
+    /// Returns the temporary memory in bytes of [`Squared::process`].
     pub fn memory(&self, size: MediumSize) -> u64 {
         let side = size.width.max(size.height);
         let [width, height] = self.shortest.map_or([self.edge; 2], |shortest| {
@@ -102,7 +103,7 @@ impl Squared {
     }
 }
 
-/// The size whose shorter side is as long as that, proportions kept, fractions cut off.
+/// Returns the size with this shorter side and the same aspect ratio, rounded down.
 fn with_shortest([width, height]: [usize; 2], shortest: usize) -> [usize; 2] {
     match width <= height {
         true => [shortest, shortest * height / width],

@@ -1,7 +1,7 @@
 //! The language model's part of a config.json, for decoders of the Llama family.
 //!
-//! Published files list only what differs from the defaults of transformers' configuration class,
-//! so each architecture starts from the defaults of its own: see [`TextConfig::new`].
+//! Published files list only the differences from the defaults of transformers' configuration
+//! class, so each architecture passes its own defaults: see [`TextConfig::new`].
 
 use std::path::Path;
 
@@ -13,41 +13,41 @@ use crate::{
     nn::{Activation, DecoderSettings, Rope, RopeKind},
 };
 
-/// What config.json says of a decoder. A field that is missing or null is `None`.
+/// The fields of a decoder in config.json. A field that is missing or null is `None`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct TextConfig {
     /// Such as `gemma` or `qwen2`.
     pub model_type: Option<String>,
-    /// Width of a token.
+    /// The number of values per token.
     pub hidden_size: Option<usize>,
-    /// Decoder layers.
+    /// The number of decoder layers.
     pub num_hidden_layers: Option<usize>,
-    /// Query heads.
+    /// The number of query heads.
     pub num_attention_heads: Option<usize>,
-    /// Key and value heads; divides the query heads.
+    /// The number of key and value heads; divides the number of query heads.
     pub num_key_value_heads: Option<usize>,
-    /// Width of a head.
+    /// The number of values per head.
     pub head_dim: Option<usize>,
-    /// Width inside the MLP.
+    /// The number of values inside the MLP.
     pub intermediate_size: Option<usize>,
-    /// Rows of the embedding.
+    /// The number of rows in the embedding.
     pub vocab_size: Option<usize>,
     /// The activation in the MLP.
     pub hidden_act: Option<String>,
-    /// The same, as Gemma's configurations call it.
+    /// The same, under the name in Gemma's configurations.
     pub hidden_activation: Option<String>,
-    /// Epsilon of the norms.
+    /// The epsilon of the norms.
     pub rms_norm_eps: Option<f32>,
-    /// Base of the rotary positions.
+    /// The base of the rotary positions.
     pub rope_theta: Option<f32>,
-    /// Scaling of rotary positions, or how they are divided among axes.
+    /// The scaling of rotary positions, or their division among axes.
     pub rope_scaling: Option<RopeConfig>,
-    /// Where transformers 5 writes both.
+    /// The field for both in transformers 5.
     pub rope_parameters: Option<RopeConfig>,
-    /// Positions, itself included, that a token sees.
+    /// The number of positions that a token attends to, including itself.
     pub sliding_window: Option<usize>,
-    /// Positions that the model was made for.
+    /// The number of positions that the model was made for.
     pub max_position_embeddings: Option<usize>,
     /// The end-of-sequence token or tokens.
     pub eos_token_id: Option<TokenIds>,
@@ -59,19 +59,19 @@ pub struct TextConfig {
     pub final_logit_softcapping: Option<f32>,
 }
 
-/// `rope_scaling`, or transformers 5's `rope_parameters`.
+/// `rope_scaling`, or `rope_parameters` in transformers 5.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct RopeConfig {
     /// `default`, `linear`, `mrope`.
     pub rope_type: Option<String>,
-    /// The same, as older files call it; some have both.
+    /// The same, under its name in older files; some have both.
     pub r#type: Option<String>,
-    /// Base of the rotary positions.
+    /// The base of the rotary positions.
     pub rope_theta: Option<f32>,
-    /// By what positions are divided.
+    /// The divisor of the positions.
     pub factor: Option<f32>,
-    /// Frequencies for frame, row and column.
+    /// The number of frequencies for frame, row and column.
     pub mrope_section: Option<Vec<usize>>,
 }
 
@@ -86,7 +86,7 @@ pub enum TokenIds {
 }
 
 impl TokenIds {
-    /// All of them.
+    /// Returns all of them.
     pub fn to_vec(&self) -> Vec<u32> {
         match self {
             TokenIds::One(id) => vec![*id],
@@ -95,10 +95,10 @@ impl TokenIds {
     }
 }
 
-/// A token id that config.json has under one of these names, or `default` where it has none.
+/// Returns a token id that config.json has under one of these names, or `default` if it has none.
 ///
 /// # Errors
-/// [`Error::UnsupportedModel`] for what is no token id.
+/// [`Error::UnsupportedModel`] if the value is not a token id.
 pub fn token_id(path: &Path, config: &Value, names: &[&str], default: u32) -> Result<u32> {
     let Some((name, value)) = names
         .iter()
@@ -107,18 +107,18 @@ pub fn token_id(path: &Path, config: &Value, names: &[&str], default: u32) -> Re
         return Ok(default);
     };
     let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
-    id.ok_or_else(|| Error::unsupported(path, format!("{name} is {value}; a token id is expected")))
+    id.ok_or_else(|| Error::unsupported(path, format!("{name} is {value}; expected a token id")))
 }
 
-/// The most that a size in a configuration may be.
-const MOST: usize = 1 << 24;
+/// The maximum of any size in a configuration.
+const MAX_SIZE: usize = 1 << 24;
 
 impl TextConfig {
-    /// Reads the language model's part of a config.json: `text_config`, or all of it where there is
-    /// none, as in the hub's Qwen2-VL; `defaults` for what is missing.
+    /// Reads the language model's part of a config.json: `text_config`, or the whole file if there
+    /// is none, as in the hub's Qwen2-VL. `defaults` fills in what is missing.
     ///
     /// # Errors
-    /// [`Error::CorruptModel`] for a field of another kind.
+    /// [`Error::CorruptModel`] if a field has another type.
     pub fn new(path: &Path, config: &Value, defaults: TextConfig) -> Result<TextConfig> {
         let part = config
             .get("text_config")
@@ -134,7 +134,7 @@ impl TextConfig {
         Ok(text)
     }
 
-    /// The fields of `self`, and those of `other` where it has none.
+    /// Returns the fields of `self`, or those of `other` if they are missing.
     fn or(self, other: TextConfig) -> TextConfig {
         TextConfig {
             model_type: self.model_type.or(other.model_type),
@@ -164,7 +164,7 @@ impl TextConfig {
         }
     }
 
-    /// Base of the rotary positions.
+    /// Returns the base of the rotary positions.
     pub fn rope_theta(&self) -> f32 {
         self.rope_parameters
             .as_ref()
@@ -173,9 +173,9 @@ impl TextConfig {
             .unwrap_or(10_000.0)
     }
 
-    /// How frequencies are divided among frame, row and column, where they are.
+    /// Returns the division of frequencies among frame, row and column, if there is one.
     ///
-    /// transformers 4.57 saves the type `mrope` as `default`, so the sections tell.
+    /// transformers 4.57 saves the type `mrope` as `default`, so the sections decide.
     pub fn rope_sections(&self) -> Option<&[usize]> {
         let configs = [&self.rope_parameters, &self.rope_scaling];
         configs
@@ -184,7 +184,7 @@ impl TextConfig {
             .find_map(|rope| rope.mrope_section.as_deref())
     }
 
-    /// Tokens that end an answer.
+    /// Returns the end-of-sequence tokens.
     pub fn end_tokens(&self) -> Vec<u32> {
         self.eos_token_id
             .as_ref()
@@ -192,10 +192,10 @@ impl TextConfig {
             .unwrap_or_default()
     }
 
-    /// The settings of a plain decoder of the Llama family with these sizes, checked.
+    /// Returns the checked settings of a plain decoder of the Llama family with these sizes.
     ///
     /// # Errors
-    /// [`Error::UnsupportedModel`] with the field at fault.
+    /// [`Error::UnsupportedModel`] naming the invalid field.
     pub fn decoder(&self, path: &Path, tied_head: bool) -> Result<DecoderSettings> {
         self.settings(tied_head)
             .map_err(|what| Error::unsupported(path, what))
@@ -203,9 +203,9 @@ impl TextConfig {
 
     fn settings(&self, tied_head: bool) -> Result<DecoderSettings, String> {
         let size = |name: &str, value: Option<usize>| match value {
-            Some(value) if (1..=MOST).contains(&value) => Ok(value),
+            Some(value) if (1..=MAX_SIZE).contains(&value) => Ok(value),
             Some(value) => Err(format!(
-                "text_config.{name} is {value}; 1 to {MOST} is expected"
+                "text_config.{name} is {value}; expected 1 to {MAX_SIZE}"
             )),
             None => Err(format!("text_config.{name} is missing")),
         };
@@ -236,12 +236,12 @@ impl TextConfig {
         }
         if !(norm_eps > 0.0 && norm_eps < 1.0) {
             return Err(format!(
-                "text_config.rms_norm_eps is {norm_eps}; more than 0 and less than 1 is expected"
+                "text_config.rms_norm_eps is {norm_eps}; expected more than 0 and less than 1"
             ));
         }
         if !(theta > 1.0 && theta.is_finite()) {
             return Err(format!(
-                "text_config.rope_theta is {theta}; more than 1 is expected"
+                "text_config.rope_theta is {theta}; expected more than 1"
             ));
         }
         let rope = Rope {
@@ -272,7 +272,7 @@ impl TextConfig {
         })
     }
 
-    /// By what rotary positions are divided.
+    /// Returns the divisor of the rotary positions.
     fn rope_factor(&self) -> Result<f32, String> {
         for rope in [&self.rope_parameters, &self.rope_scaling]
             .into_iter()
@@ -285,8 +285,8 @@ impl TextConfig {
                     return match factor.is_finite() && factor >= 1.0 {
                         true => Ok(factor),
                         false => Err(format!(
-                            "the factor of text_config's rotary positions is {factor}; 1 or more \
-                             is expected"
+                            "the factor of text_config's rotary positions is {factor}; expected 1 \
+                                or more"
                         )),
                     };
                 }
@@ -311,8 +311,8 @@ impl TextConfig {
         };
         three.filter(fits).map(RopeKind::Sections).ok_or_else(|| {
             format!(
-                "mrope_section is {sections:?}; three numbers are expected whose sum is {}, \
-                half of a head's width",
+                "mrope_section is {sections:?}; expected three numbers whose sum is {}, half of a \
+                    head's width",
                 head_dim / 2
             )
         })

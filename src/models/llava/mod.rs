@@ -28,16 +28,16 @@ pub const ARCHITECTURE: Architecture = Architecture {
     open: |files| Ok(Box::new(Llava::open(files)?)),
 };
 
-/// What stands for a picture.
+/// The placeholder for a picture.
 const MARKER: &str = "<image>";
 
 #[derive(Debug)]
 struct Llava {
     text: TextConfig,
     decoder: DecoderSettings,
-    /// With the layers that run: features are taken before the last one.
+    /// The encoder with only the layers that run: features are taken before the last one.
     vision: ClipConfig,
-    /// Whether the class token's feature is one too.
+    /// Whether the class token's feature is used too.
     with_class: bool,
     activation: Activation,
     processor: Squared,
@@ -54,7 +54,7 @@ impl Llava {
             .unwrap_or("llama");
         if kind != "llama" {
             return Err(unsupported(format!(
-                "text_config.model_type is {kind:?}; \"llama\" is expected"
+                "text_config.model_type is {kind:?}; expected \"llama\""
             )));
         }
         let text = TextConfig::new(path, config, defaults())?;
@@ -79,7 +79,7 @@ impl Llava {
             .filter(|layers| (1..=all.layers).contains(layers))
             .ok_or_else(|| {
                 unsupported(format!(
-                    "vision_feature_layer is {}; the number of one of {} layers is expected",
+                    "vision_feature_layer is {}; expected the number of one of {} layers",
                     config["vision_feature_layer"], all.layers
                 ))
             })?;
@@ -92,7 +92,7 @@ impl Llava {
             "full" => true,
             other => {
                 return Err(unsupported(format!(
-                    "vision_feature_select_strategy is {other:?}; default or full is expected"
+                    "vision_feature_select_strategy is {other:?}; expected default or full"
                 )));
             }
         };
@@ -101,9 +101,7 @@ impl Llava {
             .and_then(Value::as_str)
             .unwrap_or("gelu");
         let activation = Activation::from_name(name).ok_or_else(|| {
-            unsupported(format!(
-                "projector_hidden_act is {name:?}; gelu is expected"
-            ))
+            unsupported(format!("projector_hidden_act is {name:?}; expected gelu"))
         })?;
         files.processor.expect(
             "llava",

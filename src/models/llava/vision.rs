@@ -1,4 +1,4 @@
-//! LLaVA's vision: CLIP up to its last layer but one, and a projector of two layers.
+//! LLaVA's vision: CLIP up to its second-to-last layer, and a projector of two layers.
 
 use std::num::Saturating;
 
@@ -86,7 +86,7 @@ impl Vision for LlavaVision {
     }
 }
 
-/// Bytes that the projector takes at work.
+/// Estimates the bytes that a running projector needs.
 pub fn projector_memory(config: &ClipConfig, hidden: usize, sizes: &Sizes) -> Count {
     let activations =
         count(config.patches() + 1) * (count(config.hidden_size) + Saturating(4) * count(hidden));

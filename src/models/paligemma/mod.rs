@@ -1,9 +1,9 @@
 //! PaliGemma (<https://arxiv.org/abs/2407.07726>) and PaliGemma 2
 //! (<https://arxiv.org/abs/2412.03555>): SigLIP, a linear projector, and Gemma or Gemma 2.
 //!
-//! A picture is brought to one square size and becomes one position a patch. Pictures and prompt
-//! are one prefix whose positions see each other in both directions; only the answer is causal. So
-//! the prefix is read in one pass, and a conversation ends with its answer.
+//! A picture is resized to a fixed square and becomes one position per patch. Pictures and prompt
+//! form one prefix whose positions attend to each other in both directions; only the answer is
+//! causal. The prefix is therefore read in one pass, and a conversation ends with its answer.
 
 mod vision;
 
@@ -35,7 +35,7 @@ pub const ARCHITECTURE: Architecture = Architecture {
     open: |files| Ok(Box::new(PaliGemma::open(files)?)),
 };
 
-/// What stands for a picture.
+/// The placeholder for a picture.
 const MARKER: &str = "<image>";
 
 #[derive(Debug)]
@@ -57,7 +57,7 @@ impl PaliGemma {
         let defaults = defaults(kind).ok_or_else(|| {
             Error::unsupported(
                 path,
-                format!("text_config.model_type is {kind:?}; \"gemma\" or \"gemma2\" is expected"),
+                format!("text_config.model_type is {kind:?}; expected \"gemma\" or \"gemma2\""),
             )
         })?;
         let text = TextConfig::new(path, config, defaults)?;
@@ -125,9 +125,10 @@ fn defaults(kind: &str) -> Option<TextConfig> {
     }
 }
 
-/// What makes a plain decoder Gemma's: norms of `1 + w`, GELU with tanh whatever `hidden_act` says
-/// (<https://github.com/huggingface/transformers/pull/29402>), embeddings times the root of the
-/// width; in Gemma 2 also norms behind, soft caps, and a window in every other layer.
+/// Turns a plain decoder into Gemma's: norms of `1 + w`, GELU with tanh regardless of `hidden_act`
+/// (<https://github.com/huggingface/transformers/pull/29402>), embeddings times the square root of
+/// the width; for Gemma 2 also norms after each block, soft caps, and a window in every other
+/// layer.
 fn gemma(text: &TextConfig, is_second: bool, plain: DecoderSettings) -> DecoderSettings {
     let base = DecoderSettings {
         norm_adds_one: true,
@@ -236,12 +237,13 @@ impl Blueprint for PaliGemma {
     }
 }
 
-/// Pictures first, then the beginning, the prompt and a newline, as `PaliGemmaProcessor` builds it
+/// Pictures first, then the beginning-of-sequence token, the prompt and a newline, as
+/// `PaliGemmaProcessor` builds it
 /// (<https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/paligemma/processing_paligemma.py>).
 fn render(messages: &[Message]) -> Result<Prompt> {
     let [message] = messages else {
         return Err(Error::InvalidState(
-            "this model answers one message; begin a new session for another question".into(),
+            "this model answers one message; start a new session for another question".into(),
         ));
     };
     let mut prompt = Prompt::default();

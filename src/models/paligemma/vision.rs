@@ -69,7 +69,7 @@ impl Vision for PaliGemmaVision {
     }
 }
 
-/// Bytes that the projector takes at work.
+/// Estimates the bytes that a running projector needs.
 pub fn projector_memory(config: &ClipConfig, hidden: usize, sizes: &Sizes) -> Count {
     let activations =
         count(config.patches()) * (count(config.hidden_size) + Saturating(2) * count(hidden));

@@ -1,9 +1,9 @@
 //! `config.json` of a Prismatic checkpoint.
 //!
-//! `text_config` lists only what differs from the defaults of transformers' `MistralConfig`
+//! `text_config` lists only the differences from the defaults of transformers' `MistralConfig`
 //! (<https://github.com/huggingface/transformers/blob/v4.46.0/src/transformers/models/mistral/configuration_mistral.py>),
-//! so every missing field takes the default from there; above all `rms_norm_eps` 1e-6, not the 1e-5
-//! of the language model's own file.
+//! so every missing field takes its default from there. In particular, `rms_norm_eps` is 1e-6, not
+//! the 1e-5 of the language model's own file.
 
 use std::path::Path;
 
@@ -24,13 +24,13 @@ pub struct VLMConfig {
     /// The language model.
     #[serde(default)]
     pub text_config: MistralConfig,
-    /// Edge of the square picture each encoder takes, in pixels.
+    /// The edge of each encoder's square input, in pixels.
     #[serde(default = "image_sizes")]
     pub image_sizes: Vec<usize>,
-    /// Which timm models the encoders are.
+    /// The timm models of the encoders.
     #[serde(default = "timm_model_ids")]
     pub timm_model_ids: Vec<String>,
-    /// Activations that are not those of the timm model.
+    /// Activations that differ from those of the timm model.
     #[serde(default)]
     pub timm_override_act_layers: Vec<Option<String>>,
     /// Arguments to `timm.create_model` beyond the model's own, for small checkpoints.
@@ -49,11 +49,10 @@ fn timm_model_ids() -> Vec<String> {
     ]
 }
 
-/// What the shapes of the tensors cannot tell. Other arguments are not read: the shapes say the
-/// same.
+/// Arguments that tensor shapes do not show. Others are not read, because the shapes show the same.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct TimmOverrides {
-    /// Attention heads.
+    /// The number of attention heads.
     pub num_heads: Option<usize>,
 }
 
@@ -78,13 +77,13 @@ impl VLMConfig {
         let encoders = self.timm_model_ids.len();
         if self.model_type != "prismatic" {
             return Err(format!(
-                "model_type is {:?}; \"prismatic\" is expected",
+                "model_type is {:?}; expected \"prismatic\"",
                 self.model_type
             ));
         }
         if !(1..=2).contains(&encoders) {
             return Err(format!(
-                "timm_model_ids has {encoders} entries; 1 or 2 are expected"
+                "timm_model_ids has {encoders} entries; expected 1 or 2"
             ));
         }
         if self.image_sizes.len() < encoders {
@@ -98,12 +97,12 @@ impl VLMConfig {
             .iter()
             .find(|size| !(1..=4096).contains(*size))
         {
-            return Err(format!("image_sizes holds {size}; 1 to 4096 is expected"));
+            return Err(format!("image_sizes contains {size}; expected 1 to 4096"));
         }
         self.text_config.check()
     }
 
-    /// Attention heads of the `i`th encoder.
+    /// Returns the number of attention heads of the `i`th encoder.
     pub fn num_heads(&self, i: usize) -> Result<usize, String> {
         if let Some(heads) = self
             .timm_override_kwargs
@@ -124,8 +123,8 @@ impl VLMConfig {
         }
     }
 
-    /// The activation in the MLPs of the `i`th encoder: exact GELU in timm's DINOv2 and SigLIP,
-    /// unless overridden.
+    /// Returns the activation in the MLPs of the `i`th encoder: exact GELU in timm's DINOv2 and
+    /// SigLIP, unless overridden.
     pub fn activation(&self, i: usize) -> Result<Activation, String> {
         match self
             .timm_override_act_layers
@@ -135,8 +134,8 @@ impl VLMConfig {
             None => Ok(Activation::Gelu),
             Some(name) => Activation::from_name(name).ok_or_else(|| {
                 format!(
-                    "timm_override_act_layers[{i}] is {name:?}; gelu, gelu_tanh \
-                    or quick_gelu is expected"
+                    "timm_override_act_layers[{i}] is {name:?}; expected gelu, gelu_tanh or \
+                        quick_gelu"
                 )
             }),
         }
@@ -149,34 +148,34 @@ impl VLMConfig {
 pub struct MistralConfig {
     /// `mistral`.
     pub model_type: String,
-    /// Width of a token.
+    /// The number of values per token.
     pub hidden_size: usize,
-    /// Decoder layers.
+    /// The number of decoder layers.
     pub num_hidden_layers: usize,
-    /// Query heads.
+    /// The number of query heads.
     pub num_attention_heads: usize,
-    /// Key and value heads; divides the query heads.
+    /// The number of key and value heads; divides the number of query heads.
     pub num_key_value_heads: usize,
-    /// Width of a head; `hidden_size / num_attention_heads` where not given.
+    /// The number of values per head; `hidden_size / num_attention_heads` if missing.
     pub head_dim: Option<usize>,
-    /// Width inside the MLP.
+    /// The number of values inside the MLP.
     pub intermediate_size: usize,
-    /// Rows of the embedding.
+    /// The number of rows in the embedding.
     pub vocab_size: usize,
-    /// The activation in the MLP; only `silu` is known.
+    /// The activation in the MLP; only `silu` is supported.
     pub hidden_act: String,
-    /// Epsilon of the norms.
+    /// The epsilon of the norms.
     pub rms_norm_eps: f32,
-    /// Base of the rotary position embedding.
+    /// The base of the rotary position embedding.
     pub rope_theta: f32,
-    /// Where newer versions of transformers write the base.
+    /// The field for the base in newer versions of transformers.
     #[serde(deserialize_with = "or_default")]
     pub rope_parameters: RopeParameters,
-    /// Scaling of rotary positions, which is not supported.
+    /// The scaling of rotary positions, which is not supported.
     pub rope_scaling: Option<serde_json::Value>,
-    /// Positions, itself included, that a token sees; `null` for all.
+    /// The number of positions that a token attends to, including itself; `null` for all.
     pub sliding_window: Option<usize>,
-    /// Positions that the model was made for.
+    /// The number of positions that the model was made for.
     pub max_position_embeddings: usize,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
@@ -190,7 +189,7 @@ pub struct MistralConfig {
 pub struct RopeParameters {
     /// `default`.
     pub rope_type: Option<String>,
-    /// Base of the rotary position embedding.
+    /// The base of the rotary position embedding.
     pub rope_theta: Option<f32>,
 }
 
@@ -214,7 +213,7 @@ pub enum TokenIds {
 }
 
 impl TokenIds {
-    /// All of them.
+    /// Returns all of them.
     pub fn to_vec(&self) -> Vec<u32> {
         match self {
             TokenIds::One(id) => vec![*id],
@@ -249,18 +248,18 @@ impl Default for MistralConfig {
 }
 
 impl MistralConfig {
-    /// Width of a head.
+    /// Returns the number of values per head.
     pub fn head_dim(&self) -> usize {
         self.head_dim
             .unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
     }
 
-    /// Base of the rotary position embedding.
+    /// Returns the base of the rotary position embedding.
     pub fn rope_theta(&self) -> f32 {
         self.rope_parameters.rope_theta.unwrap_or(self.rope_theta)
     }
 
-    /// The decoder that it describes.
+    /// Returns the settings of the decoder.
     pub fn decoder(&self) -> DecoderSettings {
         let rope = Rope {
             theta: self.rope_theta(),
@@ -310,13 +309,13 @@ impl MistralConfig {
         }
         if self.model_type != "mistral" {
             return Err(format!(
-                "text_config.model_type is {:?}; \"mistral\" is expected",
+                "text_config.model_type is {:?}; expected \"mistral\"",
                 self.model_type
             ));
         }
         if self.hidden_act != "silu" {
             return Err(format!(
-                "text_config.hidden_act is {:?}; \"silu\" is expected",
+                "text_config.hidden_act is {:?}; expected \"silu\"",
                 self.hidden_act
             ));
         }
@@ -338,13 +337,13 @@ impl MistralConfig {
         }
         if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
             return Err(format!(
-                "text_config.rms_norm_eps is {}; more than 0 and less than 1 is expected",
+                "text_config.rms_norm_eps is {}; expected more than 0 and less than 1",
                 self.rms_norm_eps
             ));
         }
         if !(self.rope_theta() > 1.0 && self.rope_theta().is_finite()) {
             return Err(format!(
-                "text_config.rope_theta is {}; more than 1 is expected",
+                "text_config.rope_theta is {}; expected more than 1",
                 self.rope_theta()
             ));
         }
@@ -368,7 +367,7 @@ mod tests {
         serde_json::from_str(json).unwrap()
     }
 
-    /// Field for field what transformers 4.46 makes of the sparse `text_config` of Moxin-7B.
+    /// Field by field what transformers 4.46 makes from the sparse `text_config` of Moxin-7B.
     #[test]
     fn a_sparse_text_config_takes_the_defaults_of_transformers() {
         let config = parse(

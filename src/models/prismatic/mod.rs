@@ -1,8 +1,8 @@
 //! Moxin-7B VLM and its Prismatic relatives (<https://arxiv.org/abs/2402.07865>): one or two vision
 //! encoders side by side, an MLP projector, a Mistral decoder.
 //!
-//! A picture becomes one position a patch. Its features stand between the beginning-of-sequence
-//! token and the text; there is no placeholder token.
+//! A picture becomes one position per patch. Its features are placed between the
+//! beginning-of-sequence token and the text; there is no placeholder token.
 
 mod config;
 mod processor;
@@ -44,9 +44,9 @@ struct Prismatic {
     config: VLMConfig,
     decoder: DecoderSettings,
     processor: Processor,
-    /// Blocks of each encoder, the last one, which is not run, included.
+    /// The number of blocks in each encoder, including the last one, which is not run.
     depths: [usize; 2],
-    /// Patches of a picture.
+    /// The number of patches in a picture.
     patches: usize,
 }
 
@@ -84,7 +84,7 @@ impl Prismatic {
         )
     }
 
-    /// An encoder's block at work, with the pixels.
+    /// Returns the memory of an encoder's running block, including the pixels.
     fn encoder_memory(&self, i: usize, sizes: &Sizes) -> Count {
         let encoder = ENCODERS[i];
         let rows = |name: &str| sizes.size(&format!("{encoder}.{name}"), 1);
@@ -195,7 +195,7 @@ impl Blueprint for Prismatic {
     }
 }
 
-/// Loads the vision of a Prismatic model.
+/// Loads the vision part of a Prismatic model.
 pub(crate) fn load_vision(
     files: &Files,
     weights: &Weights,

@@ -1,5 +1,4 @@
-//! The image processor of Prismatic checkpoints: a picture becomes the numbers that their image
-//! encoders take.
+//! The image processor of Prismatic checkpoints, which makes the encoders' input from a picture.
 
 use std::path::Path;
 
@@ -14,24 +13,23 @@ use crate::{
     image::{Axis, Canvas, Filter, Picture, Pixels, resize_window},
 };
 
-/// The largest side that an encoder's input may have; it bounds the memory that a configuration can
-/// ask for.
+/// The maximum side of an encoder's input; it limits the memory that a configuration can ask for.
 const MAX_SIZE: u64 = 4096;
 
-/// Pillow's number for bicubic, as torchvision's settings hold it.
+/// Pillow's number for bicubic, as stored in torchvision's settings.
 const PIL_BICUBIC: u64 = 3;
 
 /// How a picture of any shape becomes a square.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Strategy {
-    /// `resize-naive`: both sides are resized to the square's; proportions are lost.
+    /// `resize-naive`: both sides are resized to the square's, ignoring the aspect ratio.
     ResizeNaive,
-    /// `resize-crop`: the shorter side is resized to the square's, and the middle of the longer one
+    /// `resize-crop`: the shorter side is resized to the square's, and the center of the longer one
     /// is kept.
     ResizeCrop,
-    /// `letterbox`: a border makes the picture square, which is then resized.
+    /// `letterbox`: a border makes the picture square before it is resized.
     Letterbox {
-        /// The border's colour, RGB.
+        /// The color of the border, RGB.
         fill: [u8; 3],
     },
 }
@@ -45,11 +43,11 @@ struct Normalization {
 
 /// The settings in a checkpoint's `preprocessor_config.json`.
 ///
-/// A key that is missing has the default of the checkpoints' own processor: `image_resize_strategy`
+/// A missing key has the default of the checkpoints' own processor: `image_resize_strategy`
 /// "letterbox", `input_sizes` [[3, 224, 224]], `means` and `stds` 0.5, `interpolations` "bicubic"
-/// (the only one supported). Keys that start with `tvf_` are what that processor saved as its
-/// effective settings, and win over the others: in published checkpoints their means are rounded to
-/// bfloat16, and those are the ones the models were used with.
+/// (the only one supported). Keys that start with `tvf_` are the effective settings that the
+/// processor saved, and take precedence: in published checkpoints their means are rounded to
+/// bfloat16, and the models were used with those.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Processor {
     strategy: Strategy,
@@ -61,8 +59,8 @@ impl Processor {
     /// Reads a `preprocessor_config.json`.
     ///
     /// # Errors
-    /// The file is missing or cannot be read; it is no JSON, or a value in it is of a wrong kind or
-    /// out of range ([`Error::CorruptModel`]); it asks for what this library does not do
+    /// The file is missing or cannot be read; it is not JSON, or a value has a wrong type or range
+    /// ([`Error::CorruptModel`]); it asks for something that this library does not support
     /// ([`Error::UnsupportedModel`]). The message names the key.
     pub fn from_file(path: &Path) -> Result<Self> {
         let bytes = file::read_json(
@@ -75,8 +73,7 @@ impl Processor {
         Self::from_json(json, path)
     }
 
-    /// Reads the text of a `preprocessor_config.json`; `path` is where it came from, for error
-    /// messages.
+    /// Reads the text of a `preprocessor_config.json`; `path` is its origin, for error messages.
     ///
     /// # Errors
     /// As [`Processor::from_file`].
@@ -98,25 +95,25 @@ impl Processor {
         .processor()
     }
 
-    /// How a picture becomes a square.
+    /// Returns how a picture becomes a square.
     pub fn strategy(&self) -> Strategy {
         self.strategy
     }
 
-    /// Width and height of the encoders' input, in pixels.
+    /// Returns the width and height of the encoders' input, in pixels.
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// How many encoders the result is for: one, or two in a fused backbone.
+    /// Returns the number of encoders: one, or two in a fused backbone.
     pub fn encoders(&self) -> usize {
         self.normalizations.len()
     }
 
-    /// Resizes and normalizes a picture: `[3 * encoders, size, size]`, encoder after encoder.
+    /// Resizes and normalizes a picture: `[3 * encoders, size, size]`, one encoder after the other.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] where there is no room for the result.
+    /// [`Error::OutOfMemory`] if there is no room for the result.
     pub fn process(&self, picture: &Picture) -> Result<Pixels> {
         let square = self.square(picture)?;
         let mut data = room(3 * self.encoders() * self.size * self.size, || {
@@ -133,7 +130,7 @@ impl Processor {
         })
     }
 
-    /// The picture as a square of RGB8.
+    /// Returns the picture as a square of RGB8.
     fn square(&self, picture: &Picture) -> Result<Vec<u8>> {
         let mut canvas = Canvas {
             picture,
@@ -144,7 +141,7 @@ impl Processor {
         if let Strategy::Letterbox { fill } = self.strategy {
             let (width, height) = (canvas.width(), canvas.height());
             let side = width.max(height);
-            // An odd difference leaves one side a pixel short.
+            // An odd difference leaves one side a pixel shorter.
             canvas = Canvas {
                 picture,
                 border_x: (side - width) / 2,
@@ -166,8 +163,8 @@ impl Processor {
         )
     }
 
-    /// The axis that keeps the middle of `scaled` samples. A half is rounded to the even number, as
-    /// Python's `round` does.
+    /// Returns the axis that keeps the center of `scaled` samples. A half is rounded to the even
+    /// number, as Python's `round` does.
     fn middle(&self, source: usize, scaled: usize) -> Axis {
         let start = ((scaled - self.size) as f64 / 2.0).round_ties_even() as usize;
         Axis {
@@ -178,7 +175,7 @@ impl Processor {
     }
 }
 
-/// Makes three planes of (value / 255 - mean) / std from RGB8 pixels, each step rounded to `f32`.
+/// Makes three planes of (value / 255 - mean) / std from RGB8 pixels, rounding each step to `f32`.
 pub fn normalize(rgb: &[u8], mean: [f32; 3], std: [f32; 3]) -> Vec<f32> {
     normalized(rgb, mean, std).collect()
 }
@@ -193,8 +190,8 @@ fn normalized(rgb: &[u8], mean: [f32; 3], std: [f32; 3]) -> impl Iterator<Item =
     (0..3).flat_map(plane)
 }
 
-/// `tvf_resize_params`: what torchvision's `resize` is called with. A size of one number is that of
-/// the shorter side.
+/// `tvf_resize_params`: the arguments of torchvision's `resize`. A single size is that of the
+/// shorter side.
 #[derive(Deserialize)]
 struct ResizeParams {
     size: OneOrMore,
@@ -220,7 +217,7 @@ enum OneOrMore {
     More(Vec<u64>),
 }
 
-/// A `preprocessor_config.json` and where it lies.
+/// A `preprocessor_config.json` and its path.
 struct Settings<'a> {
     fields: Map<String, Value>,
     path: &'a Path,
@@ -268,7 +265,7 @@ impl Settings<'_> {
         })
     }
 
-    /// The side of the encoders' input.
+    /// Returns the side of the encoders' input.
     fn size(&self, sizes: &[[u64; 3]]) -> Result<u64> {
         const FIELD: &str = "input_sizes";
         let Some(&[channels, height, width]) = sizes.first().filter(|_| sizes.len() <= 2) else {
@@ -303,7 +300,7 @@ impl Settings<'_> {
         }
     }
 
-    /// Whether both sides are resized to `size`, or the shorter one only.
+    /// Returns whether both sides are resized to `size`, or only the shorter one.
     fn resizes_both_sides(&self, size: u64, encoders: usize) -> Result<bool> {
         const FIELD: &str = "tvf_resize_params";
         let Some(params) = self.get::<Vec<ResizeParams>>(FIELD)? else {
@@ -351,7 +348,7 @@ impl Settings<'_> {
 
     fn check_interpolations(&self, encoders: usize) -> Result<()> {
         const FIELD: &str = "interpolations";
-        // The saved settings of `resize` say what was used in the end.
+        // The saved settings of `resize` are those that were used in the end.
         if self.fields.contains_key("tvf_resize_params") {
             return Ok(());
         }
@@ -388,7 +385,7 @@ impl Settings<'_> {
         Ok(())
     }
 
-    /// The colour of the border: the one saved, or the mean of the last encoder.
+    /// Returns the color of the border: the saved one, or the mean of the last encoder.
     fn letterbox_fill(&self) -> Result<[u8; 3]> {
         if let Some(fill) = self.get("tvf_letterbox_fill")? {
             return Ok(fill);
@@ -400,7 +397,7 @@ impl Settings<'_> {
             }
             Some(means) => Err(self.corrupt(
                 "means",
-                format!("{means:?}, expected values from 0 to 1 for the colour of the letterbox"),
+                format!("{means:?}, expected values from 0 to 1 for the color of the letterbox"),
             )),
         }
     }
@@ -464,7 +461,7 @@ impl Settings<'_> {
         Ok(normalization)
     }
 
-    /// The value of a key; none where it is missing or null.
+    /// Returns the value of a key; `None` if it is missing or null.
     fn get<T: DeserializeOwned>(&self, field: &str) -> Result<Option<T>> {
         let value = self.fields.get(field).unwrap_or(&Value::Null);
         Option::deserialize(value).map_err(|error| self.corrupt(field, error.to_string()))

@@ -7,8 +7,7 @@ use crate::{
     nn::{Activation, Linear, Matrix},
 };
 
-/// Linear layers with exact GELUs between them: three in a model with two encoders, two in one with
-/// a single encoder
+/// Linear layers with exact GELUs between them: three for two encoders, two for one
 /// (<https://github.com/TRI-ML/prismatic-vlms/blob/main/prismatic/util/nn_utils.py>).
 #[derive(Debug, Clone)]
 pub struct FusedMLPProjector {
@@ -43,7 +42,7 @@ pub fn load_projector(
 }
 
 impl FusedMLPProjector {
-    /// The matrices, by the paths of their modules.
+    /// Adds the matrices, by the paths of their modules.
     pub(super) fn matrices<'a>(&'a mut self, path: &str, all: &mut Vec<(String, &'a mut Matrix)>) {
         all.extend(
             self.layers
@@ -53,13 +52,13 @@ impl FusedMLPProjector {
         );
     }
 
-    /// `[batch, patches, vision width]` to `[batch, patches, hidden]`.
+    /// Projects `[batch, patches, vision width]` to `[batch, patches, hidden]`.
     pub fn forward(&self, features: &Tensor) -> Result<Tensor> {
         self.forward_by_layers(features, &|| Ok(()))
     }
 
-    /// Does what [`FusedMLPProjector::forward`] does and calls `poll` before every layer. An error
-    /// from it ends the work.
+    /// Projects as [`FusedMLPProjector::forward`] does and calls `poll` before every layer. An
+    /// error from it ends the work.
     pub fn forward_by_layers(
         &self,
         features: &Tensor,

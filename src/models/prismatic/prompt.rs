@@ -1,20 +1,20 @@
 //! The prompt format of the Prismatic models, "pure":
 //! `In: question\nOut: answer</s>In: next question\nOut:`.
 //!
-//! Source: `PurePromptBuilder` in TRI-ML/prismatic-vlms. The prompt of a conversation is always
-//! that of its whole history, and is tokenized whole; who keeps a KV cache compares the new rows
-//! with the cached ones and computes from the first that differs.
+//! Source: `PurePromptBuilder` in TRI-ML/prismatic-vlms. The prompt of a conversation always
+//! contains its whole history and is tokenized as a whole. With a KV cache, compare the new rows
+//! with the cached ones and compute from the first difference.
 
 use crate::{
     Error, Result,
     text::{Message, Prompt, Role},
 };
 
-/// Renders a whole conversation. User, or raw prompt text, and assistant take turns; the assistant
-/// is not the first. After a user's message the prompt ends with `Out:`, without a space: the space
-/// belongs to the answer's first token. Raw prompt text and the answer to it are used as they are;
-/// the answer is closed by `</s>` as any other. Texts of one message are joined, a line each; raw
-/// ones as they are.
+/// Renders a whole conversation. User, or raw prompt text, and assistant alternate; the assistant
+/// is not first. After a user's message the prompt ends with `Out:`, without a space: the space
+/// belongs to the answer's first token. Raw prompt text and the answer to it are used unchanged;
+/// the answer is closed by `</s>` like any other. Texts of one message are joined with newlines,
+/// raw ones without.
 ///
 /// # Errors
 /// [`Error::InvalidState`] for a system message, [`Error::InvalidArgument`] for messages in another
@@ -44,10 +44,10 @@ pub fn render(messages: &[Message]) -> Result<Prompt> {
     Ok(prompt)
 }
 
-/// The text of [`render`].
+/// Returns the text of [`render`].
 ///
 /// # Errors
-/// As there.
+/// The errors of [`render`].
 pub fn pure_prompt(messages: &[Message]) -> Result<String> {
     Ok(render(messages)?.text().to_owned())
 }
@@ -60,8 +60,8 @@ fn push_answer(prompt: &mut Prompt, text: &str) {
 fn check_order(i: usize, message: &Message) -> Result<()> {
     if message.role == Role::System {
         return Err(Error::InvalidState(
-            "this model takes no system text: its prompt format has only the user's and the \
-             assistant's messages; put the instruction into the user's first message"
+            "this model supports no system text: its prompt format has only the user's and the \
+                assistant's messages; put the instruction into the user's first message"
                 .into(),
         ));
     }
@@ -82,14 +82,15 @@ fn check_order(i: usize, message: &Message) -> Result<()> {
     Ok(())
 }
 
-/// A message as the format takes it.
+/// Returns a message in the form that the format expects.
 fn spoken(text: &str) -> String {
     text.replace("<image>", "")
         .trim_matches(is_python_space)
         .into()
 }
 
-/// What Python's `str.strip` removes: Unicode's white space and four ASCII separators.
+/// Returns whether Python's `str.strip` removes a character: Unicode's white space and four ASCII
+/// separators.
 fn is_python_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1C}'..='\u{1F}').contains(&c)
 }

@@ -1,5 +1,5 @@
-//! Prismatic's vision: one or two encoders side by side, their features joined channel by channel,
-//! and the projector.
+//! Prismatic's vision: one or two encoders side by side, with their features joined by channel, and
+//! the projector.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use crate::{
     nn::{Features, Matrix, ViTConfig, ViTEncoder, load_vit_encoder},
 };
 
-/// Where the encoders' tensors stand, in the order in which their features are concatenated.
+/// The paths of the encoders' tensors, in the order in which their features are concatenated.
 pub(super) const ENCODERS: [&str; 2] = [
     "vision_backbone.featurizer",
     "vision_backbone.fused_featurizer",
@@ -32,7 +32,7 @@ pub struct PrismaticVision {
 }
 
 impl PrismaticVision {
-    /// Reads encoders of these depths, and the projector.
+    /// Loads encoders of these depths, and the projector.
     pub(super) fn load(
         weights: &Weights,
         config: &VLMConfig,
@@ -50,8 +50,8 @@ impl PrismaticVision {
         })
     }
 
-    /// Features of each encoder, `[1, patches, width]`. `progress` is told the part that is done, 0
-    /// to 1, after every block; an error from it ends the work.
+    /// Returns the features of each encoder, `[1, patches, width]`. `progress` receives the
+    /// fraction that is complete, 0 to 1, after every block; an error from it ends the work.
     pub fn encode_by_blocks(
         &self,
         pixels: &Pixels,
@@ -71,8 +71,8 @@ impl PrismaticVision {
             .collect()
     }
 
-    /// Encoders' features to the decoder's space, `[1, patches, hidden]`. Calls `poll` before every
-    /// layer; an error from it ends the work.
+    /// Projects encoder features to the decoder's space, `[1, patches, hidden]`. Calls `poll`
+    /// before every layer; an error from it ends the work.
     pub fn project_by_layers(
         &self,
         features: &[Tensor],
@@ -83,7 +83,7 @@ impl PrismaticVision {
             .forward_by_layers(&concat(&features, -1)?, poll)
     }
 
-    /// The `i`th encoder's share of the pixels, `[1, height, width, 3]`.
+    /// Returns the `i`th encoder's part of the pixels, `[1, height, width, 3]`.
     fn encoder_input(&self, pixels: &Pixels, i: usize) -> Result<Tensor> {
         let plane = pixels.height * pixels.width;
         let share = pixels
@@ -125,7 +125,7 @@ impl Vision for PrismaticVision {
     }
 }
 
-/// Patches that a picture is cut into, as the first encoder's weights tell.
+/// Returns the number of patches per picture, according to the first encoder's weights.
 pub(super) fn patches(checkpoint: &Checkpoint, config: &VLMConfig) -> Result<usize> {
     let context = LoadContext::new(checkpoint, &|_, _| Ok(()));
     let vit = ViTConfig {
@@ -135,14 +135,14 @@ pub(super) fn patches(checkpoint: &Checkpoint, config: &VLMConfig) -> Result<usi
     Ok(vit.num_patches())
 }
 
-/// Blocks of each encoder of weights under their canonical names.
+/// Returns the number of blocks in each encoder, for weights under their canonical names.
 pub(super) fn depths(checkpoint: &Checkpoint) -> [usize; 2] {
     ENCODERS.map(|encoder| depth(checkpoint, encoder))
 }
 
-/// Resolves the spellings of the format: timm's own (`gamma`), the native training checkpoints'
-/// (`dino_featurizer`, `projector.projector.0`, `llm_backbone.llm`), and newer transformers'
-/// (`model.` in front).
+/// Resolves the name variants of the format: timm's own (`gamma`), the native training checkpoints'
+/// (`dino_featurizer`, `projector.projector.0`, `llm_backbone.llm`), and newer transformers' (a
+/// leading `model.`).
 pub(super) fn canonical_name(name: &str) -> String {
     let parts = ["vision_backbone.", "projector.", "language_model."];
     let name = name
@@ -180,7 +180,7 @@ pub(super) fn canonical_name(name: &str) -> String {
     }
 }
 
-/// Blocks of an encoder, the last one counted by its number: a gap before it is then a missing
+/// Returns the number of blocks of an encoder by the highest block number: a gap is then a missing
 /// tensor, not a shallower model.
 fn depth(checkpoint: &Checkpoint, encoder: &str) -> usize {
     let prefix = format!("{encoder}.blocks.");
@@ -194,8 +194,8 @@ fn depth(checkpoint: &Checkpoint, encoder: &str) -> usize {
     blocks.max().map_or(0, |last| last.saturating_add(1))
 }
 
-/// The last block of an encoder, its final norm and its pooling head are in the file but features
-/// are taken before them; rotary frequencies are computed.
+/// Returns whether a tensor is unused. The last block of an encoder, its final norm and its pooling
+/// head are in the file, but features are taken before them; rotary frequencies are computed.
 pub(super) fn is_unused(name: &str, depths: [usize; 2]) -> bool {
     if name.ends_with("rotary_emb.inv_freq") {
         return true;
@@ -236,10 +236,10 @@ fn load_encoder(
     load_vit_encoder(&weights, vit, dtype)
 }
 
-/// What the shapes of an encoder's tensors tell.
+/// Derives an encoder's settings from the shapes of its tensors.
 fn shapes_of(weights: &Weights) -> Result<ViTConfig> {
     let size = |name: &str, axis: usize| -> Result<usize> {
-        // Where an axis is missing any size will do: loading compares whole shapes.
+        // If an axis is missing, any size will do: loading compares whole shapes.
         Ok(weights.shape(name)?.get(axis).copied().unwrap_or(1))
     };
     Ok(ViTConfig {
@@ -269,8 +269,8 @@ fn check_encoder(vit: &ViTConfig, i: usize) -> Result<(), String> {
     let patches = vit.num_patches();
     if patches == 0 {
         return Err(format!(
-            "image_sizes[{i}] is {}, less than one patch of {} pixels: {encoder} would make \
-             nothing of a picture",
+            "image_sizes[{i}] is {}, less than one patch of {} pixels: {encoder} would have no \
+                features",
             vit.image_size, vit.patch_size
         ));
     }
@@ -279,7 +279,7 @@ fn check_encoder(vit: &ViTConfig, i: usize) -> Result<(), String> {
     if vit.num_positions != patches && !with_class_token {
         return Err(format!(
             "image_sizes[{i}] is {}, which makes {patches} patches of {} pixels; \
-             {encoder}.pos_embed has {} positions",
+                {encoder}.pos_embed has {} positions",
             vit.image_size, vit.patch_size, vit.num_positions
         ));
     }
@@ -300,9 +300,7 @@ fn load_projector_for(
     if patches.windows(2).any(|pair| pair[0] != pair[1]) {
         return Err(Error::corrupt(
             config_path,
-            format!(
-                "the encoders make {patches:?} patches of a picture; the same number is expected"
-            ),
+            format!("the encoders make {patches:?} patches of a picture; expected the same number"),
         ));
     }
     let width = encoders

@@ -32,12 +32,12 @@ pub const ARCHITECTURE: Architecture = Architecture {
     open: |files| Ok(Box::new(Qwen2Vl::open(files)?)),
 };
 
-/// What stands for a picture.
+/// The placeholder for a picture.
 const MARKER: &str = "<|image_pad|>";
 
 /// The published models' template, for folders without one
-/// (<https://huggingface.co/Qwen/Qwen2-VL-2B-Instruct/blob/main/chat_template.json>): a system
-/// message of its own where there is none, and messages between control tokens.
+/// (<https://huggingface.co/Qwen/Qwen2-VL-2B-Instruct/blob/main/chat_template.json>): a default
+/// system message, and messages between control tokens.
 const TEMPLATE: &str = "{% for message in messages %}\
 {% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}\
 <|im_start|>{{ message['role'] }}\n\
@@ -56,7 +56,7 @@ struct Qwen2Vl {
     image_token: u32,
 }
 
-/// What preprocessor_config.json says.
+/// The fields of preprocessor_config.json.
 #[derive(Debug)]
 struct Processor {
     min_pixels: usize,
@@ -75,7 +75,7 @@ struct VisionConfig {
     hidden_act: String,
     mlp_ratio: f64,
     num_heads: usize,
-    /// The hub's files call it `in_chans`, which transformers does not read: it is 3.
+    /// The hub's files call it `in_chans`, which transformers does not read: it is always 3.
     in_channels: usize,
     patch_size: usize,
     spatial_merge_size: usize,
@@ -112,15 +112,15 @@ impl VisionConfig {
         ];
         if let Some((name, size)) = sizes.iter().find(|(_, size)| !(1..=1 << 16).contains(size)) {
             return Err(format!(
-                "vision_config.{name} is or makes {size}; 1 to {} is expected",
+                "vision_config.{name} is or makes {size}; expected 1 to {}",
                 1 << 16
             ));
         }
         if !self.embed_dim.is_multiple_of(4 * self.num_heads) {
             let (width, heads) = (self.embed_dim, self.num_heads);
             return Err(format!(
-                "vision_config.embed_dim is {width}: {heads} heads, each a multiple of 4 wide, are \
-                 expected in it"
+                "vision_config.embed_dim is {width}; expected {heads} heads, each with a multiple \
+                    of 4 values"
             ));
         }
         if self.in_channels != 3
@@ -129,14 +129,14 @@ impl VisionConfig {
             || self.temporal_patch_size > 16
         {
             return Err(
-                "vision_config: 3 channels, patches of up to 256 pixels and 16 frames, \
-                merged up to 16, are supported"
+                "vision_config: only 3 channels, patches of up to 256 pixels and 16 frames, and \
+                    merging up to 16 are supported"
                     .into(),
             );
         }
         let activation = Activation::from_name(&self.hidden_act).ok_or_else(|| {
             format!(
-                "vision_config.hidden_act is {:?}; quick_gelu is expected",
+                "vision_config.hidden_act is {:?}; expected quick_gelu",
                 self.hidden_act
             )
         })?;
@@ -204,7 +204,7 @@ impl Qwen2Vl {
         })
     }
 
-    /// Edge of the square that becomes one feature, in pixels.
+    /// Returns the edge in pixels of the square that becomes one feature.
     fn square(&self) -> usize {
         self.vision.patch_size * self.vision.merge
     }
@@ -226,7 +226,7 @@ fn defaults() -> TextConfig {
 }
 
 impl Processor {
-    /// `min_pixels` and `max_pixels` count before `size`, as in transformers.
+    /// `min_pixels` and `max_pixels` take precedence over `size`, as in transformers.
     fn read(files: &Files, vision: &QwenVitConfig) -> Result<Processor> {
         let settings = &files.processor;
         settings.expect("qwen2_vl", &["Qwen2VLImageProcessor", "Qwen2VLProcessor"])?;
@@ -303,7 +303,7 @@ impl Blueprint for Qwen2Vl {
     fn plan(&self, MediumSize { width, height }: MediumSize, budget: Budget) -> Result<MediaPlan> {
         let min = budget.min_pixels.unwrap_or(self.processor.min_pixels);
         let max = budget.max_pixels.unwrap_or(self.processor.max_pixels);
-        // One bound alone may lie beyond the folder's other.
+        // A bound that is given alone may lie beyond the folder's other bound.
         let (min, max) = match budget.min_pixels {
             Some(_) if budget.max_pixels.is_none() => (min, max.max(min)),
             _ => (min.min(max), max),

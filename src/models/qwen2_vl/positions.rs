@@ -1,10 +1,10 @@
-//! M-RoPE's positions (<https://arxiv.org/abs/2409.12191>, 2.1): text advances all three together;
-//! a picture stands at one time, its features at their rows and columns; what follows begins behind
-//! the furthest of them.
+//! M-RoPE's positions (<https://arxiv.org/abs/2409.12191>, 2.1): text advances all three components
+//! together; a picture has one time, and its features have their rows and columns; what follows
+//! starts after the largest of them.
 
 use crate::models::PlacedMedium;
 
-/// The positions of a prompt's rows.
+/// Returns the positions of a prompt's rows.
 pub fn positions(rows: usize, media: &[PlacedMedium], merge: u32) -> Vec<[i32; 3]> {
     let mut all: Vec<[i32; 3]> = Vec::with_capacity(rows);
     let mut next = 0;

@@ -14,7 +14,7 @@ use crate::{
     nn::{Features, Matrix, QwenVitConfig, QwenVitEncoder},
 };
 
-/// The encoder, its merger included.
+/// The encoder, including its merger.
 pub struct Qwen2Vision(QwenVitEncoder);
 
 impl Qwen2Vision {
@@ -43,7 +43,7 @@ impl Vision for Qwen2Vision {
     }
 }
 
-/// Bytes that encoding takes beyond weights and pixels.
+/// Estimates the bytes that encoding needs, in addition to weights and pixels.
 pub fn encoder_memory(config: &QwenVitConfig, plan: &MediaPlan, sizes: &Sizes) -> Count {
     let patches: Count = plan
         .grids
@@ -70,7 +70,7 @@ pub fn encoder_memory(config: &QwenVitConfig, plan: &MediaPlan, sizes: &Sizes) -
     let item = Saturating(sizes.item());
     let block = match sizes.own_kernels() {
         true => patches * (five * width + two * width / heads + four * inner) + pixels,
-        // MLX takes most for the scores of attention and all that is rotated, or in the MLP.
+        // MLX needs most for attention scores and everything that is rotated, or in the MLP.
         false => (patches * Saturating(26) * width + heads * largest * largest)
             .max(patches * (four * width + five * inner)),
     };
