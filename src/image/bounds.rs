@@ -1,6 +1,6 @@
-//! What a file may make its decoder take. The decoders trust some numbers in a file before they
-//! look at the others, and read metadata that nobody asked for: that is left out or checked here,
-//! so that what decoding takes follows from the picture's pixels and the file's length.
+//! Limits the memory that a file can make its decoder use. Decoders trust some numbers in a file
+//! before they look at others, and read metadata that nobody needs. This is removed or checked
+//! here, so that the memory for decoding follows from the picture's pixels and the file's length.
 
 use std::borrow::Cow;
 
@@ -9,15 +9,15 @@ use image::{ColorType, ImageFormat};
 use super::{picture::MAX_SIDE, vp8l};
 use crate::{Error, Result, device::room};
 
-/// Bytes that any decoder may take beside what follows from pixels and file: tables, and buffers of
-/// a few rows.
+/// The bytes that any decoder may use beyond what follows from pixels and file: tables, and buffers
+/// of a few rows.
 pub(super) const TABLES: u64 = 4 << 20;
 
-/// Returns a file without what its decoder need not see.
+/// Returns a file without the parts that its decoder does not need.
 ///
 /// # Errors
-/// What `refuse` makes of a description, where the decoder would take more than the picture
-/// justifies.
+/// The error that `refuse` makes from a description, if the decoder would use more memory than the
+/// picture justifies.
 pub(super) fn check(
     format: ImageFormat,
     bytes: &[u8],
@@ -32,18 +32,18 @@ pub(super) fn check(
     Ok(Cow::Borrowed(bytes))
 }
 
-/// Returns the bytes that reading the headers of a file takes beside the file, all metadata
-/// included.
+/// Returns the bytes that reading the headers of a file needs in addition to the file, including
+/// all metadata.
 pub(super) fn header_bytes(format: ImageFormat, file: u64) -> u64 {
     match format {
-        // A copy of the file, and of what its segments hold.
+        // A copy of the file, and of the content of its segments.
         ImageFormat::Jpeg => file.saturating_mul(2),
         ImageFormat::Bmp | ImageFormat::Tiff => 0,
         _ => file,
     }
 }
 
-/// Returns the bytes that decoding takes beside the file and what [`header_bytes`] says: the
+/// Returns the bytes that decoding needs in addition to the file and [`header_bytes`]: the
 /// decoder's own, and its output.
 pub(super) fn decoding_bytes(
     format: ImageFormat,
@@ -54,7 +54,7 @@ pub(super) fn decoding_bytes(
     let pixels = u64::from(width) * u64::from(height);
     let output = u64::from(color.bytes_per_pixel());
     let inner = match format {
-        // Coefficients, two bytes each, of blocks that come in squares of up to 32 pixels.
+        // Coefficients of two bytes, in blocks that come in squares of up to 32 pixels.
         ImageFormat::Jpeg => {
             let padded =
                 u64::from(width).next_multiple_of(32) * u64::from(height).next_multiple_of(32);
@@ -62,27 +62,26 @@ pub(super) fn decoding_bytes(
                 + pixels * output
                 + TABLES;
         }
-        // A frame that does not cover the picture, and its numbers before they are looked up.
+        // A frame that does not cover the picture, and its indices before they are looked up.
         ImageFormat::Gif => 4 + 1,
         // A canvas, a frame, its planes, and those of its alpha.
         ImageFormat::WebP => 4 + 4 + 2 + 5,
-        // As the file has it, with a fourth channel in CMYK, and a strip of it.
+        // The pixels as stored, with a fourth channel in CMYK, and a strip of them.
         ImageFormat::Tiff => 2 * (output + output / 3 + 1),
         _ => 0,
     };
     pixels * (output + inner) + TABLES
 }
 
-/// Returns the chunks of a PNG that make its pixels. Profiles and texts are compressed, a megabyte
-/// may hold a gigabyte, and the rest is not needed either.
+/// Returns the chunks of a PNG that its pixels need. Profiles and texts are compressed, so that a
+/// megabyte can contain a gigabyte; the rest is not needed either.
 fn png_pixels(bytes: &[u8]) -> Result<Vec<u8>> {
     const SIGNATURE: usize = 8;
     let (signature, mut rest) = bytes.split_at(SIGNATURE.min(bytes.len()));
     let mut kept = room(bytes.len(), || "a copy of a PNG".into())?;
     kept.extend(signature);
     while let Some((length, name)) = rest.first_chunk().zip(rest.get(4..8)) {
-        // Its length, its name, its content, a check sum. What is cut off is for the decoder to
-        // find.
+        // Length, name, content and checksum. Truncated chunks are left to the decoder.
         let whole = (u32::from_be_bytes(*length) as usize)
             .saturating_add(12)
             .min(rest.len());
@@ -114,8 +113,8 @@ pub(super) fn webp_exif(bytes: &[u8]) -> Option<&[u8]> {
     webp_chunks(bytes.get(12..)?).find_map(|(name, content)| (name == b"EXIF").then_some(content))
 }
 
-/// The chunks of a WebP, up to one that is cut off: four letters, a size, and the content, to an
-/// even length.
+/// Returns the chunks of a WebP, up to a truncated one: four letters, a size, and the content,
+/// padded to an even length.
 fn webp_chunks(mut rest: &[u8]) -> impl Iterator<Item = (&[u8; 4], &[u8])> {
     std::iter::from_fn(move || {
         let (name, after) = rest.split_first_chunk::<4>()?;
@@ -129,8 +128,8 @@ fn webp_chunks(mut rest: &[u8]) -> impl Iterator<Item = (&[u8; 4], &[u8])> {
     })
 }
 
-/// Checks that a WebP's pixels are as many as its header says: the decoder makes room for what the
-/// compressed data states.
+/// Checks that a WebP has as many pixels as its header says, because the decoder allocates memory
+/// for the number in the compressed data.
 fn check_webp(bytes: &[u8]) -> Result<(), String> {
     let number = |content: &[u8], at: usize, len: usize| {
         let bytes = content.get(at..at + len)?;
@@ -154,7 +153,7 @@ fn check_webp(bytes: &[u8]) -> Result<(), String> {
         match (stated, sizes) {
             (Some(stated), Some(found)) if stated != found => Err(format!(
                 "WebP that is damaged: its header says {stated:?} pixels, its compressed data \
-                 {found:?}"
+                    {found:?}"
             )),
             _ => Ok(()),
         }
@@ -177,10 +176,10 @@ fn check_webp(bytes: &[u8]) -> Result<(), String> {
     }
 }
 
-/// Returns the bytes that the code tables of a lossless WebP, or of a WebP's alpha plane, take.
+/// Returns the size in bytes of the code tables of a lossless WebP, or of a WebP's alpha plane.
 ///
 /// # Errors
-/// What is wrong, where they are more than a picture of this size justifies.
+/// A description, if they are larger than a picture of this size justifies.
 pub(super) fn webp_tables(bytes: &[u8], width: u32, height: u32) -> Result<u64, String> {
     let most = TABLES + 64 * u64::from(width) * u64::from(height);
     let chunks = bytes.get(12..).unwrap_or_default();
@@ -194,7 +193,7 @@ pub(super) fn webp_tables(bytes: &[u8], width: u32, height: u32) -> Result<u64, 
     let size = (side(6, width), side(9, height));
     let tables = |(name, content): (&[u8; 4], &[u8])| match name {
         b"VP8L" => vp8l::table_bytes(content, None, most),
-        // Its first byte says how the alpha plane is compressed.
+        // The first byte says how the alpha plane is compressed.
         b"ALPH" if content.first()? & 3 == 1 => vp8l::table_bytes(&content[1..], Some(size), most),
         _ => None,
     };
@@ -208,15 +207,15 @@ pub(super) fn webp_tables(bytes: &[u8], width: u32, height: u32) -> Result<u64, 
     }
 }
 
-/// Values that a TIFF may have in a tag, however small the picture: the decoder takes up to 40
+/// The maximum number of values in a TIFF tag for a picture of any size: the decoder uses up to 40
 /// bytes for each.
 const TAG_VALUES: u64 = 1 << 16;
 
-/// Samples of a TIFF's pixel: the decoder makes room for a row of all.
+/// The maximum number of samples per TIFF pixel: the decoder allocates a row of all of them.
 const SAMPLES: u64 = 16;
 
 /// Checks the tags of a TIFF's first picture that the decoder reads. Tiles may be larger than the
-/// picture, and tags have any number of values.
+/// picture, and tags may have any number of values.
 fn check_tiff(bytes: &[u8]) -> Result<(), String> {
     let little = bytes.starts_with(b"II");
     let number = |at: u64, len: u64| {
@@ -229,7 +228,7 @@ fn check_tiff(bytes: &[u8]) -> Result<(), String> {
             bytes.iter().fold(0, add)
         })
     };
-    // What is cut off is for the decoder to find.
+    // Truncated data is left to the decoder.
     let Some(big) = number(2, 2).map(|magic| magic == 43) else {
         return Ok(());
     };
@@ -244,7 +243,7 @@ fn check_tiff(bytes: &[u8]) -> Result<(), String> {
             .map_while(|i| first.checked_add(i.checked_mul(entry)?))
             .map_while(|at| Some((number(at, 2)?, at)))
     };
-    // Of values that lie in the entry itself, the first.
+    // The first value, if the values are in the entry itself.
     let value = |at: u64| match number(at + 2, 2)? {
         1 => number(at + 4 + word, 1),
         3 => number(at + 4 + word, 2),
@@ -271,18 +270,18 @@ fn check_tiff(bytes: &[u8]) -> Result<(), String> {
             }
             277 if value > SAMPLES => {
                 return Err(format!(
-                    "TIFF of {value} samples a pixel; at most {SAMPLES} are read"
+                    "TIFF with {value} samples per pixel; at most {SAMPLES} are supported"
                 ));
             }
             322 | 323 if value > u64::from(MAX_SIDE) => {
                 return Err(format!(
-                    "TIFF with tiles of {value} pixels; at most {MAX_SIDE} are read"
+                    "TIFF with tiles of {value} pixels; at most {MAX_SIDE} are supported"
                 ));
             }
             254..=532 if count > values => {
                 return Err(format!(
-                    "TIFF with {count} values in tag {tag}; at most {values} are read for {width} \
-                     x {height} pixels"
+                    "TIFF with {count} values in tag {tag}; at most {values} are supported for \
+                        {width} x {height} pixels"
                 ));
             }
             _ => {}

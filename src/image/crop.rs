@@ -1,19 +1,18 @@
-//! Cutting the middle out of a picture, and putting a border around it.
+//! Center crop and padding.
 
 use super::Picture;
 use crate::{Error, Result, device::room};
 
-/// Cuts `width` x `height` pixels out of the middle; where the picture is smaller it gets a black
-/// border first. Of an odd difference the smaller half is cut on the left and above, as
-/// transformers' `center_crop` does
+/// Crops `width` x `height` pixels from the center. A smaller picture is padded with black first.
+/// If the difference is odd, the smaller half is cut at the left and top, as in transformers'
+/// `center_crop`
 /// (<https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/image_transforms.py>).
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] for a side of 0 or of more than 65,535 pixels;
-/// [`Error::OutOfMemory`].
+/// [`Error::InvalidArgument`] if a side is 0 or more than 65,535 pixels; [`Error::OutOfMemory`].
 pub fn center_crop(picture: &Picture, width: usize, height: usize) -> Result<Picture> {
     let (from_x, from_y) = (picture.width() as usize, picture.height() as usize);
-    // Of the border the larger half lies on the left and above, and of the cut the smaller.
+    // The padding has its larger half at the left and top, the crop its smaller one.
     let before = |from: usize, to: usize| {
         let whole = from.max(to);
         let border = (whole - from).div_ceil(2);
@@ -27,7 +26,7 @@ pub fn center_crop(picture: &Picture, width: usize, height: usize) -> Result<Pic
     )
 }
 
-/// Puts a border of one colour around a picture: pixels on the left, above, on the right and below.
+/// Pads a picture with one color. `border` has the pixels at the left, top, right and bottom.
 ///
 /// # Errors
 /// As for [`center_crop`].
@@ -49,16 +48,16 @@ pub fn pad(
     place(picture, size, [left as isize, above as isize], fill)
 }
 
-/// The longest side of the result.
+/// The maximum side of the result.
 const MAX_SIDE: usize = 65_535;
 
 fn too_large([width, height]: [usize; 2]) -> Error {
     Error::InvalidArgument(format!(
-        "a picture of {width} x {height} pixels; 1 to {MAX_SIDE} are possible on each side"
+        "a picture of {width} x {height} pixels; each side must be 1 to {MAX_SIDE}"
     ))
 }
 
-/// A picture of another size, into which this one is put at a place, cut off where it does not fit.
+/// Returns a picture of another size with this one at a position, cut off at the edges.
 fn place(
     picture: &Picture,
     [width, height]: [usize; 2],

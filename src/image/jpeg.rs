@@ -1,5 +1,5 @@
-//! JPEG, decoded as libjpeg-turbo does it, which Pillow and most programs use: to the last bit, so
-//! that features of a photograph are those that the model was trained with.
+//! Decodes JPEG exactly as libjpeg-turbo does, which Pillow and most programs use, so that a
+//! photograph has the features that the model was trained with.
 
 use std::iter;
 
@@ -17,10 +17,11 @@ use crate::{
     panic::caught,
 };
 
-/// Scans of a progressive file. Encoders make about ten; each is decoded over the whole picture.
+/// The maximum number of scans in a progressive file. Encoders make about ten; each is decoded over
+/// the whole picture.
 const MAX_SCANS: u32 = 100;
 
-/// Decodes a file. `refuse` makes an error of a description.
+/// Decodes a file. `refuse` makes an error from a description.
 pub(super) fn decode(
     bytes: &[u8],
     options: &DecodeOptions,
@@ -46,7 +47,7 @@ pub(super) fn decode(
         )));
     }
     if !is_complete(bytes) {
-        return Err(refuse("JPEG that is cut off: its end is missing".into()));
+        return Err(refuse("JPEG that is truncated: its end is missing".into()));
     }
     let is_cmyk = info.components == 4;
     let color = if info.components == 1 {
@@ -56,7 +57,7 @@ pub(super) fn decode(
     };
     let decoding = decoding_bytes(ImageFormat::Jpeg, width, height, color);
     let what = format!("decoding a JPEG of {width} x {height} pixels");
-    // What is decoded is gathered, and what is gathered turned, into new memory.
+    // Decoded pixels are converted and then turned, each time into new memory.
     require(&what, decoding.saturating_add(file_bytes).max(pixels * 7))?;
     let size = info.width * info.height * if is_cmyk { 4 } else { 3 };
     let mut decoded = room(size, || what.clone())?;
@@ -86,7 +87,7 @@ pub(super) fn decode(
     )
 }
 
-/// Fails for kinds that Pillow does not read either, or reads otherwise.
+/// Fails for kinds that Pillow does not read either, or reads differently.
 fn check_kind(info: &JpegInfo) -> Result<(), String> {
     let kind = match info {
         JpegInfo { lossless: true, .. } => "lossless".into(),
@@ -101,22 +102,19 @@ fn check_kind(info: &JpegInfo) -> Result<(), String> {
     ))
 }
 
-/// Fails for inks of different sizes, which the decoder would put in the wrong places.
+/// Fails for inks of different sizes, which the decoder would misplace.
 fn check_inks(bytes: &[u8], info: &JpegInfo) -> Result<(), String> {
     let samplings = sampling_factors(bytes).unwrap_or_default();
     if info.components == 4 && !samplings.windows(2).all(|pair| pair[0] == pair[1]) {
-        return Err(
-            "CMYK JPEG whose inks are subsampled; it is supported with all inks in full size"
-                .into(),
-        );
+        return Err("CMYK JPEG with subsampled inks; only full-size inks are supported".into());
     }
     Ok(())
 }
 
-/// The sampling factors of each component, from the frame header
+/// Returns the sampling factors of each component, from the frame header
 /// (<https://www.w3.org/Graphics/JPEG/itu-t81.pdf>, B.2.2).
 fn sampling_factors(bytes: &[u8]) -> Option<Vec<u8>> {
-    // Start of frame, but for the tables and the extension among these numbers.
+    // Start of frame, except for the tables and the extension in this range.
     let is_frame = |marker| matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc);
     let (_, frame) = markers(bytes).find(|(marker, _)| is_frame(*marker))?;
     Some(
@@ -128,17 +126,17 @@ fn sampling_factors(bytes: &[u8]) -> Option<Vec<u8>> {
     )
 }
 
-/// Calls into the decoder; a panic there is an error of the file.
+/// Calls the decoder; a panic there means that the file is invalid.
 fn contained<T>(
     call: impl FnOnce() -> std::result::Result<T, JpegError>,
 ) -> std::result::Result<T, String> {
     caught(call)?.map_err(|error| error.to_string())
 }
 
-/// Makes RGB of CMYK, in place and shorter. Files hold it inverted, as Adobe's programs write it
-/// and Pillow takes it; the rest is Pillow's `cmyk2rgb`.
+/// Converts CMYK to RGB, in place. Files store it inverted, as Adobe's programs write it and Pillow
+/// reads it; the rest is Pillow's `cmyk2rgb`.
 fn cmyk_to_rgb(pixels: &mut Vec<u8>) {
-    // Pillow's MULDIV255: a product of fractions of 255, rounded.
+    // Pillow's MULDIV255: a rounded product of fractions of 255.
     let product = |a: u8, b: u8| {
         let product = u32::from(a) * u32::from(b) + 128;
         (((product >> 8) + product) >> 8) as u8
@@ -152,18 +150,18 @@ fn cmyk_to_rgb(pixels: &mut Vec<u8>) {
     pixels.truncate(pixels.len() / 4 * 3);
 }
 
-/// Whether a JPEG reaches its end marker. Some decoders take one that is cut off for whole, and
-/// make up the rest.
+/// Returns whether a JPEG reaches its end marker. Some decoders accept a truncated file and invent
+/// the rest.
 fn is_complete(bytes: &[u8]) -> bool {
     const END: u8 = 0xd9;
     markers(bytes).any(|(marker, _)| marker == END)
 }
 
-/// The markers of a file, each with the segment that it opens, length included. What a segment
-/// holds may look like anything (a thumbnail's end, for one) and is passed over.
+/// Returns the markers of a file, each with its segment, length included. The content of a segment
+/// may look like anything (for example the end of a thumbnail) and is skipped.
 fn markers(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
-    // Stuffed bytes, restarts and fill bytes: what may follow 0xff within the compressed data, and
-    // has no length.
+    // Stuffed bytes, restarts and fill bytes: these may follow 0xff within the compressed data, and
+    // have no length.
     let is_marker =
         |pair: &[u8]| pair[0] == 0xff && !matches!(pair[1], 0x00 | 0x01 | 0xd0..=0xd8 | 0xff);
     let mut rest = bytes;

@@ -1,8 +1,8 @@
-//! Bytes to pixels: a picture is decoded to oriented RGB ([`Picture`]), and the primitives here
-//! make of it what encoders take: [`resize`], [`center_crop`], [`pad`], [`planes`], [`patchify`].
-//! Nothing here knows a model; each composes its own processor of them.
+//! From bytes to pixels. A picture is decoded to upright RGB ([`Picture`]); the primitives here
+//! turn it into an encoder's input: [`resize`], [`center_crop`], [`pad`], [`planes`], [`patchify`].
+//! This module knows no model; each model composes its own processor from the primitives.
 //!
-//! The numbers are those of Pillow 12.0.0 and of transformers' processors over it, to the last bit.
+//! The results are exactly those of Pillow 12.0.0 and of transformers' processors that use it.
 
 mod bounds;
 mod crop;

@@ -1,18 +1,18 @@
-//! Pictures of any size as rows of patches, as Qwen2-VL takes them
+//! Pictures of any size as rows of patches, as Qwen2-VL uses them
 //! (<https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/qwen2_vl/image_processing_qwen2_vl.py>).
 
 use crate::{Error, Result, device::room};
 
-/// The most that one side may be of the other.
+/// The maximum ratio of the sides.
 const MAX_RATIO: usize = 200;
 
 /// Returns the height and width that a picture of `height` x `width` is resized to: multiples of
-/// `factor` whose proportions are near, and whose product is within `min_pixels` and `max_pixels`
-/// where that is possible. Halves are rounded to the even number, as Python rounds them.
+/// `factor` with a similar aspect ratio, whose product is between `min_pixels` and `max_pixels` if
+/// possible. Halves are rounded to the even number, as in Python.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] where a side is 0, one is more than 200 times the other, or `factor`
-/// is 0.
+/// [`Error::InvalidArgument`] if a side is 0, one is more than 200 times the other, or `factor` is
+/// 0.
 ///
 /// # Example
 /// ```
@@ -31,8 +31,8 @@ pub fn smart_resize(
     let (short, long) = (height.min(width), height.max(width));
     if short == 0 || factor == 0 || long > short.saturating_mul(MAX_RATIO) {
         return Err(Error::InvalidArgument(format!(
-            "a picture of {width} x {height} pixels: its longer side may be {MAX_RATIO} times the \
-             shorter; crop it or pad it"
+            "a picture of {width} x {height} pixels: its longer side may be at most {MAX_RATIO} \
+                times the shorter; crop it or pad it"
         )));
     }
     let f = factor as f64;
@@ -49,7 +49,7 @@ pub fn smart_resize(
         let grown = |side: usize| (side as f64 * beta / f).ceil() as usize * factor;
         [grown(height), grown(width)]
     } else {
-        // A side of 0, where the caller's bounds leave it.
+        // A side of 0, if the caller's bounds allow nothing else.
         [rounded_height.max(factor), rounded_width.max(factor)]
     })
 }
@@ -57,20 +57,19 @@ pub fn smart_resize(
 /// How pictures are cut into patches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patches {
-    /// Edge of a patch, in pixels.
+    /// The edge of a patch, in pixels.
     pub size: usize,
-    /// Frames of a patch. A still picture is as many equal frames.
+    /// The number of frames in a patch. A still picture counts as that many equal frames.
     pub frames: usize,
-    /// Patches on each edge of the squares in whose order they come.
+    /// The number of patches on each edge of the squares that determine their order.
     pub merge: usize,
 }
 
 /// Cuts planes `[3, height, width]` of a still picture into rows of `3 · frames · size²` values,
-/// channel after channel, frame after frame; patches come square by square, each row by row.
+/// ordered by channel and then by frame. Patches are ordered by square, and within it by row.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] where the sides are no multiples of a square's;
-/// [`Error::OutOfMemory`].
+/// [`Error::InvalidArgument`] if the sides are not multiples of a square's; [`Error::OutOfMemory`].
 pub fn patchify(planes: &[f32], height: usize, width: usize, patches: Patches) -> Result<Vec<f32>> {
     let Patches {
         size,
@@ -85,8 +84,8 @@ pub fn patchify(planes: &[f32], height: usize, width: usize, patches: Patches) -
         || planes.len() != 3 * height * width
     {
         return Err(Error::InvalidArgument(format!(
-            "{} values of {width} x {height} pixels: three planes whose sides are multiples of \
-             {square} are expected",
+            "{} values for {width} x {height} pixels; expected three planes whose sides are \
+                multiples of {square}",
             planes.len()
         )));
     }

@@ -1,4 +1,4 @@
-//! Pictures: decoding of files, and pixels that a program already has.
+//! Pictures: decoding of files, and pixels from the program's memory.
 
 use std::io::{Cursor, Read};
 use std::path::Path;
@@ -14,33 +14,32 @@ use crate::{
     file,
 };
 
-/// The formats that this library reads, for error messages.
+/// The supported formats, for error messages.
 const SUPPORTED: &str = "PNG, JPEG, GIF, WebP, BMP and TIFF are supported";
 
-/// No side may be longer: JPEG's own limit. It bounds the work that a picture of one pixel's width
-/// can cause.
+/// The maximum side: JPEG's own limit. It bounds the work for a very long picture.
 pub(super) const MAX_SIDE: u32 = 65_535;
 
-/// Bytes that the largest pixel of any format takes (four 32-bit numbers, in TIFF).
+/// The bytes of the largest pixel in any format (four 32-bit numbers, in TIFF).
 const MAX_PIXEL_BYTES: u64 = 16;
 
-/// The largest size of a file, however few pixels are allowed: it may be an animation, or carry a
-/// sound.
+/// A file up to this size is read however few pixels are allowed: it may be an animation, or
+/// contain other data.
 const MIN_FILE_BYTES: u64 = 64 << 20;
 
-/// How to decode a picture.
+/// Options for decoding a picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DecodeOptions {
-    /// Turn and mirror the picture as its EXIF orientation says (default: true). The checkpoints'
-    /// own scripts do not (though Pillow turns a TIFF unasked).
+    /// Whether the picture is rotated and mirrored according to its EXIF orientation (default:
+    /// true). The checkpoints' own scripts do not do this (but Pillow rotates a TIFF by itself).
     pub apply_orientation: bool,
-    /// Pictures of more pixels (width x height) are refused before any pixel is decoded (default:
-    /// 100,000,000).
+    /// The maximum number of pixels (width x height); a larger picture is refused before any pixel
+    /// is decoded (default: 100,000,000).
     pub max_pixels: u64,
 }
 
 impl DecodeOptions {
-    /// Returns the size of the largest file that is read.
+    /// Returns the maximum size of a file.
     fn file_bytes(&self) -> u64 {
         self.max_pixels
             .saturating_mul(MAX_PIXEL_BYTES)
@@ -57,15 +56,15 @@ impl Default for DecodeOptions {
     }
 }
 
-/// How the pixels given to [`Picture::from_pixels`] lie in memory: one byte for each component,
-/// pixel after pixel.
+/// The layout of the pixels for [`Picture::from_pixels`]: one byte per component, one pixel after
+/// the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PixelFormat {
     /// Red, green, blue.
     Rgb8,
-    /// Red, green, blue, alpha; alpha is dropped.
+    /// Red, green, blue, alpha; alpha is ignored.
     Rgba8,
-    /// Blue, green, red, alpha; alpha is dropped.
+    /// Blue, green, red, alpha; alpha is ignored.
     Bgra8,
     /// Brightness.
     Gray8,
@@ -80,7 +79,7 @@ impl PixelFormat {
         }
     }
 
-    /// Which bytes of a pixel are red, green and blue.
+    /// Returns the offsets of red, green and blue in a pixel.
     fn rgb_offsets(self) -> [usize; 3] {
         match self {
             PixelFormat::Rgb8 | PixelFormat::Rgba8 => [0, 1, 2],
@@ -90,18 +89,18 @@ impl PixelFormat {
     }
 }
 
-/// A picture as the image processors take it: oriented, 8-bit RGB, at least one pixel.
+/// A decoded picture: upright, 8-bit RGB, at least one pixel.
 ///
-/// Whatever a file holds becomes RGB as Pillow's `convert("RGB")` does it: alpha is dropped (the
-/// colour beneath it stays), gray is repeated, palettes are looked up, CMYK becomes (255 - C)(255 -
-/// K) / 255; colour profiles are not applied. Of an animation the first frame is taken. Where this
-/// differs from Pillow 12.0.0:
+/// The content of any file is converted to RGB like Pillow's `convert("RGB")`: alpha is ignored
+/// (the color beneath it stays), gray is repeated, palettes are looked up, CMYK becomes (255 -
+/// C)(255 - K) / 255; color profiles are not applied. The first frame of an animation is used.
+/// Differences from Pillow 12.0.0:
 /// * 16-bit samples keep their upper 8 bits, in grayscale too, which Pillow clips at 255 (to almost
 ///   all white);
-/// * JPEG with damaged data is refused, where Pillow makes up what is missing; so is JPEG of 12
-///   bits, and lossless JPEG;
-/// * what the first frame of a GIF leaves uncovered is black;
-/// * TIFF with a palette, YCbCr samples, alpha beside gray, or JPEG within is refused.
+/// * JPEG with damaged data is refused, where Pillow invents what is missing; so are 12-bit and
+///   lossless JPEG;
+/// * the part of a GIF that its first frame does not cover is black;
+/// * TIFF with a palette, YCbCr samples, gray with alpha, or embedded JPEG is refused.
 ///
 /// Clones share the pixels.
 #[derive(Clone, PartialEq, Eq)]
@@ -111,12 +110,12 @@ pub struct Picture {
     height: u32,
 }
 
-/// Tells pictures apart by their pixels.
+/// Identifies a picture by its pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PictureHash([u8; 32]);
 
 impl PictureHash {
-    /// The first 64 bits, for a table or a log.
+    /// Returns the first 64 bits, for tables and logs.
     pub fn short(self) -> u64 {
         let [a, b, c, d, e, f, g, h, ..] = self.0;
         u64::from_be_bytes([a, b, c, d, e, f, g, h])
@@ -124,7 +123,7 @@ impl PictureHash {
 }
 
 impl Picture {
-    /// A picture of RGB8 pixels, row by row.
+    /// Creates a picture from RGB8 pixels, row by row.
     pub(super) fn from_rgb(rgb: Vec<u8>, width: usize, height: usize) -> Picture {
         debug_assert_eq!(rgb.len(), 3 * width * height);
         Picture {
@@ -134,12 +133,12 @@ impl Picture {
         }
     }
 
-    /// Decodes a file. The format is that of its content, whatever its name.
+    /// Decodes a file. The format is detected from the content, not from the name.
     ///
     /// # Errors
-    /// [`Error::NotFound`] and [`Error::Io`] for the file; [`Error::UnsupportedImage`] when it is
-    /// no picture of a supported format, damaged, cut off or too large; [`Error::OutOfMemory`] when
-    /// decoding it takes more than is available, before it does.
+    /// [`Error::NotFound`] and [`Error::Io`] for the file; [`Error::UnsupportedImage`] if it is not
+    /// a picture in a supported format, or is damaged, truncated or too large;
+    /// [`Error::OutOfMemory`] if decoding it needs more memory than is available, before it starts.
     pub fn open(path: impl AsRef<Path>, options: &DecodeOptions) -> Result<Self> {
         let path = path.as_ref();
         let refuse = |what| Error::UnsupportedImage {
@@ -152,7 +151,9 @@ impl Picture {
         })?;
         let most = options.file_bytes();
         if size > most {
-            return Err(refuse(format!("{size} bytes; at most {most} are read")));
+            return Err(refuse(format!(
+                "{size} bytes; at most {most} are supported"
+            )));
         }
         require(&format!("reading {}", path.display()), size)?;
         let mut bytes = room(size as usize, || {
@@ -167,18 +168,17 @@ impl Picture {
     /// Decodes the content of a file.
     ///
     /// # Errors
-    /// [`Error::UnsupportedImage`] and [`Error::OutOfMemory`], as [`Picture::open`].
+    /// [`Error::UnsupportedImage`] and [`Error::OutOfMemory`], as for [`Picture::open`].
     pub fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<Self> {
         decode(bytes, None, options)
     }
 
-    /// Copies pixels that a program has in memory: `height` rows of `width` pixels, each row
-    /// `stride` bytes after the last.
+    /// Copies pixels from the program's memory: `height` rows of `width` pixels, each row `stride`
+    /// bytes after the previous one.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when a side is 0 or longer than 65535, when a row does not fit in
-    /// `stride`, or when `pixels` is too short; [`Error::OutOfMemory`] when there is no room for
-    /// the copy.
+    /// [`Error::InvalidArgument`] if a side is 0 or longer than 65535, a row does not fit into
+    /// `stride`, or `pixels` is too short; [`Error::OutOfMemory`] if there is no room for the copy.
     pub fn from_pixels(
         pixels: &[u8],
         width: u32,
@@ -187,7 +187,7 @@ impl Picture {
         format: PixelFormat,
     ) -> Result<Self> {
         check_sides(width, height).map_err(Error::InvalidArgument)?;
-        // Neither side exceeds 65535, so that nothing overflows but the product with a stride.
+        // Neither side exceeds 65535, so only the product with a stride can overflow.
         let row_bytes = width as usize * format.bytes_per_pixel();
         if stride < row_bytes {
             let what = format!(
@@ -223,23 +223,24 @@ impl Picture {
         })
     }
 
-    /// Columns.
+    /// Returns the number of columns.
     pub fn width(&self) -> u32 {
         self.width
     }
 
-    /// Rows.
+    /// Returns the number of rows.
     pub fn height(&self) -> u32 {
         self.height
     }
 
-    /// Red, green and blue of each pixel, row by row from the top: width x height x 3 bytes.
+    /// Returns red, green and blue of each pixel, row by row from the top: width x height x 3
+    /// bytes.
     pub fn rgb(&self) -> &[u8] {
         &self.rgb
     }
 
-    /// What no other picture has, whatever its size. Takes about a millisecond for each 3 MB of
-    /// pixels.
+    /// Returns a hash that no other picture has, whatever its size. Takes about a millisecond per 3
+    /// MB of pixels.
     pub fn hash(&self) -> PictureHash {
         let mut hasher = blake3::Hasher::new();
         hasher
@@ -256,7 +257,7 @@ impl std::fmt::Debug for Picture {
     }
 }
 
-/// [`Picture::decode`] for a file that lies at `path`, if it is one.
+/// Does the same as [`Picture::decode`], for a file at `path` if there is one.
 fn decode(bytes: &[u8], path: Option<&Path>, options: &DecodeOptions) -> Result<Picture> {
     let refuse = |what| Error::UnsupportedImage {
         path: path.map(Into::into),
@@ -287,7 +288,7 @@ fn decode(bytes: &[u8], path: Option<&Path>, options: &DecodeOptions) -> Result<
     limits.max_alloc = Some(bounds::TABLES);
     reader.no_limits();
     let mut decoder = match format {
-        // The only one that heeds its limits from the first byte.
+        // The only decoder that respects its limits from the first byte.
         ImageFormat::Png => {
             reader.limits(limits.clone());
             reader.into_decoder()
@@ -299,7 +300,7 @@ fn decode(bytes: &[u8], path: Option<&Path>, options: &DecodeOptions) -> Result<
     check_sides(width, height).map_err(refuse)?;
     if u64::from(width) * u64::from(height) > options.max_pixels {
         return Err(refuse(format!(
-            "{width} x {height} pixels; at most {} in all are allowed",
+            "{width} x {height} pixels; at most {} are allowed",
             options.max_pixels
         )));
     }
@@ -307,8 +308,8 @@ fn decode(bytes: &[u8], path: Option<&Path>, options: &DecodeOptions) -> Result<
     let orientation = match format {
         _ if !options.apply_orientation => None,
         ImageFormat::Png => bounds::png_exif(bytes).and_then(Orientation::from_exif_chunk),
-        // The decoder would ask for as much memory as the file says that its EXIF data takes, up to
-        // 4 GB.
+        // The decoder would allocate as much memory as the file claims for its EXIF data, up to 4
+        // GB.
         ImageFormat::WebP => bounds::webp_exif(bytes).and_then(Orientation::from_exif_chunk),
         _ => decoder.orientation().ok(),
     };
@@ -320,7 +321,7 @@ fn decode(bytes: &[u8], path: Option<&Path>, options: &DecodeOptions) -> Result<
     };
     let decoding = bounds::decoding_bytes(format, width, height, color).saturating_add(tables);
     let pixels = u64::from(width) * u64::from(height);
-    // What is decoded is gathered, and what is gathered turned, into new memory.
+    // Decoded pixels are converted and then turned, each time into new memory.
     require(
         &what,
         decoding
@@ -351,7 +352,7 @@ pub(super) fn check_sides(width: u32, height: u32) -> std::result::Result<(), St
     }
 }
 
-/// Drops alpha and repeats gray. 16-bit samples lose their lower half, as in Pillow; the image
+/// Removes alpha and repeats gray. 16-bit samples lose their lower half, as in Pillow; the image
 /// crate would round.
 fn to_rgb8(decoded: Vec<u8>, color: ColorType) -> Result<Vec<u8>> {
     let (pixel, sample) = (
@@ -384,7 +385,7 @@ fn to_rgb8(decoded: Vec<u8>, color: ColorType) -> Result<Vec<u8>> {
     }
 }
 
-/// Makes RGB of pixels that have so many bytes each.
+/// Converts pixels of so many bytes each to RGB.
 fn gather<'a>(
     rows: impl IntoIterator<Item = &'a [u8]>,
     pixel_bytes: usize,
@@ -399,14 +400,14 @@ fn gather<'a>(
     Ok(rgb)
 }
 
-/// Turns and mirrors a picture.
+/// Rotates and mirrors a picture.
 pub(super) fn turn(
     rgb: Vec<u8>,
     [width, height]: [u32; 2],
     orientation: Orientation,
 ) -> Result<Picture> {
-    // Whether columns and rows change places; then, whether they run backwards in the picture that
-    // is given.
+    // Whether columns and rows are exchanged; then, whether they run backwards in the given
+    // picture.
     let (swap, from_right, from_below) = match orientation {
         Orientation::NoTransforms => {
             return Ok(Picture {
@@ -445,7 +446,7 @@ pub(super) fn turn(
     })
 }
 
-/// What bytes that are no supported picture seem to be.
+/// Describes bytes that are not a supported picture.
 fn describe(bytes: &[u8]) -> String {
     let start = &bytes[..bytes.len().min(64)];
     let brand = start.get(4..12).unwrap_or_default();
@@ -491,7 +492,7 @@ mod tests {
         };
         let expected = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
         assert_eq!(rgb(&expected, 6, PixelFormat::Rgb8), expected);
-        // Rows that are longer than their pixels; the last one need not be.
+        // The rows are longer than their pixels; the last one need not be.
         assert_eq!(
             rgb(
                 &[1, 2, 3, 4, 5, 6, 99, 7, 8, 9, 10, 11, 12],

@@ -1,25 +1,25 @@
-//! Pillow's resize (`Image.resize(size, filter)` as of Pillow 12.0.0), to the last bit.
+//! Pillow's resize (`Image.resize(size, filter)` in Pillow 12.0.0), exactly.
 //!
-//! What makes it different from other libraries', each worth several levels per pixel: the bicubic
-//! kernel has a = -0.5; kernels widen with the scale when shrinking (antialiasing); weights are
-//! rounded to fixed point; columns are resized first, and their result is rounded and clipped to 8
-//! bits before rows are. (Pillow 13 may take the rows first, with other results.)
+//! It differs from other libraries' in these ways, each of which changes pixels by several levels:
+//! the bicubic kernel has a = -0.5; kernels widen with the scale when shrinking (antialiasing);
+//! weights are rounded to fixed point; columns are resized first, and their result is rounded and
+//! clipped to 8 bits before rows are. (Pillow 13 may resize rows first, with other results.)
 //!
-//! An axis whose size does not change has the weights 1 and 0, so it needs no case of its own.
+//! An axis whose size does not change has the weights 1 and 0, so it needs no special case.
 
 use std::ops::Range;
 
 use super::Picture;
 use crate::{Error, Result, device::room};
 
-/// Bits after the binary point of a weight: what 8-bit samples and 2 bits for overshoot leave of
+/// The number of fraction bits in a weight: what 8-bit samples and 2 bits for overshoot leave of
 /// 32.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
 
-/// Every sum starts from one half, so that cutting the fraction off rounds.
+/// Every sum starts at one half, so that truncation rounds.
 const HALF: i32 = 1 << (PRECISION_BITS - 1);
 
-/// How samples between those of the source are made.
+/// How new samples are computed from those of the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Filter {
     /// The nearest sample.
@@ -33,7 +33,8 @@ pub enum Filter {
 }
 
 impl Filter {
-    /// The filter that Pillow, and `resample` in a `preprocessor_config.json`, numbers so.
+    /// Returns the filter for Pillow's number, which `resample` in a `preprocessor_config.json`
+    /// uses.
     pub fn from_pillow(number: u64) -> Option<Filter> {
         match number {
             0 => Some(Filter::Nearest),
@@ -44,7 +45,7 @@ impl Filter {
         }
     }
 
-    /// How far the kernel reaches, in source samples at scale 1.
+    /// Returns the radius of the kernel, in source samples at scale 1.
     fn support(self) -> f64 {
         match self {
             Filter::Nearest => 0.5,
@@ -54,7 +55,7 @@ impl Filter {
         }
     }
 
-    /// The kernel at a distance.
+    /// Returns the kernel's value at a distance.
     fn at(self, x: f64) -> f64 {
         match self {
             Filter::Nearest => 1.0,
@@ -66,11 +67,10 @@ impl Filter {
     }
 }
 
-/// Resizes a picture, both sides as they are asked for.
+/// Resizes a picture to exactly this size.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] for a side of 0 or of more than 65,535 pixels;
-/// [`Error::OutOfMemory`].
+/// [`Error::InvalidArgument`] if a side is 0 or more than 65,535 pixels; [`Error::OutOfMemory`].
 ///
 /// # Example
 /// ```
@@ -88,7 +88,7 @@ pub fn resize(picture: &Picture, width: usize, height: usize, filter: Filter) ->
         .any(|side| !(1..=MAX_SIDE).contains(side))
     {
         return Err(Error::InvalidArgument(format!(
-            "a picture of {width} x {height} pixels; 1 to {MAX_SIDE} are possible on each side"
+            "a picture of {width} x {height} pixels; each side must be 1 to {MAX_SIDE}"
         )));
     }
     let canvas = Canvas {
@@ -111,9 +111,9 @@ pub fn resize(picture: &Picture, width: usize, height: usize, filter: Filter) ->
     Ok(Picture::from_rgb(rgb, width, height))
 }
 
-/// Returns the bytes that resizing takes beyond its result, of a picture whose longer side is
-/// `side`, to a square of `edge`: sums, the square itself, and the weights of each source pixel,
-/// those of columns twice.
+/// Returns the temporary memory in bytes for resizing a picture whose longer side is `side` to a
+/// square of `edge`: sums, the square itself, and the weights of each source pixel, those of
+/// columns twice.
 pub(crate) fn resize_memory(edge: usize, side: usize) -> u64 {
     let (edge, side) = (edge as u64, side as u64);
     let sums = edge.saturating_mul(edge).saturating_mul(12 + 3);
@@ -121,15 +121,15 @@ pub(crate) fn resize_memory(edge: usize, side: usize) -> u64 {
     sums.saturating_add(weights)
 }
 
-/// The longest side of a resized picture.
+/// The maximum side of a resized picture.
 const MAX_SIDE: usize = 65_535;
 
-/// A picture with a border of one colour around it; the border is never stored.
+/// A picture with a border of one color around it; the border is never stored.
 pub(crate) struct Canvas<'a> {
     pub picture: &'a Picture,
-    /// Columns added on the left, and as many on the right.
+    /// The number of columns added on each of the left and right.
     pub border_x: usize,
-    /// Rows added above, and as many below.
+    /// The number of rows added on each of the top and bottom.
     pub border_y: usize,
     pub fill: [u8; 3],
 }
@@ -143,7 +143,7 @@ impl Canvas<'_> {
         self.picture.height() as usize + 2 * self.border_y
     }
 
-    /// The row of the picture that lies at row `y` of the canvas; none in the border.
+    /// Returns the picture's row at row `y` of the canvas; `None` in the border.
     fn picture_row(&self, y: usize) -> Option<&[u8]> {
         let row_bytes = self.picture.width() as usize * 3;
         self.picture
@@ -160,7 +160,7 @@ pub(crate) struct Axis {
     pub window: Range<usize>,
 }
 
-/// The source samples that make one output sample: the first one, and a weight for it and each that
+/// The source samples of one output sample: the first one, and a weight for it and each that
 /// follows.
 struct Taps {
     first: usize,
@@ -173,9 +173,9 @@ impl Taps {
     }
 }
 
-/// How one output pixel of a row is made: what a row of border alone gives, to which each pixel of
-/// the picture adds its difference from the border. The sum is the same integer, and nothing is
-/// spent on a border that may be thousands of times wider than the picture.
+/// How one output pixel of a row is computed: from the value of a row that is all border, to which
+/// each pixel of the picture adds its difference from the border. The sum is the same integer,
+/// without any work for a border that may be thousands of times wider than the picture.
 struct Column {
     border: [i32; 3],
     /// The picture's part of the taps, counted from its first column.
@@ -208,10 +208,10 @@ impl Column {
     }
 }
 
-/// Resizes the canvas and returns the window that the two axes name, RGB8.
+/// Resizes the canvas and returns the window given by the two axes, RGB8.
 ///
-/// Rows of the source are taken one by one and added to the output rows that they are part of, so
-/// that the memory used is that of the output, however long and thin the picture is.
+/// Source rows are processed one by one and added to the output rows that they affect, so that the
+/// memory depends on the output only, however long and thin the picture is.
 pub(crate) fn resize_window(
     canvas: &Canvas,
     x: &Axis,
@@ -288,16 +288,16 @@ fn resize_row(row: &[u8], fill: [u8; 3], columns: &[Column], resized: &mut [u8])
     }
 }
 
-/// A sum that started from [`HALF`], rounded and clipped to 8 bits.
+/// Rounds a sum that started at [`HALF`] and clips it to 8 bits.
 fn round(sum: i32) -> u8 {
     (sum >> PRECISION_BITS).clamp(0, 255) as u8
 }
 
-/// The taps of each output sample in the axis's window.
+/// Returns the taps of each output sample in the axis's window.
 fn taps(axis: &Axis, filter: Filter) -> Vec<Taps> {
     let scale = axis.source as f64 / axis.scaled as f64;
     if filter == Filter::Nearest {
-        // Pillow adds the scale again and again, which rounds otherwise than a product.
+        // Pillow adds the scale repeatedly, which rounds differently from a product.
         let centers = std::iter::successors(Some(scale * 0.5), |center| Some(center + scale));
         let one = |center: f64| Taps {
             first: (center as usize).min(axis.source - 1),
@@ -313,7 +313,7 @@ fn taps(axis: &Axis, filter: Filter) -> Vec<Taps> {
     let support = filter.support() * widening;
     let output = |index: usize| {
         let center = (index as f64 + 0.5) * scale;
-        // Casts cut the fraction off, and turn what lies before the picture into 0.
+        // Casts truncate, and turn positions before the picture into 0.
         let first = (center - support + 0.5) as usize;
         let end = ((center + support + 0.5) as usize).min(axis.source);
         let inverse = 1.0 / widening;
@@ -339,7 +339,7 @@ fn sinc(x: f64) -> f64 {
 
 /// The cubic convolution kernel with a = -0.5 (Catmull-Rom).
 ///
-/// Each polynomial is evaluated in the order that Pillow does it: another order rounds differently.
+/// Each polynomial is evaluated in Pillow's order: another order rounds differently.
 fn cubic(x: f64) -> f64 {
     const A: f64 = -0.5;
     let x = x.abs();
@@ -352,7 +352,7 @@ fn cubic(x: f64) -> f64 {
     }
 }
 
-/// A weight as a fixed-point number, halves rounded away from zero.
+/// Returns a weight as a fixed-point number, halves rounded away from zero.
 fn fixed_point(weight: f64) -> i32 {
     (weight * f64::from(1 << PRECISION_BITS) + 0.5_f64.copysign(weight)) as i32
 }
@@ -398,8 +398,8 @@ mod tests {
 
     #[test]
     fn sums_stay_within_32_bits() {
-        // The largest magnitude that a sum of 8-bit samples can reach, over kernels cut off by
-        // edges as well.
+        // The largest magnitude that a sum of 8-bit samples can reach, including kernels cut off at
+        // edges.
         let kinds = [
             Filter::Nearest,
             Filter::Bilinear,

@@ -1,37 +1,37 @@
-//! From bytes to the numbers that encoders take.
+//! From bytes to the values that encoders take.
 
 use super::Picture;
 use crate::{Result, device::room};
 
-/// What an encoder takes: planes of `height` x `width` values, row by row; three planes (red,
-/// green, blue) for each encoder. Where a model takes patches there is one plane, a row a patch.
+/// An encoder's input: planes of `height` x `width` values, row by row; three planes (red, green,
+/// blue) per encoder. For a model that takes patches there is one plane, with one patch per row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pixels {
     /// The values, `[channels, height, width]`.
     pub data: Vec<f32>,
-    /// Number of planes: three for each encoder.
+    /// The number of planes: three per encoder.
     pub channels: usize,
-    /// Rows of a plane.
+    /// The number of rows in a plane.
     pub height: usize,
-    /// Columns of a plane.
+    /// The number of columns in a plane.
     pub width: usize,
 }
 
-/// What is done to each value of a picture: multiplied by a factor, less a mean, divided by a
-/// deviation. Each step is rounded as transformers' PIL processors round it: the product in float64
-/// and then to float32, the rest in float32
+/// How each value of a picture is normalized: multiplied by a factor, minus a mean, divided by a
+/// deviation. Each step is rounded as in transformers' PIL processors: the product in float64 and
+/// then to float32, the rest in float32
 /// (<https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/image_transforms.py>).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Normalization {
-    /// What values are multiplied by, such as 1/255.
+    /// The factor, such as 1/255.
     pub factor: f64,
-    /// Of red, green and blue.
+    /// The means of red, green and blue.
     pub mean: [f64; 3],
-    /// Of red, green and blue; none is 0.
+    /// The deviations of red, green and blue; none is 0.
     pub std: [f64; 3],
 }
 
-/// Multiplies each value by a factor, such as 1/255: `[height, width, 3]`, row by row.
+/// Multiplies each value by a factor, such as 1/255. Returns `[height, width, 3]`, row by row.
 ///
 /// # Errors
 /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
@@ -41,7 +41,7 @@ pub fn rescale(picture: &Picture, factor: f64) -> Result<Vec<f32>> {
     Ok(values)
 }
 
-/// Rescales and normalizes a picture: `[3, height, width]`, plane after plane.
+/// Rescales and normalizes a picture. Returns `[3, height, width]`, one plane after the other.
 ///
 /// # Errors
 /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).

@@ -1,12 +1,11 @@
-//! Looks ahead in the compressed data of lossless WebP
-//! (<https://developers.google.com/speed/webp/docs/webp_lossless_bitstream_specification>) for what
-//! its prefix codes make a decoder take. The data may state 65,536 groups of codes, whatever the
-//! size of the picture, and a few bytes a code are enough for a table of tens of kilobytes.
+//! Scans the compressed data of lossless WebP
+//! (<https://developers.google.com/speed/webp/docs/webp_lossless_bitstream_specification>) to find
+//! the size of the decoder's prefix code tables. The data may declare 65,536 groups of codes for a
+//! picture of any size, and a code of a few bytes may need a table of tens of kilobytes.
 
-/// Returns the bytes that the decoder's tables take, or `None` where the data are damaged, which
-/// the decoder finds too. `size` is that of the picture where the data do not say it, as in alpha
-/// planes. Reads up to the codes of the picture's own pixels, and stops where tables take more than
-/// `most`.
+/// Returns the size in bytes of the decoder's tables, or `None` if the data is damaged, which the
+/// decoder reports too. `size` is that of the picture if the data does not contain it, as in alpha
+/// planes. Reads up to the codes of the picture's own pixels, and stops when tables exceed `most`.
 pub(super) fn table_bytes(data: &[u8], size: Option<(u32, u32)>, most: u64) -> Option<u64> {
     let mut bits = Bits { data, at: 0 };
     let (mut width, height) = match size {
@@ -14,14 +13,14 @@ pub(super) fn table_bytes(data: &[u8], size: Option<(u32, u32)>, most: u64) -> O
         None => {
             (bits.read(8)? == 0x2f).then_some(())?;
             let size = (bits.read(14)? + 1, bits.read(14)? + 1);
-            bits.read(1 + 3)?; // whether there is alpha, and the version
+            bits.read(1 + 3)?; // the alpha flag and the version
             size
         }
     };
     let mut transforms = [false; 4];
     while bits.read(1)? == 1 {
         let transform = bits.read(2)?;
-        // Each may come once.
+        // Each may occur once.
         (!std::mem::replace(&mut transforms[transform as usize], true)).then_some(())?;
         match transform {
             0 | 1 => {
@@ -62,14 +61,14 @@ pub(super) fn table_bytes(data: &[u8], size: Option<(u32, u32)>, most: u64) -> O
     Some(bytes)
 }
 
-/// Blocks of `1 << bits` pixels in a side.
+/// The number of blocks of `1 << bits` pixels in a side.
 fn blocks(side: u32, bits: u32) -> u32 {
     side.div_ceil(1 << bits)
 }
 
-/// Reads an image of the data's own, such as that of the numbers of groups. Returns the largest of
-/// those numbers, which red and green make. Copies of pixels, and those from the colour cache,
-/// bring none that was not there before.
+/// Reads an image inside the data, such as that of the group numbers. Returns the largest of those
+/// numbers, which red and green form. Copies of pixels, and cached colors, add no number that did
+/// not occur before.
 fn largest_number(bits: &mut Bits, width: u32, height: u32) -> Option<u32> {
     let colors = color_cache(bits)?;
     let codes = Group::read(bits, colors)?.codes;
@@ -94,7 +93,7 @@ fn largest_number(bits: &mut Bits, width: u32, height: u32) -> Option<u32> {
     Some(largest)
 }
 
-/// A length or distance, whose symbol says how many bits follow.
+/// Reads a length or distance, whose symbol says how many bits follow.
 fn number(bits: &mut Bits, symbol: u32) -> Option<u64> {
     if symbol < 4 {
         return Some(u64::from(symbol) + 1);
@@ -103,7 +102,7 @@ fn number(bits: &mut Bits, symbol: u32) -> Option<u64> {
     Some(u64::from(((2 + (symbol & 1)) << more) + bits.read(more)?) + 1)
 }
 
-/// The colours of the cache, which have symbols of their own.
+/// Reads the number of cached colors, which have symbols of their own.
 fn color_cache(bits: &mut Bits) -> Option<usize> {
     match bits.read(1)? {
         0 => Some(0),
@@ -114,7 +113,7 @@ fn color_cache(bits: &mut Bits) -> Option<usize> {
     }
 }
 
-/// Bits of bytes, lowest first.
+/// Reads bits from bytes, lowest first.
 struct Bits<'a> {
     data: &'a [u8],
     at: usize,
@@ -130,14 +129,14 @@ impl Bits<'_> {
     }
 }
 
-/// The codes of green (with lengths and cached colours), red, blue, alpha, and distances.
+/// The codes for green (with lengths and cached colors), red, blue, alpha, and distances.
 struct Group {
     codes: [Code; 5],
     bytes: u64,
 }
 
 impl Group {
-    /// What each group takes beside its tables, in a list that grows.
+    /// The size of a group in addition to its tables, in a growing list.
     const BYTES: u64 = 1024;
 
     fn read(bits: &mut Bits, colors: usize) -> Option<Group> {
@@ -158,10 +157,10 @@ impl Group {
     }
 }
 
-/// The longest code of a symbol, in bits.
+/// The maximum length of a code, in bits.
 const LONGEST: usize = 15;
 
-/// A prefix code: symbols in the order of their codes, and how many codes there are of each length.
+/// A prefix code: symbols in the order of their codes, and the number of codes of each length.
 struct Code {
     symbols: Vec<u16>,
     counts: [u16; LONGEST + 1],
@@ -196,7 +195,7 @@ impl Code {
         Code::of(&Code::lengths(bits, &Code::of(&lengths)?, symbols)?)
     }
 
-    /// The lengths of the codes of so many symbols, which are coded themselves.
+    /// Reads the code lengths of so many symbols, which are encoded too.
     fn lengths(bits: &mut Bits, code: &Code, symbols: usize) -> Option<Vec<u8>> {
         let mut left = symbols;
         if bits.read(1)? == 1 {
@@ -221,7 +220,7 @@ impl Code {
         (lengths.len() <= symbols).then_some(lengths)
     }
 
-    /// The code with these lengths, 0 for a symbol without one.
+    /// Returns the code with these lengths, 0 for an unused symbol.
     fn of(lengths: &[u8]) -> Option<Code> {
         let mut counts = [0; LONGEST + 1];
         let mut symbols: Vec<u16> = (0..lengths.len())
@@ -235,7 +234,7 @@ impl Code {
         let used: u32 = (1..=LONGEST)
             .map(|length| u32::from(counts[length]) << (LONGEST - length))
             .sum();
-        // Every code is some symbol's; where there is one alone, its code has no bits.
+        // Every code belongs to a symbol; if there is only one, its code has no bits.
         (symbols.len() == 1 || used == 1 << LONGEST).then_some(Code { symbols, counts })
     }
 
@@ -259,8 +258,9 @@ impl Code {
         None
     }
 
-    /// What the decoder's tables of this code take: one of four bytes for all codes of up to ten
-    /// bits, and nodes of 16 bytes for longer ones, in a list that may be twice as long as it must.
+    /// Returns the size in bytes of the decoder's tables for this code: one with four bytes for all
+    /// codes of up to ten bits, and nodes of 16 bytes for longer ones, in a list that may have
+    /// twice the needed capacity.
     fn bytes(&self) -> u64 {
         const TABLE_BITS: usize = 10;
         let longest = self
@@ -287,7 +287,7 @@ mod tests {
     fn a_code_is_read_as_it_was_written() {
         // Lengths 1, 2, 3, 3: the codes 0, 10, 110, 111.
         let code = Code::of(&[3, 1, 0, 2, 3]).unwrap();
-        // 0, 10, 110, 111, 0, from the lowest bit on.
+        // 0, 10, 110, 111, 0, from the lowest bit up.
         let mut bits = Bits {
             data: &[0b1101_1010, 0b01],
             at: 0,
@@ -300,7 +300,7 @@ mod tests {
         }
     }
 
-    /// libwebp's own files are understood to the end of their codes.
+    /// Files from libwebp are parsed to the end of their codes.
     #[test]
     fn real_files_are_understood() {
         for file in [

@@ -1,6 +1,6 @@
 //! The vision transformer of transformers' CLIP and SigLIP
 //! (<https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/siglip/modeling_siglip.py>).
-//! CLIP has a class token and a norm before the first layer, SigLIP has neither.
+//! CLIP has a class token and a norm before the first layer; SigLIP has neither.
 
 use super::{Activation, LayerNorm, Linear, Matrix, load_vector};
 use crate::{
@@ -12,33 +12,34 @@ use crate::{
     },
 };
 
-/// The size and kind of an encoder.
+/// The settings of an encoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClipConfig {
-    /// Width of a token.
+    /// The number of values per token.
     pub hidden_size: usize,
-    /// Width inside a layer's MLP.
+    /// The number of values inside a layer's MLP.
     pub intermediate_size: usize,
-    /// Layers that run.
+    /// The number of layers that run.
     pub layers: usize,
-    /// Attention heads; divides the width.
+    /// The number of attention heads; divides the width.
     pub heads: usize,
-    /// Edge of a patch, in pixels.
+    /// The edge of a patch, in pixels.
     pub patch_size: usize,
-    /// Edge of the picture, in pixels.
+    /// The edge of the picture, in pixels.
     pub image_size: usize,
     /// The activation of the MLPs.
     pub activation: Activation,
-    /// Epsilon of the norms.
+    /// The epsilon of the norms.
     pub norm_eps: f32,
-    /// Whether it is CLIP's: a class token before the patches, and a norm before the first layer.
+    /// Whether the encoder is CLIP's: a class token before the patches, and a norm before the first
+    /// layer.
     pub is_clip: bool,
     /// Whether a norm follows the last layer.
     pub post_norm: bool,
 }
 
 impl ClipConfig {
-    /// Patches of a picture.
+    /// Returns the number of patches per picture.
     pub fn patches(&self) -> usize {
         (self.image_size / self.patch_size).pow(2)
     }
@@ -60,10 +61,10 @@ pub struct ClipEncoder {
 }
 
 impl ClipEncoder {
-    /// Reads the encoder below `weights`. `dtype` is that of the activations.
+    /// Loads the encoder below `weights`. `dtype` is that of the activations.
     ///
     /// # Errors
-    /// [`Error::CorruptModel`] with the tensor that is missing or has another shape.
+    /// [`Error::CorruptModel`] naming the tensor that is missing or has another shape.
     pub fn load(weights: &Weights, config: ClipConfig, dtype: Dtype) -> Result<ClipEncoder> {
         let (width, patch) = (config.hidden_size, config.patch_size);
         let embeddings = weights.at("embeddings");
@@ -118,9 +119,9 @@ impl ClipEncoder {
         })
     }
 
-    /// Normalized planes `[3, height, width]` to features `[1, tokens, width]`, the class token
-    /// first where there is one. `progress` is told the part that is done, 0 to 1, after every
-    /// layer; an error from it ends the work.
+    /// Encodes normalized planes `[3, height, width]` as features `[1, tokens, width]`, with the
+    /// class token first if there is one. `progress` receives the fraction that is complete, 0 to
+    /// 1, after every layer; an error from it ends the work.
     pub fn forward(&self, planes: &[f32], progress: &dyn Fn(f32) -> Result<()>) -> Result<Tensor> {
         let patches = self.patch_embedding.forward(&self.patches(planes)?)?;
         let mut x = match &self.class {
@@ -134,7 +135,7 @@ impl ClipEncoder {
         for (i, block) in self.blocks.iter().enumerate() {
             x = inject_into("encoder", block.forward(&x)?)?;
             if self.dtype == Dtype::Float32 {
-                x.eval()?; // weights widened for this block go before the next
+                x.eval()?; // frees the weights widened for this block before the next one
             }
             progress((i + 1) as f32 / self.blocks.len() as f32)?;
         }
@@ -144,7 +145,7 @@ impl ClipEncoder {
         }
     }
 
-    /// The matrices of the layers, by the paths of their modules.
+    /// Adds the matrices of the layers, by the paths of their modules.
     pub(crate) fn matrices<'a>(&'a mut self, path: &str, all: &mut Vec<(String, &'a mut Matrix)>) {
         for (i, block) in self.blocks.iter_mut().enumerate() {
             let path = format!("{path}.encoder.layers.{i}");
@@ -162,7 +163,7 @@ impl ClipEncoder {
         }
     }
 
-    /// Cuts a picture into rows of `3 · patch²` values, channel by channel.
+    /// Cuts a picture into rows of `3 · patch²` values, one channel after the other.
     fn patches(&self, planes: &[f32]) -> Result<Tensor> {
         let (edge, patch) = (self.config.image_size as i32, self.config.patch_size as i32);
         if planes.len() != 3 * self.config.image_size.pow(2) {
@@ -216,7 +217,7 @@ impl Block {
         })
     }
 
-    /// `[1, tokens, width]` to the same shape. Every token sees every other.
+    /// Maps `[1, tokens, width]` to the same shape. Every token attends to every other.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let normalized = self.norm1.forward(x)?;
         let heads = |linear: &Linear| split_heads(&linear.forward(&normalized)?, self.head);

@@ -1,4 +1,5 @@
-//! The decoder of the Llama family: Mistral, Llama, Qwen2, Gemma and their like are settings of it.
+//! The decoder of the Llama family. Mistral, Llama, Qwen2, Gemma and others differ only in its
+//! settings.
 
 use std::ops::Range;
 
@@ -15,68 +16,68 @@ use crate::{
     },
 };
 
-/// Rows that the MLP works on at a time, so that a long pass does not take memory for all of them.
+/// The number of rows in each MLP call, which limits the memory of a long pass.
 pub(crate) const MLP_ROWS: usize = 1024;
 
-/// Sizes and kinds of a decoder.
+/// The settings of a decoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderSettings {
-    /// Rows of the embedding.
+    /// The number of rows in the embedding.
     pub vocab_size: usize,
-    /// Width of a token.
+    /// The number of values per token.
     pub hidden_size: usize,
-    /// Width inside the MLP.
+    /// The number of values inside the MLP.
     pub intermediate_size: usize,
-    /// Layers.
+    /// The number of layers.
     pub layers: usize,
-    /// Query heads.
+    /// The number of query heads.
     pub heads: usize,
-    /// Key and value heads; divides the query heads.
+    /// The number of key and value heads; divides the number of query heads.
     pub kv_heads: usize,
-    /// Width of a head; even.
+    /// The number of values per head; even.
     pub head_dim: usize,
-    /// Whether the projections to queries, keys and values have biases, as Qwen2's.
+    /// Whether the query, key and value projections have biases, as in Qwen2.
     pub qkv_bias: bool,
-    /// Epsilon of the norms.
+    /// The epsilon of the norms.
     pub norm_eps: f32,
-    /// Whether the norms multiply by `1 + weight`, as Gemma's.
+    /// Whether the norms multiply by `1 + weight`, as in Gemma.
     pub norm_adds_one: bool,
-    /// Whether attention and MLP are normalized behind too, as Gemma 2's.
+    /// Whether norms follow attention and MLP too, as in Gemma 2.
     pub post_norms: bool,
     /// The activation of the MLP's gate.
     pub gate: Activation,
-    /// What tokens' embeddings are multiplied by; features of media are not.
+    /// The factor of token embeddings; it does not apply to features of media.
     pub embedding_scale: Option<f32>,
-    /// Whether the embedding is the output head.
+    /// Whether the output head shares the embedding's weights.
     pub tied_head: bool,
-    /// What attention's scores are multiplied by.
+    /// The factor of attention scores.
     pub attention_scale: f32,
-    /// The soft cap of attention's scores.
+    /// The soft cap of attention scores.
     pub attention_softcap: Option<f32>,
     /// The soft cap of logits.
     pub final_softcap: Option<f32>,
-    /// How many positions, itself included, a token sees in each layer. Of a shorter list than the
-    /// layers the first follows the last again.
+    /// How many positions a token attends to in each layer, including itself. If the list is
+    /// shorter than the number of layers, it repeats.
     pub windows: Vec<Option<usize>>,
-    /// Each layer's rotary positions, in the same way.
+    /// The rotary positions of each layer; the list repeats in the same way.
     pub ropes: Vec<Rope>,
 }
 
 /// A position of a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
-    /// The token; a placeholder where a feature stands.
+    /// The token; a placeholder in rows of features.
     pub id: u32,
-    /// Where it stands: frame, row and column, the same three for text.
+    /// The frame, row and column; all three are equal for text.
     pub position: [i32; 3],
-    /// The first row that it sees whatever a window hides, counted from the first of the
-    /// conversation: itself where attention is causal, the first of its span where that is
-    /// bidirectional. transformers joins the two in this way
+    /// The first row that it attends to regardless of a window, counted from the start of the
+    /// conversation: itself if attention is causal, the start of its span if that is bidirectional.
+    /// transformers combines the two in this way
     /// (<https://github.com/huggingface/transformers/blob/v5.24.0/src/transformers/masking_utils.py>,
     /// `create_sliding_window_causal_mask`).
     pub from: u32,
-    /// The end of the rows that it may see: one more than its own number where attention is causal,
-    /// the end of its span where it is bidirectional.
+    /// The end of the rows that it may attend to: its own index plus one if attention is causal,
+    /// the end of its span if that is bidirectional.
     pub reach: u32,
 }
 
@@ -84,7 +85,7 @@ impl Row {
     /// The id of a row that has no token, not even a placeholder.
     pub const NO_ID: u32 = u32::MAX;
 
-    /// The `i`th row of a conversation, which sees itself and those before.
+    /// Creates the `i`th row of a conversation, which attends to itself and earlier rows.
     pub fn causal(id: u32, position: [i32; 3], i: usize) -> Row {
         Row {
             id,
@@ -95,7 +96,7 @@ impl Row {
     }
 }
 
-/// What vision encoder and projector make of a medium.
+/// The features of a medium, from vision encoder and projector.
 #[derive(Debug, Clone)]
 pub struct Features {
     /// `[features, hidden]`, evaluated.
@@ -103,32 +104,32 @@ pub struct Features {
 }
 
 impl Features {
-    /// Bytes that they take.
+    /// Returns the size in bytes.
     pub fn bytes(&self) -> u64 {
         self.rows.nbytes() as u64
     }
 }
 
-/// What is to be computed of one conversation.
+/// The work to be done for one conversation.
 pub struct Segment<'a, C> {
-    /// Where the rows' embeddings come from.
+    /// The source of the rows' embeddings.
     pub input: Input<'a>,
     /// The rows that follow those in the cache.
     pub rows: &'a [Row],
-    /// Features that stand in some of these rows, and the first of them that does.
+    /// Features in some of these rows: the rows, the features, and the index of the first feature.
     pub features: &'a [(Range<usize>, &'a Features, usize)],
-    /// Keys and values, one cache a layer.
+    /// Keys and values, one cache per layer.
     pub cache: &'a mut [C],
     /// The rows whose logits are wanted.
     pub want: Want,
 }
 
-/// Where embeddings come from.
+/// The source of embeddings.
 #[derive(Debug, Clone, Copy)]
 pub enum Input<'a> {
     /// The rows' ids.
     Ids,
-    /// At hand, `[batch, rows, hidden]`.
+    /// Given, `[batch, rows, hidden]`.
     Embeddings(&'a Tensor),
 }
 
@@ -139,7 +140,7 @@ pub enum Want {
     None,
     /// The last: all that generation needs of a prompt.
     Last,
-    /// All of them.
+    /// All rows.
     All,
 }
 
@@ -150,16 +151,16 @@ pub struct Decoder {
     embedding: Embedding,
     blocks: Vec<Block>,
     norm: RmsNorm,
-    /// `None`: the embedding is the head.
+    /// `None`: the embedding is used as the head.
     head: Option<Linear>,
     dtype: Dtype,
 }
 
 impl Decoder {
-    /// Reads `model.*` and `lm_head`. `dtype` is that of the activations.
+    /// Loads `model.*` and `lm_head`. `dtype` is that of the activations.
     ///
     /// # Errors
-    /// [`Error::CorruptModel`] with the tensor that is missing or has another shape.
+    /// [`Error::CorruptModel`] naming the tensor that is missing or has another shape.
     pub fn load(weights: &Weights, settings: DecoderSettings, dtype: Dtype) -> Result<Decoder> {
         let model = weights.at("model");
         let (vocabulary, hidden) = (settings.vocab_size, settings.hidden_size);
@@ -188,17 +189,17 @@ impl Decoder {
         })
     }
 
-    /// Its sizes and kinds.
+    /// Returns the settings.
     pub fn settings(&self) -> &DecoderSettings {
         &self.settings
     }
 
-    /// An empty cache for one conversation, a layer each.
+    /// Returns an empty cache for one conversation, one entry per layer.
     pub fn new_cache(&self) -> Vec<KVCache> {
         vec![KVCache::new(); self.blocks.len()]
     }
 
-    /// The matrices, by the paths of their modules.
+    /// Adds the matrices, by the paths of their modules.
     pub(crate) fn matrices<'a>(&'a mut self, path: &str, all: &mut Vec<(String, &'a mut Matrix)>) {
         all.push((
             format!("{path}.model.embed_tokens"),
@@ -226,8 +227,8 @@ impl Decoder {
         );
     }
 
-    /// Embeddings of token ids `[batch, tokens]`, `[batch, tokens, hidden]`. Ids must be below the
-    /// vocabulary's size: MLX does not check them.
+    /// Returns the embeddings of token ids `[batch, tokens]`: `[batch, tokens, hidden]`. Ids must
+    /// be below the vocabulary size: MLX does not check them.
     pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
         let embeddings = self.embedding.forward(ids)?;
         match self.settings.embedding_scale {
@@ -236,13 +237,13 @@ impl Decoder {
         }
     }
 
-    /// Computes segments, each with a cache of its own; gives the logits of each that are wanted,
+    /// Computes segments, each with a cache of its own. Returns the wanted logits of each,
     /// `[batch, rows, vocabulary]`.
     ///
-    /// `poll(i)` is asked for the `i`th segment before every layer and before the head. Where it
-    /// fails, or anything else does, that segment alone ends with the error, and its cache is as it
-    /// was before. After [`Error::Backend`] a cache is of no use: MLX takes what it evaluated
-    /// beside a failure for computed.
+    /// Calls `poll(i)` for the `i`th segment before every layer and before the head. If it or
+    /// anything else fails, only that segment ends with the error, and its cache is unchanged.
+    /// After [`Error::Backend`] a cache cannot be used: after a failure, MLX treats everything
+    /// evaluated with it as computed.
     pub fn forward<C: KeyValueCache>(
         &self,
         batch: &mut [Segment<C>],
@@ -273,7 +274,7 @@ impl Decoder {
             .collect();
         for ((result, segment), start) in results.iter().zip(batch).zip(starts) {
             if result.is_err() {
-                // What is reported is the error that came first.
+                // The first error is returned.
                 segment
                     .cache
                     .iter_mut()
@@ -283,11 +284,11 @@ impl Decoder {
         results
     }
 
-    /// Checks a segment, and makes its embeddings and what all layers need of its rows.
+    /// Checks a segment, and prepares its embeddings and what all layers need of its rows.
     fn begin<C: KeyValueCache>(&self, segment: &Segment<C>) -> Result<State> {
         if segment.cache.len() != self.blocks.len() {
             let what = format!(
-                "a cache of {} layers for a decoder of {}",
+                "the cache has {} layers; the decoder has {}",
                 segment.cache.len(),
                 self.blocks.len()
             );
@@ -308,7 +309,7 @@ impl Decoder {
                 .any(|(i, row)| !sees_itself(row, start + i, end))
         {
             return Err(Error::InvalidArgument(format!(
-                "{} rows after {start}, which do not see themselves or see beyond",
+                "{} rows after {start} that do not attend to themselves, or attend beyond the end",
                 rows.len()
             )));
         }
@@ -316,8 +317,8 @@ impl Decoder {
             .iter()
             .enumerate()
             .all(|(i, row)| row.from as usize == start + i && row.reach as usize == start + i + 1);
-        // Without this an operation of a GPU would be queued for all layers, and `poll` could not
-        // end it. A single token takes no longer than a layer of a long prompt.
+        // Otherwise a GPU's operations would be queued for all layers, and `poll` could not stop
+        // them. A single token takes no longer than one layer of a long prompt.
         let by_layers = self.dtype == Dtype::Float32 || rows.len() > 1;
         let mut angles: Vec<(Rope, Angles)> = Vec::new();
         for rope in &self.settings.ropes {
@@ -342,7 +343,8 @@ impl Decoder {
         })
     }
 
-    /// Embeddings of rows, `[1, rows, hidden]`: of tokens, and features where they stand.
+    /// Returns the embeddings of rows, `[1, rows, hidden]`: those of tokens, and features in their
+    /// rows.
     fn embed_rows(
         &self,
         rows: &[Row],
@@ -364,7 +366,7 @@ impl Decoder {
         }
     }
 
-    /// Ids outside the vocabulary are refused: MLX would read past the table.
+    /// Ids outside of the vocabulary are refused: MLX would read past the table.
     fn embed_tokens(&self, rows: &[Row]) -> Result<Option<Tensor>> {
         let vocabulary = self.settings.vocab_size;
         if let Some(Row { id, .. }) = rows.iter().find(|row| row.id as usize >= vocabulary) {
@@ -415,14 +417,14 @@ fn sees_itself(row: &Row, i: usize, end: usize) -> bool {
 struct State {
     /// `[batch, rows, hidden]`
     x: Tensor,
-    /// Rows in the cache before.
+    /// The number of rows in the cache before.
     start: usize,
     rows: usize,
-    /// Of each row, where one is in a span.
+    /// For each row, if any row is in a span.
     spans: Vec<Range<usize>>,
-    /// Of each kind that some layer has.
+    /// One entry per kind of rotary position.
     angles: Vec<(Rope, Angles)>,
-    /// Whether each layer is done before the next is begun.
+    /// Whether each layer is evaluated before the next starts.
     by_layers: bool,
 }
 
@@ -452,12 +454,12 @@ impl State {
         let x = block.forward(&self.x, &rope, angles, sees, cache)?;
         self.x = inject_into("decoder", x)?;
         if self.by_layers {
-            self.x.eval()?; // on the CPU also: weights widened for this layer go before the next
+            self.x.eval()?; // on the CPU too: frees the weights widened for this layer before the next one
         }
         Ok(())
     }
 
-    /// The keys that each row sees, where attention is not causal.
+    /// Returns the keys that each row attends to, if attention is not causal.
     fn ranges(&self, window: Option<usize>) -> Option<Vec<Range<usize>>> {
         let near = |i: usize| (self.start + i + 1).saturating_sub(window.unwrap_or(usize::MAX));
         let range = |(i, span): (usize, &Range<usize>)| span.start.min(near(i))..span.end;
@@ -489,8 +491,8 @@ struct Block {
 }
 
 impl Block {
-    /// With norms behind, `post_attention_layernorm` is the one behind attention, as Gemma 2 has
-    /// it; elsewhere it is the one before the MLP.
+    /// With norms after each block, `post_attention_layernorm` is the one after attention, as in
+    /// Gemma 2; otherwise it is the one before the MLP.
     fn load(weights: &Weights, settings: &DecoderSettings, dtype: Dtype) -> Result<Block> {
         let norm = |name: &str| load_norm(weights, name, settings, dtype);
         let behind = |name: &str| settings.post_norms.then(|| norm(name)).transpose();
@@ -509,7 +511,7 @@ impl Block {
         })
     }
 
-    /// `[batch, rows, hidden]` to the same shape.
+    /// Maps `[batch, rows, hidden]` to the same shape.
     fn forward<C: KeyValueCache>(
         &self,
         x: &Tensor,
@@ -533,7 +535,7 @@ impl Block {
         Ok(x.add(normalized(&self.after_mlp, fed)?)?)
     }
 
-    /// The MLP, of many rows a part at a time.
+    /// Runs the MLP, in parts if there are many rows.
     fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {
         let rows = x.dim(1);
         if rows as usize <= MLP_ROWS {
@@ -568,7 +570,7 @@ impl Attention {
         let (queries, keys) = (settings.heads * width, settings.kv_heads * width);
         let projection = |name: &str, rows: usize| {
             let linear = Linear::load(&weights.at(name), rows, hidden, dtype)?;
-            // Read for its error: what is missing, and what there is.
+            // Loaded for its error, which says what is missing and what exists.
             if settings.qkv_bias && !linear.has_bias() {
                 weights.at(name).shape("bias")?;
             }
@@ -585,7 +587,7 @@ impl Attention {
         })
     }
 
-    /// `[batch, rows, hidden]` to the same shape.
+    /// Maps `[batch, rows, hidden]` to the same shape.
     fn forward<C: KeyValueCache>(
         &self,
         x: &Tensor,

@@ -1,4 +1,4 @@
-//! Keys and values of the positions already seen, one cache a layer.
+//! Keys and values of earlier positions, one cache per layer.
 
 use crate::{
     Error, Result,
@@ -8,16 +8,16 @@ use crate::{
     },
 };
 
-/// What a decoder layer needs of a cache.
+/// The cache interface of a decoder layer.
 pub trait KeyValueCache {
-    /// Positions held so far.
+    /// Returns the number of positions in the cache.
     fn offset(&self) -> i32;
 
-    /// Appends `[batch, kv heads, tokens, head width]` and returns everything held, in the order of
-    /// positions.
+    /// Appends `[batch, kv heads, tokens, head width]` and returns the whole content, in the order
+    /// of positions.
     fn update_and_fetch(&mut self, keys: Tensor, values: Tensor) -> Result<(Tensor, Tensor)>;
 
-    /// Forgets the positions from `offset` on. Does nothing where fewer are held.
+    /// Removes the positions from `offset` on. Does nothing if there are fewer.
     fn truncate(&mut self, offset: i32) -> Result<()>;
 }
 
@@ -25,32 +25,32 @@ pub trait KeyValueCache {
 #[derive(Debug, Clone, Default)]
 pub struct KVCache {
     /// Keys and values, `[batch, kv heads, capacity, head width]`.
-    held: Option<(Tensor, Tensor)>,
+    arrays: Option<(Tensor, Tensor)>,
     offset: i32,
 }
 
 impl KVCache {
-    /// Positions that are allocated at a time.
+    /// The number of positions that are allocated at a time.
     pub const STEP: i32 = 256;
 
-    /// An empty cache.
+    /// Creates an empty cache.
     pub fn new() -> KVCache {
         KVCache::default()
     }
 
-    /// Forgets the positions from `offset` on. Does nothing where fewer are held.
+    /// Removes the positions from `offset` on. Does nothing if there are fewer.
     pub fn truncate(&mut self, offset: i32) {
         self.offset = self.offset.min(offset.max(0));
     }
 
-    /// The arrays held, for evaluation.
+    /// Returns the arrays in the cache, for evaluation.
     pub fn arrays(&self) -> impl Iterator<Item = &Tensor> {
-        self.held.iter().flat_map(|(keys, values)| [keys, values])
+        self.arrays.iter().flat_map(|(keys, values)| [keys, values])
     }
 
-    /// Makes room for `tokens` more positions.
+    /// Reserves room for `tokens` more positions.
     fn reserve(&mut self, keys: &Tensor, values: &Tensor, tokens: i32) -> Result<()> {
-        let capacity = self.held.as_ref().map_or(0, |(keys, _)| keys.dim(2));
+        let capacity = self.arrays.as_ref().map_or(0, |(keys, _)| keys.dim(2));
         let needed = self.offset + tokens;
         if needed <= capacity {
             return Ok(());
@@ -73,8 +73,8 @@ impl KVCache {
                 _ => Ok(room),
             }
         };
-        let old = self.held.take();
-        self.held = Some((
+        let old = self.arrays.take();
+        self.arrays = Some((
             grow(old.as_ref().map(|(k, _)| k), keys)?,
             grow(old.as_ref().map(|(_, v)| v), values)?,
         ));
@@ -90,13 +90,16 @@ impl KeyValueCache for KVCache {
     fn update_and_fetch(&mut self, keys: Tensor, values: Tensor) -> Result<(Tensor, Tensor)> {
         let end = self.offset + keys.dim(2);
         self.reserve(&keys, &values, keys.dim(2))?;
-        let Some((held_keys, held_values)) = &mut self.held else {
+        let Some((cached_keys, cached_values)) = &mut self.arrays else {
             return Err(Error::InvalidState("the KV cache has no room".into()));
         };
-        write(held_keys, self.offset..end, &keys)?;
-        write(held_values, self.offset..end, &values)?;
+        write(cached_keys, self.offset..end, &keys)?;
+        write(cached_values, self.offset..end, &values)?;
         self.offset = end;
-        Ok((slice(held_keys, 2, 0..end)?, slice(held_values, 2, 0..end)?))
+        Ok((
+            slice(cached_keys, 2, 0..end)?,
+            slice(cached_values, 2, 0..end)?,
+        ))
     }
 
     fn truncate(&mut self, offset: i32) -> Result<()> {
@@ -105,14 +108,14 @@ impl KeyValueCache for KVCache {
     }
 }
 
-/// The simplest cache: concatenates, copying everything at each step.
+/// The simplest cache: concatenates, which copies everything at each step.
 #[derive(Debug, Clone, Default)]
 pub struct ConcatKeyValueCache {
-    held: Option<(Tensor, Tensor)>,
+    arrays: Option<(Tensor, Tensor)>,
 }
 
 impl ConcatKeyValueCache {
-    /// An empty cache.
+    /// Creates an empty cache.
     pub fn new() -> ConcatKeyValueCache {
         ConcatKeyValueCache::default()
     }
@@ -120,27 +123,27 @@ impl ConcatKeyValueCache {
 
 impl KeyValueCache for ConcatKeyValueCache {
     fn offset(&self) -> i32 {
-        self.held.as_ref().map_or(0, |(keys, _)| keys.dim(2))
+        self.arrays.as_ref().map_or(0, |(keys, _)| keys.dim(2))
     }
 
     fn update_and_fetch(&mut self, keys: Tensor, values: Tensor) -> Result<(Tensor, Tensor)> {
-        let joined = match self.held.take() {
+        let joined = match self.arrays.take() {
             None => (keys, values),
             Some((k, v)) => (concat(&[&k, &keys], 2)?, concat(&[&v, &values], 2)?),
         };
-        self.held = Some(joined.clone());
+        self.arrays = Some(joined.clone());
         Ok(joined)
     }
 
     fn truncate(&mut self, offset: i32) -> Result<()> {
         let offset = offset.max(0);
         if let Some((keys, values)) = self
-            .held
+            .arrays
             .take()
             .filter(|(keys, _)| offset > 0 && keys.dim(2) > 0)
         {
             let end = offset.min(keys.dim(2));
-            self.held = Some((slice(&keys, 2, 0..end)?, slice(&values, 2, 0..end)?));
+            self.arrays = Some((slice(&keys, 2, 0..end)?, slice(&values, 2, 0..end)?));
         }
         Ok(())
     }
@@ -157,7 +160,7 @@ mod tests {
         Tensor::from_slice(&values, &[1, 1, tokens, 2])
     }
 
-    /// The two caches must hold the same, over block borders and after going back.
+    /// The two caches must have the same content, across block boundaries and after truncation.
     #[test]
     fn the_caches_agree() {
         let (mut stepped, mut joined) = (KVCache::new(), ConcatKeyValueCache::new());
@@ -203,7 +206,7 @@ mod tests {
         assert_eq!(cache.offset(), 0);
     }
 
-    /// A clone keeps what it had when the original is written further.
+    /// A clone keeps its content when the original is written further.
     #[test]
     fn a_clone_is_independent() {
         let mut cache = KVCache::new();

@@ -12,9 +12,8 @@ use crate::{
 
 /// `y = x · weightᵀ + bias`.
 ///
-/// On the CPU a dense weight keeps the dtype it was stored in and is widened for each product: all
-/// of a 7B model in float32 would take twice its memory. On a GPU it is held in the dtype of the
-/// activations.
+/// On the CPU a dense weight keeps its stored dtype and is widened for each product: a 7B model in
+/// float32 would need twice the memory. On a GPU it has the dtype of the activations.
 #[derive(Debug, Clone)]
 pub struct Linear {
     /// `[out, in]`
@@ -24,13 +23,13 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// A layer with a weight `[out, in]` and a bias `[out]`.
+    /// Creates a layer with a weight `[out, in]` and a bias `[out]`.
     pub fn new(weight: Matrix, bias: Option<Tensor>) -> Linear {
         Linear { weight, bias }
     }
 
-    /// Reads `weight` `[output, input]`, and `bias` `[output]` where the checkpoint has one.
-    /// `dtype` is that of the activations.
+    /// Loads `weight` `[output, input]`, and `bias` `[output]` if the checkpoint has one. `dtype`
+    /// is that of the activations.
     pub fn load(weights: &Weights, output: usize, input: usize, dtype: Dtype) -> Result<Linear> {
         let weight = Matrix::load(weights, output, input, dtype)?;
         let bias = weights
@@ -40,9 +39,9 @@ impl Linear {
         Ok(Linear { weight, bias })
     }
 
-    /// Reads the convolution of a patch embedding, `weight` `[width, ..channels and sides]`: with a
-    /// stride as wide as its kernel it is a linear layer over flattened patches, which here lie
-    /// channel by channel, `kernel` being the channels and then the sides. MLX stores channels
+    /// Loads the convolution of a patch embedding, `weight` `[width, ..channels and sides]`. With a
+    /// stride equal to its kernel, it is a linear layer over flattened patches, whose values are
+    /// ordered by channel here; `kernel` has the channels and then the sides. MLX stores channels
     /// last. Never quantized.
     pub fn load_patches(
         weights: &Weights,
@@ -76,12 +75,12 @@ impl Linear {
         })
     }
 
-    /// Whether it adds a bias.
+    /// Returns whether the layer has a bias.
     pub fn has_bias(&self) -> bool {
         self.bias.is_some()
     }
 
-    /// `[.., in]` to `[.., out]`.
+    /// Maps `[.., in]` to `[.., out]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::linear(x, self.weight.arrays(), self.bias.as_ref())
     }
@@ -98,7 +97,7 @@ pub struct GatedMlp {
 }
 
 impl GatedMlp {
-    /// An MLP of three layers.
+    /// Creates an MLP of three layers.
     pub fn new([gate, up, down]: [Linear; 3], activation: Activation) -> GatedMlp {
         GatedMlp {
             gate,
@@ -108,7 +107,7 @@ impl GatedMlp {
         }
     }
 
-    /// Reads `gate_proj`, `up_proj` and `down_proj`.
+    /// Loads `gate_proj`, `up_proj` and `down_proj`.
     pub fn load(
         weights: &Weights,
         width: usize,
@@ -124,7 +123,7 @@ impl GatedMlp {
         })
     }
 
-    /// `[.., width]` to the same shape.
+    /// Maps `[.., width]` to the same shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let parts = [&self.gate, &self.up, &self.down]
             .map(|linear| (linear.weight.arrays(), linear.bias.as_ref()));
@@ -132,7 +131,7 @@ impl GatedMlp {
     }
 }
 
-/// A table with one row a token.
+/// A table with one row per token.
 #[derive(Debug, Clone)]
 pub struct Embedding {
     /// `[rows, width]`
@@ -141,7 +140,7 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// Reads `weight` `[rows, width]`. `dtype` is that of the activations.
+    /// Loads `weight` `[rows, width]`. `dtype` is that of the activations.
     pub fn load(weights: &Weights, rows: usize, width: usize, dtype: Dtype) -> Result<Embedding> {
         Ok(Embedding {
             weight: Matrix::load(weights, rows, width, dtype)?,
@@ -149,13 +148,13 @@ impl Embedding {
         })
     }
 
-    /// Token ids `[batch, tokens]` to `[batch, tokens, width]`. Ids must be below the number of
-    /// rows: MLX does not check them.
+    /// Maps token ids `[batch, tokens]` to `[batch, tokens, width]`. Ids must be below the number
+    /// of rows: MLX does not check them.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         self.weight.rows(ids, self.dtype)
     }
 
-    /// As an output head that is tied to the embedding: `[.., width]` to `[.., rows]`.
+    /// Applies the embedding as a tied output head: `[.., width]` to `[.., rows]`.
     pub fn as_head(&self, x: &Tensor) -> Result<Tensor> {
         self.weight.apply(x)
     }

@@ -1,4 +1,4 @@
-//! The weights of linear layers and embeddings: as they are, or quantized.
+//! The weights of linear layers and embeddings, dense or quantized.
 
 use crate::{
     Result,
@@ -9,31 +9,31 @@ use crate::{
 /// `[rows, columns]`
 #[derive(Debug, Clone)]
 pub enum Matrix {
-    /// The numbers.
+    /// The plain values.
     Dense(Tensor),
-    /// A few bits for each.
+    /// Packed values of a few bits each.
     Quantized(QuantizedMatrix),
 }
 
 /// A matrix in MLX's packed form.
 #[derive(Debug, Clone)]
 pub struct QuantizedMatrix {
-    /// How.
+    /// The scheme.
     pub quantization: Quantization,
-    /// The bits, 32 to a word, `[rows, columns · bits / 32]`.
+    /// The packed values, in words of 32 bits, `[rows, columns · bits / 32]`.
     pub weight: Tensor,
     /// `[rows, columns / group size]`
     pub scales: Tensor,
-    /// `[rows, columns / group size]`; in the affine mode only.
+    /// `[rows, columns / group size]`; only in the affine mode.
     pub biases: Option<Tensor>,
 }
 
 impl Matrix {
-    /// Reads `weight`, `[rows, columns]`; with `scales` and `biases` beside it where it is
-    /// quantized. `dtype` is that of the activations: on a GPU everything is cast to it, on the CPU
-    /// it stays as it is stored.
+    /// Loads `weight`, `[rows, columns]`, with `scales` and `biases` if it is quantized. `dtype` is
+    /// that of the activations: on a GPU everything is cast to it; on the CPU it keeps its stored
+    /// dtype.
     ///
-    /// Where the loading quantizes, the matrix is read, quantized, and let go of.
+    /// If the model is quantized while loading, the dense matrix is read, quantized, and freed.
     pub fn load(weights: &Weights, rows: usize, columns: usize, dtype: Dtype) -> Result<Matrix> {
         if weights.has("scales") {
             return QuantizedMatrix::load(weights, rows, columns, dtype).map(Matrix::Quantized);
@@ -48,7 +48,7 @@ impl Matrix {
         }
     }
 
-    /// Reads `weight` of any shape, not quantized.
+    /// Loads `weight` of any shape, never quantized.
     pub fn load_dense(weights: &Weights, shape: &[usize], dtype: Dtype) -> Result<Tensor> {
         match dtype {
             Dtype::Float32 => weights.load("weight", shape),
@@ -56,12 +56,13 @@ impl Matrix {
         }
     }
 
-    /// `x [.., columns]` to `x · matrixᵀ [.., rows]`, in x's dtype.
+    /// Multiplies `x [.., columns]` by the transposed matrix: `x · matrixᵀ [.., rows]`, in x's
+    /// dtype.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         ops::linear(x, self.arrays(), None)
     }
 
-    /// Its arrays, as operations take them.
+    /// Returns the arrays in the form that operations take.
     pub(super) fn arrays(&self) -> Weight<'_> {
         match self {
             Matrix::Dense(weight) => Weight::Dense(weight),
@@ -69,13 +70,13 @@ impl Matrix {
         }
     }
 
-    /// The rows with these numbers, `[.., columns]`, in `dtype`. Numbers must be below that of
-    /// rows: MLX does not check them.
+    /// Returns the rows with these indices, `[.., columns]`, in `dtype`. Indices must be below the
+    /// number of rows: MLX does not check them.
     pub fn rows(&self, numbers: &Tensor, dtype: Dtype) -> Result<Tensor> {
         ops::rows(self.arrays(), numbers, dtype)
     }
 
-    /// Rows.
+    /// Returns the number of rows.
     pub fn row_count(&self) -> usize {
         match self {
             Matrix::Dense(weight) => weight.dim(0) as usize,
@@ -83,7 +84,7 @@ impl Matrix {
         }
     }
 
-    /// Bytes that it takes.
+    /// Returns the size in bytes.
     pub fn bytes(&self) -> u64 {
         match self {
             Matrix::Dense(weight) => weight.nbytes() as u64,
@@ -93,7 +94,7 @@ impl Matrix {
         }
     }
 
-    /// Numbers in a row.
+    /// Returns the number of values in a row.
     pub fn columns(&self) -> usize {
         match self {
             Matrix::Dense(weight) => weight.dim(-1) as usize,
@@ -105,7 +106,7 @@ impl Matrix {
 }
 
 impl QuantizedMatrix {
-    /// Quantizes `[rows, columns]`; the group size divides the columns.
+    /// Quantizes `[rows, columns]`; the group size must divide the columns.
     pub fn quantize(dense: &Tensor, quantization: Quantization) -> Result<QuantizedMatrix> {
         let Quantization {
             group_size,
@@ -121,7 +122,7 @@ impl QuantizedMatrix {
         })
     }
 
-    /// Its arrays, and what their tensors are called.
+    /// Returns the arrays with the names of their tensors.
     pub fn parts(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
         let biases = self.biases.as_ref().map(|biases| ("biases", biases));
         [("weight", &self.weight), ("scales", &self.scales)]
@@ -177,8 +178,8 @@ impl QuantizedMatrix {
     }
 }
 
-/// A small tensor, such as a bias or the weight of a norm: cast to the dtype of the activations
-/// once and for all.
+/// Loads a small tensor, such as a bias or the weight of a norm, and casts it to the dtype of the
+/// activations.
 pub(crate) fn load_vector(
     weights: &Weights,
     name: &str,

@@ -1,6 +1,6 @@
-//! Layers shared by models. A layer is a struct of tensors with a `forward`; it reads its own
-//! tensors from a [`Weights`] view, named beside its fields. Shapes stand at each forward. What
-//! computes is [`ops`](crate::device::ops).
+//! Layers shared by models. A layer is a struct of tensors with a `forward` method. It loads its
+//! own tensors from a [`Weights`] view under the names of its fields. Each `forward` documents its
+//! shapes. [`ops`](crate::device::ops) does the computing.
 //!
 //! [`Weights`]: crate::checkpoint::Weights
 

@@ -16,12 +16,12 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// Normalization by a weight `[width]`.
+    /// Creates a norm with a weight `[width]`.
     pub fn new(weight: Tensor, eps: f32) -> RmsNorm {
         RmsNorm { weight, eps }
     }
 
-    /// Reads `weight` `[width]`.
+    /// Loads `weight` `[width]`.
     pub fn load(weights: &Weights, width: usize, eps: f32, dtype: Dtype) -> Result<RmsNorm> {
         Ok(RmsNorm::new(
             load_vector(weights, "weight", &[width], dtype)?,
@@ -29,7 +29,7 @@ impl RmsNorm {
         ))
     }
 
-    /// Reads `weight` `[width]`, to which 1 is added in float32, as Gemma's norms have it
+    /// Loads `weight` `[width]` and adds 1 in float32, as Gemma's norms do
     /// (<https://github.com/huggingface/transformers/blob/v4.46.0/src/transformers/models/gemma/modeling_gemma.py>).
     pub fn load_plus_one(
         weights: &Weights,
@@ -43,7 +43,7 @@ impl RmsNorm {
         Ok(RmsNorm::new(weight, eps))
     }
 
-    /// `[.., width]` to the same shape.
+    /// Maps `[.., width]` to the same shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::rms_norm(x, &self.weight, self.eps)
     }
@@ -60,7 +60,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Reads `weight` and `bias`, `[width]` each.
+    /// Loads `weight` and `bias`, `[width]` each.
     pub fn load(weights: &Weights, width: usize, eps: f32, dtype: Dtype) -> Result<LayerNorm> {
         let vector = |name| load_vector(weights, name, &[width], dtype);
         Ok(LayerNorm {
@@ -70,7 +70,7 @@ impl LayerNorm {
         })
     }
 
-    /// `[.., width]` to the same shape.
+    /// Maps `[.., width]` to the same shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::layer_norm(x, &self.weight, &self.bias, self.eps)
     }

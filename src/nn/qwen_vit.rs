@@ -1,7 +1,7 @@
 //! Qwen2-VL's vision encoder and merger (<https://arxiv.org/abs/2409.12191>,
 //! <https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/qwen2_vl/modeling_qwen2_vl.py>):
-//! a transformer over patches of a picture of any size, positions rotated in two dimensions, and
-//! four neighbours merged into one feature.
+//! a transformer over patches of pictures of any size, with two-dimensional rotary positions, which
+//! merges four neighboring patches into one feature.
 
 use super::{Activation, LayerNorm, Linear, Matrix};
 use crate::{
@@ -13,31 +13,31 @@ use crate::{
     },
 };
 
-/// The size of an encoder.
+/// The settings of an encoder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QwenVitConfig {
-    /// Width of a token.
+    /// The number of values per token.
     pub width: usize,
-    /// Width inside a block's MLP.
+    /// The number of values inside a block's MLP.
     pub inner: usize,
-    /// Blocks.
+    /// The number of blocks.
     pub depth: usize,
-    /// Attention heads; a head's width is a multiple of 4.
+    /// The number of attention heads; the width of a head is a multiple of 4.
     pub heads: usize,
-    /// Edge of a patch, in pixels.
+    /// The edge of a patch, in pixels.
     pub patch_size: usize,
-    /// Frames of a patch.
+    /// The number of frames in a patch.
     pub temporal_patch: usize,
-    /// Patches on each edge of the square that becomes one feature.
+    /// The number of patches on each edge of the square that becomes one feature.
     pub merge: usize,
-    /// Width of a feature.
+    /// The number of values per feature.
     pub output: usize,
     /// The activation of the blocks' MLPs.
     pub activation: Activation,
 }
 
 impl QwenVitConfig {
-    /// Numbers of a patch.
+    /// Returns the number of values per patch.
     pub fn patch_numbers(&self) -> usize {
         3 * self.temporal_patch * self.patch_size * self.patch_size
     }
@@ -53,17 +53,17 @@ pub struct QwenVitEncoder {
     dtype: Dtype,
 }
 
-/// Epsilon of all norms.
+/// The epsilon of all norms.
 const EPS: f32 = 1e-6;
 
-/// Base of the rotary positions.
+/// The base of the rotary positions.
 const THETA: f32 = 10_000.0;
 
 impl QwenVitEncoder {
-    /// Reads the encoder below `weights`. `dtype` is that of the activations.
+    /// Loads the encoder below `weights`. `dtype` is that of the activations.
     ///
     /// # Errors
-    /// [`Error::CorruptModel`] with the tensor that is missing or has another shape.
+    /// [`Error::CorruptModel`] naming the tensor that is missing or has another shape.
     pub fn load(weights: &Weights, config: QwenVitConfig, dtype: Dtype) -> Result<QwenVitEncoder> {
         let kernel = [
             3,
@@ -84,9 +84,9 @@ impl QwenVitEncoder {
         })
     }
 
-    /// Patches of some grids, each frames by rows by columns, in the order of the merged squares,
-    /// to features `[squares, output]`. `progress` is told the part that is done, 0 to 1, after
-    /// every block; an error from it ends the work.
+    /// Encodes the patches of some grids (each frames by rows by columns), in the order of the
+    /// merged squares, as features `[squares, output]`. `progress` receives the fraction that is
+    /// complete, 0 to 1, after every block; an error from it ends the work.
     pub fn forward(
         &self,
         patches: &[f32],
@@ -109,7 +109,7 @@ impl QwenVitEncoder {
             ops::floats(patches, &[1, count as i32, numbers as i32]).as_dtype(self.dtype)?;
         let mut x = self.patch_embedding.forward(&pixels)?;
         let table = self.table(grids);
-        // Frames of a picture or clip do not see each other.
+        // Frames of a picture or clip do not attend to each other.
         let frames: Vec<i32> = grids
             .iter()
             .flat_map(|[t, h, w]| (0..*t).map(move |_| (h * w) as i32))
@@ -117,14 +117,14 @@ impl QwenVitEncoder {
         for (i, block) in self.blocks.iter().enumerate() {
             x = inject_into("encoder", block.forward(&x, &table, &frames)?)?;
             if self.dtype == Dtype::Float32 {
-                x.eval()?; // weights widened for this block go before the next
+                x.eval()?; // frees the weights widened for this block before the next one
             }
             progress((i + 1) as f32 / self.blocks.len() as f32)?;
         }
         self.merger.forward(&x)
     }
 
-    /// The matrices, by the paths of their modules.
+    /// Adds the matrices, by the paths of their modules.
     pub(crate) fn matrices<'a>(&'a mut self, path: &str, all: &mut Vec<(String, &'a mut Matrix)>) {
         for (i, block) in self.blocks.iter_mut().enumerate() {
             let linears = [
@@ -144,7 +144,8 @@ impl QwenVitEncoder {
         all.push((format!("{path}.merger.mlp.2"), &mut fc2.weight));
     }
 
-    /// The angles of each patch: a quarter of a head's width by its row, a quarter by its column.
+    /// Returns the angles of each patch: a quarter of a head's width by its row, a quarter by its
+    /// column.
     fn table(&self, grids: &[[u32; 3]]) -> RotaryTable {
         let quarter = self.config.width / self.config.heads / 4;
         let frequency = |i: usize| 1.0 / THETA.powf(i as f32 / quarter as f32);
@@ -164,7 +165,7 @@ impl QwenVitEncoder {
     }
 }
 
-/// Row and column of each patch of a grid, square by merged square.
+/// Returns the row and column of each patch of a grid, one merged square after the other.
 fn patch_positions(
     [frames, rows, columns]: [u32; 3],
     merge: u32,
@@ -204,7 +205,7 @@ impl Block {
         })
     }
 
-    /// `[1, patches, width]` to the same shape. Patches see those of their frame.
+    /// Maps `[1, patches, width]` to the same shape. Patches attend to those in their frame.
     fn forward(&self, x: &Tensor, table: &RotaryTable, frames: &[i32]) -> Result<Tensor> {
         let qkv = self.qkv.forward(&self.norm1.forward(x)?)?;
         let width = x.dim(2);
@@ -235,13 +236,13 @@ impl Block {
     }
 }
 
-/// Makes one feature of the patches of a square.
+/// Merges the patches of a square into one feature.
 #[derive(Debug, Clone)]
 struct Merger {
     norm: LayerNorm,
     fc1: Linear,
     fc2: Linear,
-    /// Numbers of a square's patches.
+    /// The number of values in a square's patches.
     width: i32,
 }
 
@@ -256,7 +257,7 @@ impl Merger {
         })
     }
 
-    /// `[1, patches, width]` to `[squares, output]`.
+    /// Maps `[1, patches, width]` to `[squares, output]`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let squares = self.norm.forward(x)?.reshape(&[-1, self.width])?;
         let inner = ops::activate(&self.fc1.forward(&squares)?, Activation::Gelu)?;

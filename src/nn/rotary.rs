@@ -9,36 +9,36 @@ use crate::{
     },
 };
 
-/// How a layer's queries and keys are rotated.
+/// The rotation of a layer's queries and keys.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rope {
-    /// Base of the frequencies.
+    /// The base of the frequencies.
     pub theta: f32,
-    /// By what positions are divided; 1 for nothing.
+    /// The divisor of positions; 1 for none.
     pub scaling: f32,
-    /// Which of a row's positions each frequency takes.
+    /// The component of a row's position that each frequency uses.
     pub kind: RopeKind,
 }
 
-/// Which of a row's positions each frequency takes.
+/// The component of a row's position that each frequency uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RopeKind {
-    /// The first for all: those of text.
+    /// The first component for all frequencies, as in text.
     Sequential,
-    /// The first frequencies the first position, and so on, so many each, half a head's width in
-    /// all (Qwen2-VL's M-RoPE, <https://arxiv.org/abs/2409.12191>).
+    /// Each component for so many frequencies, in order; they add up to half a head's width
+    /// (Qwen2-VL's M-RoPE, <https://arxiv.org/abs/2409.12191>).
     Sections([usize; 3]),
 }
 
 /// The angles of some rows.
 pub(super) enum Angles {
-    /// Positions follow each other from here.
+    /// Consecutive positions from here on.
     From(usize),
     Table(RotaryTable),
 }
 
 impl Rope {
-    /// The angles of rows, for heads of this width.
+    /// Returns the angles of rows, for heads of this width.
     pub(super) fn angles(&self, rows: &[Row], width: usize) -> Angles {
         match rows.first() {
             Some(first) if self.are_sequential(rows) => Angles::From(first.position[0] as usize),
@@ -57,7 +57,7 @@ impl Rope {
 
     fn table(&self, rows: &[Row], width: usize) -> RotaryTable {
         let half = width / 2;
-        // As transformers computes them: frequencies and angles in float32.
+        // As in transformers: frequencies and angles are computed in float32.
         let frequencies: Vec<f32> = (0..half)
             .map(|i| 1.0 / self.theta.powf((2 * i) as f32 / width as f32) / self.scaling)
             .collect();
@@ -82,7 +82,7 @@ impl Rope {
 }
 
 impl RopeKind {
-    /// The position that the `i`th frequency takes.
+    /// Returns the component that the `i`th frequency uses.
     fn axis(self, i: usize) -> usize {
         match self {
             RopeKind::Sequential => 0,
@@ -98,8 +98,8 @@ mod tests {
     use super::*;
     use crate::device::{Backend, CpuKernels, Device, ops::floats};
 
-    /// A table of positions that follow each other gives what the fast way gives, scaled or not, in
-    /// our kernels and MLX's.
+    /// A table of consecutive positions agrees with the fast path, scaled or not, in our kernels
+    /// and MLX's.
     #[test]
     fn both_ways_agree() {
         let numbers: Vec<f32> = (0..3 * 2 * 8).map(|i| (i as f32 * 0.37).sin()).collect();

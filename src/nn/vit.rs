@@ -1,7 +1,7 @@
 //! The vision transformer of timm
 //! (<https://github.com/huggingface/pytorch-image-models/blob/v0.9.10/timm/models/vision_transformer.py>),
-//! as far as features are taken from it: DINOv2 with class and register tokens and LayerScale,
-//! SigLIP without.
+//! up to the block whose features are used: DINOv2 with class and register tokens and LayerScale,
+//! SigLIP without them.
 
 use super::{LayerNorm, Linear, Matrix, load_vector};
 use crate::{
@@ -13,36 +13,37 @@ use crate::{
     },
 };
 
-/// The size of a vision transformer.
+/// The settings of a vision transformer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ViTConfig {
-    /// Width of a token.
+    /// The number of values per token.
     pub embed_dim: usize,
-    /// Blocks in the checkpoint. Features come from the last but one, so one fewer is run.
+    /// The number of blocks in the checkpoint. Features come from the second-to-last, so one fewer
+    /// is run.
     pub depth: usize,
-    /// Attention heads; divides `embed_dim`.
+    /// The number of attention heads; divides `embed_dim`.
     pub num_heads: usize,
-    /// Width between the two layers of a block's MLP.
+    /// The number of values between the two layers of a block's MLP.
     pub intermediate_dim: usize,
-    /// Whether a class token stands before the patches.
+    /// Whether there is a class token before the patches.
     pub has_cls_token: bool,
-    /// Register tokens between class token and patches.
+    /// The number of register tokens between class token and patches.
     pub num_registers: usize,
-    /// Whether each branch is scaled channel by channel before it is added.
+    /// Whether each branch is scaled per channel before it is added.
     pub has_layer_scale: bool,
-    /// Edge of a patch, in pixels.
+    /// The edge of a patch, in pixels.
     pub patch_size: usize,
-    /// Edge of the picture, in pixels.
+    /// The edge of the picture, in pixels.
     pub image_size: usize,
-    /// Rows of the position embedding: the patches, or also the class token.
+    /// The number of rows in the position embedding: the patches, with or without the class token.
     pub num_positions: usize,
-    /// Between the two layers of a block's MLP.
+    /// The activation between the two layers of a block's MLP.
     pub activation: Activation,
 }
 
 impl ViTConfig {
-    /// DINOv2 ViT-L/14 with four registers: timm's `vit_large_patch14_reg4_dinov2.lvd142m` at 224
-    /// pixels.
+    /// Returns the settings of DINOv2 ViT-L/14 with four registers: timm's
+    /// `vit_large_patch14_reg4_dinov2.lvd142m` at 224 pixels.
     pub fn dinov2_large() -> ViTConfig {
         ViTConfig {
             embed_dim: 1024,
@@ -59,7 +60,7 @@ impl ViTConfig {
         }
     }
 
-    /// SigLIP so400m/14: timm's `vit_so400m_patch14_siglip_224`.
+    /// Returns the settings of SigLIP so400m/14: timm's `vit_so400m_patch14_siglip_224`.
     pub fn siglip_so400m() -> ViTConfig {
         ViTConfig {
             embed_dim: 1152,
@@ -76,17 +77,17 @@ impl ViTConfig {
         }
     }
 
-    /// Patches of a picture: the tokens that the encoder gives for it.
+    /// Returns the number of patches per picture, which is the number of output tokens.
     pub fn num_patches(&self) -> usize {
         (self.image_size / self.patch_size).pow(2)
     }
 }
 
-/// A vision encoder up to the output of its last but one block, where Prismatic models take their
-/// features (no final norm).
+/// A vision encoder up to the output of its second-to-last block, where Prismatic models take their
+/// features (without the final norm).
 #[derive(Debug, Clone)]
 pub struct ViTEncoder {
-    /// The encoder's size.
+    /// The encoder's settings.
     pub config: ViTConfig,
     patch_embed: Linear,
     /// `[1, positions, width]`
@@ -97,7 +98,7 @@ pub struct ViTEncoder {
     dtype: Dtype,
 }
 
-/// Reads the encoder below `weights`. `dtype` is that of the activations.
+/// Loads the encoder below `weights`. `dtype` is that of the activations.
 pub fn load_vit_encoder(weights: &Weights, config: ViTConfig, dtype: Dtype) -> Result<ViTEncoder> {
     let width = config.embed_dim;
     let pos_embed = load_vector(
@@ -124,7 +125,7 @@ pub fn load_vit_encoder(weights: &Weights, config: ViTConfig, dtype: Dtype) -> R
         Some(concat(&prefix.iter().collect::<Vec<_>>(), 1)?)
     };
     if let Some(prefix) = &prefix {
-        prefix.eval()?; // else only the thread that loads could compute with it
+        prefix.eval()?; // otherwise only the loading thread could compute with it
     }
     let patch_embed = Linear::load_patches(
         &weights.at("patch_embed.proj"),
@@ -147,14 +148,14 @@ pub fn load_vit_encoder(weights: &Weights, config: ViTConfig, dtype: Dtype) -> R
 }
 
 impl ViTEncoder {
-    /// Normalized pixels `[batch, height, width, 3]` to features `[batch, patches, width]`.
+    /// Encodes normalized pixels `[batch, height, width, 3]` as features `[batch, patches, width]`.
     pub fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
         self.forward_by_blocks(pixels, &mut || Ok(()))
     }
 
-    /// [`ViTEncoder::forward`] that calls `each` after every block; an error from it ends the work.
-    /// On a GPU the blocks are computed together when the features are evaluated, which takes about
-    /// as long as a layer of the decoder takes for a chunk of a prompt.
+    /// Does the same as [`ViTEncoder::forward`], and calls `each` after every block; an error from
+    /// it ends the work. On a GPU the blocks are computed together when the features are evaluated,
+    /// which takes about as long as one decoder layer for a chunk of a prompt.
     pub fn forward_by_blocks(
         &self,
         pixels: &Tensor,
@@ -165,7 +166,7 @@ impl ViTEncoder {
         for block in &self.blocks {
             x = inject_into("encoder", block.forward(&x)?)?;
             if self.dtype == Dtype::Float32 {
-                x.eval()?; // weights widened for this block go before the next
+                x.eval()?; // frees the weights widened for this block before the next one
             }
             each()?;
         }
@@ -173,7 +174,7 @@ impl ViTEncoder {
         slice(&x, 1, prefix..x.dim(1))
     }
 
-    /// The matrices of the blocks, by the paths of their modules.
+    /// Adds the matrices of the blocks, by the paths of their modules.
     pub(crate) fn matrices<'a>(&'a mut self, path: &str, all: &mut Vec<(String, &'a mut Matrix)>) {
         for (i, block) in self.blocks.iter_mut().enumerate() {
             let path = format!("{path}.blocks.{i}");
@@ -189,13 +190,13 @@ impl ViTEncoder {
         }
     }
 
-    /// Blocks that run.
+    /// Returns the number of blocks that run.
     pub fn blocks(&self) -> usize {
         self.blocks.len()
     }
 
-    /// Cuts a picture into rows of `3 · patch²` values, channel by channel as the convolution's
-    /// weight has them: `[batch, patches, 3 · patch²]`.
+    /// Cuts a picture into rows of `3 · patch²` values, ordered by channel like the convolution's
+    /// weight: `[batch, patches, 3 · patch²]`.
     fn patches(&self, pixels: &Tensor) -> Result<Tensor> {
         let (patch, edge) = (self.config.patch_size as i32, self.config.image_size as i32);
         let &[batch, height, width, 3] = pixels.shape() else {
@@ -218,8 +219,8 @@ impl ViTEncoder {
         Ok(patches.reshape(&[batch, grid * grid, 3 * patch * patch])?)
     }
 
-    /// Adds positions and puts class and register tokens before the patches. Positions that do not
-    /// cover the class token are added before it comes (timm's `no_embed_class`).
+    /// Adds positions and inserts class and register tokens before the patches. Positions that do
+    /// not cover the class token are added before it is inserted (timm's `no_embed_class`).
     fn embed(&self, patches: Tensor) -> Result<Tensor> {
         let Some(prefix) = &self.prefix else {
             return Ok(patches.add(&self.pos_embed)?);
@@ -244,7 +245,7 @@ struct Block {
 }
 
 impl Block {
-    /// timm's vision transformers use this epsilon where PyTorch's default is 1e-5.
+    /// timm's vision transformers use this epsilon instead of PyTorch's default 1e-5.
     const EPS: f32 = 1e-6;
 
     fn load(weights: &Weights, config: &ViTConfig, dtype: Dtype) -> Result<Block> {
@@ -265,7 +266,7 @@ impl Block {
         })
     }
 
-    /// `[batch, tokens, width]` to the same shape.
+    /// Maps `[batch, tokens, width]` to the same shape.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = x.add(scale(
             self.attn.forward(&self.norm1.forward(x)?)?,
@@ -302,7 +303,7 @@ impl Attention {
         })
     }
 
-    /// Every token sees every other. `[batch, tokens, width]` to the same shape.
+    /// Every token attends to every other. Maps `[batch, tokens, width]` to the same shape.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, tokens, width) = (x.dim(0), x.dim(1), x.dim(2));
         let qkv =
@@ -347,7 +348,7 @@ impl Mlp {
         })
     }
 
-    /// `[batch, tokens, width]` to the same shape.
+    /// Maps `[batch, tokens, width]` to the same shape.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.fc2
             .forward(&ops::activate(&self.fc1.forward(x)?, self.activation)?)
