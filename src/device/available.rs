@@ -1,7 +1,8 @@
-//! How much memory Linux lets this process still take: the least of what the machine has, what each
-//! of the process's control groups (<https://docs.kernel.org/admin-guide/cgroup-v2.html>,
-//! <https://docs.kernel.org/admin-guide/cgroup-v1/memory.html>) leaves, and what its resource
-//! limits do.
+//! The memory that Linux still allows this process: the least of what the machine has available,
+//! what each of the process's control groups allows
+//! (<https://docs.kernel.org/admin-guide/cgroup-v2.html>,
+//! <https://docs.kernel.org/admin-guide/cgroup-v1/memory.html>), and what its resource limits
+//! allow.
 
 use std::{
     fs,
@@ -9,24 +10,24 @@ use std::{
     sync::{LazyLock, OnceLock},
 };
 
-/// Returns the bytes that this process could still take; `None` where the system does not say.
+/// Returns the bytes that this process can still allocate; `None` if the system does not say.
 pub(super) fn available() -> Option<u64> {
     static SYSTEM: LazyLock<System> = LazyLock::new(|| System::new(Path::new("/")));
     SYSTEM.available()
 }
 
-/// What the kernel says in the files below a root, which tests replace.
+/// The kernel's information in files below a root, which tests replace.
 struct System {
     root: PathBuf,
-    /// Where control groups are mounted, which seldom changes; the process's own group is read each
-    /// time.
+    /// The mount points of control groups, which rarely change; the process's own group is read
+    /// each time.
     mounts: OnceLock<Vec<Mount>>,
 }
 
 /// A hierarchy of control groups that may limit memory.
 struct Mount {
     version: Version,
-    /// Which group of the hierarchy is seen at `point`.
+    /// The group of the hierarchy that is visible at `point`.
     group: PathBuf,
     point: PathBuf,
 }
@@ -52,12 +53,13 @@ impl System {
             .min()
     }
 
-    /// What the kernel calls available (<https://docs.kernel.org/filesystems/proc.html#meminfo>).
+    /// Returns the memory that the kernel calls available
+    /// (<https://docs.kernel.org/filesystems/proc.html#meminfo>).
     fn machine(&self) -> Option<u64> {
         kibibytes(&self.read("proc/meminfo")?, "MemAvailable:")
     }
 
-    /// The least that any group from the process's own to the root leaves.
+    /// Returns the least that any group from the process's own up to the root allows.
     fn groups(&self) -> Option<u64> {
         let own = self.read("proc/self/cgroup")?;
         let mounts = self.mounts.get_or_init(|| {
@@ -82,7 +84,7 @@ impl System {
         mounts.iter().filter_map(left).min()
     }
 
-    /// What `ulimit -v` and `ulimit -d` leave.
+    /// Returns what `ulimit -v` and `ulimit -d` allow.
     fn address_space(&self) -> Option<u64> {
         let (limits, status) = (
             self.read("proc/self/limits")?,
@@ -107,8 +109,8 @@ impl System {
 }
 
 impl Version {
-    /// The process's group in a `/proc/self/cgroup`, whose lines are `number:controllers:group`.
-    /// The controllers are empty in version 2.
+    /// Returns the process's group from `/proc/self/cgroup`, whose lines are
+    /// `number:controllers:group`. The controllers are empty in version 2.
     fn group(self, own: &str) -> Option<&Path> {
         let group = own.lines().find_map(|line| {
             let (controllers, group) = line.split_once(':')?.1.split_once(':')?;
@@ -120,8 +122,8 @@ impl Version {
             };
             fits.then_some(Path::new(group))
         })?;
-        // A group outside of the namespace is written `/../other`: what is mounted here is all that
-        // can be seen then.
+        // A group outside of the namespace is written `/../other`; only what is mounted here is
+        // then visible.
         Some(if group.components().any(|part| part.as_os_str() == "..") {
             Path::new("/")
         } else {
@@ -129,7 +131,7 @@ impl Version {
         })
     }
 
-    /// What the limits of a group's folder leave; `None` where it has none.
+    /// Returns what the limits in a group's folder allow; `None` if it has none.
     fn left(self, folder: &Path) -> Option<u64> {
         let (limits, usage, files): (&[&str], _, _) = match self {
             Version::One => (
@@ -152,8 +154,8 @@ impl Version {
         };
         let limit = limits.iter().filter_map(|file| number(file)).min()?;
         let used = number(usage)?;
-        // Files that were read count as used until the kernel takes their memory back, which it
-        // does readily where they are not in use.
+        // The page cache counts as used until the kernel reclaims it, which it does readily for
+        // inactive pages.
         let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
         let [idle, busy] = files.map(|name| {
             field(&stat, &format!("{name} "))
@@ -164,7 +166,7 @@ impl Version {
     }
 }
 
-/// The mounts in a `/proc/self/mountinfo` that may limit memory. A line is
+/// Returns the mounts in `/proc/self/mountinfo` that may limit memory. A line is
 /// `id parent device root point options … - type source options`
 /// (<https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html>).
 fn mounts(text: &str) -> Vec<Mount> {
@@ -192,8 +194,8 @@ fn mounts(text: &str) -> Vec<Mount> {
     text.lines().filter_map(mount).collect()
 }
 
-/// A path in which blanks, tabs, line ends and backslashes are written as a backslash and three
-/// octal digits.
+/// Decodes a path in which blanks, tabs, newlines and backslashes are written as a backslash and
+/// three octal digits.
 fn unescaped(path: &str) -> String {
     [
         (r"\040", " "),
@@ -205,7 +207,7 @@ fn unescaped(path: &str) -> String {
     .fold(path.into(), |path, (code, text)| path.replace(code, text))
 }
 
-/// The first word after `name` in the line that begins so.
+/// Returns the first word after `name` in the line that starts with it.
 fn field<'t>(text: &'t str, name: &str) -> Option<&'t str> {
     text.lines()
         .find_map(|line| line.strip_prefix(name))?
@@ -227,7 +229,7 @@ mod tests {
         "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory\n";
     const TWO: &str = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
 
-    /// What a system with these files leaves.
+    /// The memory available in a system with these files.
     fn available(files: &[(&str, &str)]) -> Option<u64> {
         let root = TempDir::new().unwrap();
         for (name, content) in files {
@@ -316,8 +318,9 @@ mod tests {
         assert_eq!(available(&files), Some(0));
     }
 
-    /// In a container without a namespace of its own the mount begins at the container's group, and
-    /// the path is the host's. A path may hold blanks, and a process may have come from elsewhere.
+    /// In a container without its own namespace, the mount starts at the container's group, and the
+    /// path is the host's. A path may contain blanks, and a process may have been moved from
+    /// elsewhere.
     #[test]
     fn a_container_sees_its_part() {
         let limit = "sys/fs/cgroup/memory/memory.limit_in_bytes";

@@ -1,14 +1,14 @@
-//! Work to do when the process ends.
+//! Exit handlers.
 #![allow(unsafe_code)]
 
-/// Has `f` called when the process ends normally, before everything that was registered earlier,
-/// with the exit status where the system tells it. Where that cannot be registered it is not
+/// Registers `f` to be called when the process exits normally, before all handlers registered
+/// earlier, with the exit status if the system provides it. If it cannot be registered, it is not
 /// called.
 pub(crate) fn at_exit(f: fn(Option<i32>)) {
     system::register(f);
 }
 
-/// Ends the process at once: writes out what C's streams hold, and runs no more handlers.
+/// Ends the process at once: flushes C's streams, and runs no more handlers.
 pub(crate) fn leave(status: i32) -> ! {
     // SAFETY: NULL stands for all streams; neither call uses memory of ours.
     unsafe {
@@ -22,7 +22,7 @@ mod system {
     use std::ffi::{c_int, c_void};
 
     unsafe extern "C" {
-        /// As atexit, with the status: <https://man7.org/linux/man-pages/man3/on_exit.3.html>.
+        /// Like atexit, with the status: <https://man7.org/linux/man-pages/man3/on_exit.3.html>.
         safe fn on_exit(f: extern "C" fn(c_int, *mut c_void), argument: *mut c_void) -> c_int;
     }
 
@@ -44,7 +44,7 @@ mod system {
 
     static FUNCTION: OnceLock<fn(Option<i32>)> = OnceLock::new();
 
-    /// Keeps one function: the library has no second.
+    /// Stores one function: the library has no second.
     pub fn register(f: fn(Option<i32>)) {
         FUNCTION.get_or_init(|| f);
         // SAFETY: atexit may be called from any thread, and a function lives as long as the

@@ -1,4 +1,4 @@
-//! Failures on purpose, which show that a real one becomes an error.
+//! Injected failures, which show that real ones become errors.
 
 use std::{sync::Mutex, time::Duration};
 
@@ -7,23 +7,23 @@ use mlx_rs::{Array, linalg::inv};
 use super::require_within;
 use crate::{Error, Result};
 
-/// Fails where the tests ask for it with the environment variable `MOXIN_TEST_FAULT`. A release
-/// build has none of this.
+/// Fails if the tests ask for it with the environment variable `MOXIN_TEST_FAULT`. Not part of
+/// release builds.
 ///
-/// Its value is a kind, `@` and a place, such as `panic@engine`: the place fails whenever it is
-/// passed. With `:3` behind it, it fails only when it is passed for the third time since the
-/// variable has this value. The kinds are
+/// The value is a kind, `@` and a place, such as `panic@engine`: the place fails whenever it is
+/// reached. With `:3` appended, it fails only the third time it is reached since the variable has
+/// this value. The kinds are
 ///
 /// * `panic`; `mlx`, an operation that MLX refuses; `memory`, a refusal of this library;
-/// * `cancel`, `suspend` and `timeout`, as if the operation were to end here;
-/// * `eval`, an error that MLX meets on its own thread when it evaluates;
+/// * `cancel`, `suspend` and `timeout`, as if the operation had to stop here;
+/// * `eval`, an error that MLX finds on its own thread during evaluation;
 /// * `slow`, no failure, but the place takes 400 milliseconds.
 pub(crate) fn inject(place: &str) -> Result<()> {
     due(place).map_or(Ok(()), |kind| fail(&kind, place))
 }
 
-/// Does what [`inject`] does. A fault of the kind `eval` becomes part of `x` and shows when that is
-/// evaluated.
+/// Does the same as [`inject`]. A fault of the kind `eval` becomes part of `x` and occurs when that
+/// is evaluated.
 pub(crate) fn inject_into(place: &str, x: Array) -> Result<Array> {
     match due(place).as_deref() {
         None => Ok(x),
@@ -52,7 +52,7 @@ fn fail(kind: &str, place: &str) -> Result<()> {
     }
 }
 
-/// The kind of fault that a place has now.
+/// Returns the kind of fault that a place currently has.
 fn due(place: &str) -> Option<String> {
     static PASSES: Mutex<(String, u64)> = Mutex::new((String::new(), 0));
     if !cfg!(debug_assertions) {
@@ -77,8 +77,8 @@ fn due(place: &str) -> Option<String> {
         .then(|| kind.to_owned())
 }
 
-/// A number that cannot be computed: the inverse of a matrix that has none, which MLX finds out on
-/// the thread of its stream.
+/// A value that cannot be computed: the inverse of a singular matrix, which MLX finds out on the
+/// thread of its stream.
 fn fails_in_evaluation() -> Result<Array> {
     Ok(inv(Array::from_slice(&[0.0f32; 4], &[2, 2]))?.sum(None)?)
 }

@@ -1,7 +1,7 @@
-//! How much memory there is, how much MLX uses, and how much it may use.
+//! The memory that exists, that MLX uses, and that it may use.
 //!
-//! On the CPU, MLX keeps to no limit and does not check its allocations. So what an operation needs
-//! is estimated and compared with [`available_memory`] before MLX is asked: [`require`].
+//! On the CPU, MLX respects no limit and does not check its allocations. The memory of an operation
+//! is therefore estimated and compared with [`available_memory`] before MLX is called: [`require`].
 
 use std::sync::{
     OnceLock,
@@ -16,29 +16,30 @@ use super::{
 };
 use crate::{Error, Result, process};
 
-/// Memory that MLX and the kernels of this library hold, in bytes, for the whole process.
+/// The memory that MLX and the kernels of this library use in the whole process, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MemoryStats {
-    /// In use by arrays, and by kernels at work.
+    /// In use by arrays, and by running kernels.
     pub active: u64,
-    /// Kept for reuse, given back by [`clear_cache`].
+    /// Free buffers kept for reuse; [`clear_cache`] releases them.
     pub cache: u64,
-    /// The most that was ever active since the process began or [`reset_peak_memory`] was called.
+    /// The highest value that active had since the process started or [`reset_peak_memory`] was
+    /// called.
     pub peak: u64,
 }
 
-/// What is held now.
+/// Returns the memory in use now.
 ///
 /// # Errors
-/// [`Error::InvalidState`] in a forked child, as for all functions here that ask MLX: its locks may
-/// be held by a thread that is not there.
+/// [`Error::InvalidState`] in a forked child, like all functions here that call MLX: its locks may
+/// be held by a thread that does not exist there.
 pub fn memory_stats() -> Result<MemoryStats> {
     process::check()?;
     let [active, cache, peak] = buffer::memory();
     Ok(MemoryStats {
         active: mlx_rs::memory::active_memory()? as u64 + active,
         cache: mlx_rs::memory::cache_memory()? as u64 + cache,
-        // Of each the most: at the same time they were at most this.
+        // The peaks of both: together they were at most their sum.
         peak: mlx_rs::memory::peak_memory()? as u64 + peak,
     })
 }
@@ -50,24 +51,24 @@ pub fn reset_peak_memory() -> Result<()> {
     Ok(mlx_rs::memory::reset_peak_memory()?)
 }
 
-/// Gives MLX's unused buffers back to the system, and what the processor's kernels keep for this
-/// thread.
+/// Returns MLX's free buffers to the system, and the scratch memory that the CPU kernels keep for
+/// this thread.
 pub fn clear_cache() -> Result<()> {
     process::check()?;
     buffer::clear_scratch();
     Ok(mlx_rs::memory::clear_cache()?)
 }
 
-/// Bytes that arrays may take in this process, and those of them that MLX may keep for reuse;
-/// `u64::MAX` where no limit was set.
+/// The maximum number of bytes for arrays in this process, and for MLX's buffer cache among them;
+/// `u64::MAX` if no limit was set.
 static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
 static CACHE_LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
 
-/// Limits the bytes that arrays may take, and those of them that MLX keeps for reuse. `u64::MAX`
-/// stands for no limit but the machine's.
+/// Limits the bytes that arrays may use, and those of MLX's buffer cache among them. `u64::MAX`:
+/// only the machine limits them.
 ///
-/// What is in use already stays; an operation that would go beyond is refused with
-/// [`Error::OutOfMemory`].
+/// Memory that is already in use stays allocated; an operation that would exceed the limit is
+/// refused with [`Error::OutOfMemory`].
 pub fn set_memory_limits(total: u64, cache: u64) -> Result<()> {
     process::check()?;
     static MACHINE: OnceLock<u64> = OnceLock::new();
@@ -78,8 +79,8 @@ pub fn set_memory_limits(total: u64, cache: u64) -> Result<()> {
             *MACHINE.get_or_init(|| limit)
         }
     };
-    // MLX keeps to its own limit on some GPUs; there it waits for memory to become free before it
-    // takes more.
+    // MLX respects its own limit on some GPUs: it waits for memory to be freed before it allocates
+    // more.
     mlx_rs::memory::set_memory_limit(total.min(machine) as usize)?;
     mlx_rs::memory::set_cache_limit(cache.min(machine) as usize)?;
     LIMIT.store(total, Ordering::Relaxed);
@@ -87,18 +88,18 @@ pub fn set_memory_limits(total: u64, cache: u64) -> Result<()> {
     Ok(())
 }
 
-/// The limit that was set for arrays; `u64::MAX` where none was.
+/// Returns the limit for arrays; `u64::MAX` if none was set.
 pub fn memory_limit() -> u64 {
     LIMIT.load(Ordering::Relaxed)
 }
 
-/// Returns the bytes that arrays could still take: what the system has available and MLX keeps for
-/// reuse, within the limit that was set.
+/// Returns the bytes that arrays can still use: the system's available memory and MLX's buffer
+/// cache, within the limit that was set.
 ///
-/// On Linux the system has the least of what the kernel calls available on the machine, what the
-/// control groups of this process leave (those of containers and services, versions 1 and 2), and
-/// what its resource limits leave (`ulimit -v` and `-d`). Elsewhere it has MLX's own limit less
-/// what MLX holds, which on a Mac follows from the size of the machine's memory.
+/// On Linux, the system's available memory is the least of what the kernel calls available, what
+/// the control groups of this process allow (those of containers and services, versions 1 and 2),
+/// and what its resource limits allow (`ulimit -v` and `-d`). Elsewhere it is MLX's own limit minus
+/// MLX's memory; on a Mac the limit follows from the machine's memory.
 pub fn available_memory() -> Result<u64> {
     let used = memory_stats()?;
     let system = match available() {
@@ -109,7 +110,7 @@ pub fn available_memory() -> Result<u64> {
 }
 
 impl From<Exception> for Error {
-    /// Turns what MLX, or a kernel, reported into an error of this library.
+    /// Converts an exception from MLX or a kernel into an error of this library.
     fn from(exception: Exception) -> Error {
         match refused_bytes(&exception) {
             Some(needed) => Error::OutOfMemory {
@@ -122,12 +123,12 @@ impl From<Exception> for Error {
     }
 }
 
-/// Fails with [`Error::OutOfMemory`] where `needed` bytes for `what` are more than are available.
+/// Fails with [`Error::OutOfMemory`] if `needed` bytes for `what` are more than are available.
 pub fn require(what: &str, needed: u64) -> Result<()> {
     require_within(what, needed, None)
 }
 
-/// Does what [`require`] does, and fails too where they are more than `limit`.
+/// Does the same as [`require`], and also fails if they are more than `limit`.
 pub fn require_within(what: &str, needed: u64, limit: Option<u64>) -> Result<()> {
     let available = available_memory()?;
     let mut limit = available.min(limit.unwrap_or(u64::MAX));
@@ -145,8 +146,8 @@ pub fn require_within(what: &str, needed: u64, limit: Option<u64>) -> Result<()>
     keep_at_most(available - needed)
 }
 
-/// Has MLX keep no more for reuse than is left beside what an operation needs. It cannot use all of
-/// that again, and does not know the limits of control groups. On Apple's systems it knows the
+/// Limits MLX's buffer cache to the memory that an operation leaves. The operation cannot reuse all
+/// of it, and MLX does not know the limits of control groups. On Apple systems it knows the
 /// machine.
 fn keep_at_most(left: u64) -> Result<()> {
     if cfg!(target_vendor = "apple") {
@@ -160,8 +161,8 @@ fn keep_at_most(left: u64) -> Result<()> {
     Ok(())
 }
 
-/// Returns the bytes, `needed` at most, that the system is willing to promise, to a factor of two:
-/// on Linux it may promise less than there is. Nothing is filled, and so nothing is taken.
+/// Returns how many bytes, at most `needed`, the system is willing to promise, within a factor of
+/// two: Linux may promise less than there is. Nothing is written, so no memory is used.
 fn obtainable(needed: u64) -> u64 {
     let has = |bytes: u64| {
         usize::try_from(bytes).is_ok_and(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok())
@@ -173,10 +174,10 @@ fn obtainable(needed: u64) -> u64 {
     bytes
 }
 
-/// Makes an empty vector with room for so many items, which are a part of `what`.
+/// Returns an empty vector with room for so many items, which are part of `what`.
 ///
 /// # Errors
-/// [`Error::OutOfMemory`] where the system has no such room.
+/// [`Error::OutOfMemory`] if the system does not have that much memory.
 pub(crate) fn room<T>(items: usize, what: impl FnOnce() -> String) -> Result<Vec<T>> {
     let mut vector = Vec::new();
     vector
@@ -197,7 +198,7 @@ mod tests {
     fn what_the_system_does_not_promise_is_refused() {
         assert_eq!(obtainable(1 << 20), 1 << 20);
         if cfg!(target_os = "linux") {
-            // More than processors have addresses for.
+            // More than CPUs have addresses for.
             assert!(obtainable(1 << 60) < 1 << 60);
         }
     }

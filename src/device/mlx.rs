@@ -1,4 +1,4 @@
-//! The only caller of mlx-sys: what mlx-rs lacks.
+//! The only caller of mlx-sys: functions that mlx-rs lacks.
 #![allow(unsafe_code)]
 
 use std::{
@@ -11,26 +11,26 @@ use mlx_rs::{Array, Stream, error::Exception};
 
 use crate::{Error, Result, file};
 
-/// Whether a device was asked for: then Metal's kernels may be loaded.
+/// Whether a device was used: then Metal's kernels may be loaded.
 static IN_USE: AtomicBool = AtomicBool::new(false);
 
-/// Replaces mlx-c's error handler, which ends the process, by mlx-rs's, which returns errors.
+/// Replaces mlx-c's error handler, which exits the process, with mlx-rs's, which returns errors.
 ///
-/// mlx-rs installs its own at its first fallible call, and some calls that come before are
-/// infallible in its eyes: hence this, first.
+/// mlx-rs installs its handler at its first fallible call. Some earlier calls are infallible in
+/// mlx-rs's view, so this must come first.
 pub(super) fn install_error_handler() {
-    // Any fallible call of mlx-rs installs the handler. This one reads a counter; what it returns
-    // does not matter.
+    // Any fallible call of mlx-rs installs the handler. This one reads a counter; its result does
+    // not matter.
     let _ = mlx_rs::memory::active_memory();
 }
 
-/// Whether MLX can run on a GPU here.
+/// Returns whether MLX can use a GPU here.
 pub(super) fn gpu_is_available() -> bool {
     install_error_handler();
     IN_USE.store(true, Ordering::Relaxed);
     let mut available = false;
-    // SAFETY: the device is made, asked and freed here; `available` outlives the call that writes
-    // it.
+    // SAFETY: the device is created, queried and freed here; `available` outlives the call that
+    // writes it.
     unsafe {
         let device = mlx_sys::mlx_device_new_type(mlx_sys::mlx_device_type__MLX_GPU, 0);
         let status = mlx_sys::mlx_device_is_available(&mut available, device);
@@ -39,22 +39,22 @@ pub(super) fn gpu_is_available() -> bool {
     }
 }
 
-/// Where Metal's kernels, `mlx.metallib`, lie; to be called before anything else of this library.
-/// Needed only where the file is not beside the library, nor in `Resources/` beside it.
+/// Sets the path of Metal's kernels, `mlx.metallib`. Call it before anything else in this library.
+/// Only needed if the file is neither next to the library nor in `Resources/` next to it.
 ///
 /// # Errors
-/// [`Error::BackendUnavailable`] where this build has no Metal; [`Error::NotFound`];
-/// [`Error::InvalidState`] where MLX is in use already.
+/// [`Error::BackendUnavailable`] if this build has no Metal; [`Error::NotFound`];
+/// [`Error::InvalidState`] if MLX is already in use.
 pub fn set_metallib_path(path: &Path) -> Result<()> {
     if !cfg!(target_vendor = "apple") {
         return Err(Error::BackendUnavailable(
-            "this build computes without Metal and needs no metallib".into(),
+            "this build has no Metal and needs no metallib".into(),
         ));
     }
     file::open(path, "Metal's kernels")?;
     if IN_USE.load(Ordering::Relaxed) {
         return Err(Error::InvalidState(
-            "MLX is in use already; set the metallib path before anything else".into(),
+            "MLX is already in use; set the metallib path before anything else".into(),
         ));
     }
     let text = path.to_str().and_then(|path| CString::new(path).ok());
@@ -72,8 +72,8 @@ pub fn set_metallib_path(path: &Path) -> Result<()> {
     }
 }
 
-/// Quantizes `[rows, columns]` in one of MLX's modes without biases; gives the packed bits and the
-/// scales. mlx-rs has the affine mode only.
+/// Quantizes `[rows, columns]` in one of MLX's modes without biases; returns the packed values and
+/// the scales. mlx-rs only has the affine mode.
 pub fn quantize(
     matrix: &Array,
     group_size: usize,
@@ -82,8 +82,8 @@ pub fn quantize(
 ) -> Result<(Array, Array), Exception> {
     install_error_handler();
     let stream = Stream::thread_local_or_default();
-    // SAFETY: the vector and the arrays in it are made here, and each is freed here or given to an
-    // Array that does it; all else outlives the call.
+    // SAFETY: the vector and its arrays are created here, and each is freed here or owned by an
+    // Array that frees it; everything else outlives the call.
     unsafe {
         let none = Array::from_ptr(mlx_sys::mlx_array_new());
         let mut parts = mlx_sys::mlx_vector_array_new();
@@ -114,7 +114,7 @@ pub fn quantize(
     }
 }
 
-/// `x · matrixᵀ` for a matrix in one of MLX's modes without biases.
+/// Computes `x · matrixᵀ` for a matrix in one of MLX's modes without biases.
 pub fn quantized_matmul(
     x: &Array,
     weight: &Array,
@@ -125,7 +125,8 @@ pub fn quantized_matmul(
 ) -> Result<Array, Exception> {
     install_error_handler();
     let stream = Stream::thread_local_or_default();
-    // SAFETY: the arrays made here are given to Arrays that free them; all else outlives the call.
+    // SAFETY: the arrays created here are owned by Arrays that free them; everything else outlives
+    // the call.
     unsafe {
         let none = Array::from_ptr(mlx_sys::mlx_array_new());
         let mut product = mlx_sys::mlx_array_new();
@@ -150,8 +151,8 @@ pub fn quantized_matmul(
     }
 }
 
-/// The numbers of a matrix in one of MLX's modes without biases, in bfloat16, which holds them
-/// exactly.
+/// Returns the values of a matrix in one of MLX's modes without biases, in bfloat16, which
+/// represents them exactly.
 pub fn dequantize(
     weight: &Array,
     scales: &Array,
@@ -190,11 +191,11 @@ pub fn dequantize(
     }
 }
 
-/// Whether what this thread asks of MLX goes to the processor.
+/// Returns whether this thread's MLX operations run on the CPU.
 pub(super) fn stream_is_on_cpu() -> bool {
     install_error_handler();
     let stream = Stream::thread_local_or_default();
-    // SAFETY: the device is made, filled, read and freed here; the stream outlives the calls.
+    // SAFETY: the device is created, filled, read and freed here; the stream outlives the calls.
     unsafe {
         let mut device = mlx_sys::mlx_device_new();
         let mut kind = mlx_sys::mlx_device_type__MLX_GPU;
@@ -205,19 +206,19 @@ pub(super) fn stream_is_on_cpu() -> bool {
     }
 }
 
-/// Whether the rows of an evaluated array lie side by side in memory, without gaps.
+/// Returns whether the rows of an evaluated array are contiguous in memory.
 pub(super) fn is_row_contiguous(x: &Array) -> Result<bool, Exception> {
     let mut contiguous = false;
     // SAFETY: `contiguous` outlives the call that writes it.
     match unsafe { mlx_sys::_mlx_array_is_row_contiguous(&mut contiguous, x.as_ptr()) } {
         0 => Ok(contiguous),
         _ => Err(Exception::custom(
-            "MLX could not tell how an array lies in memory",
+            "MLX could not tell whether an array is contiguous",
         )),
     }
 }
 
-/// The memory of an evaluated float32 array from its first number to its last, whatever its
+/// Returns the memory of an evaluated float32 array from its first value to its last, whatever its
 /// strides.
 pub(super) fn strided_numbers(x: &Array) -> Result<&[f32], Exception> {
     x.eval()?;
@@ -234,9 +235,9 @@ pub(super) fn strided_numbers(x: &Array) -> Result<&[f32], Exception> {
     let last: usize = dimensions()
         .map(|(size, stride)| (*size as usize - 1) * stride)
         .sum();
-    // SAFETY: the array is evaluated, of this type, and not empty; its numbers, the last one
-    // included, lie in its buffer, which lives as long as it and which MLX does not write while an
-    // array uses it.
+    // SAFETY: the array is evaluated, of this type, and not empty; its values, including the last
+    // one, are in its buffer, which lives as long as the array and which MLX does not write while
+    // an array uses it.
     unsafe {
         Ok(std::slice::from_raw_parts(
             mlx_sys::mlx_array_data_float32(x.as_ptr()),
@@ -245,12 +246,12 @@ pub(super) fn strided_numbers(x: &Array) -> Result<&[f32], Exception> {
     }
 }
 
-/// Waits for all that this thread has given to its stream, and drops the errors that are left of
-/// it: MLX reports each to whoever comes next, which would be somebody else.
+/// Waits for everything that this thread has submitted to its stream, and drops the remaining
+/// errors: MLX reports each to the next caller, which would be an unrelated one.
 pub fn settle() {
     install_error_handler();
-    // SAFETY: the stream outlives the call. The status says whether there was an error, which is
-    // the one that is being dropped.
+    // SAFETY: the stream outlives the call. The status reports an error, which is the one being
+    // dropped.
     let _ = unsafe { mlx_sys::mlx_synchronize(Stream::thread_local_or_default().as_ptr()) };
 }
 
@@ -268,10 +269,10 @@ fn refused(what: &str, mode: &CStr) -> Exception {
     ))
 }
 
-/// The version of MLX, such as `0.32.2`.
+/// Returns the version of MLX, such as `0.32.2`.
 pub fn mlx_version() -> String {
     install_error_handler();
-    // SAFETY: the string is made, filled, read and freed here; its data is NULL or ends with NUL
+    // SAFETY: the string is created, filled, read and freed here; its data is NULL or ends with NUL
     // and lives until it is freed.
     unsafe {
         let mut string = mlx_sys::mlx_string_new();

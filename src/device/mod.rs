@@ -1,5 +1,4 @@
-//! Where the arithmetic runs: which backend there is, the dtype to compute in, and how much memory
-//! there is.
+//! Where computing happens: backends, their dtypes, and their memory.
 
 mod available;
 mod cpu;
@@ -28,7 +27,7 @@ use mlx_rs::{Array, Device as MlxDevice, DeviceType, Stream};
 
 use crate::{Error, Result, process};
 
-/// Copies the numbers of an array, which are `what`, as float32.
+/// Copies the values of an array as float32; `what` names them in errors.
 pub(crate) fn floats(array: &Array, what: &str) -> Result<Vec<f32>> {
     let wide = array.as_dtype(Dtype::Float32)?.contiguous()?;
     wide.eval()?;
@@ -40,13 +39,13 @@ pub(crate) fn floats(array: &Array, what: &str) -> Result<Vec<f32>> {
     Ok(copy)
 }
 
-/// The hardware that MLX computes on.
+/// The hardware that MLX uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backend {
-    /// The GPU where there is one, else the CPU.
+    /// The GPU if there is one, otherwise the CPU.
     #[default]
     Auto,
-    /// The processor.
+    /// The CPU.
     Cpu,
     /// An Apple GPU.
     Metal,
@@ -62,7 +61,7 @@ impl Backend {
         Backend::Cuda
     };
 
-    /// Whether models can run on this backend, here and now.
+    /// Returns whether models can run on this backend now.
     pub fn is_available(self) -> bool {
         match self {
             Backend::Auto | Backend::Cpu => true,
@@ -70,7 +69,7 @@ impl Backend {
         }
     }
 
-    /// The name that people write: `cpu`, `metal`, `cuda` or `auto`.
+    /// Returns the lower-case name: `cpu`, `metal`, `cuda` or `auto`.
     pub fn name(self) -> &'static str {
         match self {
             Backend::Auto => "auto",
@@ -80,22 +79,22 @@ impl Backend {
         }
     }
 
-    /// The backend itself, where `self` leaves the choice open.
+    /// Returns the actual backend if `self` is [`Backend::Auto`].
     fn resolve(self) -> Result<Backend> {
         match self {
             Backend::Auto if Backend::GPU.is_available() => Ok(Backend::GPU),
             Backend::Auto => Ok(Backend::Cpu),
             backend if backend.is_available() => Ok(backend),
             backend => Err(Error::BackendUnavailable(format!(
-                "{} is not on this machine or not in this build; use the CPU or leave the choice \
-                 to the library",
+                "{} is not on this machine or not in this build; use the CPU or let the library \
+                    choose",
                 backend.name()
             ))),
         }
     }
 }
 
-/// What of a device decides how much memory a model takes on it.
+/// The properties of a device that decide how much memory a model needs on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Arithmetic {
     /// The dtype of activations.
@@ -104,27 +103,27 @@ pub struct Arithmetic {
     pub own_kernels: bool,
 }
 
-/// A backend in use: the stream its operations go to, and the dtype of activations on it.
+/// A backend in use: the stream of its operations, and the dtype of its activations.
 ///
-/// MLX streams belong to the thread that made them: make one on each thread that computes.
+/// MLX streams belong to the thread that created them: create one on each thread that computes.
 #[derive(Debug, Clone)]
 pub struct Device {
-    /// What the device is; never [`Backend::Auto`].
+    /// The backend; never [`Backend::Auto`].
     pub backend: Backend,
     /// The dtype of activations: bfloat16 on a GPU, float32 on the CPU, whose bfloat16 arithmetic
     /// is far slower.
     pub dtype: Dtype,
-    /// Whose code computes, where the device is the CPU.
+    /// The kernels to use if the device is the CPU.
     pub cpu_kernels: CpuKernels,
     stream: Stream,
 }
 
 impl Device {
-    /// The device behind a backend, for the calling thread.
+    /// Returns the device of a backend, for the calling thread.
     ///
     /// # Errors
     /// [`Error::BackendUnavailable`]; [`Error::InvalidState`] in a child that was forked after a
-    /// device was made.
+    /// device was created.
     pub fn new(backend: Backend) -> Result<Device> {
         // MLX has threads of its own.
         process::enter()?;
@@ -143,10 +142,10 @@ impl Device {
         })
     }
 
-    /// The same device with activations of another dtype.
+    /// Returns the same device with another dtype of activations.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for one that is not float16, bfloat16 or float32.
+    /// [`Error::InvalidArgument`] if it is not float16, bfloat16 or float32.
     pub fn with_dtype(self, dtype: Dtype) -> Result<Device> {
         match dtype {
             Dtype::Float16 | Dtype::Bfloat16 | Dtype::Float32 => Ok(Device { dtype, ..self }),
@@ -156,7 +155,7 @@ impl Device {
         }
     }
 
-    /// The same device with other code computing on the CPU.
+    /// Returns the same device with other CPU kernels.
     pub fn with_cpu_kernels(self, cpu_kernels: CpuKernels) -> Device {
         Device {
             cpu_kernels,
@@ -164,8 +163,8 @@ impl Device {
         }
     }
 
-    /// How it computes: with the kernels of this library on the CPU, in float32, unless they are
-    /// not wanted.
+    /// Returns the arithmetic: this library's kernels on the CPU, in float32, unless they are
+    /// disabled.
     pub fn arithmetic(&self) -> Arithmetic {
         let own_kernels =
             self.is_cpu() && self.dtype == Dtype::Float32 && self.cpu_kernels.are_own();
@@ -175,15 +174,15 @@ impl Device {
         }
     }
 
-    /// Runs `f` with every MLX operation in it going to this device.
+    /// Runs `f` with every MLX operation in it on this device.
     pub fn run<T>(&self, f: impl FnOnce() -> T) -> T {
         cpu::with_own(self.arithmetic().own_kernels, || {
             mlx_rs::with_stream(&self.stream, f)
         })
     }
 
-    /// Whether this is the CPU, where weights are widened one layer at a time and wide copies must
-    /// go before the next.
+    /// Returns whether this is the CPU, where weights are widened one layer at a time and the wide
+    /// copies must be freed before the next.
     pub fn is_cpu(&self) -> bool {
         self.backend == Backend::Cpu
     }

@@ -1,8 +1,8 @@
-//! The one room that computes. Each operation is done by the kernels of this library where they are
-//! in use, and by MLX elsewhere; nobody else asks which.
+//! All computing operations. Each one uses this library's kernels if they are active, and otherwise
+//! MLX; no other module makes this choice.
 //!
-//! A [`Tensor`] is MLX's array. What it can do without choosing (reshape, add, concatenate) is done
-//! on it; what follows here is all that has kernels of its own, or needs more than one call.
+//! A [`Tensor`] is MLX's array. Operations without a choice (reshape, add, concatenate) are called
+//! on it directly. The functions here have kernels of their own, or need more than one call.
 
 use std::{ffi::CStr, ops::Range};
 
@@ -32,12 +32,12 @@ pub enum Activation {
     Gelu,
     /// The tanh approximation of GELU.
     GeluTanh,
-    /// `x · sigmoid(1.702 x)`, as CLIP has it.
+    /// `x · sigmoid(1.702 x)`, as in CLIP.
     QuickGelu,
 }
 
 impl Activation {
-    /// The activation that timm or transformers call `name`.
+    /// Returns the activation that timm or transformers call `name`.
     pub fn from_name(name: &str) -> Option<Activation> {
         match name {
             "silu" | "swish" => Some(Activation::Silu),
@@ -49,23 +49,23 @@ impl Activation {
     }
 }
 
-/// Which keys each query sees.
+/// The keys that each query attends to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sees<'a> {
-    /// All of them.
+    /// All keys.
     All,
-    /// Those up to its own position, the last query standing at the last key.
+    /// Those up to its own position; the last query is at the position of the last key.
     Past,
-    /// Of those up to its own position the last ones, so many. At least 1.
+    /// The last so many of those up to its own position. At least 1.
     Window(usize),
-    /// Its own range of keys, which is not empty.
+    /// A range of keys per query, never empty.
     Ranges(&'a [Range<usize>]),
 }
 
-/// Makes a tensor of numbers.
+/// Makes a tensor from numbers.
 ///
 /// # Panics
-/// Where the shape has another number of elements.
+/// Panics if the shape has another number of elements.
 pub fn floats(numbers: &[f32], shape: &[i32]) -> Tensor {
     Tensor::from_slice(numbers, shape)
 }
@@ -75,7 +75,7 @@ pub fn ids(ids: &[u32]) -> Tensor {
     Tensor::from_slice(ids, &[1, ids.len() as i32])
 }
 
-/// Puts tensors one behind the other along an axis.
+/// Concatenates tensors along an axis.
 pub fn concat(tensors: &[&Tensor], axis: i32) -> Result<Tensor> {
     Ok(mlx_ops::concatenate(tensors, axis)?)
 }
@@ -105,7 +105,7 @@ pub fn zeros(shape: &[i32], dtype: Dtype) -> Result<Tensor> {
     Ok(mlx_ops::zeros_dtype(shape, dtype)?)
 }
 
-/// Writes `new` in place of these tokens of `[batch, heads, tokens, width]`.
+/// Overwrites these tokens of `[batch, heads, tokens, width]` with `new`.
 pub fn write(x: &mut Tensor, tokens: Range<i32>, new: &Tensor) -> Result<()> {
     Ok(x.try_index_mut((.., .., tokens, ..), new)?)
 }
@@ -183,9 +183,9 @@ pub(crate) fn gated_mlp(
     linear(&inner, down.0, down.1)
 }
 
-/// Applies an activation to every element; the shape stays.
+/// Applies an activation to every element.
 ///
-/// From plain operations: mlx-rs's own are compiled, and on the CPU MLX compiles with a C++
+/// Uses plain operations: mlx-rs's own are compiled, and on the CPU MLX compiles with a C++
 /// compiler at run time.
 pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     if let Some(kernels) = cpu::kernels(x) {
@@ -224,15 +224,15 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Resul
     }
 }
 
-/// `[batch, tokens, heads · width]` to `[batch, heads, tokens, width]`.
+/// Splits `[batch, tokens, heads · width]` into `[batch, heads, tokens, width]`.
 pub fn split_heads(x: &Tensor, width: i32) -> Result<Tensor> {
     Ok(x.reshape(&[x.dim(0), x.dim(1), -1, width])?
         .transpose_axes(&[0, 2, 1, 3])?)
 }
 
-/// [`split_heads`] and rotary positions (<https://arxiv.org/abs/2104.09864>), the two halves of a
-/// head rotated against each other (not "traditional" pairs). The first token stands at `offset`;
-/// positions are divided by `scaling`.
+/// Applies [`split_heads`] and rotary positions (<https://arxiv.org/abs/2104.09864>), rotating the
+/// two halves of a head against each other (not "traditional" pairs). The first token has the
+/// position `offset`; positions are divided by `scaling`.
 pub fn rotate_heads(
     x: &Tensor,
     width: i32,
@@ -262,7 +262,7 @@ pub fn rotate_heads(
     }
 }
 
-/// Cosines and sines by which heads are rotated, `[tokens, width / 2]`.
+/// The cosines and sines for rotating heads, `[tokens, width / 2]`.
 #[derive(Debug, Clone)]
 pub struct RotaryTable {
     cos: Vec<f32>,
@@ -270,9 +270,9 @@ pub struct RotaryTable {
 }
 
 impl RotaryTable {
-    /// The table of angles in this order, `[tokens, width / 2]`.
+    /// Makes the table from angles in this order, `[tokens, width / 2]`.
     pub fn new(angles: impl Iterator<Item = f32>) -> RotaryTable {
-        // In float64, as the kernels do it; the angles themselves are float32 in transformers too.
+        // In float64, as in the kernels; the angles themselves are float32 in transformers too.
         let (sin, cos) = angles
             .map(|angle| f64::from(angle).sin_cos())
             .map(|(sin, cos)| (sin as f32, cos as f32))
@@ -281,7 +281,8 @@ impl RotaryTable {
     }
 }
 
-/// [`split_heads`], each head then rotated as its token's row of the table says, half against half.
+/// Applies [`split_heads`] and rotates each head by its token's row of the table, one half against
+/// the other.
 pub fn rotate_heads_by(x: &Tensor, width: i32, table: &RotaryTable) -> Result<Tensor> {
     let RotaryTable { cos, sin } = table;
     if let Some(kernels) = cpu::kernels(x) {
@@ -301,8 +302,8 @@ pub fn rotate_heads_by(x: &Tensor, width: i32, table: &RotaryTable) -> Result<Te
 }
 
 /// Computes attention of `[batch, heads, queries, width]` over keys and values
-/// `[batch, kv heads, keys, width]`; gives `[batch, queries, heads · width]`. Scores are multiplied
-/// by `factor` and then, with a soft cap, `cap · tanh(score / cap)`.
+/// `[batch, kv heads, keys, width]`; returns `[batch, queries, heads · width]`. Scores are
+/// multiplied by `factor` and then, with a soft cap, become `cap · tanh(score / cap)`.
 pub fn attention(
     [queries, keys, values]: [&Tensor; 3],
     factor: f32,
@@ -312,7 +313,7 @@ pub fn attention(
     let (&[batch, heads, tokens, _], &[_, _, all, _]) = (queries.shape(), keys.shape()) else {
         let shapes = [queries.shape(), keys.shape()];
         return Err(Exception::custom(format!(
-            "attention over queries and keys of shape {shapes:?}: four axes are needed"
+            "attention over queries and keys of shape {shapes:?}: expected four axes"
         ))
         .into());
     };
@@ -325,8 +326,8 @@ pub fn attention(
         };
         return Ok(kernels.attention([queries, keys, values], factor, softcap, sees)?);
     }
-    // Of a window only the keys that some query sees: the last one sees the last, the first as many
-    // before its own.
+    // For a window, only the keys that some query attends to: the last query attends to the last
+    // key, and the first to as many before its own.
     let seen = match sees {
         Sees::Window(window) => all.min(
             tokens
@@ -367,7 +368,7 @@ pub fn attention(
         .reshape(&[batch, tokens, heads * values.dim(3)])?)
 }
 
-/// Attention with a soft cap, which MLX's has not.
+/// Computes attention with a soft cap, which MLX's attention lacks.
 fn capped_attention(
     [queries, keys, values]: [&Tensor; 3],
     factor: f32,
@@ -396,7 +397,7 @@ fn capped_attention(
 }
 
 /// Makes the mask of the last queries over the last keys, `[queries, keys]`, true where a query
-/// sees a key.
+/// attends to a key.
 fn window_mask(queries: i32, keys: i32, window: usize) -> Result<Array> {
     let own = arange::<_, i32>(keys - queries, keys, None)?.reshape(&[queries, 1])?;
     let other = arange::<_, i32>(0, keys, None)?.reshape(&[1, keys])?;
@@ -405,7 +406,7 @@ fn window_mask(queries: i32, keys: i32, window: usize) -> Result<Array> {
     Ok(near.logical_and(other.le(&own)?)?)
 }
 
-/// Makes the mask of queries that see a range of keys each.
+/// Makes the mask of queries with a range of keys each.
 fn range_mask(ranges: &[Range<usize>], keys: i32) -> Result<Array> {
     let side = |bound: fn(&Range<usize>) -> usize| {
         let bounds: Vec<i32> = ranges.iter().map(|range| bound(range) as i32).collect();
@@ -417,8 +418,8 @@ fn range_mask(ranges: &[Range<usize>], keys: i32) -> Result<Array> {
         .logical_and(other.lt(side(|range| range.end))?)?)
 }
 
-/// Quantizes `[rows, columns]`; gives the packed bits, the scales and, in the affine mode, the
-/// biases. The group size divides the columns.
+/// Quantizes `[rows, columns]`; returns the packed values, the scales and, in the affine mode, the
+/// biases. The group size must divide the columns.
 pub(crate) fn quantize(
     dense: &Tensor,
     group_size: usize,
@@ -441,11 +442,11 @@ pub(crate) fn quantize(
     Ok(parts)
 }
 
-/// Returns the rows of a weight with these numbers, `[.., columns]`, in `dtype`. Numbers must be
-/// below that of rows: MLX does not check them.
+/// Returns the rows of a weight with these indices, `[.., columns]`, in `dtype`. Indices must be
+/// below the number of rows: MLX does not check them.
 ///
-/// In the affine mode they are computed in `dtype`, as a product with them is; in the others no
-/// rounding happens in any dtype.
+/// In the affine mode they are computed in `dtype`, as in a product; in the others no dtype causes
+/// rounding.
 pub(crate) fn rows(weight: Weight, numbers: &Tensor, dtype: Dtype) -> Result<Tensor> {
     let take = |tensor: &Tensor| tensor.take_axis(numbers, 0);
     let matrix = match weight {
@@ -468,7 +469,7 @@ pub(crate) fn rows(weight: Weight, numbers: &Tensor, dtype: Dtype) -> Result<Ten
     })
 }
 
-/// A scalar of x's dtype: a float32 one would promote everything after it.
+/// Returns a scalar in x's dtype: a float32 one would promote everything after it.
 fn like(value: f32, x: &Tensor) -> Result<Tensor, Exception> {
     Array::from_f32(value).as_dtype(x.dtype())
 }
@@ -524,8 +525,8 @@ mod tests {
         }
     }
 
-    /// Queries of zeros give the mean of the values that they see, here the keys' positions. What
-    /// is hidden counts for almost nothing.
+    /// Queries of zeros return the mean of the values they attend to, here the keys' positions.
+    /// Hidden keys count for almost nothing.
     #[test]
     fn each_query_sees_what_it_may() {
         for kernels in [CpuKernels::Own, CpuKernels::Mlx] {

@@ -1,8 +1,7 @@
 //! Scaled dot-product attention.
 //!
-//! For several queries keys and values are read block by block, so that the scores never take more
-//! than a block of them (<https://arxiv.org/abs/2205.14135>); a single query reads them as they
-//! lie.
+//! For several queries, keys and values are read block by block, so that only a block of scores
+//! exists at a time (<https://arxiv.org/abs/2205.14135>); a single query reads them directly.
 
 use std::ops::Range;
 
@@ -17,26 +16,26 @@ use super::{
     simd::{Isa, Kernel, Simd, with_simd},
 };
 
-/// An array `[batch, heads, tokens, width]` whose heads lie anywhere, each number of a head beside
-/// the next.
+/// An array `[batch, heads, tokens, width]` with any strides, except that the numbers of a head are
+/// contiguous.
 #[derive(Clone, Copy)]
 pub(crate) struct Heads<'a> {
     pub data: &'a [f32],
     pub shape: [usize; 4],
-    /// Of batch, heads, tokens.
+    /// The strides of batch, heads and tokens.
     pub strides: [usize; 3],
 }
 
-/// Which keys a query sees.
+/// The keys that a query attends to.
 #[derive(Clone, Copy)]
 pub(crate) enum Sees<'a> {
     All,
-    /// Those up to its own position, the last query standing at the last key; of them the last
-    /// `window`.
+    /// Those up to its own position; the last query is at the position of the last key. Of them the
+    /// last `window`.
     Past {
         window: usize,
     },
-    /// Of each query its own, a range that is not empty.
+    /// A range per query, never empty.
     Ranges(&'a [Range<usize>]),
 }
 
@@ -52,13 +51,13 @@ pub(crate) struct Attention<'a> {
     pub softcap: Option<f32>,
 }
 
-/// Rows of a task, a query of one head each, and keys of a block: scores take 96 KiB and what is
-/// packed up to 64 KiB, a thread.
+/// The number of rows in a task (one query of one head each) and of keys in a block. Per thread,
+/// scores use 96 KiB and packed data up to 64 KiB.
 const ROWS: usize = 96;
 const KEYS: usize = 256;
 
 impl<'a> Heads<'a> {
-    /// The tokens of a head.
+    /// Returns the tokens of a head.
     fn head(&self, batch: usize, head: usize) -> Tokens<'a> {
         let [_, _, tokens, width] = self.shape;
         let from = batch * self.strides[0] + head * self.strides[1];
@@ -112,7 +111,7 @@ impl Rows for Tokens<'_> {
 }
 
 impl Attention<'_> {
-    /// `[batch, queries, heads · width]` into `out`.
+    /// Computes `[batch, queries, heads · width]` into `out`.
     pub fn run(&self, isa: Isa, pool: &Pool, out: &mut [f32]) {
         let [batch, heads, queries, _] = self.queries.shape;
         let [_, kv_heads, keys, width] = self.values.shape;
@@ -141,7 +140,7 @@ impl Attention<'_> {
         });
     }
 
-    /// Returns the keys that a query sees.
+    /// Returns the keys that a query attends to.
     #[inline(always)]
     fn seen(&self, query: usize) -> Range<usize> {
         let (queries, keys) = (self.queries.shape[2], self.keys.shape[2]);
@@ -155,7 +154,7 @@ impl Attention<'_> {
         }
     }
 
-    /// Returns the keys that some of these queries see, and those between them.
+    /// Returns the range of all keys that any of these queries attends to.
     fn seen_by_any(&self, queries: Range<usize>) -> Range<usize> {
         match self.sees {
             Sees::Ranges(ranges) => {
@@ -167,7 +166,7 @@ impl Attention<'_> {
         }
     }
 
-    /// Hides what a query does not see of the keys from `start` on, whose scores these are.
+    /// Hides the keys from `start` on that a query does not attend to; these are their scores.
     #[inline(always)]
     fn hide(&self, query: usize, start: usize, scores: &mut [f32]) {
         let seen = self.seen(query);
@@ -200,8 +199,8 @@ fn cap_softly<S: Simd>(simd: S, scores: &mut [f32], cap: f32) {
 /// Lower than any score.
 const LOWEST: f32 = -1e30;
 
-/// Turns scores to `exp(score - largest)` and gives their sum. What is hidden, minus infinity,
-/// becomes so small that it does not count.
+/// Turns scores into `exp(score - largest)` and returns their sum. Hidden keys, with minus
+/// infinity, become so small that they do not count.
 #[inline(always)]
 fn exponentials<S: Simd>(simd: S, scores: &mut [f32], largest: f32) -> f32 {
     let (top, mut sum) = (simd.splat(largest), simd.splat(0.0));
@@ -304,7 +303,7 @@ impl Kernel for One<'_> {
     }
 }
 
-/// `count` queries from `first` on, each of the `group` heads that share keys and values.
+/// `count` queries from `first` on, for each of the `group` heads that share keys and values.
 struct Block<'a> {
     all: &'a Attention<'a>,
     batch: usize,
@@ -336,7 +335,7 @@ impl Kernel for Block<'_> {
         let width = 2 * S::LANES;
         let strips = values.width.div_ceil(width);
 
-        // Queries, packed as tiles.
+        // The queries, packed as tiles.
         let mut scaled = room(rows * keys.width);
         for row in 0..rows {
             let query = all
@@ -347,16 +346,16 @@ impl Kernel for Block<'_> {
         }
         let packed_queries = pack_rows::<S>(&scaled, rows);
         let (mut packed, mut scores) = (zeros(keys.width.max(KEYS) * width), zeros(rows * KEYS));
-        // Of each query the largest score so far, the sum of the exponentials, and that of the
-        // values: [strips, queries, two vectors].
+        // Per query: the largest score so far, the sum of the exponentials, and the weighted sum of
+        // values, [strips, queries, two vectors].
         let (mut largest, mut totals, mut mixed) = (
             vec![LOWEST; rows],
             vec![0.0f32; rows],
             zeros(strips * rows * width),
         );
 
-        // No query of these sees further, in either direction. Blocks begin where they would
-        // without a window.
+        // None of these queries attends beyond this range. Blocks start where they would without a
+        // window.
         let Range {
             start: lowest,
             end: last,
@@ -429,7 +428,7 @@ impl Kernel for Block<'_> {
     }
 }
 
-/// Rows, packed for [`add_tiles`].
+/// Packs rows for [`add_tiles`].
 #[inline(always)]
 fn pack_rows<S: Simd>(x: &[f32], rows: usize) -> Vec<f32> {
     let columns = x.len() / rows;

@@ -1,8 +1,8 @@
-//! Memory that the kernels take beside MLX's arrays, counted.
+//! Memory that the kernels use in addition to MLX's arrays, with a count of it.
 //!
-//! Kernels run deep inside tasks that several threads share. So one that gets no memory unwinds,
-//! with [`NoMemory`], and the function that an array comes from turns that into an error: see
-//! [`or_no_memory`].
+//! Kernels run deep inside tasks that several threads share. A kernel that cannot allocate memory
+//! therefore unwinds with [`NoMemory`], and the function that returns the array turns that into an
+//! error: see [`or_no_memory`].
 #![allow(unsafe_code)]
 
 use std::{
@@ -13,10 +13,10 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-/// A kernel unwinds with this where the system has not so many bytes.
+/// The unwind payload of a kernel that could not allocate so many bytes.
 pub(super) struct NoMemory(pub usize);
 
-/// Calls `f`, which runs kernels; fails where one gets no memory.
+/// Calls `f`, which runs kernels; fails if one cannot allocate memory.
 pub(super) fn or_no_memory<T>(f: impl FnOnce() -> T) -> Result<T, NoMemory> {
     catch_unwind(AssertUnwindSafe(f)).map_err(|panic| match panic.downcast::<NoMemory>() {
         Ok(refused) => *refused,
@@ -24,20 +24,20 @@ pub(super) fn or_no_memory<T>(f: impl FnOnce() -> T) -> Result<T, NoMemory> {
     })
 }
 
-/// A number whose bytes are all zero where it is zero.
+/// A number whose bytes are all zero if it is zero.
 ///
 /// # Safety
 /// Zero bytes are a valid value of the type.
 pub(super) unsafe trait Number: Copy {}
 
-// SAFETY: zero bytes are the number 0 in all of them.
+// SAFETY: zero bytes are the number 0 in all of these types.
 unsafe impl Number for f32 {}
 // SAFETY: as above.
 unsafe impl Number for u32 {}
 // SAFETY: as above.
 unsafe impl Number for i32 {}
 
-/// Room for so many numbers. Unwinds where there is no memory for them.
+/// Allocates room for so many numbers. Unwinds if there is no memory for them.
 pub(super) fn room<T>(len: usize) -> Vec<T> {
     let mut room = Vec::new();
     if room.try_reserve_exact(len).is_err() {
@@ -46,7 +46,7 @@ pub(super) fn room<T>(len: usize) -> Vec<T> {
     room
 }
 
-/// So many zeros. Unwinds where there is no memory for them.
+/// Allocates so many zeros. Unwinds if there is no memory for them.
 pub(super) fn zeros<T: Number>(len: usize) -> Vec<T> {
     if len == 0 {
         return Vec::new();
@@ -64,17 +64,17 @@ pub(super) fn zeros<T: Number>(len: usize) -> Vec<T> {
     unsafe { Vec::from_raw_parts(start.cast(), len, len) }
 }
 
-/// Bytes of all buffers, the most that they ever were since the last [`reset_peak`], and those of
-/// them that are kept for reuse.
+/// The bytes of all buffers, their peak since the last [`reset_peak`], and those that are kept for
+/// reuse.
 static NOW: AtomicU64 = AtomicU64::new(0);
 static PEAK: AtomicU64 = AtomicU64::new(0);
 static KEPT: AtomicU64 = AtomicU64::new(0);
 
-/// Numbers that a kernel works with or gives.
+/// Numbers that a kernel works with or returns.
 pub(super) struct Buffer<T>(Vec<T>);
 
 impl<T: Number> Buffer<T> {
-    /// So many zeros. Unwinds where there is no memory for them.
+    /// Allocates so many zeros. Unwinds if there is no memory for them.
     pub fn zeros(len: usize) -> Buffer<T> {
         let buffer = Buffer(zeros(len));
         let now = NOW.fetch_add(buffer.bytes(), Ordering::Relaxed) + buffer.bytes();
@@ -129,8 +129,9 @@ thread_local! {
     static SCRATCH: RefCell<Option<Kept>> = const { RefCell::new(None) };
 }
 
-/// Runs `f` with so many numbers, which may be anything, of memory that the thread keeps while
-/// about as much is in use: the system takes longer to give much than to fill it.
+/// Runs `f` with a buffer of so many numbers with any content. The thread keeps its memory while
+/// about as much is in use, because getting much memory from the system takes longer than filling
+/// it.
 pub(super) fn with_scratch<T>(len: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
     let kept = SCRATCH
         .take()
@@ -141,12 +142,13 @@ pub(super) fn with_scratch<T>(len: usize, f: impl FnOnce(&mut [f32]) -> T) -> T 
     result
 }
 
-/// Gives back what this thread keeps.
+/// Frees the buffer that this thread keeps.
 pub(in crate::device) fn clear_scratch() {
     SCRATCH.take();
 }
 
-/// Bytes in use, kept for reuse, and the most of both together since the last [`reset_peak`].
+/// Returns the bytes in use, those kept for reuse, and the peak of both together since the last
+/// [`reset_peak`].
 pub(in crate::device) fn memory() -> [u64; 3] {
     let kept = KEPT.load(Ordering::Relaxed);
     [
@@ -156,7 +158,7 @@ pub(in crate::device) fn memory() -> [u64; 3] {
     ]
 }
 
-/// Starts a new measurement of the most.
+/// Starts a new measurement of the peak.
 pub(in crate::device) fn reset_peak() {
     PEAK.store(NOW.load(Ordering::Relaxed), Ordering::Relaxed);
 }

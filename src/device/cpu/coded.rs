@@ -1,5 +1,5 @@
-//! Products with matrices in those of MLX's packed forms that have no kernel of their own, number
-//! by number.
+//! Products with matrices in the packed formats of MLX that have no kernel of their own, one number
+//! at a time.
 
 use std::sync::LazyLock;
 
@@ -10,7 +10,7 @@ use super::{
     simd::{Isa, Simd},
 };
 
-/// A matrix `[rows, columns]` whose numbers are codes of `bits` bits, the first in the lowest bits
+/// A matrix `[rows, columns]` whose values are codes of `bits` bits, the first in the lowest bits
 /// of the first word.
 #[derive(Clone, Copy)]
 pub(crate) struct Coded<'a> {
@@ -23,7 +23,7 @@ pub(crate) struct Coded<'a> {
     pub code: Code<'a>,
 }
 
-/// What codes stand for. Scales and biases are `[rows, columns / group size]`.
+/// The meaning of codes. Scales and biases are `[rows, columns / group size]`.
 #[derive(Clone, Copy)]
 pub(crate) enum Code<'a> {
     /// `scale · code + bias`
@@ -31,15 +31,15 @@ pub(crate) enum Code<'a> {
         scales: Floats<'a>,
         biases: Floats<'a>,
     },
-    /// Floats of 4 bits times a power of two.
+    /// 4-bit floats times a power of two.
     Mxfp4 { scales: &'a [u8] },
-    /// Floats of 8 bits times a power of two.
+    /// 8-bit floats times a power of two.
     Mxfp8 { scales: &'a [u8] },
-    /// Floats of 4 bits times one of 8.
+    /// 4-bit floats times an 8-bit float.
     Nvfp4 { scales: &'a [u8] },
 }
 
-/// What the bytes stand for in float formats of the OCP, as far as they are used here
+/// The values of all codes in the OCP's float formats, as far as they are used here
 /// (<https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf>).
 struct Tables {
     e2m1: [f32; 256],
@@ -65,7 +65,7 @@ static TABLES: LazyLock<Tables> = LazyLock::new(|| Tables {
     }),
 });
 
-/// A float with a sign, so many bits of exponent and of mantissa, and no infinities.
+/// Decodes a float with a sign, so many bits of exponent and mantissa, and no infinities.
 fn small_float(code: usize, exponent_bits: u32, mantissa_bits: u32) -> f32 {
     let one = 1 << mantissa_bits;
     let (mantissa, exponent) = (code % one, code / one % (1 << exponent_bits));
@@ -82,7 +82,7 @@ fn small_float(code: usize, exponent_bits: u32, mantissa_bits: u32) -> f32 {
 }
 
 impl Coded<'_> {
-    /// `x [x rows, columns] · selfᵀ + bias` into `out [x rows, rows]`.
+    /// Computes `x [x rows, columns] · selfᵀ + bias` into `out [x rows, rows]`.
     pub fn multiply(
         &self,
         isa: Isa,
@@ -92,7 +92,7 @@ impl Coded<'_> {
         out: &mut [f32],
     ) {
         assert_eq!(self.words.len(), self.rows * self.columns * self.bits / 32);
-        // Time goes by numbers here, not by bytes.
+        // The time depends on the number of values, not of bytes.
         multiply_rows(isa, pool, self, 4, x, bias, out);
     }
 

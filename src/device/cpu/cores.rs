@@ -1,20 +1,20 @@
-//! How many cores this process may use.
+//! The number of cores that this process may use.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-/// The cores that this process may use. Two CPUs of one core count once: their threads would wait
-/// for the same units.
+/// Returns the number of cores that this process may use. Two CPUs of one core count once: their
+/// threads would wait for the same units.
 pub(super) fn cores() -> usize {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     match cores_of(&allowed_cpus(&status), Path::new("/sys/devices/system/cpu")) {
         0 => cpus,
-        // A quota may allow less than that.
+        // A quota may allow fewer.
         cores => cores.min(cpus),
     }
 }
 
-/// The CPUs that a thread may run on, of its `/proc` status.
+/// Returns the CPUs that a thread may run on, from its `/proc` status.
 fn allowed_cpus(status: &str) -> Vec<usize> {
     let list = status
         .lines()
@@ -27,8 +27,8 @@ fn allowed_cpus(status: &str) -> Vec<usize> {
     ranges.flatten().collect()
 }
 
-/// The number of cores that these CPUs belong to, of the folder in which the system describes them.
-/// One that is not described counts as a core of its own.
+/// Returns the number of cores that these CPUs belong to, from the folder in which the system
+/// describes them. A CPU without a description counts as a core of its own.
 fn cores_of(cpus: &[usize], folder: &Path) -> usize {
     let siblings = |cpu: &usize| {
         fs::read_to_string(folder.join(format!("cpu{cpu}/topology/thread_siblings_list")))
@@ -44,7 +44,7 @@ fn cores_of(cpus: &[usize], folder: &Path) -> usize {
 mod tests {
     use super::*;
 
-    /// A folder with these CPUs and who shares a core with each.
+    /// A folder with these CPUs, each with the CPUs that share its core.
     fn system(name: &str, cpus: &[(usize, &str)]) -> std::path::PathBuf {
         let folder =
             std::env::temp_dir().join(format!("moxin-cores-{name}-{}", std::process::id()));

@@ -1,6 +1,5 @@
-//! Products with matrices of floating-point numbers, and with those in few bits that have no kernel
-//! of their own: numbers are widened to float32 as they are read, and multiplied and added in
-//! float32.
+//! Products with matrices of floating-point numbers, and with packed ones that have no kernel of
+//! their own: values are widened to float32 as they are read, and multiplied and added in float32.
 
 use super::{
     buffer::Buffer,
@@ -19,14 +18,15 @@ pub(crate) struct Dense<'a> {
     pub numbers: Floats<'a>,
 }
 
-/// Columns that are widened at once: a panel of AVX-512 then takes 32 KiB.
+/// The number of columns that are widened at once: a panel of AVX-512 then uses 32 KiB.
 const BLOCK: usize = 256;
 
-/// Rows that are read at once, so that each number of x is loaded once for them.
+/// The number of rows that are read at once, so that each value of x is loaded once for all of
+/// them.
 const ROWS: usize = 4;
 
 impl Dense<'_> {
-    /// `x [x rows, columns] · selfᵀ + bias` into `out [x rows, rows]`.
+    /// Computes `x [x rows, columns] · selfᵀ + bias` into `out [x rows, rows]`.
     pub fn multiply(
         &self,
         isa: Isa,
@@ -41,7 +41,7 @@ impl Dense<'_> {
     }
 }
 
-/// [`Dense::multiply`] with numbers of `item` bytes.
+/// Does the same as [`Dense::multiply`], with numbers of `item` bytes.
 pub(super) fn multiply_rows<R: Rows>(
     isa: Isa,
     pool: &Pool,
@@ -100,7 +100,7 @@ fn multiply_vector<S: Simd, R: Rows>(
 /// The product with one row of x, for some rows of the matrix.
 struct Vector<'a, R> {
     matrix: &'a R,
-    /// Bytes of a number.
+    /// The bytes per number.
     item: usize,
     x: &'a [f32],
     first: usize,
@@ -128,7 +128,7 @@ impl<R: Rows> Kernel for Vector<'_, R> {
             let ahead = matrix.address((first + ROWS).min(matrix.rows()), 0);
             let mut sums = [simd.splat(0.0); ROWS];
             for column in (0..whole).step_by(S::LANES) {
-                // The lines of the next rows, one after the other, as these are read.
+                // Prefetches the cache lines of the next rows while these are read.
                 simd.prefetch(ahead.wrapping_add(column * ROWS * item));
                 if S::LANES * ROWS * item > 64 {
                     simd.prefetch(ahead.wrapping_add(column * ROWS * item + 64));
@@ -148,7 +148,7 @@ impl<R: Rows> Kernel for Vector<'_, R> {
     }
 }
 
-/// Rows of x, packed for the tiles of [`row_panels`]: of each `[columns, H]`.
+/// Packs rows of x for the tiles of [`row_panels`]: `[columns, H]` for each.
 pub(super) fn pack<S: Simd>(simd: S, pool: &Pool, x: &[f32], rows: usize) -> Buffer<f32> {
     let columns = x.len() / rows;
     let mut packed = Buffer::zeros(x.len());
@@ -167,7 +167,7 @@ pub(super) fn pack<S: Simd>(simd: S, pool: &Pool, x: &[f32], rows: usize) -> Buf
     packed
 }
 
-/// Rows of x, `columns` apart, to `[columns, height]`.
+/// Packs rows of x, `columns` apart, as `[columns, height]`.
 pub(super) fn pack_tile(x: &[f32], columns: usize, height: usize, to: &mut [f32]) {
     for row in 0..height {
         for (to, x) in to[row..]
@@ -187,7 +187,7 @@ struct WithMatrix<'a, R> {
 }
 
 impl<R: Rows> WithMatrix<'_, R> {
-    /// The columns of a block.
+    /// Returns the columns of a block.
     fn block(&self, block: usize) -> std::ops::Range<usize> {
         block * BLOCK..((block + 1) * BLOCK).min(self.matrix.columns())
     }

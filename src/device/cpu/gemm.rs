@@ -1,9 +1,9 @@
-//! The frame of a matrix product `x · matrixᵀ`, which the products of quantized and of dense
-//! matrices fill in.
+//! The structure of a matrix product `x · matrixᵀ`, shared by the products of quantized and dense
+//! matrices.
 //!
-//! The columns of the result, rows of the matrix, are divided into panels of two vectors; each is
-//! one task. For each panel the matrix is unpacked block by block of the reduction, so that a block
-//! stays in the cache while all rows of x meet it, tile by tile
+//! The columns of the result, which are rows of the matrix, are divided into panels of two vectors;
+//! each panel is one task. For each panel the matrix is unpacked block by block of the reduction,
+//! so that a block stays in the cache while all rows of x are multiplied with it, tile by tile
 //! (<https://www.cs.utexas.edu/~flame/pubs/GotoTOMS_revision.pdf>).
 
 use super::{
@@ -13,16 +13,16 @@ use super::{
     simd::{Kernel, Simd},
 };
 
-/// A matrix product of one kind.
+/// A kind of matrix product.
 pub(super) trait Product: Sync {
-    /// What is known of the rows of x, packed by [`row_panels`].
+    /// Information about the rows of x, packed by [`row_panels`].
     type Block: Default;
 
-    /// Blocks of the reduction.
+    /// Returns the number of blocks of the reduction.
     fn blocks(&self) -> usize;
 
     /// Unpacks a block of the matrix's rows from `first` on, as many as two vectors are wide; rows
-    /// past the last may be anything.
+    /// past the last may have any content.
     fn pack<S: Simd>(&self, simd: S, first: usize, block: usize, packed: &mut Self::Block);
 
     /// Adds the product of `H` rows of x from `row` on with a packed block to `y`,
@@ -37,8 +37,8 @@ pub(super) trait Product: Sync {
     );
 }
 
-/// The heights of the tiles that cover so many rows, as (first row, height), and the place of a
-/// tile's part in an array with `row_size` numbers a row is `first row · row_size`.
+/// Returns the tiles that cover so many rows, as (first row, height). In an array with `row_size`
+/// numbers per row, a tile's part starts at `first row · row_size`.
 pub(super) fn row_panels(rows: usize, tile: usize) -> impl Iterator<Item = (usize, usize)> {
     let mut row = 0;
     std::iter::from_fn(move || {
@@ -51,8 +51,8 @@ pub(super) fn row_panels(rows: usize, tile: usize) -> impl Iterator<Item = (usiz
     })
 }
 
-/// Computes `[rows, columns]` into `out`, each of sums of `terms` products, and adds `bias` to each
-/// row.
+/// Computes `[rows, columns]` into `out`, each value a sum of `terms` products, and adds `bias` to
+/// each row.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn multiply<S: Simd, P: Product>(
     simd: S,

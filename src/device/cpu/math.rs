@@ -1,6 +1,6 @@
-//! Functions of each number: exponentials and the activations made of them, to about one unit in
-//! the last place.
-#![allow(clippy::excessive_precision)] // as their sources have them
+//! Element-wise functions: exponentials and the activations made from them, accurate to about one
+//! unit in the last place.
+#![allow(clippy::excessive_precision)] // in the precision of their sources
 
 use super::{
     pool::Pool,
@@ -10,7 +10,7 @@ use super::{
 
 /// A function of one number.
 pub(super) trait Function: Sync {
-    /// To be `#[inline(always)]`.
+    /// Must be `#[inline(always)]`.
     fn at<S: Simd>(simd: S, x: S::F) -> S::F;
 }
 
@@ -20,7 +20,7 @@ pub(crate) struct Silu;
 pub(crate) struct QuickGelu;
 /// `x · Φ(x)`, through the error function.
 pub(crate) struct Gelu;
-/// The tanh approximation of it.
+/// The tanh approximation of GELU.
 pub(crate) struct GeluTanh;
 
 impl Function for Silu {
@@ -62,7 +62,7 @@ impl Function for Gelu {
     }
 }
 
-/// `x / (1 + exp(-factor · x))`
+/// Returns `x / (1 + exp(-factor · x))`.
 #[inline(always)]
 fn logistic<S: Simd>(simd: S, x: S::F, factor: f32) -> S::F {
     simd.div(
@@ -71,7 +71,7 @@ fn logistic<S: Simd>(simd: S, x: S::F, factor: f32) -> S::F {
     )
 }
 
-/// `c[0] · xⁿ + .. + c[n]`
+/// Returns `c[0] · xⁿ + .. + c[n]`.
 #[inline(always)]
 fn polynomial<S: Simd, const N: usize>(simd: S, x: S::F, c: [f32; N]) -> S::F {
     let mut sum = simd.splat(c[0]);
@@ -81,14 +81,13 @@ fn polynomial<S: Simd, const N: usize>(simd: S, x: S::F, c: [f32; N]) -> S::F {
     sum
 }
 
-/// The exponential, of what is beyond float32's range that of its ends; NaN of NaN. The polynomial
-/// is Cephes's (<https://netlib.org/cephes/>, `expf`).
+/// Returns the exponential; arguments beyond float32's range are clamped, and NaN stays NaN. The
+/// polynomial is that of Cephes (<https://netlib.org/cephes/>, `expf`).
 #[inline(always)]
 pub(super) fn exp<S: Simd>(simd: S, x: S::F) -> S::F {
-    // Where one is NaN, these are their second argument.
+    // If one argument is NaN, these return the second.
     let x = simd.min(simd.splat(88.37), simd.max(simd.splat(-87.33), x));
-    // exp(x) = 2ⁿ · exp(r). A float of this size has no room for fractions, and n stands in its
-    // lowest bits.
+    // exp(x) = 2ⁿ · exp(r). A float of this size has no fraction bits, and n is in its lowest bits.
     let magic = simd.splat(12_582_912.0);
     let shifted = simd.fma(x, simd.splat(std::f32::consts::LOG2_E), magic);
     let n = simd.sub(shifted, magic);
@@ -109,7 +108,7 @@ pub(super) fn exp<S: Simd>(simd: S, x: S::F) -> S::F {
     simd.float(simd.add_i(simd.bits(p), simd.shl(simd.bits(shifted), 23)))
 }
 
-/// The error function, as Eigen has it
+/// Returns the error function, as in Eigen
 /// (<https://gitlab.com/libeigen/eigen/-/blob/3.4.0/unsupported/Eigen/src/SpecialFunctions/SpecialFunctionsImpl.h>).
 #[inline(always)]
 fn erf<S: Simd>(simd: S, x: S::F) -> S::F {
@@ -137,7 +136,7 @@ fn erf<S: Simd>(simd: S, x: S::F) -> S::F {
     )
 }
 
-/// `function(x)`, times `times` where that is given, number for number; without `x` of what is in
+/// Writes `function(x)` for every number, times `times` if given; without `x`, of the content of
 /// `out`.
 pub(super) fn map<F: Function>(
     isa: Isa,

@@ -1,8 +1,8 @@
-//! Kernels of our own for the processor, where MLX's are scalar and run on one thread.
+//! Our own CPU kernels, because MLX's are scalar and run on one thread.
 //!
-//! They compute in float32 on evaluated arrays and give back arrays, so models are written once:
-//! the layers in [`nn`](crate::nn) ask [`kernels`] whether they are in use. [`quantized`] says how
-//! products with quantized matrices are rounded.
+//! They compute in float32 on evaluated arrays and return arrays, so models are written once:
+//! [`ops`](crate::device::ops) asks [`kernels`] whether they are active. [`quantized`] describes
+//! how products with quantized matrices are rounded.
 
 mod attention;
 pub(super) mod buffer;
@@ -40,16 +40,16 @@ use {ops::Kernels, pool::Pool, simd::Isa};
 use super::mlx;
 use crate::{Error, Result};
 
-/// Whose code computes on the processor. On a GPU it makes no difference.
+/// The kernels used on the CPU. Has no effect on a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CpuKernels {
-    /// What the environment variable `MOXIN_CPU_KERNELS` says, `own` or `mlx`; where it is not set,
-    /// our own, but MLX's on Apple's systems, where it computes with Accelerate.
+    /// The environment variable `MOXIN_CPU_KERNELS` (`own` or `mlx`). If it is not set: our own, or
+    /// MLX's on Apple systems, where it uses Accelerate.
     #[default]
     Auto,
-    /// The kernels of this library, where activations are float32.
+    /// The kernels of this library, if activations are float32.
     Own,
-    /// MLX's.
+    /// MLX's kernels.
     Mlx,
 }
 
@@ -60,7 +60,7 @@ impl CpuKernels {
             "own" => Some(true),
             "mlx" => Some(false),
             other => {
-                log::warn!("MOXIN_CPU_KERNELS is {other:?}; own or mlx is expected");
+                log::warn!("MOXIN_CPU_KERNELS is {other:?}; expected own or mlx");
                 None
             }
         };
@@ -81,8 +81,7 @@ static POOL: LazyLock<Pool> = LazyLock::new(|| {
         match text.parse() {
             Ok(threads) if threads <= most_cpu_threads() => pool.set_threads(threads),
             _ => log::warn!(
-                "MOXIN_CPU_THREADS is {text:?} and does not count; a number from 0 to {} is \
-                 expected",
+                "MOXIN_CPU_THREADS is {text:?} and is ignored; expected a number from 0 to {}",
                 most_cpu_threads()
             ),
         }
@@ -90,35 +89,34 @@ static POOL: LazyLock<Pool> = LazyLock::new(|| {
     pool
 });
 
-/// The best vectors of this processor.
+/// The best vectors of this CPU.
 static ISA: LazyLock<Isa> = LazyLock::new(Isa::best);
 
-/// Returns the number of threads that the kernels of this library divide their work among: as many
-/// as there are cores that the process may use, unless the environment variable `MOXIN_CPU_THREADS`
-/// or [`set_cpu_threads`] said otherwise.
+/// Returns the number of threads that the kernels of this library use: one per core that the
+/// process may use, unless the environment variable `MOXIN_CPU_THREADS` or [`set_cpu_threads`]
+/// changes it.
 pub fn cpu_threads() -> usize {
     POOL.threads()
 }
 
-/// Sets [`cpu_threads`] for the whole process, from the next work on; 0 for as many as there are
-/// cores. Results do not depend on it.
+/// Sets [`cpu_threads`] for the whole process, for later work; 0 for one per core. Results do not
+/// depend on it.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] for more than [`most_cpu_threads`]; then nothing changes.
+/// [`Error::InvalidArgument`] for more than [`most_cpu_threads`]; nothing changes.
 pub fn set_cpu_threads(threads: usize) -> Result<()> {
     let most = most_cpu_threads();
     if threads > most {
         return Err(Error::InvalidArgument(format!(
-            "{threads} CPU threads; 0 to {most} are possible here: four for each CPU, and at least \
-             64"
+            "{threads} CPU threads; expected 0 to {most}: four per CPU, and at least 64"
         )));
     }
     POOL.set_threads(threads);
     Ok(())
 }
 
-/// Returns the most threads that can be asked for: four for each CPU that the process may use, or
-/// 64 where that is more.
+/// Returns the maximum number of threads: four per CPU that the process may use, or 64 if that is
+/// more.
 pub fn most_cpu_threads() -> usize {
     std::thread::available_parallelism()
         .map_or(1, usize::from)
@@ -126,13 +124,13 @@ pub fn most_cpu_threads() -> usize {
         .max(64)
 }
 
-/// What the kernels in use are made for, such as `AVX-512`.
+/// Returns the vectors that the active kernels use, such as `AVX-512`.
 pub fn cpu_vectors() -> &'static str {
     ISA.name()
 }
 
 thread_local! {
-    /// Whether our kernels are in use on this thread; `None` outside of
+    /// Whether our kernels are active on this thread; `None` outside of
     /// [`Device::run`](super::Device::run).
     static OWN: Cell<Option<bool>> = const { Cell::new(None) };
 }
@@ -149,7 +147,7 @@ pub(super) fn with_own<T>(own: bool, f: impl FnOnce() -> T) -> T {
     f()
 }
 
-/// The kernels of this library, where they are to compute what comes of activations like `x`.
+/// Returns the kernels of this library, if they are active and `x` has a dtype that they support.
 pub(super) fn kernels(x: &mlx_rs::Array) -> Option<Kernels> {
     let own = || {
         OWN.get()

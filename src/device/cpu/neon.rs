@@ -14,8 +14,7 @@ macro_rules! instructions {
     ($($name:ident($($argument:ident: $kind:ty),*) -> $result:ty = $body:expr;)*) => {
         $(#[inline(always)]
         fn $name(self, $($argument: $kind),*) -> $result {
-            // SAFETY: every processor of this architecture has the instruction; it touches no
-            // memory.
+            // SAFETY: every CPU of this architecture has the instruction; it accesses no memory.
             unsafe { $body }
         })*
     };
@@ -109,7 +108,8 @@ impl Simd for Neon {
     #[inline(always)]
     fn transpose(self, from: &[u32], to: &mut [u32], stride: usize) {
         assert!(from.len() >= 16);
-        // SAFETY: the slice is long enough. The load takes every fourth word, and so columns.
+        // SAFETY: the slice is long enough. The load reads every fourth word, so it deinterleaves
+        // columns.
         let columns = unsafe { vld4q_s32(from.as_ptr().cast()) };
         for (i, column) in [columns.0, columns.1, columns.2, columns.3]
             .into_iter()
@@ -119,7 +119,7 @@ impl Simd for Neon {
         }
     }
 
-    /// The processor finds what is read in order by itself.
+    /// Does nothing: the CPU detects sequential reads by itself.
     #[inline(always)]
     fn prefetch(self, _: *const u8) {}
 }

@@ -6,7 +6,7 @@ use super::{
     simd::{Isa, Kernel, Simd, with_simd},
 };
 
-/// How rows are normalized.
+/// The kind of normalization.
 #[derive(Clone, Copy)]
 pub(super) enum Norm<'a> {
     /// `x / sqrt(mean(x²) + eps) · weight`
@@ -84,7 +84,7 @@ fn total<S: Simd>(simd: S, x: &[f32]) -> f32 {
     simd.sum(sum) + x[whole..].iter().sum::<f32>()
 }
 
-/// The sum of `(x - mean)²`.
+/// Returns the sum of `(x - mean)²`.
 #[inline(always)]
 fn squares<S: Simd>(simd: S, x: &[f32], mean: f32) -> f32 {
     let whole = x.len() / S::LANES * S::LANES;
@@ -103,17 +103,17 @@ fn squares<S: Simd>(simd: S, x: &[f32], mean: f32) -> f32 {
 /// The angles that heads are rotated by.
 #[derive(Clone, Copy)]
 pub(crate) enum Angles<'a> {
-    /// Those of positions one after the other, the first one `offset`, divided by `scaling`.
+    /// Those of consecutive positions, the first one `offset`, divided by `scaling`.
     Sequence {
         theta: f32,
         scaling: f32,
         offset: usize,
     },
-    /// Cosines and sines of each row and each pair of numbers, `[rows, width / 2]`.
+    /// Cosines and sines for each row and each pair of numbers, `[rows, width / 2]`.
     Table { cos: &'a [f32], sin: &'a [f32] },
 }
 
-/// Rotates heads to their positions, the two halves of a head against each other:
+/// Rotates heads by their positions, one half of a head against the other:
 /// `[batch, tokens, heads, width]` to `[batch, heads, tokens, width]`.
 pub(super) fn rope(
     pool: &Pool,
@@ -124,7 +124,7 @@ pub(super) fn rope(
 ) {
     assert!(x.len() == batch * tokens * heads * width && out.len() == x.len());
     let half = width / 2;
-    // As transformers computes them: frequencies and angles in float32.
+    // As in transformers: frequencies and angles are computed in float32.
     let frequencies: Vec<f32> = match angles {
         Angles::Sequence { theta, scaling, .. } => (0..half)
             .map(|i| 1.0 / theta.powf((2 * i) as f32 / width as f32) / scaling)

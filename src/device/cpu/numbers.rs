@@ -1,4 +1,4 @@
-//! Numbers of a matrix in the dtype that they are stored in.
+//! Values of a matrix in their stored dtype.
 
 use super::simd::Simd;
 
@@ -14,16 +14,16 @@ pub(crate) enum Floats<'a> {
 
 /// Rows of numbers that can be widened to float32.
 pub(super) trait Rows: Sync {
-    /// How many there are.
+    /// Returns the number of rows.
     fn rows(&self) -> usize;
 
-    /// Numbers in each.
+    /// Returns the number of columns.
     fn columns(&self) -> usize;
 
-    /// The vector that begins at a place in a row.
+    /// Returns the vector at a position in a row.
     fn vector<S: Simd>(&self, simd: S, row: usize, column: usize) -> S::F;
 
-    /// The same; where the row ends before, zeros follow.
+    /// Returns the same vector, padded with zeros beyond the end of the row.
     #[inline(always)]
     fn vector_or_rest<S: Simd>(&self, simd: S, row: usize, column: usize) -> S::F {
         if column + S::LANES <= self.columns() {
@@ -36,10 +36,10 @@ pub(super) trait Rows: Sync {
         simd.load(&rest)
     }
 
-    /// One number.
+    /// Returns one number.
     fn number(&self, row: usize, column: usize) -> f32;
 
-    /// Where a number lies, so that it can be brought near.
+    /// Returns the address of a number, for prefetching.
     fn address(&self, row: usize, column: usize) -> *const u8;
 }
 
@@ -51,12 +51,12 @@ impl Floats<'_> {
         }
     }
 
-    /// Whether both are numbers of one kind.
+    /// Returns whether both are of the same kind.
     pub fn is_like(&self, other: &Floats) -> bool {
         std::mem::discriminant(self) == std::mem::discriminant(other)
     }
 
-    /// One of them.
+    /// Returns one number.
     pub fn get(&self, i: usize) -> f32 {
         match self {
             Floats::F32(numbers) => numbers[i],
@@ -65,7 +65,7 @@ impl Floats<'_> {
         }
     }
 
-    /// Has `count` of them brought near, which need not exist.
+    /// Prefetches `count` numbers, which need not exist.
     #[inline(always)]
     pub fn prefetch<S: Simd>(&self, simd: S, from: usize, count: usize) {
         let start: *const u8 = match self {
@@ -77,13 +77,13 @@ impl Floats<'_> {
         }
     }
 
-    /// The bytes of a number.
+    /// Returns the bytes per number.
     pub fn item(&self) -> usize {
         if matches!(self, Floats::F32(_)) { 4 } else { 2 }
     }
 }
 
-/// A matrix of [`Floats`], of one kind known to the compiler: [`with_rows`] gives it.
+/// A matrix of [`Floats`] whose kind is known at compile time: [`with_rows`] makes it.
 #[derive(Clone, Copy)]
 pub(super) struct Matrix<T> {
     pub numbers: T,
@@ -132,8 +132,8 @@ rows!(F32, load, x => x);
 rows!(Bf16, load_bf16, x => f32::from_bits(u32::from(x) << 16));
 rows!(F16, load_f16, x => half::f16::from_bits(x).to_f32());
 
-/// `with_rows!([floats], rows, columns, [matrix] => expression)`: the expression, for a matrix of
-/// the kind of number that it is; or for several of one shape and kind.
+/// `with_rows!([floats], rows, columns, [matrix] => expression)`: evaluates the expression for a
+/// matrix of its kind of number, or for several of one shape and kind.
 macro_rules! with_rows {
     ([$($floats:expr),+], $rows:expr, $columns:expr, [$($matrix:ident),+] => $body:expr) => {{
         use $crate::device::cpu::numbers::{Bf16, F16, F32, Floats, Matrix};
@@ -159,7 +159,7 @@ macro_rules! with_rows {
 pub(super) use with_rows;
 
 /// Writes the columns `from..from + count` of `width` rows, widened, as rows of `width` numbers.
-/// For rows past the last, the last.
+/// Rows past the last repeat it.
 #[inline(always)]
 pub(super) fn transposed<S: Simd, R: Rows>(
     simd: S,

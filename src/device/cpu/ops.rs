@@ -1,4 +1,4 @@
-//! The kernels on arrays: each takes the numbers of evaluated arrays and gives back an array.
+//! The kernels for arrays: each takes evaluated arrays and returns an array.
 
 use std::ffi::CStr;
 
@@ -23,25 +23,25 @@ use super::{
 };
 use crate::device::{mlx, ops::Activation};
 
-/// The kernels for this processor, in use.
+/// The active kernels for this CPU.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
     pub(super) isa: Isa,
     pub(super) pool: &'static Pool,
 }
 
-/// A matrix `[rows, columns]` in one of MLX's packed forms.
+/// A matrix `[rows, columns]` in one of MLX's packed formats.
 #[derive(Clone, Copy)]
 pub(crate) struct PackedMatrix<'a> {
     /// `[rows, columns · bits / 32]`
     pub weight: &'a Array,
     /// `[rows, columns / group size]`
     pub scales: &'a Array,
-    /// `[rows, columns / group size]`; in the affine mode only.
+    /// `[rows, columns / group size]`; only in the affine mode.
     pub biases: Option<&'a Array>,
     pub group_size: usize,
     pub bits: usize,
-    /// As MLX calls it.
+    /// The mode, with MLX's name.
     pub mode: &'a CStr,
 }
 
@@ -53,7 +53,7 @@ pub(crate) enum Weight<'a> {
     Packed(PackedMatrix<'a>),
 }
 
-/// A linear layer, its arrays evaluated and each side by side in memory.
+/// A linear layer whose arrays are evaluated and contiguous.
 struct Layer<'a> {
     rows: usize,
     columns: usize,
@@ -84,7 +84,7 @@ impl<'a> Layer<'a> {
         let bias = bias.map(wide).transpose()?;
         if bias.as_ref().is_some_and(|bias| bias.size() != rows) {
             return Err(Exception::custom(format!(
-                "a bias for another matrix than one of {rows} rows"
+                "a bias for a matrix without {rows} rows"
             )));
         }
         Ok(Layer {
@@ -172,7 +172,7 @@ impl<'a> Packed<'a> {
             contiguous(matrix.scales)?,
             matrix.biases.map(contiguous).transpose()?,
         );
-        // A kernel reads both in one way.
+        // One kernel reads both in the same dtype.
         let (scales, biases) = match biases {
             Some(biases) if biases.dtype() != scales.dtype() => {
                 (wide(&scales)?, Some(wide(&biases)?))
@@ -188,7 +188,7 @@ impl<'a> Packed<'a> {
 }
 
 impl Kernels {
-    /// `x [.., columns]` to `x · weightᵀ + bias [.., rows]`.
+    /// Maps `x [.., columns]` to `x · weightᵀ + bias [.., rows]`.
     pub fn linear(
         self,
         x: &Array,
@@ -201,7 +201,7 @@ impl Kernels {
         new_array(&shape, |out| layer.multiply(self, numbers(&x)?, out))
     }
 
-    /// `down(activation(gate(x)) · up(x))`
+    /// Computes `down(activation(gate(x)) · up(x))`.
     pub fn gated_mlp(
         self,
         x: &Array,
@@ -216,7 +216,7 @@ impl Kernels {
         if (up.rows, up.columns) != (gate.rows, gate.columns) || down.columns != gate.rows {
             let shapes = [&gate, &up, &down].map(|layer| [layer.rows, layer.columns]);
             return Err(Exception::custom(format!(
-                "a gate, an up and a down projection of {shapes:?} do not fit"
+                "gate, up and down projections of {shapes:?} do not match"
             )));
         }
         let x = contiguous(x)?;
@@ -300,7 +300,8 @@ impl Kernels {
         })
     }
 
-    /// Rotary positions: `[batch, tokens, heads · width]` to `[batch, heads, tokens, width]`.
+    /// Applies rotary positions: `[batch, tokens, heads · width]` to
+    /// `[batch, heads, tokens, width]`.
     pub fn rope(self, x: &Array, width: usize, angles: Angles) -> Result<Array, Exception> {
         let &[batch, tokens, all] = x.shape() else {
             return Err(misfit("heads", x));
@@ -329,7 +330,7 @@ impl Kernels {
     }
 
     /// Computes attention of `[batch, heads, queries, width]` over keys and values
-    /// `[batch, kv heads, keys, width]`; gives `[batch, queries, heads · width]`.
+    /// `[batch, kv heads, keys, width]`; returns `[batch, queries, heads · width]`.
     pub fn attention(
         self,
         [queries, keys, values]: [&Array; 3],
@@ -392,7 +393,7 @@ fn misfit(what: &str, array: &Array) -> Exception {
     ))
 }
 
-/// Rows and columns of a matrix.
+/// Returns the rows and columns of a matrix.
 fn matrix_shape(matrix: &Array) -> Result<(usize, usize), Exception> {
     match matrix.shape() {
         [rows, columns] => Ok((*rows as usize, *columns as usize)),
@@ -400,7 +401,7 @@ fn matrix_shape(matrix: &Array) -> Result<(usize, usize), Exception> {
     }
 }
 
-/// The shape of x without its last axis, along which a layer's columns lie.
+/// Returns the shape of x without its last axis, which must match the layer's columns.
 fn rows_for<'x>(x: &'x Array, layer: &Layer) -> Result<&'x [i32], Exception> {
     match x.shape() {
         [rows @ .., columns] if *columns as usize == layer.columns => Ok(rows),
@@ -411,7 +412,7 @@ fn rows_for<'x>(x: &'x Array, layer: &Layer) -> Result<&'x [i32], Exception> {
     }
 }
 
-/// Returns an array of float32 that `fill` fills.
+/// Returns a float32 array that `fill` fills.
 fn new_array(
     shape: &[i32],
     fill: impl FnOnce(&mut [f32]) -> Result<(), Exception>,
@@ -424,15 +425,16 @@ fn new_array(
     filled.unwrap_or_else(|NoMemory(bytes)| Err(Exception::custom(format!("{NO_MEMORY}{bytes}"))))
 }
 
-/// What an exception says where a kernel got no memory, before the number of bytes.
+/// The start of an exception's text if a kernel could not allocate memory; the number of bytes
+/// follows.
 const NO_MEMORY: &str = "out of memory, bytes: ";
 
-/// Returns how many bytes a kernel asked for in vain, where that is what an exception is about.
+/// Returns how many bytes a kernel failed to allocate, if that is what an exception is about.
 pub(in crate::device) fn refused_bytes(exception: &Exception) -> Option<u64> {
     exception.what().strip_prefix(NO_MEMORY)?.parse().ok()
 }
 
-/// The array, evaluated, its rows side by side in memory.
+/// Returns the array, evaluated, with contiguous rows.
 fn contiguous(x: &Array) -> Result<Array, Exception> {
     x.eval()?;
     if mlx::is_row_contiguous(x)? {
@@ -443,7 +445,7 @@ fn contiguous(x: &Array) -> Result<Array, Exception> {
     Ok(copy)
 }
 
-/// The same in float32.
+/// Returns the same in float32.
 fn wide(x: &Array) -> Result<Array, Exception> {
     if x.dtype() == Dtype::Float32 {
         contiguous(x)
@@ -452,7 +454,7 @@ fn wide(x: &Array) -> Result<Array, Exception> {
     }
 }
 
-/// The numbers of a contiguous array; none of one that has none.
+/// Returns the numbers of a contiguous array, which may be none.
 fn numbers<T: ArrayElement>(x: &Array) -> Result<&[T], Exception> {
     match x.try_as_slice() {
         Ok(numbers) => Ok(numbers),
@@ -470,7 +472,7 @@ fn floats(x: &Array) -> Result<Floats<'_>, Exception> {
     }
 }
 
-/// The array in float32, the numbers of a head side by side.
+/// Returns the array in float32, with the numbers of a head contiguous.
 fn wide_heads(x: &Array) -> Result<Array, Exception> {
     let side_by_side = x.strides().last() == Some(&1) || x.shape().last() == Some(&1);
     if x.dtype() == Dtype::Float32 && side_by_side {

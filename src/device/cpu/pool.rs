@@ -1,7 +1,7 @@
-//! The threads that the kernels share.
+//! The thread pool of the kernels.
 //!
-//! They begin with the first work that is worth dividing, wait for the next for a moment, and sleep
-//! after that. The thread that has the work takes part in it.
+//! The threads start with the first work that is worth dividing. After each job they spin for a
+//! moment waiting for the next, and then sleep. The thread that submits work takes part in it.
 #![allow(unsafe_code)]
 
 use std::{
@@ -16,33 +16,33 @@ use std::{
 
 use super::cores::cores;
 
-/// How long a thread looks for work before it sleeps: it takes about as long to wake it.
-const PATIENCE: Duration = Duration::from_micros(50);
+/// How long a thread spins before it sleeps: waking it takes about as long.
+const SPIN_TIME: Duration = Duration::from_micros(50);
 
-/// A pool of threads.
+/// A thread pool.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
-    /// Held by the thread whose work is done.
+    /// Locked by the thread whose work is running.
     turn: Mutex<()>,
-    /// Threads that work is divided among, the calling one included; 0: not yet known.
+    /// The number of threads that share the work, including the calling one; 0: not known yet.
     threads: AtomicUsize,
 }
 
 struct Shared {
     state: Mutex<State>,
-    /// Work came.
+    /// Signals new work.
     came: Condvar,
-    /// The last worker left.
+    /// Signals that the last worker has left.
     left: Condvar,
-    /// How many jobs there were, to be looked at without the lock.
+    /// The number of jobs so far, to be read without the lock.
     jobs: AtomicUsize,
-    /// Workers at the job.
+    /// The number of workers at the job.
     busy: AtomicUsize,
 }
 
 struct State {
     job: Option<Arc<Job>>,
-    /// Workers that exist, and those that are wanted.
+    /// The existing and the wanted number of workers.
     workers: usize,
     wanted: usize,
 }
@@ -55,7 +55,7 @@ struct Job {
 }
 
 impl Job {
-    /// Does tasks until there are none.
+    /// Runs tasks until there are none left.
     fn work(&self) {
         loop {
             let i = self.next.fetch_add(1, Ordering::Relaxed);
@@ -92,7 +92,7 @@ impl Pool {
         }
     }
 
-    /// Threads that work is divided among.
+    /// Returns the number of threads that share the work.
     pub fn threads(&self) -> usize {
         match self.threads.load(Ordering::Relaxed) {
             0 => {
@@ -103,20 +103,21 @@ impl Pool {
         }
     }
 
-    /// Has work divided among so many threads from now on; 0 for as many as there are cores.
+    /// Sets the number of threads for later work; 0 for one per core.
     pub fn set_threads(&self, threads: usize) {
         let threads = if threads == 0 { cores() } else { threads };
         self.threads.store(threads, Ordering::Relaxed);
     }
 
-    /// Into how many tasks to divide work that reads so many bytes: some more than threads, since
-    /// others may use the cores too, but none so small that waking a thread would take longer.
+    /// Returns into how many tasks to divide work that reads so many bytes: somewhat more than
+    /// threads, because other programs may use the cores too, but none so small that waking a
+    /// thread would take longer.
     pub fn tasks(&self, bytes: usize) -> usize {
         const SMALLEST: usize = 128 << 10;
         (bytes / SMALLEST).clamp(1, 8 * self.threads())
     }
 
-    /// [`Pool::run`] where it is worth it, else here alone.
+    /// Runs tasks as [`Pool::run`] does if it is worth it, otherwise on this thread alone.
     pub fn run_if(&self, worth: bool, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         if worth {
             self.run(tasks, task)
@@ -125,12 +126,13 @@ impl Pool {
         }
     }
 
-    /// Calls `task` with each number below `tasks`, on several threads; they must not depend on
-    /// each other. Returns when all is done. A panic of one ends the work and goes on here.
+    /// Calls `task` with each number below `tasks`, on several threads; tasks must not depend on
+    /// each other. Returns when all are done. A panic in a task ends the work and continues in the
+    /// caller.
     pub fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         let workers = self.threads().min(tasks).saturating_sub(1);
-        // Where the threads have other work, or it is a task of that work that calls, this one does
-        // its own alone.
+        // If the threads are busy, or a task of their current work calls this, this thread runs its
+        // tasks alone.
         let turn = if workers > 0 {
             self.turn.try_lock().ok()
         } else {
@@ -139,7 +141,7 @@ impl Pool {
         if turn.is_none() {
             return (0..tasks).for_each(task);
         }
-        // SAFETY: the reference is used only by workers that count as busy and by this thread, and
+        // SAFETY: the reference is only used by workers that count as busy and by this thread, and
         // this function does not return before no worker is busy and none can find the job any
         // more.
         let task = unsafe {
@@ -160,8 +162,8 @@ impl Pool {
         }
     }
 
-    /// Gives the workers a job. Starts some where there are fewer than `needed` for it; those
-    /// beyond `wanted` will end.
+    /// Submits a job to the workers. Starts some if there are fewer than `needed`; those beyond
+    /// `wanted` will end.
     fn begin(&self, job: &Arc<Job>, wanted: usize, needed: usize) {
         let mut state = lock(&self.shared.state);
         state.wanted = wanted;
@@ -170,7 +172,7 @@ impl Pool {
             let worker = std::thread::Builder::new()
                 .name("moxin-cpu".into())
                 .spawn(move || shared.work());
-            // Where no more threads can be had, those that there are do.
+            // If no more threads can be started, the existing ones do the work.
             if worker.is_err() {
                 break;
             }
@@ -182,7 +184,7 @@ impl Pool {
         self.shared.came.notify_all();
     }
 
-    /// Takes the job away and waits for the workers to leave it.
+    /// Removes the job and waits for the workers to leave it.
     fn end(&self) {
         lock(&self.shared.state).job = None;
         wait(|| self.shared.busy.load(Ordering::Acquire) == 0);
@@ -198,7 +200,7 @@ impl Pool {
 }
 
 impl Shared {
-    /// A worker's life.
+    /// Runs a worker.
     fn work(&self) {
         let mut seen = 0;
         while let Some(job) = self.next(&mut seen) {
@@ -211,7 +213,7 @@ impl Shared {
         }
     }
 
-    /// Waits for a job; `None` where there are too many workers.
+    /// Waits for a job; `None` if there are too many workers.
     fn next(&self, seen: &mut usize) -> Option<Arc<Job>> {
         loop {
             wait(|| self.jobs.load(Ordering::Acquire) != *seen);
@@ -235,10 +237,10 @@ impl Shared {
     }
 }
 
-/// Looks for a moment whether `ready`.
+/// Spins for a moment until `ready`.
 fn wait(ready: impl Fn() -> bool) {
     let begin = Instant::now();
-    while !ready() && begin.elapsed() < PATIENCE {
+    while !ready() && begin.elapsed() < SPIN_TIME {
         for _ in 0..32 {
             std::hint::spin_loop();
         }
@@ -280,7 +282,7 @@ mod tests {
         }
     }
 
-    /// Whoever panics, the caller hears of it, and the pool works on.
+    /// Whichever thread panics, the caller gets the panic, and the pool keeps working.
     #[test]
     fn a_panic_reaches_the_caller() {
         let pool = pool(4);

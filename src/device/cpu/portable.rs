@@ -1,4 +1,4 @@
-//! Vectors as plain arrays, for processors that have no others here and for the tests.
+//! Vectors as plain arrays, for CPUs without supported vector instructions and for the tests.
 
 use super::simd::{Kernel, Simd};
 
@@ -18,7 +18,7 @@ fn first<T: Copy>(from: &[T]) -> [T; N] {
     std::array::from_fn(|i| from[i])
 }
 
-/// The two int16 in a lane.
+/// Returns the two int16 in a lane.
 #[inline(always)]
 fn pair(x: i32) -> (i32, i32) {
     (i32::from(x as i16), x >> 16)

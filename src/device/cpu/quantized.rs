@@ -1,21 +1,20 @@
-//! Products with matrices in MLX's affine form of 4 or 8 bits.
+//! Products with matrices in MLX's affine format of 4 or 8 bits.
 //!
-//! A number of the matrix is `scale · q + bias` with a scale and a bias for each group of
-//! neighbours in a row. The numbers of x are rounded to int16 in the same groups, x ≈ step · i with
+//! A value of the matrix is `scale · q + bias`, with a scale and a bias for each group of neighbors
+//! in a row. The values of x are rounded to int16 in the same groups, x ≈ step · i with
 //! |i| <= 32767, so that a group's product is one of whole numbers:
 //!
 //! ```text
 //! Σ (scale · q + bias) · x  ≈  step · (scale · Σ q · i + bias · Σ i)
 //! ```
 //!
-//! The sums are exact (255 · 32767 · 128 < 2³¹) and groups are added in their order, so the result
-//! does not depend on the vectors of the processor, on the number of threads, nor on how many rows
-//! are computed at once. The rounding errs by at most half a step, 1/65534 of the largest number of
-//! x in the group.
+//! The sums are exact (255 · 32767 · 128 < 2³¹) and groups are added in order, so the result does
+//! not depend on the CPU's vectors, on the number of threads, or on how many rows are computed at
+//! once. The rounding error is at most half a step, 1/65534 of the largest value of x in the group.
 //!
-//! A word of 32 bits holds 8 numbers of 4 bits or 4 of 8, the first in the lowest bits. Masked
-//! after a shift it gives two int16 lanes: with 4 bits the numbers s and s + 4 for the shift by s
-//! numbers, with 8 bits s and s + 2. So x is packed in these pairs.
+//! A 32-bit word has 8 values of 4 bits or 4 of 8, the first in the lowest bits. A shift and a mask
+//! produce two int16 lanes: with 4 bits, shifting by s values produces the values s and s + 4; with
+//! 8 bits, s and s + 2. So x is packed in these pairs.
 
 use super::{
     buffer::{Buffer, zeros},
@@ -26,7 +25,7 @@ use super::{
     simd::{Isa, Kernel, Simd, with_simd},
 };
 
-/// A matrix `[rows, columns]` in MLX's affine form.
+/// A matrix `[rows, columns]` in MLX's affine format.
 #[derive(Clone, Copy)]
 pub(crate) struct Affine<'a> {
     pub rows: usize,
@@ -43,7 +42,7 @@ pub(crate) struct Affine<'a> {
     pub biases: Floats<'a>,
 }
 
-/// Columns that are unpacked at once: a panel of AVX-512 then takes 32 KiB.
+/// The number of columns that are unpacked at once: a panel of AVX-512 then uses 32 KiB.
 const BLOCK: usize = 512;
 
 impl Affine<'_> {
@@ -59,7 +58,7 @@ impl Affine<'_> {
         self.group_size * self.bits / 32
     }
 
-    /// Shifts that bring all numbers of a word into the masked bits.
+    /// Returns the number of shifts that bring all values of a word into the masked bits.
     fn shifts(&self) -> usize {
         16 / self.bits
     }
@@ -75,7 +74,7 @@ impl Affine<'_> {
         assert!(self.scales.is_like(&self.biases));
     }
 
-    /// `x [x rows, columns] · selfᵀ + bias` into `out [x rows, rows]`.
+    /// Computes `x [x rows, columns] · selfᵀ + bias` into `out [x rows, rows]`.
     pub fn multiply(
         &self,
         isa: Isa,
@@ -137,14 +136,14 @@ impl Affine<'_> {
     }
 }
 
-/// Numbers of x as int16, packed for the tiles of [`row_panels`]; of a tile `H` rows high
-/// everything stands as `[.., H]`.
+/// The values of x as int16, packed for the tiles of [`row_panels`]; for a tile of height `H`,
+/// everything is ordered as `[.., H]`.
 struct Packed {
     /// `[groups, shifts, words of a group, H]`
     pairs: Buffer<u32>,
-    /// What an int16 stands for, `[groups, H]`.
+    /// The value of an int16 step, `[groups, H]`.
     steps: Buffer<f32>,
-    /// Sums of the int16, `[groups, H]`. They are whole and below 2²⁴.
+    /// The sums of the int16, `[groups, H]`. They are integers below 2²⁴.
     sums: Buffer<f32>,
 }
 
@@ -225,11 +224,11 @@ impl Kernel for Pack<'_> {
     }
 }
 
-/// The numbers of a group as multiples of a step, which is returned with their sum. The step of a
-/// group with an infinite number or NaN is not finite either.
+/// Rounds the values of a group to multiples of a step, which is returned with their sum. The step
+/// of a group with an infinity or NaN is not finite either.
 #[inline(always)]
 fn round(x: &[f32], to: &mut [i32]) -> (f32, i32) {
-    // As integers, the bits of positive floats are in the order of the floats, NaN above all.
+    // As integers, the bits of positive floats have the order of the floats, with NaN above all.
     let largest = f32::from_bits(
         x.iter()
             .fold(0, |largest, x| largest.max(x.to_bits() & 0x7FFF_FFFF)),
@@ -238,7 +237,7 @@ fn round(x: &[f32], to: &mut [i32]) -> (f32, i32) {
         to.fill(0);
         return (0.0, 0);
     }
-    // A float of this size has no room for fractions: adding it rounds, to the nearest even.
+    // A float of this size has no fraction bits: adding it rounds, to the nearest even.
     const ROUND: f32 = 12_582_912.0;
     let factor = 32767.0 / largest;
     let mut sum = 0i32;
@@ -250,7 +249,7 @@ fn round(x: &[f32], to: &mut [i32]) -> (f32, i32) {
     (largest / 32767.0, sum)
 }
 
-/// The lowest number of each half of a word.
+/// Returns the mask of the lowest value in each half of a word.
 #[inline(always)]
 fn mask(bits: usize) -> i32 {
     if bits == 4 { 0x000F_000F } else { 0x00FF_00FF }
@@ -265,7 +264,7 @@ struct Vector<'a> {
     out: &'a mut [f32],
 }
 
-/// The same, bits and the words of a group known to the compiler.
+/// The same, with the bits and the words of a group known at compile time.
 struct Of<'a, const BITS: usize, const WORDS: usize>(Vector<'a>);
 
 impl<const BITS: usize, const WORDS: usize> Kernel for Of<'_, BITS, WORDS> {
@@ -279,9 +278,9 @@ impl<const BITS: usize, const WORDS: usize> Kernel for Of<'_, BITS, WORDS> {
 }
 
 impl Vector<'_> {
-    /// Takes as many rows as a vector has lanes: their groups' products with x one row after the
-    /// other, since the processor reads ahead best in one place, then the weighted sums of these
-    /// products, a row in each lane.
+    /// Processes as many rows as a vector has lanes: first the products of their groups with x, row
+    /// by row because the CPU prefetches best in one place; then the weighted sums of these
+    /// products, one row per lane.
     #[inline(always)]
     fn run<S: Simd, const BITS: usize, const WORDS: usize>(self, simd: S) {
         let Affine {
@@ -321,8 +320,8 @@ impl Vector<'_> {
     }
 }
 
-/// The products of the rows' groups, weighted with the groups' scales, biases and steps and added
-/// up; those of rows past the last may be anything.
+/// Returns the products of the rows' groups, weighted with the groups' scales, biases and steps and
+/// added up; rows past the last may have any value.
 #[inline(always)]
 fn weighted<S: Simd, R: Rows>(
     simd: S,
@@ -367,11 +366,10 @@ fn weighted<S: Simd, R: Rows>(
     y
 }
 
-/// How far ahead of the words in use memory is brought near, in bytes: less is not in time, more is
-/// gone before it is used.
+/// How many bytes ahead memory is prefetched: less is too late, more is evicted before it is used.
 const AHEAD: usize = 6 << 10;
 
-/// The products of the groups of a row with x, as many as a vector has lanes at a time.
+/// Computes the products of a row's groups with x, as many at a time as a vector has lanes.
 #[inline(always)]
 fn row_times_vector<S: Simd, const BITS: usize, const WORDS: usize>(
     simd: S,
@@ -417,13 +415,13 @@ fn row_times_vector<S: Simd, const BITS: usize, const WORDS: usize>(
     }
 }
 
-/// `scale · product + bias · sum`
+/// Returns `scale · product + bias · sum`.
 #[inline(always)]
 fn weigh<S: Simd>(simd: S, product: S::F, scale: S::F, bias: S::F, sum: S::F) -> S::F {
     simd.fma(bias, sum, simd.mul(product, scale))
 }
 
-/// `y + step · (scale · product + bias · sum)`
+/// Returns `y + step · (scale · product + bias · sum)`.
 #[inline(always)]
 fn add_group<S: Simd>(
     simd: S,
@@ -441,7 +439,7 @@ fn add_group<S: Simd>(
     )
 }
 
-/// A vector's words, or the `count` that there are, and zeros.
+/// Loads a vector of words, or the `count` that exist, padded with zeros.
 #[inline(always)]
 fn load_some<S: Simd>(simd: S, from: &[u32], count: usize) -> S::I {
     if count >= S::LANES {
@@ -466,7 +464,7 @@ struct WithMatrix<'a> {
     x: &'a Packed,
 }
 
-/// Two vectors of rows of the matrix, a block of their columns.
+/// Two vectors of rows of the matrix, for a block of their columns.
 #[derive(Default)]
 struct Block {
     /// `[groups, shifts, words of a group, two vectors]`
@@ -478,7 +476,7 @@ struct Block {
 }
 
 impl WithMatrix<'_> {
-    /// The groups of a block.
+    /// Returns the groups of a block.
     fn block(&self, block: usize) -> std::ops::Range<usize> {
         let groups = BLOCK / self.matrix.group_size;
         block * groups..((block + 1) * groups).min(self.matrix.groups())

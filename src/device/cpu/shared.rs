@@ -10,8 +10,8 @@ pub(super) struct Shared<'a, T> {
     borrow: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: the slice is borrowed mutably for as long as this lives, and what threads do with it is
-// up to `write` and `part`.
+// SAFETY: the slice is borrowed mutably for as long as this lives, and `write` and `part` restrict
+// what threads do with it.
 unsafe impl<T: Send> Sync for Shared<'_, T> {}
 
 impl<'a, T: Copy> Shared<'a, T> {
@@ -23,17 +23,17 @@ impl<'a, T: Copy> Shared<'a, T> {
         }
     }
 
-    /// Writes numbers from a place on. Tasks that run at once write to different places.
+    /// Writes numbers at a position. Concurrent tasks must write to different positions.
     pub fn write(&self, at: usize, values: &[T]) {
         self.part(at, values.len()).copy_from_slice(values);
     }
 
-    /// A part to be written. Tasks that run at once take parts that do not overlap.
+    /// Returns a part to be written. Concurrent tasks must take parts that do not overlap.
     #[allow(clippy::mut_from_ref)]
     pub fn part(&self, at: usize, len: usize) -> &mut [T] {
         assert!(at <= self.len && len <= self.len - at);
-        // SAFETY: within the slice, which nobody else holds; the callers, all in this folder,
-        // divide it among the tasks by number.
+        // SAFETY: the range is inside the slice, which nobody else borrows; the callers, all in
+        // this folder, divide it among the tasks by number.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(at), len) }
     }
 }

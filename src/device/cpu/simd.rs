@@ -1,8 +1,8 @@
-//! Vectors of the processor, so that a kernel is written once.
+//! The CPU's vector instructions behind one trait, so that each kernel is written once.
 //!
-//! A [`Simd`] value is the proof that the processor has the instructions. Kernels are generic over
-//! it and run inside [`Simd::run`], which is compiled for these instructions; all that it calls
-//! must be `#[inline(always)]` to be compiled for them too.
+//! A [`Simd`] value proves that the CPU has the instructions. Kernels are generic over it and run
+//! inside [`Simd::run`], which is compiled for these instructions; everything it calls must be
+//! `#[inline(always)]` to be compiled for them too.
 
 #[cfg(target_arch = "aarch64")]
 use super::neon::Neon;
@@ -10,17 +10,17 @@ use super::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
 
-/// Vectors of `LANES` numbers of 32 bits. Loads and stores take the first `LANES` of a slice and
-/// panic where it is shorter.
+/// Vectors of `LANES` 32-bit numbers. Loads and stores use the first `LANES` of a slice and panic
+/// if it is shorter.
 pub(crate) trait Simd: Copy + Send + Sync {
     /// Float32 numbers.
     type F: Copy;
-    /// Int32 numbers, or twice as many int16 ones.
+    /// Int32 numbers, or twice as many int16 numbers.
     type I: Copy;
-    /// Numbers in a vector: 4, 8 or 16.
+    /// The number of lanes in a vector: 4, 8 or 16.
     const LANES: usize;
-    /// Rows of a tile of a matrix product, which is two vectors wide: as many as the registers
-    /// hold.
+    /// The number of rows in a tile of a matrix product, which is two vectors wide: as many as the
+    /// registers can keep.
     const TILE: usize;
 
     /// Runs a kernel, compiled for these vectors.
@@ -29,7 +29,7 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn splat(self, x: f32) -> Self::F;
     fn load(self, from: &[f32]) -> Self::F;
     fn store(self, x: Self::F, to: &mut [f32]);
-    /// The float32 numbers whose upper halves these are.
+    /// Loads bfloat16 numbers, which are the upper halves of float32 numbers.
     fn load_bf16(self, from: &[u16]) -> Self::F;
     fn load_f16(self, from: &[u16]) -> Self::F;
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
@@ -38,11 +38,11 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
-    /// `a · b + c`, rounded once.
+    /// Returns `a · b + c`, rounded once.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// The bits of the numbers.
+    /// Returns the bits of the numbers.
     fn bits(self, x: Self::F) -> Self::I;
-    /// The numbers of the bits.
+    /// Returns the numbers with these bits.
     fn float(self, x: Self::I) -> Self::F;
 
     fn splat_i(self, x: i32) -> Self::I;
@@ -51,23 +51,23 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
     fn and(self, a: Self::I, b: Self::I) -> Self::I;
     fn shl(self, x: Self::I, by: i32) -> Self::I;
-    /// Zeros come in from the left.
+    /// Shifts right, filling with zeros.
     fn shr(self, x: Self::I, by: i32) -> Self::I;
-    /// Int32 to float32, rounded to the nearest.
+    /// Converts int32 to float32, rounding to nearest.
     fn convert(self, x: Self::I) -> Self::F;
-    /// `sum + a₀ · b₀ + a₁ · b₁` in each lane, a and b being pairs of int16.
+    /// Returns `sum + a₀ · b₀ + a₁ · b₁` in each lane, where a and b are pairs of int16.
     fn dot_pairs(self, sum: Self::I, a: Self::I, b: Self::I) -> Self::I;
-    /// The sum of the lanes of each of `LANES` vectors.
+    /// Returns the sum of the lanes of each of `LANES` vectors.
     fn sums(self, x: &[Self::I]) -> Self::I;
 
-    /// Transposes a block of `LANES` rows, which lie side by side, and as many columns; the rows of
-    /// `to` are `stride` apart.
+    /// Transposes a block of `LANES` contiguous rows and as many columns; the rows of `to` are
+    /// `stride` apart.
     fn transpose(self, from: &[u32], to: &mut [u32], stride: usize);
 
-    /// Has the line of this address brought near. Any address will do.
+    /// Prefetches the cache line of this address. Any address is allowed.
     fn prefetch(self, address: *const u8);
 
-    /// The sum of the lanes.
+    /// Returns the sum of the lanes.
     #[inline(always)]
     fn sum(self, x: Self::F) -> f32 {
         let mut lanes = [0.0; 16];
@@ -75,7 +75,7 @@ pub(crate) trait Simd: Copy + Send + Sync {
         fold(&mut lanes[..Self::LANES], |a, b| a + b)
     }
 
-    /// The largest lane.
+    /// Returns the largest lane.
     #[inline(always)]
     fn largest(self, x: Self::F) -> f32 {
         let mut lanes = [0.0; 16];
@@ -100,11 +100,11 @@ fn fold(lanes: &mut [f32], f: impl Fn(f32, f32) -> f32) -> f32 {
 /// Work for [`Simd::run`].
 pub(crate) trait Kernel {
     type Output;
-    /// To be `#[inline(always)]`.
+    /// Must be `#[inline(always)]`.
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
-/// Vectors that a processor may have.
+/// The kinds of vectors that a CPU may have.
 #[derive(Clone, Copy)]
 pub(crate) enum Isa {
     Portable(Portable),
@@ -117,12 +117,12 @@ pub(crate) enum Isa {
 }
 
 impl Isa {
-    /// The best that this processor has.
+    /// Returns the best kind that this CPU has.
     pub fn best() -> Isa {
         Isa::all().pop().unwrap_or(Isa::Portable(Portable))
     }
 
-    /// All that this processor has, the best last.
+    /// Returns all kinds that this CPU has, the best last.
     pub fn all() -> Vec<Isa> {
         let mut all = vec![Isa::Portable(Portable)];
         #[cfg(target_arch = "x86_64")]
@@ -135,8 +135,8 @@ impl Isa {
         all
     }
 
-    /// The vectors for reading matrices from memory, which are never slower for that: those of
-    /// AVX-512 are larger than what a row has of a group.
+    /// Returns the kind for reading matrices from memory, which is never slower: AVX-512's vectors
+    /// are larger than a row's part of a group.
     pub fn for_vectors(self) -> Isa {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -158,7 +158,7 @@ impl Isa {
     }
 }
 
-/// `with_simd!(isa, simd => expression)`: the expression, for the vectors that `isa` is.
+/// `with_simd!(isa, simd => expression)`: evaluates the expression for the vectors of `isa`.
 macro_rules! with_simd {
     ($isa:expr, $simd:ident => $body:expr) => {
         match $isa {

@@ -1,5 +1,5 @@
-//! The kernels on every kind of vector that this processor has, beside sums in float64, and the
-//! vectors beside single numbers.
+//! Tests the kernels for every kind of vector that this CPU has against sums in float64, and the
+//! vector operations against scalar ones.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -27,7 +27,7 @@ impl Random {
         Random(ChaCha8Rng::seed_from_u64(seed))
     }
 
-    /// About normal, with a value far off now and then as activations have them.
+    /// About normally distributed, with occasional outliers as in activations.
     fn floats(&mut self, count: usize) -> Vec<f32> {
         let mut uniform = || self.0.next_u32() as f32 / u32::MAX as f32 - 0.5;
         (0..count)
@@ -66,7 +66,7 @@ fn reference(x: &[f32], columns: usize, matrix: &[f64], bias: &[f32]) -> Vec<f64
     x.chunks_exact(columns).flat_map(row).collect()
 }
 
-/// The length of the error beside that of the result.
+/// The norm of the error relative to that of the result.
 fn error(found: &[f32], expected: &[f64]) -> f64 {
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
     assert_eq!(found.len(), expected.len());
@@ -88,7 +88,7 @@ fn f16(numbers: &[f32]) -> Vec<u16> {
         .collect()
 }
 
-/// Each operation of a kind of vector, lane by lane and to the last bit.
+/// Each operation of a kind of vector, lane by lane and exactly.
 struct Operations(Random);
 
 impl Kernel for Operations {
@@ -127,7 +127,7 @@ impl Kernel for Operations {
         assert_eq!(stored_i(simd.bits(a)), stored(a));
         assert!((simd.sum(a) - x.iter().sum::<f32>()).abs() < 1e-4);
         assert_eq!(simd.largest(a), x.iter().copied().fold(f32::MIN, f32::max));
-        // Of a number and NaN, in this order, NaN is the least and the largest.
+        // Of a number and NaN, in this order, NaN is both the minimum and the maximum.
         let nan = simd.splat(f32::NAN);
         for y in [simd.min(a, nan), simd.max(a, nan)] {
             assert!(
@@ -194,7 +194,7 @@ impl Kernel for Operations {
             );
         }
 
-        // Small, large, and too small and too large for float16.
+        // Small and large numbers, and numbers outside of float16's range.
         let halves: Vec<u16> = (0..n)
             .map(|i| half::f16::from_f32(x[i] * [1.0, 1e-6, 1e4, 1e9][i % 4]).to_bits())
             .collect();
@@ -261,7 +261,7 @@ fn affine_products_are_those_of_float64() {
         for group_size in [32, 64, 128] {
             for (x_rows, rows, groups) in SHAPES {
                 let columns = groups * group_size;
-                // None begins where a vector would like it to.
+                // None starts at an aligned address.
                 let words = &random.words(1 + rows * columns * bits / 32)[1..];
                 let x = &random.floats(1 + x_rows * columns)[1..];
                 let (scales, biases, bias) = (
@@ -312,8 +312,7 @@ fn affine_products_are_those_of_float64() {
                             "{what}: {}",
                             error(&found, &expected)
                         );
-                        // Number for number the same on all vectors, with more threads, and for one
-                        // row alone.
+                        // The same values for all vectors, with more threads, and for a single row.
                         assert!(*first.get_or_insert(found.clone()) == found, "{what}");
                         let mut threaded = vec![f32::NAN; x_rows * rows];
                         affine.multiply(isa, &pool(3), x, Some(&bias), &mut threaded);
@@ -446,7 +445,7 @@ fn dense_products_are_those_of_float64() {
     }
 }
 
-/// Codes that do not end with a word, too.
+/// Including codes that do not end with a word.
 #[test]
 fn coded_products_are_those_of_float64() {
     let mut random = Random::new(4);
@@ -490,7 +489,7 @@ fn coded_products_are_those_of_float64() {
     }
 }
 
-/// Heads that share keys, heads that lie apart in memory, more keys and queries than a block has,
+/// Heads that share keys, heads that are apart in memory, more keys and queries than a block has,
 /// and widths that fill no vector.
 #[test]
 fn attention_is_that_of_float64() {
@@ -513,14 +512,14 @@ fn attention_is_that_of_float64() {
             shape: [1, kv_heads, keys, width],
             strides: [kv_heads * room * width, room * width, width],
         };
-        // Queries as a projection leaves them: a token's heads side by side.
+        // Queries as a projection returns them: a token's heads next to each other.
         let by_token = Heads {
             data: &q,
             shape: [1, heads, queries, width],
             strides: [q.len(), width, heads * width],
         };
         let windows = [usize::MAX, 1, 2, 63, 256, 300].map(|window| Sees::Past { window });
-        // Prefixes that all see, and what comes after them; some see little.
+        // Prefixes that all attend to, and what follows them; some attend to little.
         let ranges: Vec<_> = (0..queries)
             .map(|query| query % 7 * keys / 20..(keys - queries + query + 1).max(keys * 2 / 3))
             .collect();
@@ -593,8 +592,7 @@ fn attention_is_that_of_float64() {
     }
 }
 
-/// A function of each number, where the vectors end within the numbers too, and in more than one
-/// task.
+/// A function of each number; vectors also end within the numbers, and there is more than one task.
 fn check_function<F: Function>(function: impl Fn() -> F, expected: impl Fn(f64) -> f64) {
     let mut random = Random::new(6);
     for len in [1, 21, 40_000] {

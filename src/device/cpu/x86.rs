@@ -6,11 +6,11 @@ use std::arch::x86_64::*;
 
 use super::simd::{Kernel, Simd};
 
-/// A processor with AVX2, FMA and F16C.
+/// A CPU with AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
-/// A processor with AVX-512 and its instructions for small integers (VNNI).
+/// A CPU with AVX-512 and its instructions for small integers (VNNI).
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(());
 
@@ -22,8 +22,8 @@ impl Avx2 {
         has.then_some(Avx2(()))
     }
 
-    /// The first four rows of 8 words: in each lane of 128 bits, four of their columns. Lane l of
-    /// vector j is column 4 · l + j.
+    /// Transposes the first four rows of 8 words: each 128-bit lane has four of their columns. Lane
+    /// l of vector j is column 4 · l + j.
     #[inline(always)]
     fn quads(self, rows: &[u32]) -> [__m256; 4] {
         let load = [
@@ -62,8 +62,8 @@ impl Avx512 {
         (has && Avx2::detect().is_some()).then_some(Avx512(()))
     }
 
-    /// The first four rows of 16 words: in each lane of 128 bits, four of their columns. Lane l of
-    /// vector j is column 4 · l + j.
+    /// Transposes the first four rows of 16 words: each 128-bit lane has four of their columns.
+    /// Lane l of vector j is column 4 · l + j.
     #[inline(always)]
     fn quads(self, rows: &[u32]) -> [__m512i; 4] {
         let [a, b, c, d] = [
@@ -85,7 +85,7 @@ impl Avx512 {
         }
     }
 
-    /// The same processor, for vectors of half the size.
+    /// Returns the same CPU, for vectors of half the size.
     #[inline(always)]
     pub fn half(self) -> Avx2 {
         Avx2(())
@@ -97,8 +97,7 @@ macro_rules! instructions {
     ($($name:ident($($argument:ident: $kind:ty),*) -> $result:ty = $body:expr;)*) => {
         $(#[inline(always)]
         fn $name(self, $($argument: $kind),*) -> $result {
-            // SAFETY: `self` exists only where the processor was found to have the instruction; it
-            // touches no memory.
+            // SAFETY: `self` exists only if the CPU has the instruction; it accesses no memory.
             unsafe { $body }
         })*
     };
@@ -116,7 +115,7 @@ impl Simd for Avx2 {
         fn inner<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
             kernel.run(simd)
         }
-        // SAFETY: `self` exists only where the processor was found to have these.
+        // SAFETY: `self` exists only if the CPU has these instructions.
         unsafe { inner(self, kernel) }
     }
 
@@ -237,7 +236,7 @@ impl Simd for Avx512 {
         fn inner<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
             kernel.run(simd)
         }
-        // SAFETY: `self` exists only where the processor was found to have these.
+        // SAFETY: `self` exists only if the CPU has these instructions.
         unsafe { inner(self, kernel) }
     }
 
