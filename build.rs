@@ -1,5 +1,5 @@
-//! Writes the C header into OUT_DIR, from where `cargo xtask header` copies it to include/ and a
-//! test compares.
+//! Writes the C header to OUT_DIR. `cargo xtask header` copies it to include/, and a test compares
+//! the two.
 
 use std::{env, path::PathBuf};
 
@@ -18,8 +18,8 @@ fn main() {
         .expect("the C header")
         .write_to_file(out.join("moxin_vlm.h"));
 
-    // `cargo xtask setup` tells where MLX lies. Its run path in cargo's configuration is lost where
-    // RUSTFLAGS is set.
+    // `cargo xtask setup` sets the location of MLX. Its run path in cargo's configuration is lost
+    // if RUSTFLAGS is set.
     if let Some(libdir) = env::var_os("DEP_MLX_LIBDIR") {
         println!(
             "cargo::rustc-link-arg=-Wl,-rpath,{}",
@@ -28,8 +28,8 @@ fn main() {
     }
 
     // rustc exports the C functions of every crate, and mlx-rs has one,
-    // `default_mlx_error_handler`. Apple's linker knows no such option; what `cargo xtask dist`
-    // makes is linked with an export list of its own, there too.
+    // `default_mlx_error_handler`. Apple's linker has no such option; `cargo xtask dist` links with
+    // an export list of its own on all systems.
     if env::var("CARGO_CFG_TARGET_OS").is_ok_and(|system| system == "linux") {
         println!("cargo::rustc-cdylib-link-arg=-Wl,--exclude-libs,ALL");
     }

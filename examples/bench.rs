@@ -1,6 +1,5 @@
-//! Measures a model: loading, memory, and the stages of an answer; prints one JSON object.
-//! `cargo xtask bench` calls it, and says what of it the machine's memory and arithmetic would
-//! allow.
+//! Measures a model: loading, memory, and the stages of an answer. Prints one JSON object.
+//! `cargo xtask bench` calls it, and compares the results with the machine's limits.
 //!
 //! ```text
 //! cargo run --release --example bench -- --model models/tiny
@@ -29,10 +28,10 @@ struct Args {
     /// The picture.
     #[arg(long, default_value = "models/demo.png")]
     image: PathBuf,
-    /// Leave the picture out: the prompt is text alone.
+    /// Use no picture: the prompt is only text.
     #[arg(long)]
     text_only: bool,
-    /// Positions of the prompt, the picture's included.
+    /// Positions of the prompt, including the picture's.
     #[arg(long, value_name = "N", default_value_t = 290)]
     positions: usize,
     /// Tokens to generate.
@@ -41,7 +40,7 @@ struct Args {
     /// How often an answer is measured.
     #[arg(long, value_name = "N", default_value_t = 3)]
     runs: usize,
-    /// Compute on the processor even where there is a GPU.
+    /// Use the CPU even if there is a GPU.
     #[arg(long)]
     cpu: bool,
 }
@@ -64,7 +63,7 @@ fn main() -> Result<()> {
         max_context: Some(args.positions + args.tokens),
         ..generation.clone()
     };
-    let reckoned = Model::estimate(&args.model, &options, &context)?;
+    let estimated = Model::estimate(&args.model, &options, &context)?;
 
     let start = Instant::now();
     let model = Model::load(&args.model, options, Op::default())?;
@@ -86,7 +85,7 @@ fn main() -> Result<()> {
         "resident_loaded": loaded,
         "resident_peak": resident_peak(),
         "mlx_peak": device::memory_stats()?.peak,
-        "reckoned": reckoned.total,
+        "estimated": estimated.total,
         "copied": if info.backend == Backend::Cpu { None } else { Some(copied()?) },
         "image": if args.text_only { Value::Null } else { json!({ "count": 1, "seconds": stage(|run| run.vision.as_secs_f64()) }) },
         "prefill": { "count": first.prompt_tokens, "seconds": stage(|run| run.prefill.as_secs_f64()) },
@@ -97,8 +96,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// One answer in a conversation of its own. Its picture differs from the others', so that it is
-/// encoded anew.
+/// Generates one answer in a conversation of its own. Its picture differs from the others', so that
+/// it is encoded again.
 fn answer(model: &Model, args: &Args, generation: &GenerationOptions, run: usize) -> Result<Stats> {
     let session = model.session(generation.clone())?;
     let image_tokens = if args.text_only {
@@ -135,8 +134,8 @@ fn answer(model: &Model, args: &Args, generation: &GenerationOptions, run: usize
     Ok(stats)
 }
 
-/// Bytes a second that the GPU reads and writes, adding one to an array: the median of five times a
-/// gigabyte.
+/// Returns the bytes per second that the GPU reads and writes when it adds one to an array: the
+/// median of five gigabytes.
 fn copied() -> Result<f64> {
     const BYTES: i32 = 1 << 30;
     let device = device::Device::new(Backend::Auto)?;
@@ -156,7 +155,7 @@ fn copied() -> Result<f64> {
     Ok(2.0 * f64::from(BYTES) / seconds[2])
 }
 
-/// The shortest question whose prompt has so many tokens.
+/// Returns the shortest question whose prompt has so many tokens.
 fn question(folder: &Path, tokens: usize) -> Result<String> {
     let tokenizer = load_tokenizer(folder)?;
     let mut text = "What".to_owned();
@@ -170,7 +169,7 @@ fn question(folder: &Path, tokens: usize) -> Result<String> {
     Ok(text)
 }
 
-/// The most memory that this process ever took, in bytes; none where the system does not tell it.
+/// Returns the peak memory of this process in bytes; `None` if the system does not report it.
 fn resident_peak() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status

@@ -4,7 +4,7 @@
 //! cargo run --example generate -- --model models/tiny --image models/demo.png --prompt "Describe the picture."
 //! ```
 //!
-//! Several `--prompt`s make a conversation, and several `--image`s are all in its first message.
+//! Several `--prompt`s make a conversation, and several `--image`s all belong to its first message.
 
 use std::{
     io::{IsTerminal, Write, stdout},
@@ -27,54 +27,54 @@ struct Args {
     /// The model: a Hugging Face folder.
     #[arg(long, default_value = "models/tiny")]
     model: PathBuf,
-    /// A picture; without one the model answers from the text alone. Give several where the model
-    /// takes them.
+    /// A picture; without one the model answers from the text alone. May be given several times if
+    /// the model supports it.
     #[arg(long)]
     image: Vec<PathBuf>,
-    /// Pixels of a picture in front of the encoder at most, where the model takes pictures of any
+    /// The maximum number of pixels that reach the encoder, for models that take pictures of any
     /// size.
     #[arg(long, value_name = "N")]
     max_pixels: Option<usize>,
-    /// Instructions before the conversation, where the model takes them.
+    /// Instructions before the conversation, if the model supports them.
     #[arg(long)]
     system: Option<String>,
-    /// A file with the chat template, in Jinja, that takes the place of the model's.
+    /// A file with a Jinja chat template to use instead of the model's.
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
-    /// A question. Give several for a conversation; without one it is what the model was made for.
+    /// A question. May be given several times for a conversation; the default depends on the model.
     #[arg(long)]
     prompt: Vec<String>,
-    /// 0 takes the likeliest token each time; higher is more varied.
+    /// 0 always takes the most likely token; higher values add variety.
     #[arg(long, default_value_t = 0.0)]
     temp: f32,
-    /// Tokens of one answer at most.
+    /// The maximum number of tokens in an answer.
     #[arg(long, default_value_t = 256)]
     max_tokens: usize,
-    /// The same seed draws the same tokens.
+    /// The same seed samples the same tokens.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Draw from the likeliest tokens that together have this probability.
+    /// Sample from the most likely tokens that together have this probability.
     #[arg(long, default_value_t = 1.0)]
     top_p: f32,
-    /// Draw from so many of the likeliest tokens; 0 for all.
+    /// Sample from this many of the most likely tokens; 0 for all.
     #[arg(long, default_value_t = 0)]
     top_k: u32,
     /// A text that ends an answer. May be given several times.
     #[arg(long)]
     stop: Vec<String>,
-    /// Quantize the language model while it is read, to 2, 3, 4, 5, 6 or 8 bits.
+    /// Quantize the language model to 2, 3, 4, 5, 6 or 8 bits while loading.
     #[arg(long, value_name = "BITS")]
     quantize: Option<usize>,
-    /// Neighbours that share a scale when quantizing: 32, 64 or 128.
+    /// The group size when quantizing: 32, 64 or 128.
     #[arg(long, value_name = "N", default_value_t = 64)]
     group_size: usize,
-    /// Compute on the processor even where there is a GPU.
+    /// Use the CPU even if there is a GPU.
     #[arg(long)]
     cpu: bool,
     /// Print one JSON object with tokens, log-probabilities and times, and nothing else.
     #[arg(long)]
     json: bool,
-    /// Draw the picture in the terminal first.
+    /// Show the picture in the terminal first.
     #[arg(long)]
     show_image: bool,
 }
@@ -178,7 +178,7 @@ fn load(args: &Args, options: LoadOptions) -> Result<Model> {
     Ok(model)
 }
 
-/// Runs one turn, printing the text as it comes; returns what `--json` prints of it.
+/// Runs one turn and prints the text as it is generated; returns the content of `--json`.
 fn answer(session: &Session, print: bool) -> Result<Value> {
     let (mut text, mut tokens, mut logprobs) = (String::new(), Vec::new(), Vec::new());
     let mut finish = FinishReason::Cancelled;
@@ -243,7 +243,7 @@ fn load_options(args: &Args) -> Result<LoadOptions> {
     })
 }
 
-/// Prints the most memory that was taken, and the estimate for a conversation of this length.
+/// Prints the peak memory, and the estimate for a conversation of this length.
 fn print_memory(args: &Args, options: &LoadOptions, stats: &Stats) -> Result<()> {
     let positions = stats.prompt_tokens + stats.generated_tokens;
     let generation = GenerationOptions {
@@ -259,12 +259,12 @@ fn print_memory(args: &Args, options: &LoadOptions, stats: &Stats) -> Result<()>
     let [peak, estimated] = [peak, estimated].map(|bytes| bytes as f64 / 1e6);
     println!(
         "\nMemory for {positions} tokens: peak of {whose} {peak:.1} MB, estimated {estimated:.1} \
-         MB, {ratio:.3} times that"
+            MB, ratio {ratio:.3}"
     );
     Ok(())
 }
 
-/// Returns the most memory that this process has had, without what it maps from files: Linux tells.
+/// Returns the peak memory of this process, without files that it maps, as reported by Linux.
 fn process_peak() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let kibibytes = |name: &str| {
@@ -289,8 +289,8 @@ fn print_stats(stats: &Stats) {
     );
 }
 
-/// Draws a picture with half blocks, two pixels a character, where the output is a terminal that
-/// shows 24-bit colour.
+/// Draws a picture with half blocks, two pixels per character, if the output is a terminal with
+/// 24-bit color.
 fn draw(picture: &Picture, columns: usize) {
     if !stdout().is_terminal() {
         return;

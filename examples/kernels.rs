@@ -1,5 +1,5 @@
 //! Times the layers of a 7B model: `cargo run --release --example kernels`, with `--json` for
-//! programs. `MOXIN_CPU_KERNELS=mlx` times MLX's.
+//! programs. `MOXIN_CPU_KERNELS=mlx` times MLX's kernels.
 
 use std::time::Instant;
 
@@ -22,21 +22,21 @@ struct Args {
     /// Prints an array of measurements instead of a table
     #[arg(long)]
     json: bool,
-    /// Only what has this in its name
+    /// Only operations with this text in their names
     #[arg(long, default_value = "")]
     only: String,
-    /// Measurements of each, of which the median counts
+    /// Measurements of each operation; the median is reported
     #[arg(long, default_value_t = 7)]
     repeat: usize,
 }
 
-/// What scores are multiplied by.
+/// The factor of attention scores.
 const FACTOR: f32 = 0.088;
 
-/// Rows of a prompt with a picture.
+/// The number of rows in a prompt with a picture.
 const PROMPT: i32 = 290;
 
-/// (name, output, input) of a decoder layer's matrices, and of the head.
+/// The (name, output, input) of a decoder layer's matrices, and of the head.
 const MATRICES: [(&str, i32, i32); 5] = [
     ("q_o", 4096, 4096),
     ("k_v", 1024, 4096),
@@ -44,7 +44,7 @@ const MATRICES: [(&str, i32, i32); 5] = [
     ("down", 4096, 14336),
     ("head", 32064, 4096),
 ];
-/// (output, input) of all matrices of a layer: queries, keys, values, output, gate, up, down.
+/// The (output, input) of all matrices of a layer: queries, keys, values, output, gate, up, down.
 const LAYER: [(i32, i32); 7] = [
     (4096, 4096),
     (1024, 4096),
@@ -62,15 +62,15 @@ struct Bench {
 }
 
 impl Bench {
-    /// Whether an operation is asked for with one of its numbers of rows: to make its weights takes
-    /// longer than to time it.
+    /// Returns whether an operation was requested with one of its numbers of rows: making its
+    /// weights takes longer than timing it.
     fn wants(&self, op: &str, scheme: &str) -> bool {
         [1, PROMPT]
             .iter()
             .any(|rows| format!("{op} {scheme} {rows}").contains(&self.args.only))
     }
 
-    /// Times `f`, whose result is evaluated.
+    /// Times `f` and evaluates its result.
     fn time(&mut self, what: Value, f: &mut dyn FnMut() -> Result<Array>) -> Result<()> {
         let name = format!(
             "{} {} {}",
@@ -127,7 +127,7 @@ fn activations(shape: &[i32]) -> Result<Array> {
     Ok(x)
 }
 
-/// A measurement of an operation, described.
+/// Describes the measurement of an operation.
 fn described(
     op: &str,
     scheme: &str,
@@ -141,7 +141,7 @@ fn described(
 
 /// A decoder layer of Mistral-7B's shape.
 struct Layer {
-    /// Queries, keys, values, output.
+    /// The projections to queries, keys and values, and the output projection.
     linears: Vec<Linear>,
     mlp: GatedMlp,
     bytes: u64,
@@ -190,7 +190,7 @@ impl Layer {
     }
 }
 
-/// What is no product with a matrix in a layer, `products` being theirs.
+/// Computes everything in a layer except products with matrices, whose results are `products`.
 fn rest(x: &Array, products: &[Array; 7], norm: &RmsNorm, cache: &mut KVCache) -> Result<Array> {
     let [q, k, v, o, gate, up, down] = products;
     let rotate = |x: &Array| rotate_heads(x, 128, 1e4, 1.0, 0);
@@ -226,12 +226,12 @@ fn run(bench: &mut Bench) -> Result<()> {
         let numbers: f64 = layer.numbers as f64;
         for rows in [1, PROMPT] {
             let x = activations(&[1, rows, 4096])?;
-            let mut held = KVCache::new();
+            let mut cache = KVCache::new();
             if rows == 1 {
                 layer
-                    .forward(&activations(&[1, PROMPT, 4096])?, &mut held)?
+                    .forward(&activations(&[1, PROMPT, 4096])?, &mut cache)?
                     .eval()?;
-                eval(held.arrays())?;
+                eval(cache.arrays())?;
             }
             let what = described(
                 "layer",
@@ -242,10 +242,10 @@ fn run(bench: &mut Bench) -> Result<()> {
                 2.0 * f64::from(rows) * numbers,
             );
             bench.time(what, &mut || {
-                let offset = held.offset();
-                let y = layer.forward(&x, &mut held)?;
+                let offset = cache.offset();
+                let y = layer.forward(&x, &mut cache)?;
                 y.eval()?;
-                held.truncate(offset);
+                cache.truncate(offset);
                 Ok(y)
             })?;
         }
@@ -329,7 +329,10 @@ fn run(bench: &mut Bench) -> Result<()> {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    ensure!(args.repeat > 0, "--repeat 0: nothing would be measured");
+    ensure!(
+        args.repeat > 0,
+        "--repeat 0: there would be no measurements"
+    );
     let device = Device::new(Backend::Cpu)?;
     if !args.json {
         let own = device.arithmetic().own_kernels;

@@ -1,12 +1,12 @@
-//! What quantization costs in quality: for every number of bits and every group size, how many
-//! answers about pictures that it never saw the small model gets exactly right, its perplexity on
-//! the right answers, how often its likeliest token is the unquantized model's, and the error of a
-//! random matrix of Moxin-7B's size. Prints JSON. `cargo xtask quality` makes docs/quantization.md
-//! of it.
+//! Measures the effect of quantization on quality, for every number of bits and every group size:
+//! how many answers about unseen pictures the small model gets exactly right, its perplexity on the
+//! correct answers, how often its most likely token is the unquantized model's, and the error of a
+//! random matrix of Moxin-7B's size. Prints JSON. `cargo xtask quality` writes docs/quantization.md
+//! from it.
 //!
 //!     cargo run --release --example quality -- [--limit N]
 
-#[allow(dead_code)] // some is for the score alone
+#[allow(dead_code)] // some items are only for the score
 mod heldout;
 
 use std::path::PathBuf;
@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 
 use heldout::{Seen, ask, begin};
 
-/// Measure what quantization costs in quality
+/// Measure the effect of quantization on quality
 #[derive(Parser)]
 struct Arguments {
     /// Folder of the model
@@ -37,7 +37,7 @@ struct Arguments {
     /// Folder with heldout.png and heldout.jsonl
     #[arg(long, default_value = "models/tiny-training")]
     heldout: PathBuf,
-    /// Pictures
+    /// The number of pictures
     #[arg(long, value_name = "N", default_value_t = 100)]
     limit: usize,
 }
@@ -93,12 +93,12 @@ fn options(scheme: Option<Quantization>) -> LoadOptions {
     }
 }
 
-/// Bytes of the weights.
+/// Returns the size of the weights in bytes.
 fn weights(arguments: &Arguments, scheme: Option<Quantization>) -> Result<u64> {
     Ok(Model::estimate(&arguments.model, &options(scheme), &Default::default())?.weights)
 }
 
-/// Answers that are exactly right, and questions asked.
+/// Returns the number of exactly correct answers, and of questions.
 fn score(
     arguments: &Arguments,
     seen: &[Seen],
@@ -119,15 +119,15 @@ fn score(
     Ok((right, asked))
 }
 
-/// The right answers, put into the model's mouth.
+/// The correct answers, as if the model had given them.
 struct Forced {
     device: Device,
     dense: MoxinVLM,
-    /// Token ids of question and answer, where the answer begins, and the picture's tokens.
+    /// The token ids of question and answer, where the answer starts, and the picture's tokens.
     texts: Vec<(Vec<u32>, usize, Array)>,
 }
 
-/// What a model would have said at each token of the right answers.
+/// The model's predictions for each token of the correct answers.
 struct Guesses {
     likeliest: Vec<usize>,
     perplexity: f64,
@@ -176,8 +176,8 @@ impl Forced {
                     .to_vec_cast::<f32>()?;
                 let vocabulary = model.decoder.settings().vocab_size;
                 for (i, id) in ids.iter().enumerate().skip(*answer) {
-                    // A token is told from the position before it; behind the first one stands the
-                    // picture.
+                    // A token is predicted by the position before it; the picture follows the first
+                    // token.
                     let row = i - 1 + model.image_tokens();
                     let row = &logits[row * vocabulary..(row + 1) * vocabulary];
                     let most = row.iter().copied().fold(f32::MIN, f32::max);
@@ -186,7 +186,7 @@ impl Forced {
                     likeliest.push(
                         row.iter()
                             .position(|logit| *logit == most)
-                            .context("a number among the logits is none")?,
+                            .context("a logit is not a number")?,
                     );
                 }
             }
@@ -199,7 +199,7 @@ impl Forced {
     }
 }
 
-/// Ids of a question with its answer, and the number of those before the answer.
+/// Returns the ids of a question with its answer, and the number of those before the answer.
 fn forced_ids(tokenizer: &Tokenizer, question: &str, answer: &str) -> Result<(Vec<u32>, usize)> {
     let asked = tokenizer.encode(&pure_prompt(&[Message::user(question)])?, true)?;
     let answered = tokenizer.encode(
@@ -214,8 +214,8 @@ fn forced_ids(tokenizer: &Tokenizer, question: &str, answer: &str) -> Result<(Ve
     Ok((answered, common))
 }
 
-/// Errors of a random matrix of the size of Moxin-7B's MLP: of its numbers, and of its product with
-/// a random vector, each relative.
+/// Returns the errors of a random matrix of the size in Moxin-7B's MLP: of its values, and of its
+/// product with a random vector, both relative.
 fn matrix_error(scheme: Quantization) -> Result<Value> {
     let device = Device::new(Backend::Cpu)?;
     device.run(|| {

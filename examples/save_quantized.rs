@@ -1,4 +1,4 @@
-//! Quantizes a model and saves it in the form of MLX's community: a folder that this library loads
+//! Quantizes a model and saves it in the format of mlx-community: a folder that this library loads
 //! like any other.
 
 use std::path::PathBuf;
@@ -14,20 +14,20 @@ struct Args {
     /// The model's folder.
     #[arg(long)]
     model: PathBuf,
-    /// The folder that the quantized model goes to.
+    /// The folder for the quantized model.
     #[arg(long)]
     output: PathBuf,
-    /// Bits a number: 2, 3, 4, 5, 6 or 8.
+    /// Bits per value: 2, 3, 4, 5, 6 or 8.
     #[arg(long, default_value_t = 4)]
     bits: usize,
-    /// Neighbours that share a scale: 32, 64 or 128.
+    /// The group size: 32, 64 or 128.
     #[arg(long, default_value_t = 64)]
     group_size: usize,
-    /// affine, or mxfp4, mxfp8 or nvfp4, which have their own bits and group size.
+    /// affine, or mxfp4, mxfp8 or nvfp4, which have fixed bits and group size.
     #[arg(long, default_value = "affine", value_parser = mode)]
     mode: Mode,
-    /// Other bits for some modules, such as language_model.lm_head=8; 0: as they are. May be given
-    /// several times.
+    /// Other bits for some modules, such as language_model.lm_head=8; 0 leaves them as they are.
+    /// May be given several times.
     #[arg(long, value_name = "PATH=BITS", value_parser = module)]
     module: Vec<(String, usize)>,
     /// Leave the token embedding as it is.
@@ -36,7 +36,7 @@ struct Args {
     /// Quantize vision encoders and projector too.
     #[arg(long)]
     vision: bool,
-    /// Replace the output folder where it exists.
+    /// Replace the output folder if it exists.
     #[arg(long)]
     overwrite: bool,
 }
@@ -79,7 +79,7 @@ fn main() -> Result<()> {
         bar.set_position((fraction * 1000.0) as u64);
         true
     };
-    // Quantized while it is read, the model is never in memory as a whole.
+    // If quantized while loading, the model is never in memory as a whole.
     let options = LoadOptions {
         quantize: Some(quantize),
         ..LoadOptions::default()

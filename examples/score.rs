@@ -1,4 +1,4 @@
-//! How many questions about pictures that it never saw a model answers exactly right, by kind of
+//! Counts how many questions about unseen pictures a model answers exactly right, by kind of
 //! question.
 //!
 //!     cargo run --example score -- [--model models/tiny] [--limit N] [--json]
@@ -16,7 +16,7 @@ use moxin_vlm::{LoadOptions, Model, Op};
 
 use heldout::{ask, begin};
 
-/// The share of right answers that is expected.
+/// The expected share of correct answers.
 const EXPECTED: f64 = 0.9;
 
 /// Score a model on the held-out pictures
@@ -93,7 +93,7 @@ fn main() -> Result<ExitCode> {
     }
     if all.share() < EXPECTED {
         eprintln!(
-            "{:.1} % of the answers are right; at least {:.0} % are expected",
+            "{:.1} % of the answers are correct; expected at least {:.0} %",
             100.0 * all.share(),
             100.0 * EXPECTED
         );

@@ -1,13 +1,13 @@
-//! Writes what each stage of a model makes of a conversation to a safetensors file, to be compared
-//! with a reference.
+//! Writes the results of each stage of a model for a conversation to a safetensors file, for
+//! comparison with a reference.
 //!
 //! ```text
 //! cargo run --example stages -- models/tiny --image models/demo.png --prompt "What is it?" --out stages.safetensors
 //! ```
 //!
-//! All are float32 or int32: `pixels`, as the model's processor makes them (of several pictures one
-//! after the other), `grids` `[pictures, 3]` where they have grids of patches, `image_features`
-//! `[features, hidden]`, `input_ids` `[rows]`, -1 where a row has no token, `position_ids`
+//! All are float32 or int32: `pixels`, from the model's processor (of several pictures one after
+//! the other), `grids` `[pictures, 3]` if they have grids of patches, `image_features`
+//! `[features, hidden]`, `input_ids` `[rows]`, -1 in rows without a token, `position_ids`
 //! `[3, rows]`, and `logits` `[rows, vocabulary]` of the prefill.
 
 use std::{collections::HashMap, path::PathBuf};
@@ -28,7 +28,7 @@ use safetensors::tensor::TensorView;
 const USAGE: &str = "usage: stages [--cpu] [--max-pixels N] MODEL \
     (--image FILE | --text TEXT | --system TEXT | --prompt TEXT | --assistant TEXT)... --out FILE";
 
-/// What is asked for. Pictures are taken as stored, without turning them upright, as references do.
+/// The command line. Pictures are used as stored, without turning them upright, as references do.
 #[derive(Default)]
 struct Args {
     model: PathBuf,
@@ -40,13 +40,13 @@ struct Args {
 }
 
 impl Args {
-    /// Options keep their order: they are the parts of the conversation.
+    /// Parses the options, which keep their order: they are the parts of the conversation.
     fn parse() -> Result<Args> {
         let (mut args, mut all) = (Args::default(), std::env::args().skip(1));
         while let Some(arg) = all.next() {
             let mut value = || {
                 all.next()
-                    .with_context(|| format!("{arg} takes a value\n{USAGE}"))
+                    .with_context(|| format!("{arg} needs a value\n{USAGE}"))
             };
             match arg.as_str() {
                 "--cpu" => args.cpu = true,
@@ -54,7 +54,7 @@ impl Args {
                 "--out" => args.out = value()?.into(),
                 "--max-pixels" => {
                     args.budget.max_pixels =
-                        Some(value()?.parse().context("--max-pixels takes a number")?)
+                        Some(value()?.parse().context("--max-pixels needs a number")?)
                 }
                 "--image" => {
                     args.images.push(value()?.into());
@@ -133,7 +133,7 @@ fn write_stages(args: &Args, device: &Device) -> Result<()> {
         let plan = folder.blueprint.plan(size, args.budget)?;
         let made = folder.blueprint.preprocess(&picture, &plan)?;
         features.push(model.vision.encode(&made, &plan, &|_| Ok(()))?);
-        // Planes of each picture, or rows of patches, which go on from picture to picture.
+        // Planes of each picture, or rows of patches of all pictures.
         shape = match plan.grids.is_empty() {
             true => vec![
                 shape[0] + 1,
@@ -227,7 +227,7 @@ fn write_stages(args: &Args, device: &Device) -> Result<()> {
         .with_context(|| format!("writing {}", args.out.display()))
 }
 
-/// As float32, evaluated and laid out row by row, so that its numbers can be read.
+/// Returns the array as float32, evaluated and contiguous, so that its values can be read.
 fn wide(array: &Array) -> Result<Array> {
     let array = array.as_dtype(Dtype::Float32)?.contiguous()?;
     array.eval()?;

@@ -1,7 +1,6 @@
-//! The kernels for the processor, compiled here without MLX, so that their tests run where there is
-//! none: under AddressSanitizer, and on an Arm processor that is emulated.
-//! `cargo xtask kernels-test` does both.
-#![allow(dead_code)] // what the library uses and these tests do not
+//! The CPU kernels, compiled without MLX, so that their tests run where MLX does not: under
+//! AddressSanitizer, and on an emulated Arm CPU. `cargo xtask kernels-test` does both.
+#![allow(dead_code)] // items that the library uses and these tests do not
 
 #[path = "../src/device"]
 mod device {

@@ -1,4 +1,4 @@
-//! What a model takes, as reckoned from the headers alone, beside what is counted. A file of its
+//! What a model takes, as estimated from the headers alone, beside what is counted. A file of its
 //! own, and so a process of its own: the counters are the process's.
 
 use std::fs;
@@ -35,7 +35,7 @@ fn compare(folder: &str, options: LoadOptions, context: usize, chunk: usize) {
         max_tokens: 20,
         ..Default::default()
     };
-    let reckoned = Model::estimate(&folder, &options, &generation).unwrap();
+    let estimated = Model::estimate(&folder, &options, &generation).unwrap();
     let before = memory_stats().unwrap().active;
 
     // Reading a tensor takes a buffer that is not counted.
@@ -75,30 +75,30 @@ fn compare(folder: &str, options: LoadOptions, context: usize, chunk: usize) {
     let peak = load.max(weights + vision.max(conversation));
 
     // Small arrays take more than their bytes; it shows where all weights are small.
-    let slack = if reckoned.weights < 1_000_000 {
+    let slack = if estimated.weights < 1_000_000 {
         80_000.0
     } else {
         0.0
     };
-    let close = |name: &str, reckoned: u64, measured: u64, tolerance: f64| {
-        let ratio = reckoned as f64 / measured as f64;
-        println!("{name:12} {reckoned:>10} reckoned, {measured:>10} measured: {ratio:.3}");
+    let close = |name: &str, estimated: u64, measured: u64, tolerance: f64| {
+        let ratio = estimated as f64 / measured as f64;
+        println!("{name:12} {estimated:>10} estimated, {measured:>10} measured: {ratio:.3}");
         assert!(
-            reckoned.abs_diff(measured) as f64 <= tolerance * measured as f64 + slack,
+            estimated.abs_diff(measured) as f64 <= tolerance * measured as f64 + slack,
             "{name} of {} in {dtype:?}, {context} positions by {chunk}",
             folder.display()
         );
     };
-    close("weights", reckoned.weights, weights, 0.06);
-    close("load", reckoned.load_peak, load.max(weights), 0.10);
-    close("vision", reckoned.vision_peak, vision, 0.25);
+    close("weights", estimated.weights, weights, 0.06);
+    close("load", estimated.load_peak, load.max(weights), 0.10);
+    close("vision", estimated.vision_peak, vision, 0.25);
     close(
         "conversation",
-        reckoned.kv_total + reckoned.step_peak,
+        estimated.kv_total + estimated.step_peak,
         conversation,
         0.15,
     );
-    close("total", reckoned.total, peak, 0.05);
+    close("total", estimated.total, peak, 0.05);
 }
 
 /// One test: the counters would count others.

@@ -1,12 +1,12 @@
 /*
- * A conversation about a picture: reads questions from the standard input, a line each, and streams
- * the answers.
+ * A conversation about a picture: reads questions from the standard input, one per line, and
+ * streams the answers.
  *
- *   chat MODEL IMAGE
+ * chat MODEL IMAGE
  *
- * Answers go to the standard output; the loading bar, the prompt and a line of statistics after
- * each answer to the error output. Ctrl-C ends the answer that is being given, or the loading; a
- * second one, or one while nothing is at work, ends the program.
+ * Answers are written to the standard output; the loading bar, the prompt and a line of statistics
+ * after each answer to the error output. Ctrl-C cancels the current answer or the loading; a second
+ * one, or one while nothing is running, ends the program.
  */
 #define _POSIX_C_SOURCE 200809L
 
@@ -21,17 +21,15 @@
 
 enum { BAR_WIDTH = 40, EXIT_INTERRUPTED = 130 };
 
-static volatile sig_atomic_t working;     /* something is at work that Ctrl-C can end */
-static volatile sig_atomic_t interrupted; /* and it has been asked to end */
+static volatile sig_atomic_t working;     /* something is running that Ctrl-C can cancel */
+static volatile sig_atomic_t interrupted; /* and it should be cancelled */
 static moxin_cancel *cancel_loading;
 
-/*
- * A signal handler may call few functions: nothing that allocates, locks or prints.
- * moxin_cancel_trigger and moxin_session_cancel do nothing but one atomic store each, so they are
- * among the few. Loading is ended that way. An answer is ended by the loop in `answer`, which looks
- * at `interrupted` after each step: moxin_session_cancel here could come just after the last step,
- * and end the next answer instead.
- */
+/* A signal handler must not allocate, lock or print. moxin_cancel_trigger and moxin_session_cancel
+ * only perform one atomic store each, so they are allowed. Loading is cancelled that way. An answer
+ * is cancelled by the loop in `answer`, which checks `interrupted` after each step:
+ * moxin_session_cancel here could come just after the last step, and cancel the next answer
+ * instead. */
 static void on_interrupt(int signal_number) {
     (void)signal_number;
     if (!working || interrupted) {
@@ -87,7 +85,7 @@ static moxin_model *load(const char *path) {
     return model;
 }
 
-/* The picture's tokens. They are made once, whatever becomes of the answers. */
+/* Encodes the picture once, for all answers. */
 static moxin_embedding *encode(const moxin_model *model, const char *path) {
     moxin_image *image = NULL;
     moxin_embedding *picture = NULL;
@@ -113,16 +111,16 @@ static void print_statistics(const moxin_session *session) {
     }
 }
 
-/* Answers one question. What fails or is cancelled is forgotten, and the conversation goes on
- * without it. */
+/* Answers one question. A question that fails or is cancelled is removed, and the conversation
+ * continues without it. */
 static void answer(const moxin_session *session, const moxin_embedding *picture,
                    const char *question) {
     static bool answered = false;
     moxin_error *error = NULL;
     moxin_event event = { 0 };
     event.struct_size = sizeof event;
-    /* With the first question goes the picture, again if that question was taken back, for then so
-     * was the picture. */
+    /* The picture is part of the first question. If that question was rolled back, the picture was
+     * too, and is added again. */
     if (moxin_session_add_text(session, MOXIN_ROLE_USER, question, MOXIN_STRLEN, &error) !=
             MOXIN_STATUS_OK ||
         (!answered && moxin_session_add_embedding(session, picture, &error) != MOXIN_STATUS_OK)) {
@@ -146,14 +144,14 @@ static void answer(const moxin_session *session, const moxin_embedding *picture,
     putchar('\n');
     fflush(stdout);
     if (event.finish == MOXIN_FINISH_REASON_CANCELLED) {
-        fputs("(cancelled: the question and its answer are forgotten)\n", stderr);
+        fputs("(cancelled: the question and its answer are removed)\n", stderr);
     } else if (event.kind == MOXIN_EVENT_KIND_FINISHED) {
         answered = true;
     }
     print_statistics(session);
 }
 
-/* The next line that has something in it, without its end; NULL at the end of the input. */
+/* Returns the next line that is not empty, without its newline; NULL at the end of the input. */
 static char *read_question(char *line, int size) {
     do {
         fputs("> ", stderr);
@@ -190,7 +188,7 @@ int main(int argc, char **argv) {
     moxin_session *session = NULL;
     moxin_error *error = NULL;
     if (moxin_session_new(model, NULL, &session, &error) != MOXIN_STATUS_OK) {
-        complain("beginning a session", error);
+        complain("starting a session", error);
         return 1;
     }
     while (read_question(line, sizeof line) != NULL) {

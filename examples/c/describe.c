@@ -1,19 +1,19 @@
 /*
  * Talks with a model about pictures and streams the answers.
  *
- *   describe [options] MODEL [IMAGE] (--image FILE | --text TEXT | --system TEXT | --prompt TEXT |
- * --assistant TEXT)...
+ *   describe [options] MODEL [IMAGE] (--image FILE | --text TEXT | --system TEXT |
+ *            --prompt TEXT | --assistant TEXT)...
  *
  *   --image FILE            adds a picture to the message
  *   --text TEXT             adds a text to the message
- *   --prompt TEXT           adds the last text of the message, which is answered
- *   --assistant TEXT        behind --prompt: its answer, instead of one that is generated
- *   --system TEXT           instructions, where the model takes them
- *   --max-tokens N          tokens of one answer at most (default 256)
- *   --max-pixels N          pixels of a picture in front of the encoder at most
- *   --repetition-penalty P  makes tokens that were there less likely (default 1)
- *   --raw                   takes prompts as they are, control tokens and all
- *   --no-exif               leaves pictures as stored instead of turning them upright
+ *   --prompt TEXT           adds the last text of the message, which is then answered
+ *   --assistant TEXT        after --prompt: uses this answer instead of generating one
+ *   --system TEXT           adds instructions, if the model supports them
+ *   --max-tokens N          maximum number of tokens in an answer (default 256)
+ *   --max-pixels N          maximum number of pixels per picture that reach the encoder
+ *   --repetition-penalty P  makes tokens that already occurred less likely (default 1)
+ *   --raw                   uses prompts unchanged, including control tokens
+ *   --no-exif               ignores the orientation in a picture's metadata
  *   --json                  prints one JSON object with text, token ids and log-probabilities
  */
 #include <inttypes.h>
@@ -27,7 +27,7 @@ enum { MAX_PARTS = 256 };
 
 enum kind { IMAGE, TEXT, SYSTEM, PROMPT, ASSISTANT };
 
-/* What is added to the conversation, in the order given. */
+/* A part of the conversation, in the order given. */
 struct part {
     enum kind kind;
     const char *text;
@@ -85,7 +85,7 @@ static uint64_t parse_count(const char *option, const char *text) {
     char *end = NULL;
     unsigned long value = strtoul(text, &end, 10);
     if (end == text || *end != '\0' || value == 0 || value > 1000000000) {
-        fprintf(stderr, "describe: %s takes a number from 1 to 1000000000, not %s\n", option, text);
+        fprintf(stderr, "describe: %s needs a number from 1 to 1000000000, not %s\n", option, text);
         exit(2);
     }
     return value;
@@ -95,7 +95,7 @@ static float parse_penalty(const char *text) {
     char *end = NULL;
     float value = strtof(text, &end);
     if (end == text || *end != '\0') {
-        fprintf(stderr, "describe: --repetition-penalty takes a number, not %s\n", text);
+        fprintf(stderr, "describe: --repetition-penalty needs a number, not %s\n", text);
         exit(2);
     }
     return value;
@@ -165,7 +165,7 @@ static struct options parse(int argc, char **argv) {
     return options;
 }
 
-/* The loading bar, on the error output so that the answer can be piped. user_data: the percentage
+/* The loading bar, on the error output so that the answer can be piped. user_data is the percentage
  * shown last. */
 static bool show_progress(void *user_data, moxin_stage stage, float fraction) {
     int *shown = user_data;
@@ -215,7 +215,7 @@ static void add_text(moxin_session *session, moxin_role role, const char *text) 
     }
 }
 
-/* Adds a text of the user's: as it is where prompts are raw. */
+/* Adds a text of the user, unchanged if prompts are raw. */
 static void add_prompt(moxin_session *session, const struct options *options, const char *text) {
     moxin_error *error = NULL;
     if (!options->raw) {
@@ -240,7 +240,7 @@ static void keep_token(struct answer *answer, const moxin_event *event) {
     answer->token_count = count;
 }
 
-/* Has the last message answered; streams the answer unless it is to be printed as JSON. */
+/* Generates the answer to the last message, and streams it unless it is printed as JSON. */
 static struct answer ask(moxin_session *session, int stream) {
     struct answer answer = { 0 };
     moxin_error *error = NULL;
@@ -326,7 +326,7 @@ int main(int argc, char **argv) {
     params.max_tokens = options.max_tokens;
     params.repetition_penalty = options.repetition_penalty;
     if (moxin_session_new(model, &params, &session, &error) != MOXIN_STATUS_OK) {
-        die("beginning a session", error);
+        die("starting a session", error);
     }
     moxin_model_free(model); /* the session keeps what it needs */
 
@@ -354,7 +354,7 @@ int main(int argc, char **argv) {
             break;
         }
         if (i + 1 < options.part_count && options.parts[i + 1].kind == ASSISTANT) {
-            continue; /* it is answered already */
+            continue; /* it already has an answer */
         }
         if (!options.json) {
             printf("%s> %s\n", answers > 0 ? "\n" : "", part->text);

@@ -1,5 +1,5 @@
-//! The pictures that the small model never saw, and questions about them, for the examples that
-//! measure it.
+//! The pictures that the small model has not seen, with questions, for the examples that measure
+//! it.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use moxin_vlm::{
 };
 use serde::Deserialize;
 
-/// Edge of each picture on the sheet, in pixels.
+/// The edge of each picture on the sheet, in pixels.
 const CELL: u32 = 168;
 
 /// A picture, and conversations about it.
@@ -21,7 +21,7 @@ pub struct Seen {
     pub conversations: Vec<Vec<Turn>>,
 }
 
-/// A question, and the right answer.
+/// A question, and the correct answer.
 #[derive(Deserialize)]
 pub struct Turn {
     pub kind: String,
@@ -61,7 +61,7 @@ pub fn read(folder: &Path, limit: Option<usize>) -> Result<Vec<Seen>> {
         .collect()
 }
 
-/// One picture of the sheet.
+/// Cuts one picture from the sheet.
 fn crop(sheet: &Picture, cell: &Cell) -> Result<Picture> {
     let (left, top) = (cell.column * CELL, cell.row * CELL);
     if left + CELL > sheet.width() || top + CELL > sheet.height() {
@@ -82,7 +82,7 @@ fn crop(sheet: &Picture, cell: &Cell) -> Result<Picture> {
     )?)
 }
 
-/// A conversation about a picture.
+/// Starts a conversation about a picture.
 pub fn begin(model: &Model, picture: &Embedding) -> Result<Session> {
     let session = model.session(GenerationOptions {
         max_tokens: 64,
@@ -92,7 +92,7 @@ pub fn begin(model: &Model, picture: &Embedding) -> Result<Session> {
     Ok(session)
 }
 
-/// The model's answer.
+/// Returns the model's answer.
 pub fn ask(session: &Session, question: &str) -> Result<String> {
     session.add_text(Role::User, question)?;
     let mut answer = String::new();

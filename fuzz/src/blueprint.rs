@@ -1,4 +1,4 @@
-//! What an architecture makes of a folder's settings before a weight is read, and chat templates.
+//! Fuzzes the architectures' reading of settings before a weight is read, and chat templates.
 
 use std::{fs, path::Path};
 
@@ -12,7 +12,7 @@ use super::{checked, folder, write};
 
 const ARCHITECTURES: [&str; 3] = ["paligemma", "qwen2_vl", "llava"];
 
-/// The number of an architecture, its `config.json`, and behind a NUL its
+/// The number of an architecture, its `config.json`, and after a NUL its
 /// `preprocessor_config.json`.
 pub fn blueprint(bytes: &[u8]) {
     let Some((number, rest)) = bytes.split_first() else {
@@ -72,7 +72,7 @@ pub fn blueprint(bytes: &[u8]) {
     }
 }
 
-/// A chat template, and behind a NUL what a user says.
+/// A chat template, and after a NUL a user's text.
 pub fn template(bytes: &[u8]) {
     let mut parts = bytes
         .splitn(2, |byte| *byte == 0)

@@ -1,8 +1,8 @@
-//! The C ABI with arbitrary arguments: the bytes are read as a list of calls, each with its
-//! arguments. What the header leaves to the caller is kept: handles are NULL or alive, and memory
-//! is as long as the call says (and no longer, so that AddressSanitizer sees what goes beyond). One
-//! target makes the calls of one thread, the other those of two threads that share handles, and
-//! forks in between.
+//! The C ABI with arbitrary arguments: the bytes are interpreted as a list of calls, each with its
+//! arguments. The caller's obligations in the header are kept: handles are NULL or alive, and
+//! memory is as long as the call says (and no longer, so that AddressSanitizer detects accesses
+//! beyond it). One target makes calls from one thread, the other from two threads that share
+//! handles, with forks in between.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ffi::{CString, c_char, c_void};
@@ -19,19 +19,19 @@ use std::time::{Duration, Instant};
 use arbitrary::{Result, Unstructured};
 use moxin_vlm::ffi::*;
 
-/// Calls for one input at most, and how many of them may take long.
+/// The maximum number of calls per input, and of slow calls among them.
 const CALLS: usize = 48;
 const LONG_CALLS: usize = 2;
 const SLOTS: usize = 3;
 
-/// How many times one input may fork, and how many calls a child makes at most.
+/// The maximum number of forks per input, and of calls in a child.
 const FORKS: usize = 1;
 const CHILD_CALLS: usize = 4;
 
-/// Nothing that does not compute takes longer.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Calls that compute nothing never take longer.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Calls of the C ABI, as `bytes` say.
+/// Makes the calls that `bytes` encode.
 pub fn c_abi(bytes: &[u8]) {
     let mut caller = Caller::new();
     caller.calls(bytes);
@@ -39,7 +39,7 @@ pub fn c_abi(bytes: &[u8]) {
     assert_eq!(handles(), 1, "the lasting model alone");
 }
 
-/// Calls of two threads that share a handle of each kind and have others of their own.
+/// Makes calls from two threads that share a handle of each kind and have others of their own.
 pub fn c_calls(bytes: &[u8]) {
     let (first, bytes) = bytes.split_at(bytes.len().min(1));
     let (ours, theirs) = bytes.split_at(
@@ -60,7 +60,7 @@ pub fn c_calls(bytes: &[u8]) {
     assert_eq!(handles(), 1, "the lasting model alone");
 }
 
-/// Memory from C: exactly so many bytes, from an address that suits any struct.
+/// Memory from C: exactly so many bytes, at an address aligned for any struct.
 struct Block {
     start: *mut u8,
     size: usize,
@@ -89,8 +89,8 @@ impl Block {
         unsafe { slice::from_raw_parts_mut(self.start, self.size) }
     }
 
-    /// Writes at an offset, or zeros as far as the block goes where the value does not fit: half a
-    /// pointer is none.
+    /// Writes a value at an offset, or zeros up to the end of the block if the value does not fit:
+    /// half a pointer is not a pointer.
     fn put<T: Copy>(&mut self, offset: usize, value: T) {
         if offset + size_of::<T>() <= self.size {
             // SAFETY: the value fits.
@@ -112,31 +112,31 @@ impl Drop for Block {
     }
 }
 
-/// The struct, or NULL where there is none.
+/// Returns the struct, or NULL if there is none.
 fn pointer<T>(block: &Option<Block>) -> *mut T {
     block.as_ref().map_or(null_mut(), Block::pointer)
 }
 
-/// What a stream, or a log, told.
+/// The events of a stream, or the messages of a log.
 #[derive(Default)]
-struct Told {
+struct Received {
     finished: AtomicU32,
     destroyed: AtomicU32,
 }
 
 unsafe extern "C" fn on_event(user_data: *mut c_void, event: *const moxin_event) -> bool {
     // SAFETY: the user data given to generate_start, and an event that lives during the call.
-    let (told, event) = unsafe { (&*user_data.cast::<Told>(), &*event) };
+    let (received, event) = unsafe { (&*user_data.cast::<Received>(), &*event) };
     assert_eq!(
         (
-            told.finished.load(Ordering::SeqCst),
-            told.destroyed.load(Ordering::SeqCst)
+            received.finished.load(Ordering::SeqCst),
+            received.destroyed.load(Ordering::SeqCst)
         ),
         (0, 0),
         "an event after the last"
     );
     if event.kind == moxin_event_kind::Finished {
-        told.finished.store(1, Ordering::SeqCst);
+        received.finished.store(1, Ordering::SeqCst);
     }
     event.token_id % 7 != 3
 }
@@ -148,9 +148,9 @@ unsafe extern "C" fn on_log(
     message: moxin_str,
 ) {
     // SAFETY: the user data given to set_log.
-    let told = unsafe { &*user_data.cast::<Told>() };
+    let received = unsafe { &*user_data.cast::<Received>() };
     assert_eq!(
-        told.destroyed.load(Ordering::SeqCst),
+        received.destroyed.load(Ordering::SeqCst),
         0,
         "a message after the last"
     );
@@ -159,9 +159,9 @@ unsafe extern "C" fn on_log(
 
 unsafe extern "C" fn destroy(user_data: *mut c_void) {
     // SAFETY: the user data given with it.
-    let told = unsafe { &*user_data.cast::<Told>() };
+    let received = unsafe { &*user_data.cast::<Received>() };
     assert_eq!(
-        told.destroyed.fetch_add(1, Ordering::SeqCst),
+        received.destroyed.fetch_add(1, Ordering::SeqCst),
         0,
         "destroyed twice"
     );
@@ -181,7 +181,7 @@ fn in_repository(name: &str) -> CString {
     CString::new(path.into_os_string().into_encoded_bytes()).expect("no NUL in a path")
 }
 
-/// The small model, loaded once: it is never freed.
+/// The small model, loaded once and never freed.
 fn model() -> *mut moxin_model {
     static MODEL: OnceLock<usize> = OnceLock::new();
     let load = || {
@@ -202,7 +202,7 @@ fn model() -> *mut moxin_model {
     *MODEL.get_or_init(load) as *mut moxin_model
 }
 
-/// A C program's variables. The first `lasting` slots of each kind are not its own.
+/// A C program's variables. The first `lasting` slots of each kind belong to someone else.
 struct Caller {
     lasting: usize,
     models: [*mut moxin_model; SLOTS],
@@ -210,19 +210,19 @@ struct Caller {
     embeddings: [*mut moxin_embedding; SLOTS],
     sessions: [*mut moxin_session; SLOTS],
     cancels: [*mut moxin_cancel; SLOTS],
-    /// Each with whether it began.
-    streams: Vec<(Arc<Told>, bool)>,
-    logs: Vec<Arc<Told>>,
+    /// Each stream, with whether it started.
+    streams: Vec<(Arc<Received>, bool)>,
+    logs: Vec<Arc<Received>>,
     long_calls: usize,
     forks: usize,
-    /// Whether this is a forked child, in which nothing is done.
+    /// Whether this is a forked child, in which nothing may be computed.
     forked: bool,
 }
 
 // SAFETY: handles may be used on any thread.
 unsafe impl Send for Caller {}
 
-/// One of the slots, or NULL.
+/// Returns one of the slots, or NULL.
 fn any<T>(slots: &[*mut T; SLOTS], input: &mut Unstructured) -> Result<*mut T> {
     Ok(slots
         .get(input.int_in_range(0..=SLOTS)?)
@@ -230,7 +230,7 @@ fn any<T>(slots: &[*mut T; SLOTS], input: &mut Unstructured) -> Result<*mut T> {
         .unwrap_or(null_mut()))
 }
 
-/// A number that is small, or at the end of its range, or any.
+/// Returns a number that is small, or at the end of its range, or arbitrary.
 fn number(input: &mut Unstructured) -> Result<u64> {
     const ENDS: [u64; 8] = [
         u64::MAX,
@@ -254,7 +254,7 @@ fn text<'a>(input: &mut Unstructured<'a>) -> Result<&'a [u8]> {
     input.bytes(length.min(input.len()))
 }
 
-/// A struct with `struct_size` of some version, or of none.
+/// Returns a struct with the `struct_size` of some version, or of none.
 fn sized<T>(input: &mut Unstructured) -> Result<Option<Block>> {
     let ours = size_of::<T>();
     let size = match input.int_in_range(0..=7)? {
@@ -264,8 +264,8 @@ fn sized<T>(input: &mut Unstructured) -> Result<Option<Block>> {
         3 => number(input)? as usize,
         _ => ours,
     };
-    // Beyond 4096 bytes more than it knows the library refuses a struct by its size, and looks no
-    // further.
+    // The library refuses a struct by its size if it is more than 4096 bytes longer than the
+    // version it knows.
     let mut block = Block::new(if size <= ours + 4096 {
         size.max(size_of::<usize>())
     } else {
@@ -275,7 +275,7 @@ fn sized<T>(input: &mut Unstructured) -> Result<Option<Block>> {
     Ok(Some(block))
 }
 
-/// Parameters: the defaults, and some bytes that are not.
+/// Returns parameters: the defaults, with some bytes changed.
 fn params<T>(
     input: &mut Unstructured,
     init: unsafe extern "C" fn(*mut T, usize),
@@ -284,7 +284,7 @@ fn params<T>(
         return Ok(None);
     };
     let size = block.size;
-    // SAFETY: the block is this long, and begins with a size.
+    // SAFETY: the block is this long, and starts with a size.
     unsafe {
         let stated = block.pointer::<usize>().read();
         init(block.pointer(), size);
@@ -304,7 +304,7 @@ fn params<T>(
 }
 
 impl Caller {
-    /// A model, a picture and a session to begin with.
+    /// Starts with a model, a picture and a session.
     fn new() -> Caller {
         let mut caller = Caller::empty();
         // SAFETY: a pixel, a model, and places.
@@ -340,7 +340,7 @@ impl Caller {
         }
     }
 
-    /// The first handles of another, which outlives this one.
+    /// Shares the first handles of another, which outlives this one.
     fn sharing(other: &Caller) -> Caller {
         let mut caller = Caller {
             lasting: 1,
@@ -351,7 +351,7 @@ impl Caller {
         caller
     }
 
-    /// Makes the calls that the bytes say.
+    /// Makes the calls that the bytes encode.
     fn calls(&mut self, bytes: &[u8]) {
         let mut input = Unstructured::new(bytes);
         for _ in 0..CALLS {
@@ -377,16 +377,16 @@ impl Caller {
         Ok(Some(block))
     }
 
-    /// Whether another call may take long.
+    /// Returns whether another slow call is allowed.
     fn patience(&mut self) -> bool {
         self.long_calls += 1;
         self.long_calls <= LONG_CALLS
     }
 
-    /// One call.
+    /// Makes one call.
     fn call(&mut self, input: &mut Unstructured) -> Result<()> {
         let slot = input.int_in_range(0..=SLOTS - 1)?;
-        // Where a handle of its own goes.
+        // Chooses a slot for a handle of its own.
         let own = slot.max(self.lasting);
         let last = if self.lasting > 0 && !self.forked {
             FORK
@@ -400,8 +400,8 @@ impl Caller {
         } else {
             null_mut()
         };
-        // SAFETY: handles are NULL or alive, memory is as long as is said, and every place is one
-        // or NULL.
+        // SAFETY: handles are NULL or alive, memory is as long as stated, and every output pointer
+        // is valid or NULL.
         let status = unsafe {
             match call {
                 0 => {
@@ -525,7 +525,7 @@ impl Caller {
                     moxin_embedding_info_get(embedding, pointer(&info), place)
                 }
                 13 => {
-                    // The small model's pictures take 64 tokens of 192 numbers.
+                    // The small model's pictures take 64 tokens of 192 values.
                     let room = if input.arbitrary()? {
                         64 * 192
                     } else {
@@ -654,7 +654,7 @@ impl Caller {
         }
         let pixels = Block::new(if refused { 1 } else { needed as usize });
         self.drop_image(slot);
-        // SAFETY: the pixels are all there, or the picture is refused by its measures.
+        // SAFETY: the pixels all exist, or the picture is refused by its size.
         Ok(unsafe {
             moxin_image_from_pixels(
                 pixels.pointer(),
@@ -678,8 +678,8 @@ impl Caller {
     ) -> Result<moxin_status> {
         let (op, wants_events) = (self.op(input)?, input.ratio(7, 8)?);
         let callback: moxin_event_fn = if wants_events { Some(on_event) } else { None };
-        let told = Arc::new(Told::default());
-        let user_data = Arc::as_ptr(&told).cast_mut().cast();
+        let received = Arc::new(Received::default());
+        let user_data = Arc::as_ptr(&received).cast_mut().cast();
         // SAFETY: the user data lives until the stream has ended: see `leave`.
         let status = unsafe {
             moxin_session_start(
@@ -691,7 +691,7 @@ impl Caller {
                 place,
             )
         };
-        self.streams.push((told, status == moxin_status::Ok));
+        self.streams.push((received, status == moxin_status::Ok));
         Ok(status)
     }
 
@@ -707,8 +707,8 @@ impl Caller {
         } else {
             None
         };
-        let told = Arc::new(Told::default());
-        let user_data = Arc::as_ptr(&told).cast_mut().cast();
+        let received = Arc::new(Received::default());
+        let user_data = Arc::as_ptr(&received).cast_mut().cast();
         // SAFETY: the user data lives until the log was destroyed: see `leave`.
         let status = unsafe {
             moxin_set_log(
@@ -719,11 +719,11 @@ impl Caller {
                 place,
             )
         };
-        self.logs.push(told);
+        self.logs.push(received);
         Ok(status)
     }
 
-    /// Frees something, in whatever state it is.
+    /// Frees something, in any state.
     ///
     /// # Safety
     /// As for the calls themselves.
@@ -741,7 +741,7 @@ impl Caller {
         Ok(moxin_status::Ok)
     }
 
-    /// A call that has no status.
+    /// Makes a call that returns no status.
     ///
     /// # Safety
     /// As for the calls themselves.
@@ -770,13 +770,13 @@ impl Caller {
         Ok(moxin_status::Ok)
     }
 
-    /// Forks. The child makes some calls, none of which may wait, and ends; the parent waits for
+    /// Forks. The child makes some calls, none of which may block, and ends; the parent waits for
     /// it.
     fn fork(&mut self, input: &mut Unstructured) -> Result<moxin_status> {
         let calls = input.int_in_range(1..=CHILD_CALLS)?;
         self.forks += 1;
         if self.forks <= FORKS {
-            // SAFETY: the child does nothing but calls of this library, and ends.
+            // SAFETY: the child only makes calls of this library, and ends.
             match unsafe { libc::fork() } {
                 0 => self.be_child(calls, input),
                 -1 => (),
@@ -793,8 +793,8 @@ impl Caller {
         }))
         .is_ok();
         let status = if stood { 0 } else { 1 };
-        // Not by `exit`: libFuzzer takes that for a fault, and MLX's threads may have been freeing
-        // memory that its destructors free. SAFETY: the process ends.
+        // Not with `exit`: libFuzzer treats that as a fault, and MLX's threads may have been
+        // freeing memory that its destructors free. SAFETY: the process ends.
         unsafe { libc::_exit(status) }
     }
 
@@ -808,7 +808,7 @@ impl Caller {
         unsafe { moxin_session_free(replace(&mut self.sessions[slot], null_mut())) };
     }
 
-    /// Frees all that is its own, and sees that streams and logs ended as promised.
+    /// Frees all handles of its own, and checks that streams and logs ended as promised.
     fn leave(mut self) {
         // SAFETY: what is freed is not used again.
         unsafe {
@@ -830,25 +830,25 @@ impl Caller {
                 .iter()
                 .for_each(|model| moxin_model_free(*model));
         }
-        for (told, began) in &self.streams {
-            wait_for(&told.destroyed, "a stream");
+        for (received, began) in &self.streams {
+            wait_for(&received.destroyed, "a stream");
             assert_eq!(
-                told.finished.load(Ordering::SeqCst),
+                received.finished.load(Ordering::SeqCst),
                 u32::from(*began),
-                "one last event for each stream that began"
+                "one last event for each stream that started"
             );
         }
         self.logs
             .iter()
-            .for_each(|told| wait_for(&told.destroyed, "a log"));
+            .for_each(|received| wait_for(&received.destroyed, "a log"));
     }
 }
 
-/// Handles that are given and not yet freed.
+/// Returns the number of handles that are not freed yet.
 fn handles() -> u64 {
     let mut stats = Block::new(size_of::<moxin_memory_stats>());
     stats.put(0, size_of::<moxin_memory_stats>());
-    // SAFETY: the stats say their size.
+    // SAFETY: the struct contains its size.
     unsafe {
         assert_eq!(
             moxin_memory_stats_get(stats.pointer(), null_mut()),
@@ -858,13 +858,13 @@ fn handles() -> u64 {
     }
 }
 
-/// Waits for a child, which must end soon, and well.
+/// Waits for a child, which must end soon and successfully.
 fn wait_for_child(child: libc::pid_t) {
     let start = Instant::now();
     let mut status = 0;
-    // SAFETY: a child of this process that nobody else waits for, and a place.
+    // SAFETY: a child of this process that nobody else waits for, and a valid pointer.
     while unsafe { libc::waitpid(child, &mut status, libc::WNOHANG) } == 0 {
-        if start.elapsed() > PATIENCE {
+        if start.elapsed() > TIMEOUT {
             // SAFETY: as above.
             unsafe {
                 libc::kill(child, libc::SIGKILL);
@@ -877,12 +877,12 @@ fn wait_for_child(child: libc::pid_t) {
     assert_eq!(status, 0, "a forked child");
 }
 
-/// The number of the call that forks, and so of those before it.
+/// The number of the call that forks, which is also the number of calls before it.
 const FORK: usize = 30;
 
 use moxin_status as Status;
 
-/// What each call may answer beside [`Status::Ok`].
+/// The statuses that each call may return, besides [`Status::Ok`].
 const PERMITTED: [&[Status]; FORK + 1] = {
     use Status::*;
     const ARGUMENT: &[Status] = &[NullArgument, InvalidArgument];
@@ -983,10 +983,10 @@ const PERMITTED: [&[Status]; FORK + 1] = {
     ]
 };
 
-/// The outcome of a call: a status that may be, and an error that says the same where one was
+/// Checks the outcome of a call: an allowed status, and an error with the same status if one was
 /// wanted.
 fn check(status: moxin_status, error: *mut moxin_error, wanted: bool) {
-    // SAFETY: NULL, or an error that a call gave; a text is as long as it says.
+    // SAFETY: NULL, or an error from a call; a text is as long as it says.
     unsafe {
         let text = |error| {
             let text = moxin_error_message(error);
@@ -1018,7 +1018,7 @@ fn check(status: moxin_status, error: *mut moxin_error, wanted: bool) {
 fn wait_for(destroyed: &AtomicU32, what: &str) {
     let start = Instant::now();
     while destroyed.load(Ordering::SeqCst) == 0 {
-        assert!(start.elapsed() < PATIENCE, "{what} was not destroyed");
+        assert!(start.elapsed() < TIMEOUT, "{what} was not destroyed");
         sleep(Duration::from_micros(200));
     }
 }

@@ -1,6 +1,6 @@
-//! What is fuzzed: each target takes any bytes, which the library must take or refuse with an
-//! [`Error`] that fits. A panic, a hang, or memory without bounds is a finding. `cargo xtask fuzz`
-//! runs them under libFuzzer, tests/replay.rs over the corpus and on random changes to it.
+//! The fuzz targets: each takes any bytes, which the library must accept or refuse with a suitable
+//! [`Error`]. A panic, a hang, or unbounded memory is a fault. `cargo xtask fuzz` runs them under
+//! libFuzzer; tests/replay.rs runs them on the corpus and on random changes of it.
 
 mod blueprint;
 mod c_abi;
@@ -22,7 +22,7 @@ use moxin_vlm::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A target by its name, and how many random changes to its corpus tests/replay.rs tries.
+/// A target's name, its function, and how many random changes of its corpus tests/replay.rs tries.
 pub type Target = (&'static str, fn(&[u8]), usize);
 
 /// All targets.
@@ -49,14 +49,14 @@ macro_rules! fuzz {
     };
 }
 
-/// libFuzzer's crate has every panic end the process; the library catches those of the `tokenizers`
-/// crate, which are no findings. A panic that comes out of a target still ends the process.
+/// libFuzzer's crate makes every panic end the process; the library catches those of the
+/// `tokenizers` crate, which are not faults. A panic that leaves a target still ends the process.
 pub fn panic_as_usual() {
     drop(panic::take_hook());
 }
 
-/// Files in a folder of this thread, for what reads paths only: in memory, where there is such a
-/// place, for saving waits for the disk.
+/// Returns this thread's folder for files, for functions that only read paths: in memory, if
+/// possible, because saving waits for the disk.
 fn folder() -> PathBuf {
     thread_local!(static FOLDER: TempDir = new_folder().expect("a temporary folder"));
     FOLDER.with(|folder| folder.path().to_owned())
@@ -77,7 +77,7 @@ fn write(name: &str, bytes: &[u8]) -> PathBuf {
     path
 }
 
-/// The value, if there is one; an error must blame a file, as those of damaged models do.
+/// Returns the value, if there is one; an error must name a file, as for damaged models.
 fn checked<T>(result: Result<T>) -> Option<T> {
     match result {
         Ok(value) => Some(value),
@@ -100,7 +100,7 @@ pub fn config(bytes: &[u8]) {
         return;
     };
     for i in 0..config.timm_model_ids.len() {
-        // Either may be an error: a name that is not known.
+        // Either may be an error: the name is unknown.
         let _ = (config.num_heads(i), config.activation(i));
     }
     assert!(config.text_config.head_dim() > 0);
@@ -137,7 +137,7 @@ pub fn preprocessor(bytes: &[u8]) {
     }
 }
 
-/// A picture, which may have a million pixels.
+/// A picture of at most a million pixels.
 pub fn image(bytes: &[u8]) {
     for apply_orientation in [true, false] {
         let options = DecodeOptions {
@@ -178,14 +178,14 @@ pub fn tokenizer(bytes: &[u8]) {
     checked(decoder.finish());
 }
 
-/// A whole `model.safetensors`.
+/// A complete `model.safetensors`.
 pub fn safetensors(bytes: &[u8]) {
     write("model.safetensors", bytes);
     read_all(&folder());
 }
 
-/// The header of a `model.safetensors`. Its length stands in front and as many zeros behind as its
-/// offsets ask for, so that what is checked last is reached too.
+/// The header of a `model.safetensors`. Its length is put before it, and as many zeros after it as
+/// its offsets ask for, so that the last checks are reached too.
 pub fn safetensors_header(header: &[u8]) {
     let ends = |tensor: &Value| tensor.pointer("/data_offsets/1").and_then(Value::as_u64);
     let tensors = serde_json::from_slice::<Value>(header).unwrap_or_default();
@@ -207,7 +207,7 @@ pub fn safetensors_header(header: &[u8]) {
     read_all(&folder());
 }
 
-/// A `model.safetensors.index.json`, beside the two shards that the checkpoint's tests have.
+/// A `model.safetensors.index.json`, next to the two shards of the checkpoint's tests.
 pub fn index(bytes: &[u8]) {
     let shards = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/checkpoint/sharded");
     for name in [
@@ -222,7 +222,7 @@ pub fn index(bytes: &[u8]) {
     read_all(&folder());
 }
 
-/// Opens the checkpoint and, where it opens, reads every tensor, to bytes and to MLX.
+/// Opens the checkpoint and, if that works, reads every tensor as bytes and into MLX.
 fn read_all(folder: &Path) {
     let Some(checkpoint) = checked(Checkpoint::open(folder)) else {
         return;

@@ -1,6 +1,6 @@
-//! A whole model folder, damaged: files of other kinds, sizes and bytes, and settings and tensor
-//! headers with other values. Whatever the library takes must then answer, be saved, and load
-//! again.
+//! A complete model folder, damaged: files of other types, sizes and content, and settings and
+//! tensor headers with other values. A folder that the library accepts must then answer, be saved,
+//! and load again.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -20,20 +20,20 @@ use serde_json::{Value, json};
 
 use super::folder;
 
-/// The most damages to one folder.
+/// The maximum number of damages to a folder.
 const DAMAGES: usize = 4;
 
-/// Bytes that the library may take, far beyond what the small model needs.
+/// The bytes that the library may use, far more than the small model needs.
 const MEMORY: u64 = 256 << 20;
 
-/// The file with the weights, and where shards are named.
+/// The file with the weights, and the file that names shards.
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Takes a key's place until the text is written, where the same key stands twice.
+/// Stands for a duplicate key until the text is written.
 const TWIN: &str = "\u{1}twin";
 
-/// Damages a model folder as the bytes say, and uses what is left.
+/// Damages a model folder as the bytes say, and uses the result.
 pub fn model_folder(bytes: &[u8]) {
     let (model, outside) = (folder().join("model"), folder().join("outside"));
     for folder in [&model, &outside] {
@@ -53,7 +53,7 @@ pub fn model_folder(bytes: &[u8]) {
     set_memory_limits(u64::MAX, MEMORY).expect("limits");
 }
 
-/// The files of the smallest model in tests/parity.
+/// Returns the files of the smallest model in tests/parity.
 fn original() -> &'static [(String, Vec<u8>)] {
     static FILES: OnceLock<Vec<(String, Vec<u8>)>> = OnceLock::new();
     FILES.get_or_init(|| {
@@ -75,7 +75,7 @@ fn original() -> &'static [(String, Vec<u8>)] {
     })
 }
 
-/// The value, if there is one; an error must be one of a damaged model.
+/// Returns the value, if there is one; an error must be one of a damaged model.
 fn checked<T>(result: moxin_vlm::Result<T>) -> Option<T> {
     match result {
         Ok(value) => Some(value),
@@ -95,12 +95,12 @@ fn checked<T>(result: moxin_vlm::Result<T>) -> Option<T> {
 
 struct Folder {
     model: PathBuf,
-    /// Where links may lead: another folder with the same files.
+    /// A target of links: another folder with the same files.
     outside: PathBuf,
 }
 
 impl Folder {
-    /// One damage. What cannot be done, since another came before, is not done.
+    /// Does one kind of damage, unless an earlier one makes it impossible.
     fn damage(&mut self, input: &mut Unstructured) -> Result<()> {
         let path = self.model.join(name(input)?);
         match input.int_in_range(0..=15)? {
@@ -153,8 +153,8 @@ impl Folder {
         Ok(())
     }
 
-    /// A link in place of a file: to its like outside, to one beside it, to itself, to a folder, or
-    /// to nothing.
+    /// Replaces a file with a link: to its copy outside, to another file, to itself, to a folder,
+    /// or to nothing.
     fn link(&self, path: &Path, input: &mut Unstructured) -> Result<()> {
         let target = match input.int_in_range(0..=5)? {
             0 => self.model.join(name(input)?),
@@ -169,7 +169,7 @@ impl Folder {
         Ok(())
     }
 
-    /// Moves the weights into a shard, which an index names.
+    /// Moves the weights into a shard named by an index.
     fn divide(&self, input: &mut Unstructured) -> Result<()> {
         let path = self.model.join(WEIGHTS);
         let Some((header, _)) = tensors(&path) else {
@@ -214,8 +214,8 @@ impl Folder {
         Ok(())
     }
 
-    /// Uses the folder as an app does: what it is, what it takes, loading, a picture, an answer,
-    /// saving, and what was saved.
+    /// Uses the folder as an app does: inspecting, estimating, loading, a picture, an answer,
+    /// saving, and the saved folder.
     fn try_out(&self, quantized: bool) {
         let quantize = QuantizeOptions {
             quantization: Quantization::affine(32, 4),
@@ -257,7 +257,7 @@ impl Folder {
     }
 }
 
-/// The name of a file that a model has, or of another.
+/// Returns the name of a file that models have, or another name.
 fn name(input: &mut Unstructured) -> Result<String> {
     const OTHERS: [&str; 5] = [
         INDEX,
@@ -277,13 +277,13 @@ fn is_file(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|kind| kind.is_file())
 }
 
-/// Writes a file in place of whatever there is; not where that is a folder.
+/// Writes a file, replacing anything but a folder.
 fn put(path: &Path, content: &[u8]) {
     let _ = fs::remove_file(path);
     let _ = fs::write(path, content);
 }
 
-/// Header and data of a small safetensors file.
+/// Returns header and data of a small safetensors file.
 fn tensors(path: &Path) -> Option<(Value, Vec<u8>)> {
     let content = content(path)?;
     let length = usize::try_from(u64::from_le_bytes(*content.first_chunk()?)).ok()?;
@@ -291,7 +291,7 @@ fn tensors(path: &Path) -> Option<(Value, Vec<u8>)> {
     Some((serde_json::from_slice(header).ok()?, data.to_owned()))
 }
 
-/// The content of a file that is one, and not large.
+/// Returns the content of a small file.
 fn content(path: &Path) -> Option<Vec<u8>> {
     let size = fs::symlink_metadata(path)
         .ok()
@@ -314,7 +314,7 @@ fn edit_json(path: &Path, input: &mut Unstructured) -> Result<()> {
     Ok(())
 }
 
-/// Replaces a value somewhere, takes it away, or has it stand twice; gives the text.
+/// Replaces, removes or duplicates a value; returns the text.
 fn edit(value: &mut Value, input: &mut Unstructured) -> Result<String> {
     let mut paths = Vec::new();
     collect_paths(value, &mut String::new(), &mut paths);
@@ -337,7 +337,7 @@ fn edit(value: &mut Value, input: &mut Unstructured) -> Result<String> {
         .replace(&twin, &Value::String(key).to_string()))
 }
 
-/// The JSON pointers of all values within a value.
+/// Collects the JSON pointers of all values within a value.
 fn collect_paths(value: &Value, path: &mut String, paths: &mut Vec<String>) {
     let length = path.len();
     let mut visit = |key: &str, child: &Value| {
@@ -357,7 +357,7 @@ fn collect_paths(value: &Value, path: &mut String, paths: &mut Vec<String>) {
     }
 }
 
-/// A value that is out of place, or another one of the same document.
+/// Returns an unexpected value, or another value of the same document.
 fn odd_value(document: &Value, path: &str, input: &mut Unstructured) -> Result<Value> {
     const NUMBERS: [f64; 12] = [
         0.0,

@@ -1,7 +1,7 @@
-//! Every target over its corpus, and over random changes to it: what a run of the fuzzer once found
-//! stays found, without the fuzzer.
+//! Runs every target on its corpus, and on random changes of it: faults found by the fuzzer are
+//! tested without it.
 //!
-//! `MOXIN_FUZZ_SEED` gives other changes, `MOXIN_FUZZ_TARGET` one target alone.
+//! `MOXIN_FUZZ_SEED` selects other changes, `MOXIN_FUZZ_TARGET` a single target.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
@@ -14,14 +14,14 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// No input may take longer.
+/// The maximum time per input.
 const TIME_LIMIT: Duration = Duration::from_secs(10);
 
-/// What takes this long has no end.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// After this time an input is considered to hang.
+const HANG: Duration = Duration::from_secs(60);
 
-/// Refuses more than half a gigabyte at once, which ends the test: no input is large enough to
-/// deserve that.
+/// An allocator that refuses more than half a gigabyte at once, which ends the test: no input is
+/// large enough to need that.
 struct Frugal;
 
 #[global_allocator]
@@ -30,7 +30,7 @@ static ALLOCATOR: Frugal = Frugal;
 // SAFETY: the system's allocator does the work; an allocator may refuse.
 unsafe impl GlobalAlloc for Frugal {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: as promised by the caller.
+        // SAFETY: the caller upholds this function's contract.
         if layout.size() > 512 << 20 {
             ptr::null_mut()
         } else {
@@ -39,15 +39,16 @@ unsafe impl GlobalAlloc for Frugal {
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: as promised by the caller.
+        // SAFETY: the caller upholds this function's contract.
         unsafe { System.dealloc(block, layout) }
     }
 }
 
-/// One test for all, which names the target at fault: a new target cannot be forgotten here.
+/// One test for all targets, which names the failing one, so that no new target can be forgotten
+/// here.
 #[test]
 fn targets_stand_their_corpus_and_changes_to_it() {
-    // The library catches panics of the `tokenizers` crate. Those that count are told of below.
+    // The library catches panics of the `tokenizers` crate. Panics that count are reported below.
     panic::set_hook(Box::new(|_| ()));
     let seed = env::var("MOXIN_FUZZ_SEED")
         .map_or(0, |seed| seed.parse().expect("MOXIN_FUZZ_SEED is a number"));
@@ -79,7 +80,7 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
         .expect("a corpus")
         .map(|entry| entry.expect("a file").path())
         .collect();
-    assert!(!paths.is_empty(), "nothing in {}", folder.display());
+    assert!(!paths.is_empty(), "no input in {}", folder.display());
     paths.sort();
     paths
         .iter()
@@ -87,14 +88,14 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// Runs a target on an input, which is shown where that goes wrong.
+/// Runs a target on an input, and prints the input on failure.
 fn run(name: &str, target: fn(&[u8]), input: &[u8]) {
     let start = Instant::now();
     let (done, is_done) = mpsc::channel::<()>();
     let outcome = thread::scope(|scope| {
-        // What never ends cannot be ended but with the process.
+        // A hang can only be ended together with the process.
         scope.spawn(move || {
-            if is_done.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            if is_done.recv_timeout(HANG) == Err(mpsc::RecvTimeoutError::Timeout) {
                 eprintln!("{name} hangs on b\"{}\"", input.escape_ascii());
                 process::abort();
             }
@@ -116,7 +117,7 @@ fn run(name: &str, target: fn(&[u8]), input: &[u8]) {
     panic!("{name}: {fault}, on b\"{}\"", input.escape_ascii());
 }
 
-/// An input of the corpus after one to four changes.
+/// Returns an input of the corpus after one to four changes.
 fn changed(corpus: &[Vec<u8>], random: &mut ChaCha8Rng) -> Vec<u8> {
     const ODD: [&[u8]; 12] = [
         b"null",

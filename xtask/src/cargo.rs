@@ -1,4 +1,4 @@
-//! Cargo, as the chores call it.
+//! Calls cargo.
 
 use std::env::{self, consts::ARCH};
 use std::path::{Path, PathBuf};
@@ -9,15 +9,15 @@ use serde_json::Value;
 
 use crate::setup::repository;
 
-/// Cargo in the root of the repository.
+/// Returns cargo in the root of the repository.
 pub fn cargo() -> Command {
-    // Cargo tells the programs it runs where it lies.
+    // Cargo sets this for the programs it runs.
     let mut command = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
     command.current_dir(repository());
     command
 }
 
-/// What cargo knows of the packages: `cargo metadata`.
+/// Returns the output of `cargo metadata`.
 pub fn metadata(arguments: &[&str]) -> Result<Value> {
     let mut command = cargo();
     command
@@ -33,7 +33,7 @@ pub fn metadata(arguments: &[&str]) -> Result<Value> {
     serde_json::from_slice(&output.stdout).context("what `cargo metadata` printed")
 }
 
-/// Where cargo puts what it builds.
+/// Returns cargo's target folder.
 pub fn target_folder(metadata: &Value) -> Result<PathBuf> {
     metadata["target_directory"]
         .as_str()
@@ -53,7 +53,7 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Whether a program, with these arguments, runs and succeeds.
+/// Returns whether a program, with these arguments, runs and succeeds.
 pub fn runs(program: &[&str]) -> bool {
     Command::new(program[0])
         .args(&program[1..])
@@ -66,7 +66,7 @@ pub fn build_example(name: &str) -> Result<()> {
     run(cargo().args(["build", "--example", name]))
 }
 
-/// Runs an example that is built.
+/// Runs an example that was built.
 pub fn run_example(name: &str, arguments: &[&str]) -> Result<()> {
     run(cargo()
         .args(["run", "--quiet", "--example", name, "--"])
@@ -74,8 +74,8 @@ pub fn run_example(name: &str, arguments: &[&str]) -> Result<()> {
     .with_context(|| format!("the example {name}"))
 }
 
-/// The target triple of this machine. Named to cargo, it keeps flags away from build scripts and
-/// macros.
+/// Returns the target triple of this machine. If cargo gets it explicitly, flags do not apply to
+/// build scripts and macros.
 pub fn host() -> String {
     if cfg!(target_os = "macos") {
         format!("{ARCH}-apple-darwin")
@@ -84,7 +84,7 @@ pub fn host() -> String {
     }
 }
 
-/// Has rustup fetch the standard library of a target, where it is not there.
+/// Installs Rust's standard library for a target with rustup, if it is missing.
 pub fn add_target(target: &str) -> Result<()> {
     let output = Command::new("rustc")
         .args(["--print", "target-libdir", "--target", target])

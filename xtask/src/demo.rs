@@ -1,5 +1,5 @@
-//! The library at work on the small checkpoint: a picture, questions about it, a follow-up, and the
-//! answers as they come.
+//! Shows the small checkpoint at work: a picture, questions about it, a follow-up, and the streamed
+//! answers.
 
 use anyhow::Result;
 

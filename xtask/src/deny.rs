@@ -1,4 +1,4 @@
-//! cargo-deny (<https://embarkstudios.github.io/cargo-deny/>): licences, origins and known
+//! cargo-deny (<https://embarkstudios.github.io/cargo-deny/>): licenses, origins and known
 //! vulnerabilities of all dependencies.
 
 use std::fs;
@@ -11,14 +11,14 @@ use crate::{cargo, setup};
 
 const VERSION: &str = "0.20.2";
 
-/// Returns why `cargo xtask test` cannot run this chore. Installs cargo-deny where it is missing.
+/// Returns why `cargo xtask test` cannot run this chore. Installs cargo-deny if it is missing.
 pub fn lacks() -> Option<String> {
     program()
         .err()
         .map(|error| format!("cargo-deny, which could not be installed: {error:#}"))
 }
 
-/// Checks what deny.toml says. Vulnerabilities are checked where their database can be had.
+/// Runs the checks in deny.toml. Vulnerabilities are checked if their database can be fetched.
 pub fn run() -> Result<()> {
     let program = program()?;
     let deny = |arguments: &[&str]| {
@@ -46,7 +46,7 @@ pub fn run() -> Result<()> {
     }
 }
 
-/// The machine's own cargo-deny, or one in the cache folder, which is built at first.
+/// Returns the machine's own cargo-deny, or one in the cache folder, which is built the first time.
 fn program() -> Result<PathBuf> {
     if cargo::runs(&["cargo-deny", "--version"]) {
         return Ok("cargo-deny".into());
@@ -58,7 +58,7 @@ fn program() -> Result<PathBuf> {
         let part = PathBuf::from(format!("{}.part", folder.display()));
         fs::create_dir_all(&part).with_context(|| part.display().to_string())?;
         let mut install = cargo::cargo();
-        // Not in the repository, whose configuration is not for it.
+        // Outside of the repository, whose configuration is not for it.
         install
             .current_dir(&part)
             .args([

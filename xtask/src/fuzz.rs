@@ -1,5 +1,5 @@
-//! The targets in fuzz/ under libFuzzer and AddressSanitizer. Stable Rust is enough: its compiler
-//! has all that is needed, but two of the flags are not promised to stay.
+//! Runs the targets in fuzz/ under libFuzzer and AddressSanitizer. Stable Rust is enough: its
+//! compiler supports everything needed, although two of the flags are unstable.
 
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
@@ -12,8 +12,7 @@ use crate::setup;
 
 const PACKAGE: &str = "moxin-vlm-fuzz";
 
-/// Coverage for libFuzzer, as cargo-fuzz asks for it, and every check that a development build
-/// makes.
+/// Coverage for libFuzzer, with cargo-fuzz's flags, and every check of a development build.
 const FLAGS: [&str; 8] = [
     "-Zsanitizer=address",
     "-Cpasses=sancov-module",
@@ -25,11 +24,11 @@ const FLAGS: [&str; 8] = [
     "-Coverflow-checks",
 ];
 
-/// No input may take more seconds, or the library more megabytes (of which AddressSanitizer keeps a
-/// quarter of a gigabyte for itself).
+/// No input may take more seconds, or the library more megabytes (of which AddressSanitizer uses a
+/// quarter of a gigabyte).
 const LIMITS: [&str; 2] = ["-timeout=10", "-rss_limit_mb=1024"];
 
-/// Longer inputs cost time and reach no more.
+/// Longer inputs take time and reach no more code.
 const MAX_LENGTH: &str = "-max_len=8192";
 
 #[derive(clap::Args)]
@@ -37,11 +36,10 @@ pub struct Options {
     /// Only this target [default: all, one after the other]
     #[arg(long, value_name = "NAME")]
     target: Option<String>,
-    /// How long each target runs
+    /// How many seconds each target runs
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u64,
-    /// Instead of running, put into fuzz/corpus what the runs found that reaches code nothing there
-    /// reaches
+    /// Instead of running, add to fuzz/corpus the inputs found so far that reach new code
     #[arg(long)]
     keep: bool,
 }
@@ -65,7 +63,7 @@ pub fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-/// The names of the targets: those of the corpora.
+/// Returns the names of the targets: those of the corpora.
 fn targets(only: Option<&str>) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in
@@ -95,18 +93,18 @@ fn build(host: &str, folder: &Path) -> Result<()> {
         host,
         "--target-dir",
     ]);
-    // In this form the flags join those in .cargo/mlx.toml; the variable RUSTFLAGS would replace
-    // them.
+    // In this form the flags are added to those in .cargo/mlx.toml; the variable RUSTFLAGS would
+    // replace them.
     build
         .arg(folder)
         .arg("--config")
         .arg(format!("target.{host}.rustflags={FLAGS:?}"));
-    // Lets the stable compiler take the flags that begin with -Z.
+    // Makes the stable compiler accept flags that start with -Z.
     cargo::run(build.env("RUSTC_BOOTSTRAP", "1").env_remove("RUSTFLAGS"))
 }
 
-/// Runs one target, from the corpus in the repository and what was found before. Ends at the first
-/// finding.
+/// Runs one target, from the corpus in the repository and earlier findings. Stops at the first
+/// fault.
 fn run_target(name: &str, program: &Path, folder: &Path, options: &Options) -> Result<()> {
     let kept = setup::repository().join("fuzz/corpus").join(name);
     let (found, faults) = (
@@ -131,8 +129,7 @@ fn run_target(name: &str, program: &Path, folder: &Path, options: &Options) -> R
             .arg(format!("-max_total_time={}", options.seconds))
             .args([&found, &kept]);
     }
-    // Panics that the library catches are told of too: without their stacks. A model this small is
-    // quicker on one thread.
+    // Caught panics are reported too, without their stacks. A small model is faster on one thread.
     command
         .envs([("RUST_BACKTRACE", "0"), ("OPENBLAS_NUM_THREADS", "1")])
         .env("TMPDIR", &scratch);
@@ -140,13 +137,15 @@ fn run_target(name: &str, program: &Path, folder: &Path, options: &Options) -> R
     fs::remove_dir_all(&scratch).with_context(|| format!("cannot remove {}", scratch.display()))?;
     outcome.with_context(|| {
         let (program, faults) = (program.display(), faults.display());
-        format!("{name} found a fault; the input is in {faults}. Again: {program} INPUT. Smaller: {program} -minimize_crash=1 INPUT. Once it is \
-                 put right, the input belongs in fuzz/corpus/{name}")
+        format!(
+            "{name} found a fault; the input is in {faults}. To repeat: {program} INPUT. To \
+            minimize: {program} -minimize_crash=1 INPUT. After the fix, the input belongs in \
+            fuzz/corpus/{name}"
+        )
     })
 }
 
-/// A folder for the files that targets write for each input: in memory, where there is such a
-/// place.
+/// Returns a folder for the files that targets write for each input: in memory, if possible.
 fn scratch() -> PathBuf {
     let memory = Path::new("/dev/shm");
     let parent = if memory.is_dir() {

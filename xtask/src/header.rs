@@ -1,5 +1,5 @@
-//! The C header: written by build.rs, copied to include/ where it is checked in. A test of the
-//! library compares the two.
+//! The C header: written by build.rs, copied to include/ and checked in. A test of the library
+//! compares the two.
 
 use std::fs;
 use std::path::PathBuf;
@@ -29,7 +29,8 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-/// Where build.rs wrote the header: of the output folders that cargo names, the one that has it.
+/// Returns the path of the header that build.rs wrote: in one of the output folders that cargo
+/// reports.
 fn built_header() -> Result<PathBuf> {
     let mut check = cargo();
     check.args([

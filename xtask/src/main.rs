@@ -28,13 +28,13 @@ use clap::Parser;
 enum Chore {
     /// Show the small model describing a picture
     Demo,
-    /// Check everything: format, lints, documentation, all tests, licences
+    /// Check everything: format, lints, documentation, all tests, licenses
     Test,
-    /// Check licences, origins and known vulnerabilities of all dependencies, with cargo-deny
+    /// Check licenses, origins and known vulnerabilities of all dependencies, with cargo-deny
     Deny,
-    /// Get MLX and tell cargo where it is; on Linux once, on macOS never needed
+    /// Get MLX and tell cargo where it is; needed once on Linux, never on macOS
     Setup(setup::Options),
-    /// Ask the small model about 500 pictures that it has never seen, and count the right answers
+    /// Ask the small model about 500 unseen pictures, and count the correct answers
     Score(score::Options),
     /// Copy the C header that the build writes to include/, and write its reference
     Header,
@@ -43,38 +43,34 @@ enum Chore {
     /// Package the library for C and C++ programs: a folder that can be moved anywhere, and an
     /// archive of it
     Dist(dist::Options),
-    /// Test the kernels for the processor under AddressSanitizer, and with NEON on an emulated Arm
-    /// processor
+    /// Test the CPU kernels under AddressSanitizer, and with NEON on an emulated Arm CPU
     KernelsTest,
     /// Build and test the Swift package, with this machine's Swift or, as root, with that of a
     /// Debian in the cache folder
     SwiftTest(swift::Options),
     /// Measure what quantization costs in quality, and write docs/quantization.md
     Quality(quality::Options),
-    /// Begin, answer and free 10,000 conversations through the C ABI, and plot the memory that it
-    /// takes
+    /// Run 10,000 conversations through the C ABI, and plot their memory
     Soak(measure::SoakOptions),
-    /// Measure what a call of the C ABI costs beside a step of the small model
+    /// Measure what a call of the C ABI costs relative to a step of the small model
     CallCost(measure::CallCostOptions),
-    /// Measure the real size beside the machine's limits and other programs, and write
+    /// Measure the real size next to the machine's limits and other programs, and write
     /// docs/performance.md
     Bench(bench::Options),
-    /// Run a random checkpoint of the real size: 17 GB on disk, about as much memory
+    /// Run a random checkpoint of a real size: up to 17 GB on disk, and about as much memory
     FullSize(full_size::Options),
     /// Type-check the library for macOS and iOS, from Linux
     AppleCheck,
-    /// Link the library for macOS from Linux, against MLX's own, and look at what comes of it
+    /// Link the library for macOS from Linux, against MLX's own, and check the result
     AppleLink(apple::link::Options),
-    /// Make the xcframework that Swift packages and apps embed: on a Mac the real one, on Linux a
-    /// part of it
+    /// Make the xcframework that Swift packages and apps embed: complete on a Mac, partial on Linux
     Xcframework(apple::xcframework::Options),
-    /// Fuzz whatever reads bytes from elsewhere, under libFuzzer and AddressSanitizer
+    /// Fuzz everything that reads untrusted bytes, under libFuzzer and AddressSanitizer
     Fuzz(fuzz::Options),
     /// Write the Rust bindings of mlx-c; a step of `setup`, in a process of its own
     #[command(hide = true)]
     Bindings(setup::bindings::Options),
-    /// Print where a CMake is, after getting one where the system has none; the tests build
-    /// programs with it
+    /// Print the path of a CMake, after getting one if the system has none; for the tests
     #[command(hide = true)]
     Cmake,
 }

@@ -1,5 +1,5 @@
-//! Measurements of the C ABI: what a call costs, and that memory stays flat. Each runs a C program
-//! from tests/c against the release library.
+//! Measures the C ABI: the cost of a call, and that memory does not grow. Each measurement runs a C
+//! program from tests/c with the release library.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -15,22 +15,22 @@ const MODEL: &str = "models/tiny";
 
 #[derive(clap::Args)]
 pub struct SoakOptions {
-    /// Conversations that are begun, answered and freed
+    /// The number of conversations
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     cycles: usize,
-    /// Where the plot goes
+    /// The output file of the plot
     #[arg(long, value_name = "FILE", default_value = "docs/soak.svg")]
     plot: PathBuf,
 }
 
 #[derive(clap::Args)]
 pub struct CallCostOptions {
-    /// Answers that are measured
+    /// The number of answers to measure
     #[arg(long, value_name = "N", default_value_t = 200)]
     answers: usize,
 }
 
-/// What the program says after every hundredth cycle.
+/// The program's output after every hundredth cycle.
 struct Sample {
     cycle: f64,
     resident: f64,
@@ -38,15 +38,15 @@ struct Sample {
     handles: f64,
 }
 
-/// Begins, answers and frees conversations, and fails where memory or handles grow.
+/// Runs conversations, and fails if memory or handles grow.
 pub fn soak(options: SoakOptions) -> Result<()> {
     let cycles = options.cycles.to_string();
     let plot = setup::repository().join(&options.plot);
-    fs::create_dir_all(plot.parent().context("a plot goes into a folder")?)?;
+    fs::create_dir_all(plot.parent().context("the plot needs a folder")?)?;
     let mut samples = Vec::new();
     run("soak", &[MODEL, &cycles], |numbers| {
         let [cycle, resident, active, handles] = numbers else {
-            bail!("the program said {numbers:?}")
+            bail!("the program printed {numbers:?}")
         };
         samples.push(Sample {
             cycle: *cycle,
@@ -65,9 +65,9 @@ pub fn soak(options: SoakOptions) -> Result<()> {
     })?;
     ensure!(
         samples.len() >= 10,
-        "at least 1000 cycles are needed to see anything"
+        "at least 1000 cycles are needed for a result"
     );
-    // The first tenth warms up: caches fill, the allocator finds its size.
+    // The first tenth is the warm-up: caches fill, and the allocator reaches its size.
     let settled = &samples[samples.len() / 10..];
     draw(&plot, &samples)?;
     println!("Drawn in {}", options.plot.display());
@@ -80,14 +80,13 @@ pub fn soak(options: SoakOptions) -> Result<()> {
     );
     let growth = last / first - 1.0;
     println!(
-        "Resident memory, the last quarter beside the first after warm-up: {:.2} and {:.2} MB, \
-         {:+.2} %",
+        "Resident memory, first and last quarter after warm-up: {:.2} and {:.2} MB, {:+.2} %",
         last / 1e6,
         first / 1e6,
         growth * 100.0
     );
     ensure!(growth < 0.01, "resident memory grows");
-    // The model, while it lives.
+    // The model, while it exists.
     ensure!(
         settled.iter().all(|sample| sample.handles == 1.0),
         "handles grow"
@@ -105,10 +104,7 @@ fn draw(path: &Path, samples: &[Sample]) -> Result<()> {
     let area = SVGBackend::new(path, (760, 320)).into_drawing_area();
     area.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&area)
-        .caption(
-            "Conversations begun, answered and freed",
-            ("sans-serif", 18),
-        )
+        .caption("Conversations", ("sans-serif", 18))
         .margin(12)
         .x_label_area_size(40)
         .y_label_area_size(56)
@@ -148,8 +144,8 @@ fn draw(path: &Path, samples: &[Sample]) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// What a step costs beyond the work itself: the way into the library, to the engine's thread and
-/// back.
+/// Measures the cost of a step beyond its work: entering the library, and switching to the engine's
+/// thread and back.
 pub fn call_cost(options: CallCostOptions) -> Result<()> {
     let (mut rows, mut plain) = (Vec::new(), 0.0);
     run(
@@ -159,7 +155,7 @@ pub fn call_cost(options: CallCostOptions) -> Result<()> {
             match numbers {
                 [steps, outside, inside] => rows.push((*steps, *outside, *inside)),
                 [nanoseconds] => plain = *nanoseconds,
-                _ => bail!("the program said {numbers:?}"),
+                _ => bail!("the program printed {numbers:?}"),
             }
             Ok(())
         },
@@ -186,15 +182,15 @@ pub fn call_cost(options: CallCostOptions) -> Result<()> {
     Ok(())
 }
 
-/// The middle one; 0 of none.
+/// Returns the median; 0 of none.
 pub fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
-/// Builds and runs a program of tests/c against the release library; each line that it prints is
-/// numbers.
+/// Builds and runs a program of tests/c with the release library; each line that it prints is a
+/// list of numbers.
 fn run(name: &str, arguments: &[&str], mut line: impl FnMut(&[f64]) -> Result<()>) -> Result<()> {
     setup::ensure()?;
     cargo::run(cargo::cargo().args(["build", "--release", "--lib"]))?;
@@ -213,7 +209,8 @@ fn run(name: &str, arguments: &[&str], mut line: impl FnMut(&[f64]) -> Result<()
         .arg(&libraries)
         .arg(format!("-Wl,-rpath,{}", libraries.display()));
     cargo::run(compile.args(["-lmoxin_vlm", "-pthread"]))?;
-    // Two threads of OpenBLAS cost more waiting for each other on a small model than they save.
+    // With a small model, two threads of OpenBLAS cost more by waiting for each other than they
+    // save.
     let mut child = Command::new(&program)
         .args(arguments)
         .current_dir(root)
@@ -222,7 +219,7 @@ fn run(name: &str, arguments: &[&str], mut line: impl FnMut(&[f64]) -> Result<()
         .spawn()?;
     for text in BufReader::new(child.stdout.take().context("no output")?).lines() {
         let numbers: Result<Vec<f64>, _> = text?.split_whitespace().map(str::parse).collect();
-        line(&numbers.context("the program printed something else than numbers")?)?;
+        line(&numbers.context("the program printed something other than numbers")?)?;
     }
     let status = child.wait()?;
     ensure!(status.success(), "{name} failed ({status})");

@@ -1,8 +1,8 @@
-//! What machine this is, for pages with figures.
+//! The name of this machine's CPU, for pages with figures.
 
 use std::fs;
 
-/// The processor and its cores, as Linux tells them.
+/// Returns the CPU and its cores, as Linux describes them.
 pub fn name() -> String {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -14,7 +14,7 @@ pub fn name() -> String {
         })
     };
     let model = field("model name").unwrap_or_else(|| std::env::consts::ARCH.into());
-    // Some hosts hide the model's name; its numbers still tell processors apart.
+    // Some hosts hide the model's name; its numbers still identify the CPU.
     match (field("cpu family"), field("model\t")) {
         (Some(family), Some(number)) => {
             format!("{cores} cores of {model} (family {family}, model {number})")

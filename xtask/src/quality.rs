@@ -1,4 +1,5 @@
-//! What quantization costs in quality: `examples/quality.rs`, as a page with a plot.
+//! The effect of quantization on quality: the results of `examples/quality.rs` as a page with a
+//! plot.
 
 use std::fs;
 use std::process::Stdio;
@@ -14,7 +15,7 @@ const PLOT: &str = "docs/quantization.svg";
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// Pictures of which the small model is asked
+    /// The number of pictures that the small model is asked about
     #[arg(long, value_name = "N", default_value_t = 100)]
     limit: usize,
 }
@@ -51,7 +52,7 @@ pub fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-/// A number of the report.
+/// Returns a number of the report.
 fn number(row: &Value, field: &str) -> Result<f64> {
     row[field]
         .as_f64()
@@ -69,23 +70,32 @@ fn page(report: &Value) -> Result<String> {
     let dense = all.first().context("the report is empty")?;
     let (asked, tokens) = (number(dense, "asked")?, number(dense, "tokens")?);
     let mut text = format!(
-        "# Quantization\n\n\
-        MLX's affine scheme: `group_size` neighbours in a row share a scale and a bias, and a number is `scale · q + bias`, q having 2 to 8\n\
-        bits; or its modes mxfp4, mxfp8 and nvfp4: floats of 4 or 8 bits, of which 32 or 16 share a scale. By default the language model is\n\
-        quantized with its embedding and output head, affine, in 4 bits and groups of 64; vision encoders and projector stay as they are. Where\n\
-        a group size does not divide a matrix's rows, that matrix stays as it is: with groups of 128 most of the small model's do.\n\n\
+        "# Quantization\n\
+        \n\
+        The affine scheme of MLX: `group_size` neighbors in a row share a scale and a bias, and a value is\n\
+        `scale · q + bias`, where q has 2 to 8 bits. The modes mxfp4, mxfp8 and nvfp4 use floats of 4 or 8\n\
+        bits, of which 32 or 16 share a scale. By default the language model is quantized with its embedding\n\
+        and output head, with 4 bits and a group size of 64; vision encoders and projector stay as they are.\n\
+        A matrix stays as it is if the group size does not divide its rows: with a group size of 128 that\n\
+        holds for most of the small model.\n\
+        \n\
         ```sh\n\
         cargo run --release --example save_quantized -- --model models/tiny --output tiny-4bit --bits 4\n\
         cargo run --release --example generate -- --model tiny-4bit --image models/demo.png\n\
-        cargo run --release --example generate -- --quantize 4 --image models/demo.png    # while it is read\n\
-        ```\n\n\
-        ## What it costs in quality\n\n\
-        Made by `cargo xtask quality --limit {}` on {}. The small model of this repository: answers that are exactly right, of {asked};\n\
-        perplexity on the {tokens} tokens of right answers, and how often its likeliest token there is that of the unquantized model; size of\n\
-        all its weights, the vision part included. Of a random matrix as large as those of Moxin-7B's MLP (4096 × 14336, normal, bfloat16): the\n\
-        relative error of its numbers, and of its product with a random vector.\n\n\
-        | bits | group | right | per cent | perplexity | same token | size | error of numbers | of a product |\n\
-        |---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
+        cargo run --release --example generate -- --quantize 4 --image models/demo.png    # while loading\n\
+        ```\n\
+        \n\
+        ## Effect on quality\n\
+        \n\
+        Made by `cargo xtask quality --limit {}` on {}. For the small model of this repository: exactly\n\
+        correct answers, of {asked}; perplexity on the {tokens} tokens of correct answers, and how often the\n\
+        most likely token there is that of the unquantized model; the size of all weights, including vision.\n\
+        For a random matrix of the size in Moxin-7B's MLP (4096 × 14336, normal, bfloat16): the relative\n\
+        error of its values, and of its product with a random vector.\n\
+        \n\
+        | bits | group size | correct | percent | perplexity | same token | size | error of values | of a product |\n\
+        |---:|---:|---:|---:|---:|---:|---:|---:|---:|\n\
+        ",
         report["pictures"],
         processor::name()
     );
@@ -113,7 +123,7 @@ fn page(report: &Value) -> Result<String> {
             number(row, "same_token")? * 100.0
         );
     }
-    text += "\n![Right answers by number of bits, a line for each group size](quantization.svg)\n";
+    text += "\n![Correct answers by number of bits, one line per group size](quantization.svg)\n";
     Ok(text)
 }
 
@@ -122,7 +132,7 @@ fn plot(report: &Value) -> Result<()> {
     let area = SVGBackend::new(&path, (760, 360)).into_drawing_area();
     area.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&area)
-        .caption("Right answers of the small model", ("sans-serif", 18))
+        .caption("Correct answers of the small model", ("sans-serif", 18))
         .margin(12)
         .x_label_area_size(40)
         .y_label_area_size(56)

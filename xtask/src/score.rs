@@ -1,4 +1,4 @@
-//! How well the small checkpoint answers, in this library's hands: `examples/score.rs`.
+//! How well the small checkpoint answers with this library: `examples/score.rs`.
 
 use anyhow::Result;
 

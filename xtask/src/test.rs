@@ -1,4 +1,4 @@
-//! Everything that must hold before a change goes in, in one command.
+//! Runs all checks that a change must pass, in one command.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -32,7 +32,7 @@ impl Step {
         command
     }
 
-    /// How a person runs it again.
+    /// Returns the command that repeats it.
     fn line(&self) -> String {
         let environment: String = self
             .environment
@@ -43,10 +43,10 @@ impl Step {
     }
 }
 
-/// Quick ones first. So that each dependency is checked once and built once, every step on the
-/// library takes in the development dependencies (with the examples): without them some crates
-/// would have fewer features, which makes them other crates. The chores' own tests keep to the
-/// chores' profile, in which their dependencies are built already.
+/// Quick steps first. So that each dependency is checked once and built once, every step on the
+/// library includes the development dependencies (with the examples): without them some crates
+/// would have fewer features, which makes them other crates. The chores' own tests use the chores'
+/// profile, in which their dependencies are already built.
 const STEPS: [Step; 7] = [
     Step::new("format", &["fmt", "--all", "--check"]),
     Step::new(
@@ -78,8 +78,8 @@ const STEPS: [Step; 7] = [
         "tests of the chores",
         &["test", "--profile", "chores", "--package", "xtask"],
     ),
-    // The models of the tests are small: two threads of OpenBLAS cost more waiting for each other
-    // than they save.
+    // The models of the tests are small: two threads of OpenBLAS cost more by waiting for each
+    // other than they save.
     Step {
         environment: &[("OPENBLAS_NUM_THREADS", "1")],
         ..Step::new(
@@ -114,13 +114,13 @@ const STEPS: [Step; 7] = [
 /// A step that needs a program which not everyone has.
 struct Extra {
     step: Step,
-    /// How to get the program, where it is not there.
+    /// Returns how to get the program if it is missing.
     lacks: fn() -> Option<String>,
 }
 
 const EXTRAS: [Extra; 4] = [
     Extra {
-        // What takes seconds; without names, all C programs run, which takes many minutes.
+        // The tests that take seconds; without names, all C programs run, which takes many minutes.
         step: Step {
             environment: &[("MOXIN_WATCH", "valgrind")],
             ..Step::new(
@@ -156,13 +156,13 @@ const EXTRAS: [Extra; 4] = [
     },
 ];
 
-/// How to get a program, unless it runs.
+/// Returns how to get a program, unless it runs.
 fn unless_runs(program: &[&str], get: &str) -> Option<String> {
     (!cargo::runs(program)).then(|| get.to_owned())
 }
 
-/// Tests that passed, and those that were left out: as marked in their source, or for the reasons
-/// that they gave themselves.
+/// Tests that passed, and those that were skipped: as marked in their source, or for reasons that
+/// they printed.
 #[derive(Default, PartialEq, Debug)]
 struct Count {
     passed: usize,
@@ -234,7 +234,7 @@ fn run_step(step: &Step, count: &mut Count) -> Result<Duration> {
 }
 
 impl Count {
-    /// Reads the closing line of one test program,
+    /// Reads the last line of one test program,
     /// `test result: ok. 3 passed; 0 failed; 1 ignored; …`, or Swift's
     /// `✔ Test run with 3 tests passed …`, and `SKIPPED: …` from a test that lacks a tool.
     fn add(&mut self, line: &str) {

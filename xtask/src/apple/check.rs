@@ -1,12 +1,11 @@
-//! Whether the library compiles for Apple systems.
+//! Checks that the library compiles for Apple systems.
 
 use anyhow::{Context, Result};
 
 use super::{Home, TARGETS, add_target};
 use crate::cargo;
 
-/// clippy for each target: on macOS also tests and examples, which are run there; on iOS the
-/// library.
+/// Runs clippy for each target: on macOS with tests and examples, on iOS for the library alone.
 pub fn run() -> Result<()> {
     let home = Home::ensure()?;
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
@@ -35,6 +34,6 @@ pub fn run() -> Result<()> {
         cargo::run(clippy.args(["--", "-D", "warnings"]))
             .with_context(|| format!("the library does not compile for {target}"))?;
     }
-    println!("It compiles for macOS and iOS. Nothing of it has been run there.");
+    println!("It compiles for macOS and iOS. Nothing has been run there.");
     Ok(())
 }

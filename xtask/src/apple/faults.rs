@@ -1,5 +1,4 @@
-//! Whether `verify` sees what it looks for: an xcframework with one fault at a time, of which each
-//! must be named.
+//! Checks `verify` itself: an xcframework with one fault at a time, each of which must be reported.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,14 +9,14 @@ use anyhow::{Context, Result, bail, ensure};
 use super::framework::NAME;
 use super::verify;
 
-/// What is done to the xcframework, and a part of what `verify` must then say.
+/// The change to the xcframework, and a part of what `verify` must report.
 type Fault = (&'static str, fn(&Path) -> Result<()>, &'static str);
 
 const FAULTS: [Fault; 12] = [
     (
         "a slice is missing",
         |root| Ok(fs::remove_dir_all(root.join("ios-arm64-simulator"))?),
-        "LibraryPath leads to nothing",
+        "LibraryPath leads nowhere",
     ),
     (
         "a slice is for another system",
@@ -30,7 +29,7 @@ const FAULTS: [Fault; 12] = [
         "there is no GPU code",
     ),
     (
-        "GPU code that is none",
+        "GPU code that is not GPU code",
         |root| replace(&resources(root).join("mlx.metallib"), b"MTLB", b"ELF "),
         "there is no GPU code",
     ),
@@ -87,10 +86,14 @@ const FAULTS: [Fault; 12] = [
         "no run path leads to",
     ),
     ("no signature", unsigned, "it is not signed"),
-    ("a broken link", broken_link, "Versions/Current is no link"),
+    (
+        "a broken link",
+        broken_link,
+        "Versions/Current is not a link",
+    ),
 ];
 
-/// Fails where a fault goes unseen.
+/// Fails if a fault is not reported.
 pub fn prove(
     good: &Path,
     version: &str,
@@ -104,7 +107,7 @@ pub fn prove(
         let scratch = tempfile::tempdir_in(good.parent().unwrap_or(good))?;
         let broken = scratch.path().join("broken");
         link_folder(good, &broken)?;
-        fault(&broken).with_context(|| format!("cannot put this fault in: {name}"))?;
+        fault(&broken).with_context(|| format!("cannot insert this fault: {name}"))?;
         seen(name, expected, &look(&broken, functions)?)?;
     }
     let mut more = functions.to_vec();
@@ -124,7 +127,7 @@ pub fn prove(
 fn seen(name: &str, expected: &str, problems: &[String]) -> Result<()> {
     ensure!(
         problems.iter().any(|problem| problem.contains(expected)),
-        "this fault goes unseen: {name}; found are {problems:?}"
+        "this fault is not reported: {name}; reported are {problems:?}"
     );
     println!("seen: {name}");
     Ok(())
@@ -138,8 +141,8 @@ fn resources(root: &Path) -> PathBuf {
     binaries(root).join("Resources")
 }
 
-/// The same files under another folder. Faults write new files in the place of these, never into
-/// them.
+/// Links the same files into another folder. Faults replace them with new files and never write
+/// into them.
 fn link_folder(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir(to)?;
     for entry in fs::read_dir(from)? {
@@ -157,13 +160,13 @@ fn link_folder(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A new file in the place of an old one.
+/// Replaces a file with a new one.
 fn rewrite(path: &Path, content: &[u8]) -> Result<()> {
     fs::remove_file(path)?;
     Ok(fs::write(path, content)?)
 }
 
-/// Changes every occurrence of some bytes.
+/// Replaces every occurrence of some bytes.
 fn replace(path: &Path, from: &[u8], to: &[u8]) -> Result<()> {
     let mut content = fs::read(path)?;
     let mut changed = false;
@@ -177,7 +180,7 @@ fn replace(path: &Path, from: &[u8], to: &[u8]) -> Result<()> {
     }
     ensure!(
         changed,
-        "{} does not hold what is to be changed",
+        "{} does not contain what is to be changed",
         path.display()
     );
     rewrite(path, &content)
@@ -202,8 +205,8 @@ fn broken_link(root: &Path) -> Result<()> {
     Ok(std::os::unix::fs::symlink("B", link)?)
 }
 
-/// Makes another command of LC_CODE_SIGNATURE, LC_DATA_IN_CODE. The header has 32 bytes; a command
-/// begins with its number and its length.
+/// Turns LC_CODE_SIGNATURE into another command, LC_DATA_IN_CODE. The header has 32 bytes; a
+/// command starts with its number and its length.
 fn unsigned(root: &Path) -> Result<()> {
     let path = binaries(root).join(NAME);
     let mut content = fs::read(&path)?;

@@ -12,7 +12,7 @@ use plist::{Dictionary, Value};
 use super::{IOS, MACOS};
 use crate::setup;
 
-/// What Swift imports, and so the framework's name.
+/// The name of the framework and of the module that Swift imports.
 pub const NAME: &str = "CMoxinVLM";
 
 const IDENTIFIER: &str = "ai.moxin.CMoxinVLM";
@@ -27,7 +27,7 @@ pub enum Platform {
 impl Platform {
     pub const ALL: [Platform; 3] = [Platform::MacOs, Platform::Ios, Platform::Simulator];
 
-    /// The folder of its slice.
+    /// Returns the folder of its slice.
     pub fn folder(self) -> &'static str {
         match self {
             Platform::MacOs => "macos-arm64",
@@ -36,7 +36,7 @@ impl Platform {
         }
     }
 
-    /// As Info.plist names it.
+    /// Returns its name in Info.plist.
     pub fn bundle_name(self) -> &'static str {
         match self {
             Platform::MacOs => "MacOSX",
@@ -45,7 +45,7 @@ impl Platform {
         }
     }
 
-    /// The oldest system, and the key of Info.plist that says so.
+    /// Returns the oldest supported system, and its key in Info.plist.
     pub fn oldest(self) -> (&'static str, &'static str) {
         match self {
             Platform::MacOs => (MACOS, "LSMinimumSystemVersion"),
@@ -53,8 +53,8 @@ impl Platform {
         }
     }
 
-    /// Where the library lies in the framework, and where resources do: macOS has versions, iOS has
-    /// not.
+    /// Returns the paths of the library and of resources in the framework: macOS has versions, iOS
+    /// does not.
     pub fn places(self) -> (&'static str, &'static str) {
         if self == Platform::MacOs {
             ("Versions/A", "Versions/A/Resources")
@@ -63,7 +63,7 @@ impl Platform {
         }
     }
 
-    /// How programs find the library.
+    /// Returns the path by which programs find the library.
     pub fn install_name(self) -> String {
         Path::new("@rpath")
             .join(format!("{NAME}.framework"))
@@ -74,11 +74,11 @@ impl Platform {
     }
 }
 
-/// What goes into a framework.
+/// The content of a framework.
 pub struct Slice {
     pub platform: Platform,
     pub library: PathBuf,
-    /// MLX's own library, where it is not inside ours.
+    /// MLX's own library, if it is not linked into ours.
     pub mlx: Option<PathBuf>,
     /// MLX's GPU code; the simulator has none.
     pub metallib: Option<PathBuf>,
@@ -86,7 +86,7 @@ pub struct Slice {
 }
 
 impl Slice {
-    /// Nothing yet.
+    /// Returns an empty slice.
     pub fn of(platform: Platform) -> Slice {
         Slice {
             platform,
@@ -98,7 +98,7 @@ impl Slice {
     }
 }
 
-/// Writes an xcframework of these slices into a new folder.
+/// Writes an xcframework with these slices into a new folder.
 pub fn write(slices: &[Slice], version: &str, folder: &Path) -> Result<()> {
     let mut libraries = Vec::new();
     for slice in slices {

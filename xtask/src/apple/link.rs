@@ -1,5 +1,5 @@
-//! The dynamic library for macOS, linked on Linux: mlx-c by zig's compiler, our own by rustc, both
-//! by rustc's linker against the libmlx.dylib of MLX's wheel. A name that is nowhere to be found
+//! Links the dynamic library for macOS on Linux: mlx-c is compiled by zig, our code by rustc, and
+//! both are linked by rustc's linker against the libmlx.dylib of MLX's wheel. An undefined name
 //! fails the link.
 
 use std::fs;
@@ -15,10 +15,10 @@ use crate::{cargo, dist};
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// Where the library goes, with MLX's beside it [default: apple in cargo's target folder]
+    /// Output folder for the library and MLX's [default: apple in cargo's target folder]
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
-    /// Also see that a function which MLX does not have fails the link
+    /// Also check that a function which MLX does not have fails the link
     #[arg(long)]
     prove: bool,
 }
@@ -43,8 +43,8 @@ pub fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-/// Links the library into a folder and looks at it; gives its path. libmlx.dylib and mlx.metallib
-/// lie in [`Home::mlx`]. `needed`: a name that it shall refer to.
+/// Links the library into a folder, checks it, and returns its path. libmlx.dylib and mlx.metallib
+/// are in [`Home::mlx`]. `needed` is a name that it must refer to.
 pub fn link(steps: &Steps, home: &Home, output: &Path, needed: Option<&str>) -> Result<PathBuf> {
     let scratch = tempfile::tempdir_in(output)?;
     let objects = mlx_c(steps, home)?;
@@ -81,7 +81,7 @@ pub fn link(steps: &Steps, home: &Home, output: &Path, needed: Option<&str>) -> 
     let problems = look(&macho::read(&library)?, &functions);
     if !problems.is_empty() {
         bail!(
-            "{} is not as it should be:\n- {}",
+            "{} is not correct:\n- {}",
             library.display(),
             problems.join("\n- ")
         );
@@ -89,23 +89,23 @@ pub fn link(steps: &Steps, home: &Home, output: &Path, needed: Option<&str>) -> 
     Ok(library)
 }
 
-/// A name that is nowhere to be found must fail the link, and be named; one that MLX has must not.
+/// Checks that an undefined name fails the link and is reported, and that one of MLX's does not.
 fn prove(steps: &Steps, home: &Home, output: &Path) -> Result<()> {
     let scratch = tempfile::tempdir_in(output)?;
     link(steps, home, scratch.path(), Some("_mlx_array_new"))?;
     match link(steps, home, scratch.path(), Some("_mlx_made_up")) {
         Err(error) if format!("{error:#}").contains("_mlx_made_up") => {
-            println!("seen: a function that MLX does not have");
+            println!("reported: a function that MLX does not have");
             Ok(())
         }
         Err(error) => {
             Err(error.context("the link failed, but not for the function that is missing"))
         }
-        Ok(_) => bail!("this fault goes unseen: a function that MLX does not have"),
+        Ok(_) => bail!("this fault is not reported: a function that MLX does not have"),
     }
 }
 
-/// `libmlxc.a`, made once, in a folder.
+/// Returns `libmlxc.a`, compiled once per folder.
 fn mlx_c(steps: &Steps, home: &Home) -> Result<PathBuf> {
     let folder = home.path.join("mlx-c");
     if folder.join("libmlxc.a").is_file() {
@@ -135,7 +135,7 @@ fn mlx_c(steps: &Steps, home: &Home) -> Result<PathBuf> {
             "-O2",
             "-fno-sanitize=all",
         ]);
-        // With availability, so that nothing is taken from C++'s library that this macOS lacks;
+        // With availability, so that nothing is used from C++'s library that this macOS lacks;
         // without sized deletion, which MLX's own library does not use either: see `sdk`.
         compile.args([
             "-fno-sized-deallocation",
@@ -167,7 +167,7 @@ fn mlx_c(steps: &Steps, home: &Home) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Our static library, mlx-c inside.
+/// Builds our static library with mlx-c inside.
 fn build(home: &Home, scratch: &Path, mlx_c: &Path, target: &str) -> Result<PathBuf> {
     let config = home.cargo_config(scratch, Some(mlx_c))?;
     let config = config
@@ -183,7 +183,7 @@ fn build(home: &Home, scratch: &Path, mlx_c: &Path, target: &str) -> Result<Path
     ])
 }
 
-/// A file with the functions to export, as Apple's linkers read it.
+/// Writes a file with the functions to export, in the form of Apple's linkers.
 pub fn export_list(scratch: &Path, functions: &[String]) -> Result<PathBuf> {
     let path = scratch.join("exports");
     fs::write(
@@ -196,7 +196,7 @@ pub fn export_list(scratch: &Path, functions: &[String]) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// rustc's linker for Mach-O, told what to export.
+/// Returns rustc's linker for Mach-O, with the functions to export.
 pub fn linker(home: &Home, scratch: &Path, functions: &[String]) -> Result<Command> {
     let exports = export_list(scratch, functions)?;
     let output = Command::new("rustc")
@@ -206,12 +206,11 @@ pub fn linker(home: &Home, scratch: &Path, functions: &[String]) -> Result<Comma
     let libraries = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
     let lld = libraries
         .parent()
-        .context("rustc's libraries lie in no folder")?
+        .context("rustc's libraries are not in a folder")?
         .join("bin/rust-lld");
     if !lld.is_file() {
         bail!(
-            "this Rust brings no linker for other systems: {} is missing; rustup's toolchains have \
-             it",
+            "this Rust has no linker for other systems: {} is missing; rustup's toolchains have it",
             lld.display()
         );
     }
@@ -231,7 +230,7 @@ pub fn linker(home: &Home, scratch: &Path, functions: &[String]) -> Result<Comma
     Ok(command)
 }
 
-/// What is wrong with a library for macOS.
+/// Returns what is wrong with a library for macOS.
 fn look(library: &macho::Library, functions: &[String]) -> Vec<String> {
     let mut problems = super::verify::library(library, functions, Platform::MacOs);
     let known = [

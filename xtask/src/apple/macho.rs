@@ -1,4 +1,4 @@
-//! What a library for Apple systems says of itself.
+//! Reads the metadata of a library for Apple systems.
 
 use std::fs;
 use std::path::Path;
@@ -12,14 +12,14 @@ use object::{Endianness, Object};
 #[derive(Debug, Default)]
 pub struct Library {
     pub install_name: String,
-    /// The oldest system, as `14.0`.
+    /// The oldest supported system, such as `14.0`.
     pub oldest: String,
-    /// As in `LC_BUILD_VERSION`.
+    /// The number in `LC_BUILD_VERSION`.
     pub platform: u32,
     pub run_paths: Vec<String>,
-    /// Install names of the libraries that it loads.
+    /// The install names of the libraries that it loads.
     pub loads: Vec<String>,
-    /// Names, with the library that each comes from.
+    /// The imported names, with the library of each.
     pub imports: Vec<(String, String)>,
     pub exports: Vec<String>,
     pub signed: bool,
@@ -40,11 +40,11 @@ fn parse(bytes: &[u8]) -> Result<Library> {
     let endian = file.endian();
     ensure!(
         header.cputype(endian) == macho::CPU_TYPE_ARM64,
-        "it is for another processor"
+        "it is for another CPU"
     );
     ensure!(
         header.filetype(endian) == macho::MH_DYLIB,
-        "it is no dynamic library"
+        "it is not a dynamic library"
     );
     let mut library = Library::default();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

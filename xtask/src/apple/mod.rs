@@ -1,13 +1,13 @@
-//! The builds for Apple systems, as far as Linux can check them: nothing that comes of it has been
-//! run on a Mac.
+//! The builds for Apple systems, as far as Linux can check them. Nothing here has been run on a
+//! Mac.
 //!
-//! - `check`: clippy for macOS and iOS, with the bindings that mlx-sys would make there.
+//! - `check`: clippy for macOS and iOS, with the bindings that mlx-sys would generate there.
 //! - `link`: the dynamic library for macOS, against the libmlx.dylib of MLX's wheel.
-//! - `xcframework`: frameworks for Swift and Objective-C. On a Mac the real ones, on Linux what
-//!   `link` makes.
-//! - `verify`: looks a finished xcframework over, wherever it was made.
+//! - `xcframework`: frameworks for Swift and Objective-C. On a Mac the complete ones, on Linux what
+//!   `link` produces.
+//! - `verify`: checks a finished xcframework, wherever it was built.
 //!
-//! What they need lies in the cache folder, under a name made from all that went into it: [`Home`].
+//! Their tools are in the cache folder, under a name computed from all their inputs: [`Home`].
 
 pub mod check;
 mod faults;
@@ -30,13 +30,13 @@ use sha2::{Digest, Sha256};
 use crate::cargo::add_target;
 use crate::setup::{self, step::Steps, wheels};
 
-/// The oldest systems that it runs on. Package.swift names them too.
+/// The oldest supported systems. Package.swift has the same numbers.
 const MACOS: &str = "14.0";
 const IOS: &str = "17.0";
 
 const WHEELS: &str = include_str!("wheels.txt");
 
-/// What bindgen is to see: Rust's name of a target, and clang's.
+/// The targets of bindgen: Rust's name, and clang's.
 const TARGETS: [(&str, &str); 2] = [
     ("aarch64-apple-darwin", "arm64-apple-macosx14.0"),
     ("aarch64-apple-ios", "arm64-apple-ios17.0"),
@@ -48,12 +48,12 @@ pub struct Home {
 }
 
 impl Home {
-    /// Gets them where they are not there yet.
+    /// Installs the tools if they are missing.
     fn ensure() -> Result<Home> {
         if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
             bail!(
-                "this chore stands in for a Mac on x86-64 Linux; on a Mac, cargo and Xcode do the \
-                 real thing: `cargo xtask xcframework`"
+                "this chore replaces a Mac on x86-64 Linux; on a Mac, use cargo and Xcode: `cargo \
+                    xtask xcframework`"
             );
         }
         setup::ensure()?;
@@ -71,7 +71,7 @@ impl Home {
         Ok(home)
     }
 
-    /// Makes everything in `part`; returns the folder of it.
+    /// Installs everything in `part`; returns the folder.
     fn build(part: &Path) -> Result<PathBuf> {
         let folder = |name: &str| -> Result<PathBuf> {
             let path = part.join(name);
@@ -103,12 +103,12 @@ impl Home {
         self.path.join("ziglang/zig")
     }
 
-    /// MLX's wheel for macOS.
+    /// Returns MLX's wheel for macOS.
     fn mlx(&self) -> PathBuf {
         self.path.join("mlx")
     }
 
-    /// zig, which is also clang.
+    /// Returns a zig command, which includes clang.
     fn compiler(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.zig());
         let cache = self.path.join("zig-cache");
@@ -123,8 +123,8 @@ impl Home {
         self.path.join("bindings").join(target)
     }
 
-    /// As the build script of mlx-sys would write them there. The compiler's arguments go through
-    /// the variable that bindgen reads.
+    /// Writes the bindings as mlx-sys's build script would write them on a Mac. The compiler's
+    /// arguments are passed in the variable that bindgen reads.
     fn write_bindings(&self, steps: &Steps, tools: &Path, target: &str, clang: &str) -> Result<()> {
         let folder = self.bindings(target);
         fs::create_dir_all(&folder)?;
@@ -154,8 +154,8 @@ impl Home {
         Ok(())
     }
 
-    /// Tells cargo to take these bindings, and `libraries` to link, in place of the build script of
-    /// mlx-sys. Returns the file, for `--config`.
+    /// Makes cargo use these bindings, and link `libraries`, instead of running mlx-sys's build
+    /// script. Returns the file for `--config`.
     fn cargo_config(&self, folder: &Path, library_folder: Option<&Path>) -> Result<PathBuf> {
         let quote = |path: &Path| toml::Value::String(path.to_string_lossy().into_owned());
         let (search, libraries) = match library_folder {
@@ -177,7 +177,7 @@ impl Home {
     }
 }
 
-/// What is missing for `check`.
+/// Returns what `check` lacks.
 pub fn lacks() -> Option<String> {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         return Some("x86-64 Linux; on a Mac the other steps compile for it".to_owned());

@@ -1,4 +1,4 @@
-//! What a linker has to know of macOS: stubs of its system libraries, as text.
+//! What a linker needs of macOS: stubs of its system libraries, as text.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use super::{Home, macho};
 
-/// `usr/lib` with libSystem and libc++.
+/// Writes `usr/lib` with libSystem and libc++.
 pub fn write(home: &Home, folder: &Path) -> Result<PathBuf> {
     let sdk = folder.join("sdk");
     let libraries = sdk.join("usr/lib");
@@ -21,7 +21,7 @@ pub fn write(home: &Home, folder: &Path) -> Result<PathBuf> {
     Ok(sdk)
 }
 
-/// `usr/lib` with as much of the iOS simulator's libSystem as its slice needs.
+/// Writes `usr/lib` with the part of the iOS simulator's libSystem that its slice needs.
 pub fn write_for_simulator(folder: &Path) -> Result<PathBuf> {
     let sdk = folder.join("simulator-sdk");
     fs::create_dir_all(sdk.join("usr/lib"))?;
@@ -33,8 +33,8 @@ pub fn write_for_simulator(folder: &Path) -> Result<PathBuf> {
     Ok(sdk)
 }
 
-/// zig's stub with other targets: it names processors that this linker does not know, and of Apple
-/// silicon only the system's own variant.
+/// Adapts zig's stub: it names CPUs that this linker does not know, and of Apple silicon only the
+/// system's own variant.
 fn for_arm64(stub: &str) -> Result<String> {
     let mut text = String::new();
     let mut rest = stub;
@@ -42,7 +42,7 @@ fn for_arm64(stub: &str) -> Result<String> {
         let open = at
             + rest[at..]
                 .find('[')
-                .context("a list of targets begins with [")?;
+                .context("a list of targets starts with [")?;
         let close = open
             + rest[open..]
                 .find(']')
@@ -61,9 +61,9 @@ fn for_arm64(stub: &str) -> Result<String> {
     Ok(text + rest)
 }
 
-/// C++'s library has what MLX's own library takes from it: that one was built by Apple's tools for
-/// the same oldest macOS, so it is really there. Whatever else mlx-c would need fails the link
-/// until someone has looked.
+/// C++'s library gets the names that MLX's own library imports. Apple's tools built that one for
+/// the same oldest macOS, so they exist there. Any other name that mlx-c needs fails the link until
+/// someone has checked it.
 fn cxx(home: &Home) -> Result<String> {
     let path = home.mlx().join("lib/libmlx.dylib");
     let mlx = macho::read(&path)?;

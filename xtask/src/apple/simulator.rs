@@ -1,6 +1,5 @@
-//! The slice for the iOS simulator, where MLX does not run: every function of the header, in C, of
-//! which all that can fail fail with BACKEND_UNAVAILABLE. An app links and starts there, and says
-//! what is the matter.
+//! The slice for the iOS simulator, where MLX does not run: every function of the header, in C; all
+//! that can fail return BACKEND_UNAVAILABLE. An app links and starts there, and reports the reason.
 
 use anyhow::{Context, Result, bail};
 
@@ -9,7 +8,7 @@ use crate::reference::header::{Item, Shape, parse};
 
 const WHY: &str = "MLX does not run in the iOS simulator: run the app on a device, or on a Mac";
 
-/// The source of the slice.
+/// Returns the source of the slice.
 pub fn source(version: &str) -> Result<String> {
     let header = dist::header()?;
     let mut text = "#include \"moxin_vlm.h\"\n#include <string.h>\n\n/* What every error points \
@@ -27,7 +26,7 @@ pub fn source(version: &str) -> Result<String> {
     Ok(text)
 }
 
-/// What a function does instead.
+/// Returns the body of a function.
 fn body(item: &Item, declaration: &str, version: &str) -> Result<String> {
     let returned = declaration
         .split(item.name.as_str())
@@ -52,7 +51,7 @@ fn body(item: &Item, declaration: &str, version: &str) -> Result<String> {
          moxin_str){{error ? \"{WHY}\" : \"\", error ? {} : 0}};",
             WHY.len()
         )),
-        // A handle that nothing looks into.
+        // A handle that nothing reads.
         "moxin_cancel_new" => line("return (struct moxin_cancel *)&why;"),
         name if name.ends_with("_params_init") => line(
             "memset(params, 0, \
@@ -62,7 +61,7 @@ fn body(item: &Item, declaration: &str, version: &str) -> Result<String> {
         _ => match returned {
             "void" => Ok(String::new()),
             "bool" => line("return false;"),
-            // What takes no error sets something up, for work that never comes.
+            // Functions without an error set something up for work that never happens.
             "enum moxin_status" if !declaration.contains("**error") => {
                 line("return MOXIN_STATUS_OK;")
             }
@@ -79,8 +78,7 @@ fn body(item: &Item, declaration: &str, version: &str) -> Result<String> {
             }
             pointer if pointer.ends_with('*') => line("return NULL;"),
             other => bail!(
-                "{} returns {other}: say in simulator.rs what it gives where MLX does \
-                not run",
+                "{} returns {other}: add to simulator.rs what it returns where MLX does not run",
                 item.name
             ),
         },
@@ -96,8 +94,8 @@ mod tests {
     use super::*;
     use crate::setup;
 
-    /// A C program gets a plain answer from it. Here its C compiler is the judge: every function of
-    /// the header is there.
+    /// A C program gets a clear answer. The C compiler checks that every function of the header
+    /// exists.
     #[test]
     fn a_program_is_told_that_the_simulator_has_no_mlx() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Looks a finished xcframework over: what a Mac would stumble over and Linux can see.
+//! Checks a finished xcframework for problems on a Mac that Linux can detect.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,8 @@ use plist::{Dictionary, Value};
 use super::framework::{NAME, Platform};
 use super::macho::{self, Library};
 
-/// Everything that is wrong with an xcframework. `clang` checks the module map by importing it.
+/// Returns everything that is wrong with an xcframework. `clang` checks the module map by importing
+/// it.
 pub fn xcframework(
     folder: &Path,
     version: &str,
@@ -33,7 +34,7 @@ pub fn xcframework(
             .find(|platform| platform.folder() == identifier)
         else {
             problems.push(format!(
-                "Info.plist lists {identifier:?}, which is no slice known here"
+                "Info.plist lists {identifier:?}, which is an unknown slice"
             ));
             continue;
         };
@@ -44,12 +45,12 @@ pub fn xcframework(
             ("BinaryPath", slice.join(text(entry, "BinaryPath"))),
         ] {
             if !path.exists() {
-                problems.push(format!("{identifier}: {key} leads to nothing"));
+                problems.push(format!("{identifier}: {key} leads nowhere"));
             }
         }
         let symbols = entry.get("DebugSymbolsPath").and_then(Value::as_string);
         if symbols.is_some_and(|symbols| !slice.join(symbols).is_dir()) {
-            problems.push(format!("{identifier}: DebugSymbolsPath leads to nothing"));
+            problems.push(format!("{identifier}: DebugSymbolsPath leads nowhere"));
         }
         let found = self::framework(&framework, platform, version, functions, &clang)?;
         problems.extend(
@@ -81,7 +82,7 @@ fn framework(
         let metallib = fs::read(resources.join("mlx.metallib")).unwrap_or_default();
         if !metallib.starts_with(b"MTLB") {
             problems.push(format!(
-                "there is no GPU code where MLX looks for it: {}",
+                "there is no GPU code where MLX expects it: {}",
                 resources.join("mlx.metallib").display()
             ));
         }
@@ -94,7 +95,7 @@ fn framework(
         ];
         for (link, target) in links {
             if fs::read_link(folder.join(link)).ok().as_deref() != Some(Path::new(target)) {
-                problems.push(format!("{link} is no link to {target}"));
+                problems.push(format!("{link} is not a link to {target}"));
             }
         }
     }
@@ -102,7 +103,7 @@ fn framework(
     Ok(problems)
 }
 
-/// What is wrong with our library in a slice, and with MLX's beside it.
+/// Returns what is wrong with our library in a slice, and with MLX's next to it.
 fn slice_library(
     binary: &Library,
     platform: Platform,
@@ -114,8 +115,8 @@ fn slice_library(
     problems
 }
 
-/// What is wrong with the libraries that one loads, and with those that these load: the system's
-/// own, or beside it in the framework.
+/// Returns what is wrong with the libraries that one loads, and that these load in turn: they must
+/// be the system's, or next to it in the framework.
 fn loads(name: &str, library: &Library, binaries: &Path) -> Vec<String> {
     let mut problems = Vec::new();
     for load in &library.loads {
@@ -130,13 +131,13 @@ fn loads(name: &str, library: &Library, binaries: &Path) -> Vec<String> {
             ["@loader_path", "@loader_path/", "@loader_path/."].contains(&path.as_str())
         }) {
             problems.push(format!(
-                "{name} loads {load}, but no run path leads to the one beside it"
+                "{name} loads {load}, but no run path leads to the one next to it"
             ));
         }
         match macho::read(&binaries.join(beside)) {
             Ok(other) => {
                 if !other.signed {
-                    problems.push(format!("{beside} is not signed: it would not be loaded"));
+                    problems.push(format!("{beside} is not signed and would not be loaded"));
                 }
                 problems.extend(loads(beside, &other, binaries));
             }
@@ -146,7 +147,7 @@ fn loads(name: &str, library: &Library, binaries: &Path) -> Vec<String> {
     problems
 }
 
-/// What is wrong with our library anywhere.
+/// Returns what is wrong with our library on any platform.
 pub fn library(library: &Library, functions: &[String], platform: Platform) -> Vec<String> {
     let mut problems = Vec::new();
     if library.install_name != platform.install_name() {
@@ -188,9 +189,7 @@ pub fn library(library: &Library, functions: &[String], platform: Platform) -> V
         ));
     }
     if !library.signed {
-        problems.push(
-            "it is not signed, not even without an identity: no Apple silicon loads it".into(),
-        );
+        problems.push("it is not signed, not even ad hoc: Apple silicon does not load it".into());
     }
     problems
 }
@@ -223,7 +222,7 @@ fn plists(resources: &Path, platform: Platform, version: &str) -> Vec<String> {
         Ok(privacy)
             if privacy.get("NSPrivacyTracking").and_then(Value::as_boolean) != Some(false) =>
         {
-            problems.push("the privacy manifest does not say that nothing is tracked".into());
+            problems.push("the privacy manifest does not declare that nothing is tracked".into());
         }
         Ok(_) => {}
         Err(error) => problems.push(format!("{error:#}")),
@@ -231,7 +230,7 @@ fn plists(resources: &Path, platform: Platform, version: &str) -> Vec<String> {
     problems
 }
 
-/// Has clang import the module.
+/// Imports the module with clang.
 fn import(framework: &Path, mut clang: Command) -> Result<Vec<String>> {
     let scratch = tempfile::tempdir()?;
     let source = scratch.path().join("import.m");
@@ -260,13 +259,13 @@ fn import(framework: &Path, mut clang: Command) -> Result<Vec<String>> {
     let reason = text
         .lines()
         .find(|line| line.contains("error"))
-        .unwrap_or("clang says nothing");
+        .unwrap_or("clang reports nothing");
     Ok(vec![format!("clang cannot import the module: {reason}")])
 }
 
 fn read_plist(path: &Path) -> Result<Dictionary> {
     let value = Value::from_file(path)
-        .with_context(|| format!("{} is no property list", path.display()))?;
+        .with_context(|| format!("{} is not a property list", path.display()))?;
     value
         .into_dictionary()
         .with_context(|| format!("{} is no dictionary", path.display()))

@@ -1,9 +1,9 @@
-//! `cargo xtask xcframework`: everything an app on macOS or iOS embeds, zipped, with the checksum
-//! that Package.swift asks for.
+//! `cargo xtask xcframework`: everything that an app on macOS or iOS embeds, zipped, with the
+//! checksum for Package.swift.
 //!
 //! On a Mac all slices are built: stock mlx-sys with Metal, linked by Xcode's clang. On Linux there
-//! are the macOS slice that `link` makes and the simulator's; a file in it says that it is
-//! unproven. The Mac's side has been type-checked, never run.
+//! are only the macOS slice from `link` and the simulator's; a file in it says that it is unproven.
+//! The code for a Mac has been type-checked but never run.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -21,13 +21,13 @@ use crate::{cargo, dist, setup};
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// Where it goes [default: apple in cargo's target folder]
+    /// Output folder [default: apple in cargo's target folder]
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
-    /// Only look this finished xcframework over
+    /// Only check this finished xcframework
     #[arg(long, value_name = "DIR", conflicts_with = "output")]
     verify: Option<PathBuf>,
-    /// Also put faults into copies of it, one at a time, and see that each is found
+    /// Also insert faults into copies of it, one at a time, and check that each is reported
     #[arg(long)]
     prove: bool,
 }
@@ -41,10 +41,7 @@ pub fn run(options: Options) -> Result<()> {
     let version = dist::version(&metadata)?;
     if let Some(folder) = options.verify {
         check(&tools, &folder, &version)?;
-        println!(
-            "{}: nothing is wrong with it that can be seen from here",
-            folder.display()
-        );
+        println!("{}: no problem can be detected here", folder.display());
         return if options.prove {
             prove(&tools, &folder, &version)
         } else {
@@ -66,7 +63,7 @@ pub fn run(options: Options) -> Result<()> {
     if let Tools::Linux(_) = tools {
         fs::write(part.join("UNPROVEN.txt"), UNPROVEN)?;
     }
-    steps.say("looking it over");
+    steps.say("checking it");
     check(&tools, &part, &version)?;
     if options.prove {
         prove(&tools, &part, &version)?;
@@ -79,7 +76,7 @@ pub fn run(options: Options) -> Result<()> {
     };
     let archive = format!("{NAME}-{version}{label}.xcframework.zip");
     zip(&part, &scratch.path().join(&archive))?;
-    // What `swift package compute-checksum` prints.
+    // Returns what `swift package compute-checksum` prints.
     let checksum = dist::write_checksum(scratch.path(), &archive)?;
 
     let finished = output.join(format!("{NAME}.xcframework"));
@@ -105,7 +102,7 @@ fn check(tools: &Tools, folder: &Path, version: &str) -> Result<()> {
     })?;
     if !problems.is_empty() {
         bail!(
-            "{} is not as it should be:\n- {}",
+            "{} is not correct:\n- {}",
             folder.display(),
             problems.join("\n- ")
         );
@@ -113,14 +110,14 @@ fn check(tools: &Tools, folder: &Path, version: &str) -> Result<()> {
     Ok(())
 }
 
-/// Fails where a fault goes unseen.
+/// Fails if a fault is not reported.
 fn prove(tools: &Tools, folder: &Path, version: &str) -> Result<()> {
     faults::prove(folder, version, &dist::header_functions()?, || {
         tools.clang()
     })
 }
 
-/// What builds the slices.
+/// The tools that build the slices.
 enum Tools {
     Mac,
     Linux(Home),
@@ -135,7 +132,7 @@ impl Tools {
         }
     }
 
-    /// A clang that knows Apple's modules.
+    /// Returns a clang that knows Apple's modules.
     fn clang(&self) -> Command {
         match self {
             Tools::Mac => xcrun("macosx"),
@@ -204,7 +201,7 @@ impl Tools {
                     "-O1",
                     "-fno-sanitize=all",
                 ]);
-                // zig has no C headers of iOS; those of macOS have the same few functions.
+                // zig has no C headers for iOS; those for macOS have the same few functions.
                 compile
                     .arg("-isystem")
                     .arg(home.path.join("ziglang/lib/libc/include/any-darwin-any"));
@@ -325,7 +322,7 @@ fn xcrun(sdk: &str) -> Command {
 /// Zips a folder with its links.
 fn zip(folder: &Path, archive: &Path) -> Result<()> {
     let mut writer = zip::ZipWriter::new(File::create(archive)?);
-    let parent = folder.parent().context("a folder lies in another")?;
+    let parent = folder.parent().context("a folder is inside another")?;
     add(&mut writer, parent, folder)?;
     writer.finish()?.flush()?;
     Ok(())
@@ -334,7 +331,7 @@ fn zip(folder: &Path, archive: &Path) -> Result<()> {
 fn add(writer: &mut zip::ZipWriter<File>, root: &Path, path: &Path) -> Result<()> {
     let name = path.strip_prefix(root)?.to_string_lossy().into_owned();
     let metadata = path.symlink_metadata()?;
-    // The same date for every file: the same content gives the same archive.
+    // All files get the same date, so that equal content makes an equal archive.
     let options = SimpleFileOptions::default()
         .unix_permissions(metadata.permissions().mode() & 0o777)
         .large_file(false);

@@ -1,4 +1,4 @@
-//! What the processor, its memory and the disk can do at most.
+//! The limits of the CPU, its memory and the disk.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -13,14 +13,14 @@ use super::report::Ceilings;
 use crate::setup::step::Steps;
 use crate::{cargo, setup};
 
-/// The program that measures processor and memory.
+/// The program that measures CPU and memory.
 pub struct Program {
     path: PathBuf,
     openblas: PathBuf,
 }
 
 impl Program {
-    /// Compiles it for this very machine. `home`: the set-up of MLX, where OpenBLAS lies.
+    /// Compiles it for this machine. `home` is the set-up of MLX, which contains OpenBLAS.
     pub fn build(folder: &Path, home: Option<&Path>) -> Result<Program> {
         let (source, path) = (folder.join("machine.c"), folder.join("machine"));
         fs::write(&source, include_str!("machine.c"))?;
@@ -35,7 +35,7 @@ impl Program {
         Ok(Program { path, openblas })
     }
 
-    /// Bytes a second at which all threads read memory now.
+    /// Returns the bytes per second at which all threads read memory now.
     pub fn read(&self, steps: &Steps) -> Result<f64> {
         let text = steps.expect(
             &mut Command::new(&self.path),
@@ -55,8 +55,8 @@ impl Program {
     }
 }
 
-/// Bytes a second at which the disk gives a folder's weights from beginning to end. Afterwards they
-/// are in no cache.
+/// Returns the bytes per second at which a folder's weights are read from the disk, from start to
+/// end. Afterwards they are not cached.
 pub fn read_from_disk(folder: &Path) -> Result<f64> {
     let files = weights(folder)?;
     forget(&files)?;
@@ -93,11 +93,11 @@ fn weights(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Has the system drop what it holds of these files in memory.
+/// Makes the system drop its cache of these files.
 fn forget(files: &[PathBuf]) -> Result<()> {
     for path in files {
         let file = File::open(path)?;
-        file.sync_all().ok(); // pages that are not on the disk yet stay; a file that is only read may refuse
+        file.sync_all().ok(); // pages that are not yet on the disk stay; a read-only file may refuse
         fadvise(&file, 0, None, Advice::DontNeed)?;
     }
     Ok(())

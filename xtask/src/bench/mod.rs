@@ -1,6 +1,6 @@
-//! How fast the full size runs, beside what the machine could do and what others do with the same
-//! work: docs/performance.md, with a plot and all numbers as JSON. Everything is measured in one
-//! run, so that ratios mean something on a machine that others use too.
+//! Measures the speed of the full size, next to the machine's limits and other programs with the
+//! same work: docs/performance.md, with a plot and all numbers as JSON. Everything is measured in
+//! one run, so that ratios are meaningful on a shared machine too.
 
 mod machine;
 mod ours;
@@ -19,35 +19,35 @@ use crate::{cargo, full_size, setup};
 use peers::Peer;
 use report::{Device, Report};
 
-/// Positions of the prompt: a picture and a question.
+/// The positions of the prompt: a picture and a question.
 const POSITIONS: usize = 290;
 
-/// Tokens that are decoded behind it.
+/// The tokens that are decoded after it.
 const TOKENS: usize = 16;
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// Leave out the GPU, where there is one
+    /// Skip the GPU, if there is one
     #[arg(long)]
     cpu: bool,
-    /// Whom to measure beside it; each is installed into the cache folder the first time:
+    /// Other programs to measure; each is installed into the cache folder the first time:
     /// gigabytes, and minutes of compiling
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Peer::ALL)]
     peers: Vec<Peer>,
-    /// No peers
+    /// Measure no other programs
     #[arg(long, conflicts_with = "peers")]
     alone: bool,
-    /// How often each stage is measured; the median counts
+    /// How often each stage is measured; the median is reported
     #[arg(long, value_name = "N", default_value_t = 3)]
     runs: usize,
-    /// The random checkpoint of 17.8 GB, written where it is not there yet [default: one in the
-    /// user's cache; quantized ones go beside it]
+    /// The random checkpoint of 17.8 GB, written if missing [default: one in the user's cache;
+    /// quantized ones are next to it]
     #[arg(long, value_name = "DIR")]
     checkpoint: Option<PathBuf>,
-    /// Measure nothing: write page and plot anew from the numbers of the last run
+    /// Measure nothing; write page and plot again from the numbers of the last run
     #[arg(long)]
     page: bool,
-    /// Where page, plot and numbers go, as FILE.md, FILE.svg and FILE.json
+    /// The output files: FILE.md, FILE.svg and FILE.json
     #[arg(long, value_name = "FILE", default_value = "docs/performance")]
     output: PathBuf,
 }
@@ -100,7 +100,7 @@ pub fn run(options: Options) -> Result<()> {
             })?;
         }
         report.machine.push(ceilings.measure(&steps)?);
-        write(&report, &options.output)?; // what follows may take long, and be given up
+        write(&report, &options.output)?; // the following steps may take long, and be interrupted
         for environment in &environments {
             let threads = report.threads();
             let measure = |report: &mut Report| {
@@ -123,8 +123,8 @@ pub fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-/// Does what adds rows to the report, and measures before and after how fast memory is read: where
-/// others use the machine, that is one thing in one minute and another in the next.
+/// Runs a step that adds rows to the report, and measures before and after it how fast memory is
+/// read: on a shared machine this changes from minute to minute.
 fn beside_reading(
     steps: &Steps,
     ceilings: &machine::Program,
@@ -141,7 +141,7 @@ fn beside_reading(
     Ok(())
 }
 
-/// Page, plot and numbers.
+/// Writes page, plot and numbers.
 fn write(report: &Report, to: &Path) -> Result<()> {
     let output = setup::repository().join(to);
     let numbers = serde_json::to_string_pretty(report)? + "\n";

@@ -1,4 +1,4 @@
-//! The library itself, through `examples/bench.rs`.
+//! This library, measured with `examples/bench.rs`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,14 +12,13 @@ use super::{POSITIONS, TOKENS};
 use crate::cargo;
 use crate::setup::step::Steps;
 
-/// The model in one form.
+/// The model with one form of weights.
 pub struct Checkpoint {
     scheme: &'static str,
     folder: PathBuf,
 }
 
-/// The dense checkpoint and, beside it, the quantized ones, which are made where they are not there
-/// yet.
+/// Returns the dense checkpoint and the quantized ones next to it, which are made if missing.
 pub fn checkpoints(steps: &Steps, dense: &Path) -> Result<Vec<Checkpoint>> {
     let mut all = vec![Checkpoint {
         scheme: "BF16",
@@ -43,7 +42,7 @@ pub fn checkpoints(steps: &Steps, dense: &Path) -> Result<Vec<Checkpoint>> {
     Ok(all)
 }
 
-/// Whether the library would compute on a GPU here: the small model says where it ran.
+/// Returns whether the library would use a GPU here: the small model reports where it ran.
 pub fn has_gpu(steps: &Steps) -> Result<bool> {
     let report = run(
         steps,
@@ -58,7 +57,7 @@ pub fn has_gpu(steps: &Steps) -> Result<bool> {
     Ok(report["backend"] != "cpu")
 }
 
-/// Loads a form from a cold disk, and answers.
+/// Loads a checkpoint from a cold disk, and answers.
 pub fn measure(
     steps: &Steps,
     checkpoint: &Checkpoint,
@@ -106,8 +105,8 @@ pub fn measure(
     Ok(())
 }
 
-/// The processor with MLX's own kernels in the place of ours, which would take an hour: a few
-/// positions of text, a few tokens.
+/// Measures the CPU with MLX's kernels instead of ours. The whole work would take an hour: only a
+/// few positions of text and a few tokens.
 pub fn measure_mlx(steps: &Steps, checkpoint: &Checkpoint, report: &mut Report) -> Result<()> {
     steps.say(&format!("{}, cpu, with MLX's kernels", checkpoint.scheme));
     let arguments = [
@@ -152,7 +151,7 @@ pub fn measure_mlx(steps: &Steps, checkpoint: &Checkpoint, report: &mut Report) 
     Ok(())
 }
 
-/// Our kernels on the processor, by themselves.
+/// Measures our CPU kernels on their own.
 pub fn kernels(steps: &Steps) -> Result<Vec<Kernel>> {
     steps.say("single operations, cpu");
     let text = steps.expect(
@@ -165,7 +164,7 @@ pub fn kernels(steps: &Steps) -> Result<Vec<Kernel>> {
     serde_json::from_str(&text[from..]).context("what the example kernels printed")
 }
 
-/// What the example printed, as a row.
+/// Converts the example's output into a row.
 fn row(
     mut found: Value,
     scheme: &str,

@@ -1,4 +1,4 @@
-//! The report as a page.
+//! Writes the report as a page.
 
 use std::path::Path;
 
@@ -14,21 +14,24 @@ pub fn page(report: &Report, output: &Path) -> Result<String> {
         .context("--output names no file")?
         .to_string_lossy();
     let mut text = format!(
-        "# Performance\n\n\
-        Made by `cargo xtask bench` on {}, which other work may have shared. Figures stand for this machine only, and all of a page come from one\n\
-        run; medians of {} runs. [{name}.json]({name}.json) has every single one.\n\n\
-        The work is Moxin-7B's, with random numbers: one picture through both encoders, a prompt of {POSITIONS} positions (256 of them the picture),\n\
-        then {TOKENS} tokens one at a time. The decoder has {:.2} billion weights, and each token reads all of them: memory bounds decoding,\n\
-        arithmetic bounds the prompt.\n\n",
+        "# Performance\n\
+        \n\
+        Made by `cargo xtask bench` on {}, possibly beside other work. The figures are for this machine\n\
+        only, and all of them are from one run: medians of {} runs. [{name}.json]({name}.json) has all\n\
+        measurements.\n\
+        \n\
+        The work is Moxin-7B's, with random weights: one picture through both encoders, a prompt of\n\
+        {POSITIONS} positions (256 of them the picture), then {TOKENS} tokens one at a time. The decoder has\n\
+        {:.2} billion weights, and each token reads all of them: memory limits decoding, arithmetic limits\n\
+        the prompt.\n\
+        \n\
+        ",
         report.processor,
         report.runs,
         DECODER_WEIGHTS as f64 / 1e9
     );
     text += &machine(report);
-    for (device, title) in [
-        (Device::Cpu, "On the processor"),
-        (Device::Gpu, "On the GPU"),
-    ] {
+    for (device, title) in [(Device::Cpu, "On the CPU"), (Device::Gpu, "On the GPU")] {
         let rows: Vec<&Row> = report
             .rows
             .iter()
@@ -45,10 +48,10 @@ pub fn page(report: &Report, output: &Path) -> Result<String> {
         }
     }
     for missing in &report.missing {
-        text += &format!("\nMissing here: {missing}\n");
+        text += &format!("\nNot measured: {missing}\n");
     }
     text += &format!(
-        "\n![Tokens a second in decoding and in the prompt, by program and form of the \
+        "\n![Tokens per second in decoding and in the prompt, by program and form of the \
          weights]({name}.svg)\n"
     );
     Ok(text)
@@ -79,15 +82,18 @@ fn machine(report: &Report) -> String {
         );
     }
     text += &format!(
-        "\nThe highest of measurements at the beginning, in between and at the end; reading with all threads was {} GB/s: where others use the\n\
-        machine, what is measured in another minute may be above it.\n",
+        "\n\
+        The highest of the measurements at the start, in between and at the end. Reading with all threads\n\
+        was {} GB/s: on a shared machine, other minutes may be faster.\n\
+        ",
         read.join(", ")
     );
     text
 }
 
 fn stages(report: &Report, rows: &[&Row]) -> String {
-    let mut text = "| | weights | picture | prompt | first token | decoding | of what memory allows | beside ours |\n\
+    let mut text = "| | weights | picture | prompt | first token | decoding | of memory's limit | \
+        relative speed |\n\
         |---|---|---:|---:|---:|---:|---:|---:|\n"
         .to_owned();
     let mut notes: Vec<String> = Vec::new();
@@ -134,25 +140,30 @@ fn stages(report: &Report, rows: &[&Row]) -> String {
         ];
         text += &format!("| {} |\n", cells.map(Option::unwrap_or_default).join(" | "));
     }
-    text += "\n*Beside ours*: how many times as fast as that program this library is in decoding and in the prompt, with weights of the same number\n\
-        of bits. *Of what memory allows*: tokens a second beside the reading of all weights of the decoder once a token";
+    text += "\n\
+        *Relative speed*: how many times as fast this library is as that program, in decoding and in the\n\
+        prompt, with weights of the same number of bits. *Of memory's limit*: tokens per second relative to\n\
+        reading all weights of the decoder once per token";
     text += match rows.iter().any(|row| row.read.is_some()) {
-        true => ", as fast as memory\nwas read just before or just after, whichever was faster.\n",
+        true => {
+            ", at the speed\nat which memory was read just before or just after, whichever was \
+             higher.\n"
+        }
         false => ".\n",
     };
     for (i, note) in notes.iter().enumerate() {
-        text += &format!("\n[{}] Reckoned {note}.\n", i + 1);
+        text += &format!("\n[{}] Extrapolated {note}.\n", i + 1);
     }
     text
 }
 
-/// Of how much, where that was measured beside it.
+/// Returns the reading speed that a row is relative to, if it was measured next to it.
 fn of_read(row: &Row) -> String {
     row.read
         .map_or(String::new(), |read| format!(" of {:.1} GB/s", read / 1e9))
 }
 
-/// How many times as fast ours is, in decoding and in the prompt.
+/// Returns how many times as fast ours is, in decoding and in the prompt.
 fn beside_ours(row: &Row, rows: &[&Row]) -> Option<String> {
     let ours = rows
         .iter()
@@ -170,7 +181,8 @@ fn beside_ours(row: &Row, rows: &[&Row]) -> Option<String> {
     ))
 }
 
-/// Operations by themselves: one row beside what memory allows, a prompt's rows beside OpenBLAS.
+/// Writes the single operations: one row relative to memory's limit, a prompt's rows relative to
+/// OpenBLAS.
 fn kernels(report: &Report) -> String {
     if report.kernels.is_empty() {
         return String::new();
@@ -180,10 +192,16 @@ fn kernels(report: &Report) -> String {
         report.ceiling(|machine| machine.sgemm),
     );
     let mut text = format!(
-        "\n### Single operations\n\n\
-        What the library computes on the processor, by itself, at the sizes of a 7B decoder; `layer` is a whole layer of it. Small weights stay in\n\
-        the processor's cache between two measurements, so they may go beyond what memory allows.\n\n\
-        | | weights | size | rows | time | of {:.1} GB/s | of OpenBLAS's {:.0} GFLOP/s |\n|---|---|---:|---:|---:|---:|---:|\n",
+        "\n\
+        ### Single operations\n\
+        \n\
+        The library's CPU operations on their own, at the sizes of a 7B decoder; `layer` is a complete\n\
+        layer. Small weights stay in the CPU's cache between two measurements, so they may exceed memory's\n\
+        limit.\n\
+        \n\
+        | | weights | size | rows | time | of {:.1} GB/s | of OpenBLAS's {:.0} GFLOP/s |\n\
+        |---|---|---:|---:|---:|---:|---:|\n\
+        ",
         read / 1e9,
         sgemm / 1e9
     );
@@ -229,8 +247,10 @@ fn kernels(report: &Report) -> String {
             .filter_map(share)
             .collect();
         text += &format!(
-            "\n`layer_rest` is all that is no product with a matrix in a layer (norms, rotary positions, the cache, attention, SwiGLU's product,\n\
-            the residual stream): of a prompt's time in a layer {}.\n",
+            "\n\
+            `layer_rest` is everything in a layer except products with a matrix (norms, rotary positions, the\n\
+            cache, attention, SwiGLU's product, the residual stream): of a prompt's time in a layer {}.\n\
+            ",
             shares.join(", ")
         );
     }
@@ -238,9 +258,13 @@ fn kernels(report: &Report) -> String {
 }
 
 fn memory(rows: &[&Row]) -> String {
-    let mut text = "\n### Loading and memory\n\n\
-        | | weights | on disk | loading | of the disk's speed | most memory | reckoned beforehand |\n|---|---|---:|---:|---:|---:|---:|\n"
-        .to_owned();
+    let mut text = "\n\
+        ### Loading and memory\n\
+        \n\
+        | | weights | on disk | loading | of the disk's speed | peak memory | estimated |\n\
+        |---|---|---:|---:|---:|---:|---:|\n\
+        "
+    .to_owned();
     let gigabytes = |bytes: u64| format!("{:.2} GB", bytes as f64 / 1e9);
     for row in rows
         .iter()
@@ -260,12 +284,15 @@ fn memory(rows: &[&Row]) -> String {
             row.load.map(time),
             of_disk,
             row.resident_peak.map(gigabytes),
-            row.reckoned.map(gigabytes),
+            row.estimated.map(gigabytes),
         ];
         text += &format!("| {} |\n", cells.map(Option::unwrap_or_default).join(" | "));
     }
-    text += "\nThis library loads from a cold disk, read from beginning to end just before for comparison; others as they found it. Most memory: the\n\
-        process at its peak, with everything above (of those that hold the whole model and do not map its file).\n";
+    text += "\n\
+        This library loads from a cold disk, which was read from start to end just before for comparison;\n\
+        other programs load as they find it. Peak memory is that of the process, with everything above (for\n\
+        programs that hold the whole model and do not map its file).\n\
+        ";
     text
 }
 
@@ -278,7 +305,7 @@ fn commands(rows: &[&Row]) -> String {
             text += &format!("{}\n", row.command);
         }
     }
-    text + "```\n\nThe scripts lie in [xtask/src/bench/peers](../xtask/src/bench/peers).\n"
+    text + "```\n\nThe scripts are in [xtask/src/bench/peers](../xtask/src/bench/peers).\n"
 }
 
 fn time(seconds: f64) -> String {
@@ -289,7 +316,7 @@ fn time(seconds: f64) -> String {
     }
 }
 
-/// Three digits.
+/// Rounds to three digits.
 fn significant(value: f64) -> String {
     let decimals = match value {
         v if v >= 100.0 => 0,
@@ -321,7 +348,7 @@ mod tests {
             read: None,
             weight_bytes: None,
             resident_peak: None,
-            reckoned: None,
+            estimated: None,
             copied: None,
             image: None,
             prefill: Some(stage(290)),
@@ -345,7 +372,7 @@ mod tests {
         report
     }
 
-    /// 7.985 billion weights at 4.5 bits are 4.49 GB: 30 GB/s read them 6.68 times a second.
+    /// 7.985 billion weights at 4.5 bits are 4.49 GB: 30 GB/s read them 6.68 times per second.
     #[test]
     fn rates_stand_beside_what_memory_allows_and_beside_ours() {
         let report = report(vec![
@@ -354,7 +381,7 @@ mod tests {
             row(OURS, "BF16", 1.0, None),
         ]);
         assert!((report.share(&report.rows[0]).unwrap() - 5.0 / 6.68).abs() < 1e-3);
-        // Where memory was measured beside it, that counts.
+        // If memory was measured next to it, that speed is used.
         let measured = Row {
             read: Some(4e10),
             ..row(OURS, "INT4", 5.0, None)
@@ -372,7 +399,7 @@ mod tests {
             "{text}"
         );
         assert!(line("| moxin-vlm | BF16").ends_with(" |  |"), "{text}");
-        assert!(text.contains("[1] Reckoned from a guess."));
+        assert!(text.contains("[1] Extrapolated from a guess."));
     }
 
     #[test]
@@ -382,7 +409,7 @@ mod tests {
         assert!(
             page(&report, Path::new("docs/performance"))
                 .unwrap()
-                .contains("Missing here: other: no network")
+                .contains("Not measured: other: no network")
         );
     }
 }

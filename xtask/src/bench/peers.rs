@@ -1,5 +1,5 @@
-//! Other programs on the same work: each in a Python environment of its own in the cache folder,
-//! with a script from peers/.
+//! Other programs with the same work: each in its own Python environment in the cache folder, with
+//! a script from peers/.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ pub enum Peer {
 impl Peer {
     pub const ALL: [Peer; 3] = [Peer::LlamaCpp, Peer::MlxLm, Peer::Transformers];
 
-    /// How its script and its list of packages begin.
+    /// Returns the first part of the names of its script and its list of packages.
     fn stem(self) -> &'static str {
         match self {
             Peer::MlxLm => "mlx_lm",
@@ -40,14 +40,14 @@ impl Peer {
     }
 }
 
-/// An installed peer, or why it is not.
+/// An installed program, or why it is missing.
 pub struct Environment {
     peer: Peer,
     python: Result<PathBuf>,
 }
 
-/// Installs what is not installed yet. One that cannot be had does not keep the others from being
-/// measured.
+/// Installs what is missing. A program that cannot be installed does not prevent the others from
+/// being measured.
 pub fn install(steps: &Steps, cache: &Path, peers: &[Peer], gpu: bool) -> Result<Vec<Environment>> {
     let mut all = Vec::new();
     for peer in peers {
@@ -76,7 +76,7 @@ fn folder() -> PathBuf {
     setup::repository().join("xtask/src/bench/peers")
 }
 
-/// The Python of an environment with these packages. A marker says that it is complete.
+/// Returns the Python of an environment with these packages. A marker shows that it is complete.
 fn environment(steps: &Steps, cache: &Path, name: &str, requirements: &str) -> Result<PathBuf> {
     let hash: String = Sha256::digest(requirements)[..4]
         .iter()
@@ -113,7 +113,7 @@ fn environment(steps: &Steps, cache: &Path, name: &str, requirements: &str) -> R
     Ok(python)
 }
 
-/// Runs a peer's script; each line that it prints is a row.
+/// Runs a program's script; each line that it prints is a row.
 pub fn measure(
     steps: &Steps,
     environment: &Environment,

@@ -1,4 +1,4 @@
-//! The report as bars.
+//! Draws the report as bars.
 
 use std::path::Path;
 
@@ -12,8 +12,8 @@ const WIDTH: u32 = 900;
 const BAR: i32 = 26;
 const TOP: i32 = 56;
 
-/// Two columns of bars, decoding and prompt, a row for each program and form; the line in a bar of
-/// decoding is what memory allows.
+/// Two columns of bars, decoding and prompt, with a row per program and form; the line in a bar of
+/// decoding is memory's limit.
 pub fn draw(path: &Path, report: &Report) -> Result<()> {
     let rows: Vec<&Row> = report
         .rows
@@ -51,7 +51,7 @@ pub fn draw(path: &Path, report: &Report) -> Result<()> {
     }
     bars(
         &area,
-        "decoding, tokens/s (line: what memory allows)",
+        "decoding, tokens/s (line: memory's limit)",
         360,
         250,
         &rows,
@@ -71,7 +71,7 @@ pub fn draw(path: &Path, report: &Report) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// A bar for each value, `width` pixels for the largest.
+/// Draws a bar for each value, `width` pixels for the largest.
 fn bars(
     area: &DrawingArea<SVGBackend, Shift>,
     title: &str,

@@ -1,10 +1,10 @@
-//! What was measured, as it stands in the JSON file.
+//! The measurements, as stored in the JSON file.
 
 use serde::{Deserialize, Serialize};
 
 use crate::measure::median;
 
-/// Where something ran.
+/// The device that a program ran on.
 #[derive(Serialize, Deserialize, Clone, Copy, PartialEq, Debug)]
 #[serde(rename_all = "lowercase")]
 pub enum Device {
@@ -21,7 +21,7 @@ impl Device {
     }
 }
 
-/// What processor and memory can do at most, in bytes or operations a second.
+/// The limits of CPU and memory, in bytes or operations per second.
 #[derive(Serialize, Deserialize)]
 pub struct Ceilings {
     pub threads: usize,
@@ -29,7 +29,7 @@ pub struct Ceilings {
     pub read_all: f64,
     pub fma_1: f64,
     pub fma_all: f64,
-    /// 0 where OpenBLAS is not there.
+    /// 0 without OpenBLAS.
     pub sgemm: f64,
 }
 
@@ -38,9 +38,9 @@ pub struct Ceilings {
 pub struct Stage {
     /// Pictures, positions or tokens.
     pub count: usize,
-    /// Of each run, in seconds.
+    /// The seconds of each run.
     pub seconds: Vec<f64>,
-    /// What less was really measured, where the rest is reckoned.
+    /// The smaller work that was measured, if the rest is extrapolated.
     #[serde(default)]
     pub extrapolated: Option<String>,
 }
@@ -50,38 +50,38 @@ impl Stage {
         median(self.seconds.iter().copied())
     }
 
-    /// Positions or tokens a second.
+    /// Returns positions or tokens per second.
     pub fn rate(&self) -> f64 {
         self.count as f64 / self.median()
     }
 }
 
-/// What one program did with the model in one form.
+/// The results of one program with one form of the model.
 #[derive(Serialize, Deserialize)]
 pub struct Row {
     pub program: String,
-    /// The form of the decoder's weights, such as `INT4`, and what is particular.
+    /// The form of the decoder's weights, such as `INT4`, with special settings.
     pub scheme: String,
     pub device: Device,
-    /// To repeat it.
+    /// The command that repeats it.
     #[serde(default)]
     pub command: String,
     pub load: Option<f64>,
-    /// Bytes a second of the disk, just before.
+    /// The disk's bytes per second, just before.
     #[serde(default)]
     pub disk: Option<f64>,
     #[serde(default)]
     pub weight_bytes: Option<u64>,
-    /// Of what ran on the processor: bytes a second at which all threads read memory just before or
-    /// just after, whichever was more.
+    /// For the CPU: bytes per second at which all threads read memory just before or just after,
+    /// whichever is more.
     #[serde(default)]
     pub read: Option<f64>,
-    /// The most memory of the process, in bytes.
+    /// The peak memory of the process, in bytes.
     pub resident_peak: Option<u64>,
-    /// What the library reckoned beforehand.
+    /// The library's estimate.
     #[serde(default)]
-    pub reckoned: Option<u64>,
-    /// Bytes a second that the device copies.
+    pub estimated: Option<u64>,
+    /// The device's copying speed in bytes per second.
     #[serde(default)]
     pub copied: Option<f64>,
     pub image: Option<Stage>,
@@ -91,7 +91,7 @@ pub struct Row {
     pub first_token: Option<Vec<f64>>,
 }
 
-/// One operation of ours on the processor, measured by itself.
+/// One of our CPU operations, measured on its own.
 #[derive(Serialize, Deserialize)]
 pub struct Kernel {
     pub op: String,
@@ -107,7 +107,7 @@ pub struct Kernel {
     pub flop: f64,
 }
 
-/// Programs that are this library.
+/// The name of this library's rows.
 pub const OURS: &str = "moxin-vlm";
 
 impl Row {
@@ -115,8 +115,8 @@ impl Row {
         self.program == OURS
     }
 
-    /// Bits that a weight of the decoder takes, scales and biases included: `4` with groups of 64
-    /// takes 4.5, as llama.cpp's Q4_0 does.
+    /// Returns the bits per weight of the decoder, including scales and biases: `4` with a group
+    /// size of 64 takes 4.5, like llama.cpp's Q4_0.
     pub fn bits(&self) -> Option<f64> {
         let all = [
             ("BF16", 16.0),
@@ -130,14 +130,14 @@ impl Row {
             .map(|(_, bits)| *bits)
     }
 
-    /// Bytes of weights that a token reads.
+    /// Returns the bytes of weights that a token reads.
     pub fn bytes_per_token(&self) -> Option<f64> {
         self.bits().map(|bits| DECODER_WEIGHTS as f64 * bits / 8.0)
     }
 }
 
-/// Numbers in the decoder's matrices and its head: 36 layers of 4096, with keys and values of 1024,
-/// and 14336 in the MLP; 32064 tokens.
+/// The number of values in the decoder's matrices and its head: 36 layers of 4096, with keys and
+/// values of 1024, and 14336 in the MLP; 32064 tokens.
 pub const DECODER_WEIGHTS: usize =
     36 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336) + 32064 * 4096;
 
@@ -145,11 +145,11 @@ pub const DECODER_WEIGHTS: usize =
 pub struct Report {
     pub processor: String,
     pub runs: usize,
-    /// Before and after all else.
+    /// Measured before and after everything else.
     pub machine: Vec<Ceilings>,
     pub rows: Vec<Row>,
     pub kernels: Vec<Kernel>,
-    /// Peers that are missing, and why.
+    /// Programs that were not measured, and why.
     pub missing: Vec<String>,
 }
 
@@ -169,12 +169,13 @@ impl Report {
         self.machine.first().map_or(1, |machine| machine.threads)
     }
 
-    /// A figure of the machine: the highest measured. Others who use the machine can only lower it.
+    /// Returns a figure of the machine: the highest measurement, because other programs can only
+    /// lower it.
     pub fn ceiling(&self, figure: fn(&Ceilings) -> f64) -> f64 {
         self.machine.iter().map(figure).fold(0.0, f64::max)
     }
 
-    /// Bytes a second at which a device reads weights at most.
+    /// Returns the maximum bytes per second at which a device reads weights.
     pub fn bandwidth(&self, device: Device) -> Option<f64> {
         match device {
             Device::Cpu => Some(self.ceiling(|machine| machine.read_all)),
@@ -186,8 +187,8 @@ impl Report {
         }
     }
 
-    /// The share of the bandwidth that decoding uses: of that of its own minutes, where it was
-    /// measured then.
+    /// Returns the share of the bandwidth that decoding uses, relative to that measured next to it,
+    /// if there is one.
     pub fn share(&self, row: &Row) -> Option<f64> {
         let bandwidth = row.read.or_else(|| self.bandwidth(row.device))?;
         Some(row.decode.as_ref()?.rate() * row.bytes_per_token()? / bandwidth)

@@ -1,4 +1,4 @@
-//! The prefix as one file, and its checksum.
+//! Packs the prefix into one file, with its checksum.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use flate2::{Compression, write::GzEncoder};
 use sha2::{Digest, Sha256};
 
-/// Writes `<name>.tar.gz` and `<name>.tar.gz.sha256` beside the folder of that name. The same files
-/// make the same archive.
+/// Writes `<name>.tar.gz` and `<name>.tar.gz.sha256` next to the folder of that name. Equal files
+/// make an equal archive.
 pub fn write(folder: &Path, name: &str) -> Result<()> {
     let file_name = format!("{name}.tar.gz");
     let path = folder.join(&file_name);
@@ -25,7 +25,7 @@ pub fn write(folder: &Path, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Writes the SHA-256 of a file in a folder beside it, as `<name>.sha256`, and gives its digits.
+/// Writes the SHA-256 of a file in a folder next to it, as `<name>.sha256`, and returns its digits.
 pub fn write_checksum(folder: &Path, name: &str) -> Result<String> {
     let mut hash = Sha256::new();
     io::copy(&mut File::open(folder.join(name))?, &mut hash)?;
@@ -41,7 +41,7 @@ pub fn write_checksum(folder: &Path, name: &str) -> Result<String> {
     Ok(digits)
 }
 
-/// One file or folder, and all below it in the order of their names.
+/// Adds a file or folder, and everything below it, sorted by name.
 fn append(archive: &mut tar::Builder<impl Write>, root: &Path, path: &Path) -> io::Result<()> {
     let source = root.join(path);
     archive.append_path_with_name(&source, path)?;

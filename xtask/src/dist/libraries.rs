@@ -1,9 +1,9 @@
-//! `lib/`: the shared and the static library, made from the one that cargo builds, and what they
-//! need of MLX.
+//! `lib/`: the shared and the static library, made from cargo's static library, and the parts of
+//! MLX that they need.
 //!
-//! Cargo's static library brings along all symbols of all crates, of the Rust runtime and of mlx-c;
-//! two such libraries in one program would clash. So it is linked into one object in which all but
-//! the header's functions are local. Both libraries are made of that object.
+//! Cargo's static library has all symbols of all crates, of the Rust runtime and of mlx-c; two such
+//! libraries in one program would clash. It is therefore linked into one object in which everything
+//! but the header's functions is local. Both libraries are made from that object.
 
 use std::env;
 use std::fs;
@@ -18,8 +18,8 @@ use crate::setup::step::Steps;
 
 const APPLE: bool = cfg!(target_vendor = "apple");
 
-/// MLX and what it needs, in a set-up, the last folder being the BLAS that MLX asks for by its full
-/// name. They find each other by these folders, which therefore stay as they are.
+/// MLX and its dependencies in a set-up; the last folder has the BLAS that MLX loads by its full
+/// name. They find each other through these folders, which therefore keep their names.
 const MLX: [&str; 3] = ["mlx/lib", "mlx_cpu.libs", "scipy_openblas32/lib"];
 const MLX_FILES: [&str; 4] = [
     "libmlx.so",
@@ -28,8 +28,8 @@ const MLX_FILES: [&str; 4] = [
     "libscipy_openblas.so",
 ];
 
-/// What a program needs beside the static library, MLX aside. On Apple systems MLX is inside it;
-/// that side has not been run yet.
+/// Returns what a program needs with the static library, except for MLX. On Apple systems MLX is
+/// inside it; that has not been run yet.
 pub fn system_flags() -> &'static str {
     if APPLE {
         "-lc++ -lobjc -framework Foundation -framework Metal -framework Accelerate"
@@ -38,7 +38,8 @@ pub fn system_flags() -> &'static str {
     }
 }
 
-/// The file, its name in programs that were linked with it, and the name that `-lmoxin_vlm` finds.
+/// Returns the file's name, the name that linked programs look for, and the name that `-lmoxin_vlm`
+/// finds.
 pub fn shared_names(release: &Release) -> [String; 3] {
     let Release { abi, version, .. } = release;
     if APPLE {
@@ -88,7 +89,8 @@ pub fn write(
     tool(steps, &mut ar, "cannot write the static library")
 }
 
-/// One object of all that the header's functions reach, in which every other name is local.
+/// Links one object from everything that the header's functions reach, in which every other name is
+/// local.
 fn link_object(
     steps: &Steps,
     library: &Path,
@@ -109,7 +111,7 @@ fn link_object(
         return tool(steps, &mut link, "cannot link the static library");
     }
     // Without its groups, in which C++ compilers put inline functions: a program's linker would
-    // keep one group of each name, and drop ours although its names are local.
+    // keep one group per name, and drop ours although its names are local.
     link.args(["-Wl,--gc-sections", "-Wl,--force-group-allocation"]);
     link.args(
         release
@@ -124,7 +126,7 @@ fn link_object(
     )?;
 
     localize(steps, object)?;
-    // objcopy passes over the "unique" names that C++ compilers give some constants: these become
+    // objcopy ignores the "unique" names that C++ compilers give some constants, so these are made
     // weak first.
     let symbols = steps.expect(
         Command::new("nm")
@@ -144,7 +146,7 @@ fn link_object(
     localize(steps, object)
 }
 
-/// Leaves global only what the header declares.
+/// Makes everything local except what the header declares.
 fn localize(steps: &Steps, object: &Path) -> Result<()> {
     let mut objcopy = Command::new("objcopy");
     objcopy.args([
@@ -152,7 +154,7 @@ fn localize(steps: &Steps, object: &Path) -> Result<()> {
         "--keep-global-symbol=moxin_*",
         "--strip-unneeded",
     ]);
-    // Rust's standard library carries its intermediate code, of use to nobody here.
+    // Rust's standard library contains its intermediate code, which is useless here.
     objcopy.args(["--remove-section=.llvmbc", "--remove-section=.llvmcmd"]);
     tool(
         steps,
@@ -204,7 +206,7 @@ fn link_shared(
     Ok(())
 }
 
-/// The header's functions in the form that the system's linker reads.
+/// Writes the header's functions in the form that the system's linker reads.
 fn export_list(release: &Release, part: &Path) -> Result<PathBuf> {
     let path = part.join("exports");
     let names = |before: &str, after: &str| {
@@ -223,7 +225,7 @@ fn export_list(release: &Release, part: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The C compiler, which knows how to call the linker.
+/// Returns the C compiler, which knows how to call the linker.
 fn linker() -> Command {
     let choice = env::var("CC").unwrap_or_default();
     let mut words = choice.split_whitespace();
@@ -261,13 +263,13 @@ fn copy_mlx(mlx: &Path, destination: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The GPU code of MLX, which MLX looks for beside the library that it is in.
+/// Copies MLX's GPU code, which MLX expects next to the library that it is in.
 fn copy_metallib(lib: &Path) -> Result<()> {
     fs::copy(metallib()?, lib.join("mlx.metallib"))?;
     Ok(())
 }
 
-/// The GPU code of MLX as mlx-sys keeps it, below the home folder.
+/// Returns MLX's GPU code, which mlx-sys keeps below the home folder.
 pub fn metallib() -> Result<PathBuf> {
     let mut folders = Vec::new();
     if let Some(folder) = env::var_os("MLX_RS_METAL_PATH") {

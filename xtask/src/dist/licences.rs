@@ -1,4 +1,4 @@
-//! `licenses/`: our own, and those of all that the libraries contain.
+//! `licenses/`: our own, and those of everything that the libraries contain.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::setup;
 
-/// Beginnings of the names that licences have, in small letters.
+/// The prefixes of license file names, in lower case.
 const NAMES: [&str; 5] = ["licen", "copying", "copyright", "notice", "unlicense"];
 
 pub fn write(metadata: &Value, mlx: Option<&Path>, folder: &Path) -> Result<()> {
@@ -51,7 +51,7 @@ pub fn write(metadata: &Value, mlx: Option<&Path>, folder: &Path) -> Result<()> 
     Ok(())
 }
 
-/// The crates that are linked into the library: it, and what it depends on when it runs.
+/// Returns the crates that are linked into the library: itself, and its run-time dependencies.
 fn linked_packages(metadata: &Value) -> Result<Vec<&Value>> {
     let nodes = metadata["resolve"]["nodes"]
         .as_array()
@@ -89,7 +89,7 @@ fn text<'a>(package: &'a Value, field: &str) -> &'a str {
     package[field].as_str().unwrap_or("unknown")
 }
 
-/// Copies the licences that lie in a folder.
+/// Copies the licenses in a folder.
 fn copy(source: &Path, destination: &Path) -> Result<()> {
     fs::create_dir_all(destination)?;
     for entry in

@@ -1,4 +1,5 @@
-//! The library for C and C++ programs: a folder that can be moved anywhere, and an archive of it.
+//! Packages the library for C and C++ programs: a folder that can be moved anywhere, and an archive
+//! of it.
 //!
 //! ```text
 //! moxin-vlm-<version>-<target>/
@@ -10,7 +11,7 @@
 //!   licenses/
 //! ```
 //!
-//! Everything is made in a folder beside and renamed when complete.
+//! Everything is written in a folder next to the final one and renamed when complete.
 
 mod archive;
 mod libraries;
@@ -30,23 +31,23 @@ use serde_json::Value;
 use crate::cargo::{self, cargo};
 use crate::setup::{self, step::Steps};
 
-/// How the folders begin that a prefix is made in.
+/// The prefix of the folders in which a package is written.
 const PART: &str = ".moxin-vlm-part-";
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// Where the folder and its archive go [default: dist in cargo's target folder]
+    /// Output folder for the package and its archive [default: dist in cargo's target folder]
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// The cargo profile to build with
     #[arg(long, default_value = "release")]
     profile: String,
-    /// Take this static library, which cargo has built, instead of building one; the tests do
+    /// Use this static library, which cargo has built, instead of building one; for the tests
     #[arg(long, value_name = "FILE", hide = true)]
     library: Option<PathBuf>,
 }
 
-/// What a prefix is called and made for.
+/// The name and contents of a package.
 pub struct Release {
     pub version: String,
     pub abi: u32,
@@ -65,7 +66,7 @@ pub fn run(options: Options) -> Result<()> {
     package(options).map(|_| ())
 }
 
-/// Makes a prefix in a folder, and says where it is; other chores call this.
+/// Makes a package in a folder and returns its path; also used by other chores.
 pub fn prefix(output: &Path, profile: &str) -> Result<PathBuf> {
     package(Options {
         output: Some(output.to_owned()),
@@ -100,11 +101,11 @@ fn package(options: Options) -> Result<PathBuf> {
         &options.profile,
     )
     .and_then(|release| publish(&release, &part, &output));
-    fs::remove_dir_all(&part).ok(); // else the next run does it
+    fs::remove_dir_all(&part).ok(); // otherwise the next run removes it
     outcome
 }
 
-/// Makes everything in `part`.
+/// Writes everything into `part`.
 fn make(
     steps: &Steps,
     metadata: &Value,
@@ -140,7 +141,7 @@ fn make(
     Ok(release)
 }
 
-/// Puts what is complete in the place of what an earlier run made.
+/// Replaces the results of an earlier run with the complete new ones.
 fn publish(release: &Release, part: &Path, output: &Path) -> Result<PathBuf> {
     let name = release.name();
     let prefix = output.join(&name);
@@ -164,7 +165,7 @@ fn publish(release: &Release, part: &Path, output: &Path) -> Result<PathBuf> {
     Ok(prefix)
 }
 
-/// What runs that were killed have left.
+/// Removes what interrupted runs have left.
 fn remove_parts(output: &Path) -> Result<()> {
     for entry in fs::read_dir(output)? {
         let entry = entry?;
@@ -186,7 +187,7 @@ pub fn version(metadata: &Value) -> Result<String> {
         .to_owned())
 }
 
-/// The machine that cargo builds for, such as `x86_64-unknown-linux-gnu`.
+/// Returns the target that cargo builds for, such as `x86_64-unknown-linux-gnu`.
 fn target() -> Result<String> {
     let output = cargo().arg("-vV").output().context("cannot run cargo")?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -194,7 +195,7 @@ fn target() -> Result<String> {
     Ok(host.context("`cargo -vV` names no host")?.to_owned())
 }
 
-/// The static library, with cargo's progress on the terminal.
+/// Builds the static library, with cargo's progress on the terminal.
 pub fn static_library(arguments: &[&str]) -> Result<PathBuf> {
     let mut command = cargo();
     command
@@ -230,13 +231,13 @@ pub fn static_library(arguments: &[&str]) -> Result<PathBuf> {
         .context("cargo built no libmoxin_vlm.a")
 }
 
-/// The C header.
+/// Reads the C header.
 pub fn header() -> Result<String> {
     fs::read_to_string(setup::repository().join("include/moxin_vlm.h"))
         .context("cannot read include/moxin_vlm.h")
 }
 
-/// The names of all functions in the header.
+/// Returns the names of all functions in the header.
 pub fn header_functions() -> Result<Vec<String>> {
     Ok(functions(&header()?))
 }
@@ -252,7 +253,7 @@ fn abi(header: &str) -> Result<u32> {
         .context("MOXIN_ABI_VERSION")
 }
 
-/// The functions that a header declares: names before a parenthesis, outside of comments.
+/// Returns the functions that a header declares: names before a parenthesis, outside of comments.
 fn functions(header: &str) -> Vec<String> {
     let code: String = header
         .split("/*")
@@ -281,7 +282,7 @@ fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
-/// A program that writes what it has to say into the log.
+/// Runs a program whose output goes to the log.
 fn tool(steps: &Steps, command: &mut Command, what: &str) -> Result<()> {
     steps.expect(command, what).map(|_| ())
 }

@@ -1,5 +1,5 @@
-//! `include/`, and what pkg-config and CMake read. All paths in it begin at the file itself, so
-//! that the prefix can be moved.
+//! `include/`, and the files for pkg-config and CMake. All paths in them are relative to the file,
+//! so that the folder can be moved.
 
 use std::fs;
 use std::path::Path;
@@ -35,7 +35,7 @@ const TEMPLATES: [(&str, &str); 5] = [
     ),
 ];
 
-/// Where MLX lies in `lib/`; on Apple systems it is inside our libraries.
+/// MLX's folder in `lib/`; on Apple systems it is inside our libraries.
 const MLX_FOLDER: &str = "moxin_vlm/mlx/lib";
 
 pub fn write(release: &Release, prefix: &Path) -> Result<()> {

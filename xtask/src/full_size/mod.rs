@@ -1,5 +1,5 @@
-//! Checkpoints as large as the real ones, to see that a machine can hold and run them: the
-//! published tensors with random numbers. What they answer means nothing.
+//! Random checkpoints of real sizes, to check that a machine can hold and run them: the published
+//! tensors with random values. Their answers are meaningless.
 
 mod models;
 mod tensors;
@@ -18,18 +18,18 @@ use tensors::{MOXIN_7B, Tensor};
 
 const GIGABYTE: usize = 1_000_000_000;
 
-/// As the real checkpoint was cut.
+/// The shard size of the real checkpoint.
 const SHARD_BYTES: usize = 7 * GIGABYTE;
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// Whose sizes it has
+    /// The model whose sizes it has
     #[arg(long, value_enum, default_value_t = Model::Moxin7b)]
     model: Model,
-    /// The folder that the checkpoint goes to, or is in [default: one in the user's cache]
+    /// The folder for the checkpoint, which may already exist [default: one in the user's cache]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// How many tokens to generate
+    /// The number of tokens to generate
     #[arg(long, value_name = "N", default_value_t = 4)]
     tokens: usize,
 }
@@ -55,7 +55,7 @@ pub fn run(options: Options) -> Result<()> {
     )
 }
 
-/// Writes the checkpoint where it is not there yet; gives its folder.
+/// Writes the checkpoint if it is missing; returns its folder.
 pub fn ensure(model: Model, out: Option<PathBuf>) -> Result<PathBuf> {
     let folder = match out {
         Some(out) => std::path::absolute(out)?,
@@ -69,19 +69,19 @@ pub fn ensure(model: Model, out: Option<PathBuf>) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Writes the checkpoint beside its place, and moves it there.
+/// Writes the checkpoint next to its final path, and moves it there.
 fn write(model: Model, folder: &Path) -> Result<()> {
     let tensors = model.tensors();
     let bytes: usize = tensors.iter().map(Tensor::bytes).sum();
     if folder.exists() {
         bail!(
-            "{} is there already and holds no checkpoint: give another folder with --out",
+            "{} already exists and has no checkpoint: choose another folder with --out",
             folder.display()
         );
     }
     let parent = folder
         .parent()
-        .context("--out is the root folder: give a folder below it")?;
+        .context("--out is the root folder: choose a folder below it")?;
     let part = PathBuf::from(format!("{}.part", folder.display()));
     fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
     if part.exists() {
@@ -96,18 +96,18 @@ fn write(model: Model, folder: &Path) -> Result<()> {
     );
     let outcome = fill(model, &part, &tensors, bytes).and_then(|()| Ok(fs::rename(&part, folder)?));
     if outcome.is_err() {
-        fs::remove_dir_all(&part).ok(); // the reason that is reported is the first one
+        fs::remove_dir_all(&part).ok(); // the first error is the one to report
     }
     outcome.with_context(|| format!("cannot write {}", folder.display()))
 }
 
 fn check_space(folder: &Path, bytes: usize) -> Result<()> {
     let free = fs4::available_space(folder)
-        .with_context(|| format!("cannot tell how much room {} has", folder.display()))?;
+        .with_context(|| format!("cannot tell how much space {} has", folder.display()))?;
     if free < bytes as u64 + GIGABYTE as u64 {
         bail!(
-            "the checkpoint takes {:.1} GB and the disk that holds {} has {:.1} GB free: make \
-             room, or give a folder elsewhere with --out",
+            "the checkpoint needs {:.1} GB and the disk of {} has {:.1} GB free: free some space, \
+                or choose another disk with --out",
             gigabytes(bytes),
             folder.display(),
             gigabytes(free as usize)
@@ -137,7 +137,7 @@ fn fill(model: Model, folder: &Path, tensors: &[Tensor], bytes: usize) -> Result
     Ok(())
 }
 
-/// The settings of Moxin-7B VLM.
+/// Returns the settings of Moxin-7B VLM.
 fn moxin() -> Vec<(&'static str, Value)> {
     let generation = json!({ "_from_model_config": true, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 32000 });
     vec![
@@ -147,7 +147,7 @@ fn moxin() -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// As Moxin's converter writes it: `text_config` holds only what differs from transformers'
+/// As written by Moxin's converter: `text_config` has only the differences from transformers'
 /// defaults.
 fn config() -> Value {
     json!({

@@ -1,4 +1,4 @@
-//! The checkpoints that can be written: sizes as published, small tokenizers, and settings.
+//! The models of which checkpoints can be written: published sizes, small tokenizers, and settings.
 
 use std::fs;
 use std::path::PathBuf;
@@ -59,7 +59,7 @@ const QWEN_VISION: QwenVision = QwenVision {
 };
 
 impl Model {
-    /// The name of its folder in the cache.
+    /// Returns the name of its folder in the cache.
     pub fn folder(self) -> &'static str {
         match self {
             Model::Moxin7b => "moxin-7b-random",
@@ -68,7 +68,7 @@ impl Model {
         }
     }
 
-    /// Its tensors.
+    /// Returns its tensors.
     pub fn tensors(self) -> Vec<Tensor> {
         let mut list = List(Vec::new());
         match self {
@@ -90,7 +90,8 @@ impl Model {
         list.0
     }
 
-    /// Where a tokenizer comes from, whose ids are fewer than the real one's: all are valid here.
+    /// Returns the folder whose tokenizer is used. It has fewer ids than the real one; all of them
+    /// are valid here.
     fn source(self) -> PathBuf {
         let folder = match self {
             Model::Moxin7b => "models/tiny",
@@ -100,7 +101,7 @@ impl Model {
         setup::repository().join(folder)
     }
 
-    /// The other files of its folder, as texts.
+    /// Returns the other files of its folder.
     pub fn files(self) -> Result<Vec<(String, String)>> {
         let mut files = Vec::new();
         for name in [
@@ -136,7 +137,7 @@ impl Model {
         Ok(files)
     }
 
-    /// The configuration that the tokenizer's ids are in.
+    /// Returns the configuration that has the tokenizer's ids.
     fn config(self) -> Result<Value> {
         Ok(serde_json::from_str(&fs::read_to_string(
             self.source().join("config.json"),
@@ -214,7 +215,7 @@ fn qwen_processor() -> Value {
 mod tests {
     use super::*;
 
-    /// The published sizes: 2.92 and 2.21 thousand million parameters.
+    /// The published sizes: 2.92 and 2.21 billion parameters.
     #[test]
     fn the_real_sizes_give_the_real_numbers_of_parameters() {
         let count = |model: Model| {

@@ -1,11 +1,10 @@
-//! The tensors of a checkpoint in Moxin-7B-VLM's format: names, shapes, and what a random one is
-//! filled with.
+//! The tensors of a checkpoint: names, shapes, and initial values.
 
-/// The sizes that such a checkpoint is made of.
+/// The sizes of a Prismatic checkpoint.
 pub struct Sizes {
     pub dino: Encoder,
     pub siglip: Encoder,
-    /// Edge of a patch in pixels, and how many of them a picture has.
+    /// The edge of a patch in pixels, and the number of patches in a picture.
     pub patch: usize,
     pub patches: usize,
     pub decoder: Decoder,
@@ -15,11 +14,11 @@ pub struct Sizes {
 pub struct Encoder {
     pub width: usize,
     pub depth: usize,
-    /// Width inside the MLP.
+    /// The number of values inside the MLP.
     pub inner: usize,
 }
 
-/// A vision transformer as CLIP's and SigLIP's are stored.
+/// A vision transformer in the layout of CLIP and SigLIP.
 pub struct Clip {
     pub width: usize,
     pub depth: usize,
@@ -33,9 +32,9 @@ pub struct QwenVision {
     pub width: usize,
     pub depth: usize,
     pub inner: usize,
-    /// Numbers of a patch.
+    /// The number of values in a patch.
     pub patch: usize,
-    /// Width of merged patches.
+    /// The number of values in merged patches.
     pub merged: usize,
     pub output: usize,
 }
@@ -44,16 +43,16 @@ pub struct QwenVision {
 pub struct Decoder {
     pub width: usize,
     pub layers: usize,
-    /// Width of all queries of a token.
+    /// The number of values in all queries of a token.
     pub queries: usize,
-    /// Width of all keys, or values, of a token.
+    /// The number of values in all keys, or values, of a token.
     pub keys: usize,
     pub inner: usize,
     pub vocabulary: usize,
 }
 
-/// Those of <https://huggingface.co/moxin-org/Moxin-7B-VLM>: DINOv2 ViT-L/14 with registers, SigLIP
-/// so400m/14, Moxin-7B.
+/// The sizes of <https://huggingface.co/moxin-org/Moxin-7B-VLM>: DINOv2 ViT-L/14 with registers,
+/// SigLIP so400m/14, Moxin-7B.
 pub const MOXIN_7B: Sizes = Sizes {
     dino: Encoder {
         width: 1024,
@@ -86,7 +85,7 @@ pub struct Tensor {
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Fill {
     Random,
-    /// As training begins: 1 for the weights of norms, 0.1 for LayerScale.
+    /// The values at the start of training: 1 for the weights of norms, 0.1 for LayerScale.
     Constant(f32),
 }
 
@@ -95,13 +94,13 @@ impl Tensor {
         self.shape.iter().product()
     }
 
-    /// In bfloat16.
+    /// Returns the size in bfloat16.
     pub fn bytes(&self) -> usize {
         2 * self.elements()
     }
 }
 
-/// All tensors of a checkpoint, also those that the forward pass never reads.
+/// Returns all tensors of a checkpoint, including those that the forward pass never reads.
 pub fn tensors(sizes: &Sizes) -> Vec<Tensor> {
     let mut list = List(Vec::new());
     list.dino("vision_backbone.featurizer", sizes);
@@ -170,7 +169,7 @@ impl List {
         self.mlp(&format!("{name}.attn_pool.mlp"), width, inner);
     }
 
-    /// What both encoders have.
+    /// Adds the tensors that both encoders have.
     fn encoder(&mut self, name: &str, encoder: &Encoder, sizes: &Sizes) {
         let width = encoder.width;
         self.random(format!("{name}.pos_embed"), &[1, sizes.patches, width]);
@@ -203,7 +202,7 @@ impl List {
         );
     }
 
-    /// A decoder without its head; with biases of queries, keys and values where it has them.
+    /// Adds a decoder without its head, optionally with biases of queries, keys and values.
     pub fn layers(&mut self, name: &str, decoder: &Decoder, biases: bool) {
         let &Decoder {
             width,
@@ -298,8 +297,8 @@ impl List {
 mod tests {
     use super::*;
 
-    /// What timm counts in the two encoders; Mistral-7B's 7,241,732,096 with four more layers and
-    /// 64 more tokens.
+    /// timm's numbers for the two encoders; Mistral-7B's 7,241,732,096 with four more layers and 64
+    /// more tokens.
     #[test]
     fn the_real_sizes_give_the_real_numbers_of_parameters() {
         let tensors = tensors(&MOXIN_7B);

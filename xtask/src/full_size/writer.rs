@@ -1,5 +1,4 @@
-//! Writes random weights as safetensors shards with their index, a few megabytes of memory at a
-//! time.
+//! Writes random weights as safetensors shards with their index, using a few megabytes of memory.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,17 +9,16 @@ use serde_json::json;
 
 use super::tensors::{Fill, Tensor};
 
-/// Values that are drawn once; tensors are put together from stretches of them, which goes as fast
-/// as the disk.
+/// The number of values that are drawn once; tensors are assembled from parts of them, as fast as
+/// the disk allows.
 const POOL: usize = 1 << 22;
 const STRETCH: usize = 1 << 16;
 
-/// Small enough that nothing overflows behind 36 layers; what transformers initializes Mistral
-/// with.
+/// Small enough that nothing overflows after 36 layers; transformers' initial value for Mistral.
 const DEVIATION: f32 = 0.02;
 
-/// Writes all shards of at most `shard_bytes` (one tensor at least) and
-/// `model.safetensors.index.json`. `progress` is told the bytes written so far.
+/// Writes all shards of at most `shard_bytes` (with at least one tensor) and
+/// `model.safetensors.index.json`. `progress` receives the bytes written so far.
 pub fn write(
     folder: &Path,
     tensors: &[Tensor],
@@ -50,7 +48,7 @@ pub fn write(
     )
 }
 
-/// Cuts the list where a shard would become too large.
+/// Splits the list where a shard would become too large.
 fn shards(tensors: &[Tensor], most: usize) -> Vec<&[Tensor]> {
     let mut shards = Vec::new();
     let (mut first, mut bytes) = (0, 0);
@@ -65,7 +63,7 @@ fn shards(tensors: &[Tensor], most: usize) -> Vec<&[Tensor]> {
     shards
 }
 
-/// The length of the header, and the header: where each tensor lies in what follows.
+/// Writes the length of the header, and the header, which says where each tensor is in the data.
 fn write_header(file: &mut impl Write, tensors: &[Tensor]) -> io::Result<()> {
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".into(), json!({ "format": "pt" }));
@@ -79,7 +77,7 @@ fn write_header(file: &mut impl Write, tensors: &[Tensor]) -> io::Result<()> {
         offset = end;
     }
     let mut text = serde_json::Value::Object(header).to_string();
-    // The data is to begin at a multiple of eight.
+    // The data must start at a multiple of eight.
     text.push_str(&" ".repeat(text.len().next_multiple_of(8) - text.len()));
     file.write_all(&(text.len() as u64).to_le_bytes())?;
     file.write_all(text.as_bytes())
@@ -87,12 +85,12 @@ fn write_header(file: &mut impl Write, tensors: &[Tensor]) -> io::Result<()> {
 
 struct Filler {
     random: SplitMix,
-    /// bfloat16 values, normally distributed.
+    /// Normally distributed bfloat16 values.
     pool: Vec<u8>,
 }
 
 impl Filler {
-    /// Always the same numbers.
+    /// Always draws the same numbers.
     fn new() -> Filler {
         let mut random = SplitMix(0);
         let pool = (0..POOL)
@@ -118,7 +116,7 @@ impl Filler {
     }
 }
 
-/// Little-endian, rounded to the nearest.
+/// Returns the little-endian bytes, rounded to nearest.
 fn bfloat16(value: f32) -> [u8; 2] {
     (((value.to_bits() + 0x8000) >> 16) as u16).to_le_bytes()
 }
@@ -134,7 +132,8 @@ impl SplitMix {
         mixed ^ (mixed >> 31)
     }
 
-    /// About normal, deviation 1: the sum of four uniform numbers, each with a variance of 1/12.
+    /// Returns an approximately normal number with deviation 1: the sum of four uniform numbers,
+    /// each with a variance of 1/12.
     fn normal(&mut self) -> f32 {
         let bits = self.next();
         let sum: f32 = (0..4)

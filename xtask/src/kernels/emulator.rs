@@ -1,5 +1,5 @@
-//! QEMU, which runs a program for another processor: the system's, or that of its Debian package,
-//! in the cache folder.
+//! QEMU, which runs programs for another CPU: the system's, or that of its Debian package, in the
+//! cache folder.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,16 +10,16 @@ use crate::setup::apt::Apt;
 use crate::setup::step::{Steps, runs};
 use crate::setup::{cache_folder, make};
 
-/// As systems call it. The first needs no libraries.
+/// The names of the program. The first needs no libraries.
 const PROGRAMS: [&str; 2] = ["qemu-aarch64-static", "qemu-aarch64"];
 
-/// Where Debian has the first: up to Debian 12 in the one, since then in both together.
+/// The Debian packages with the first program: up to Debian 12 in the first, since then in both.
 const PACKAGES: [&str; 2] = ["qemu-user-static", "qemu-user"];
 
-/// Where it is, after getting it where it is not there.
+/// Returns the program's path, after getting it if it is missing.
 pub fn find() -> Result<PathBuf> {
     if !cfg!(target_os = "linux") {
-        bail!("only Linux can run programs for other processors");
+        bail!("only Linux can run programs for other CPUs");
     }
     if let Some(system) = PROGRAMS.into_iter().find(|program| runs(program)) {
         return Ok(system.into());
@@ -32,7 +32,7 @@ pub fn find() -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Unpacks the packages, and keeps the one program: they are large.
+/// Unpacks the packages, and keeps only the program, because they are large.
 fn build(part: &Path) -> Result<PathBuf> {
     let steps = Steps::new(part.with_file_name("qemu.log"), part.to_owned());
     let (unpacked, made) = (part.join("unpacked"), part.join("made"));
@@ -50,8 +50,5 @@ fn build(part: &Path) -> Result<PathBuf> {
             return Ok(made);
         }
     }
-    bail!(
-        "there is no {} in Debian's packages that runs here",
-        PROGRAMS[0]
-    );
+    bail!("Debian's packages have no {} that runs here", PROGRAMS[0]);
 }

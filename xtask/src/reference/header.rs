@@ -1,16 +1,16 @@
-//! Reads the C header that cbindgen writes. It is very regular, so a line of a shape that is not
-//! known here is an error: nothing is left out of the reference unnoticed.
+//! Parses the C header that cbindgen writes. It is very regular, so a line of unknown form is an
+//! error: nothing is silently left out of the reference.
 
 use anyhow::{Context, Error, Result, anyhow, ensure};
 
-/// What the header is made of.
+/// The content of the header.
 pub struct Header {
-    /// The rules at its top: a name, such as "Threads", and the text.
+    /// The conventions at its top: a name, such as "Threads", and the text.
     pub rules: Vec<(String, String)>,
     pub items: Vec<Item>,
 }
 
-/// Something that the header declares.
+/// An item that the header declares.
 #[derive(Debug, PartialEq)]
 pub struct Item {
     pub name: String,
@@ -22,15 +22,15 @@ pub struct Item {
 pub enum Shape {
     /// Its value.
     Constant(String),
-    /// A struct that only the library looks into.
+    /// A struct that only the library can access.
     Handle,
     Struct(Vec<Member>),
     Enum(Vec<Member>),
-    /// A number, with the constants that it may have.
+    /// A number, with its possible constants.
     Number(Vec<Member>),
-    /// A function of the program, as declared.
+    /// A function type of the program, as declared.
     Callback(String),
-    /// As declared.
+    /// A function, as declared.
     Function(String),
 }
 
@@ -81,7 +81,8 @@ pub fn parse(text: &str) -> Result<Header> {
     })
 }
 
-/// The last paragraph of the first comment: `Name      Text`, the text from the eleventh column on.
+/// Parses the last paragraph of the first comment: `Name Text`, with the text from the eleventh
+/// column on.
 fn rules(comment: &str) -> Result<Vec<(String, String)>> {
     let mut rules: Vec<(String, String)> = Vec::new();
     for line in comment.split("\n\n").last().unwrap_or_default().lines() {
@@ -97,7 +98,7 @@ fn rules(comment: &str) -> Result<Vec<(String, String)>> {
     Ok(rules)
 }
 
-/// Constants such as MOXIN_ROLE_USER become members of the type that they are made for, moxin_role.
+/// Makes constants such as MOXIN_ROLE_USER members of their type, moxin_role.
 fn with_their_constants(items: Vec<Item>) -> Vec<Item> {
     let (constants, mut items): (Vec<_>, Vec<_>) = items
         .into_iter()
@@ -142,7 +143,7 @@ impl<'a> Lines<'a> {
         Ok(line)
     }
 
-    /// What to say of the line that was read last.
+    /// Returns the error for the line that was read last.
     fn unknown(&self) -> Error {
         let line = self
             .read
@@ -150,13 +151,13 @@ impl<'a> Lines<'a> {
             .and_then(|index| self.lines.get(index))
             .unwrap_or(&"");
         anyhow!(
-            "line {} of the header: `{line}` is of a shape that xtask/src/reference/header.rs does \
-             not know",
+            "line {} of the header: `{line}` has a form that xtask/src/reference/header.rs does \
+                not know",
             self.read
         )
     }
 
-    /// A comment whose first line was read already.
+    /// Parses a comment whose first line was already read.
     fn comment(&mut self) -> Result<String> {
         let mut text = Vec::new();
         loop {
@@ -170,7 +171,7 @@ impl<'a> Lines<'a> {
         }
     }
 
-    /// What a comment stands before.
+    /// Parses the item after a comment.
     fn item(&mut self, comment: String) -> Result<Item> {
         let line = self.next()?;
         if let Some((name, value)) = line
@@ -209,7 +210,7 @@ impl<'a> Lines<'a> {
         })
     }
 
-    /// The members of a struct or enum, to its end.
+    /// Parses the members of a struct or enum, up to its end.
     fn members(
         &mut self,
         of: &str,
@@ -252,7 +253,7 @@ fn field(line: &str) -> Option<(&str, String)> {
         .then(|| (name, format!("{}{size}", of.trim_end())))
 }
 
-/// A declaration of one statement: its name and shape.
+/// Parses a declaration of one statement: its name and shape.
 fn declared(declaration: &str) -> Option<(&str, Shape)> {
     let Some(of) = declaration.strip_prefix("typedef ") else {
         let (head, _) = declaration

@@ -1,5 +1,4 @@
-//! The reference of the C API, docs/c-api.md: what the comments of the header say, in the order in
-//! which people look for it.
+//! The reference of the C API, docs/c-api.md: the comments of the header, ordered by topic.
 
 pub mod header;
 mod page;
@@ -27,7 +26,7 @@ fn path() -> PathBuf {
     setup::repository().join("docs/c-api.md")
 }
 
-/// The page as the header that is checked in gives it.
+/// Returns the page for the checked-in header.
 fn written() -> Result<String> {
     let header = setup::repository().join("include/moxin_vlm.h");
     let text =

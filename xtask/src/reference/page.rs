@@ -9,7 +9,7 @@ use super::texts::{ADVICE, ANY, INTRODUCTION, PICTURE, STATUSES, TOPICS, Topic};
 
 const STATUS: &str = "MOXIN_STATUS_";
 
-/// The page for a header.
+/// Returns the page for a header.
 pub fn write(text: &str) -> Result<String> {
     let header = parse(text)?;
     let page = Page {
@@ -27,7 +27,7 @@ struct Page<'a> {
     names: HashSet<&'a str>,
 }
 
-/// Everything but the fields of structs.
+/// Returns all names except the fields of structs.
 fn names(header: &Header) -> HashSet<&str> {
     let members = header.items.iter().flat_map(|item| match &item.shape {
         Shape::Enum(members) | Shape::Number(members) => members.as_slice(),
@@ -82,8 +82,8 @@ impl<'a> Page<'a> {
     ) -> Result<String> {
         let comment = self.linked(comment)?;
         let heading = match shape {
-            // Not the name alone: constants and functions may differ in their case only, and
-            // headings are linked to without it.
+            // Not only the name: a constant and a function may differ only in case, and links to
+            // headings ignore case.
             Shape::Constant(_) => format!("### Constant {}", anchor(name)),
             _ => format!("### `{name}`"),
         };
@@ -145,7 +145,7 @@ impl<'a> Page<'a> {
         ))
     }
 
-    /// A C type that leads to the type of the library in it.
+    /// Returns a C type, linked to the library's type in it.
     fn type_link(&self, code: &str) -> String {
         match code
             .split(|c| !is_name_character(c))
@@ -215,7 +215,7 @@ impl<'a> Page<'a> {
         ))
     }
 
-    /// Functions that can fail, and the statuses that their comments name.
+    /// Returns the functions that can fail, with the statuses that their comments name.
     fn failures_of_all(&self) -> Vec<(&'a str, BTreeSet<&'a str>)> {
         let can_fail = |item: &&Item| matches!(&item.shape, Shape::Function(code) if code.contains("struct moxin_error **error)"));
         self.header
@@ -256,7 +256,7 @@ impl<'a> Page<'a> {
         self.names.contains(format!("{STATUS}{word}").as_str())
     }
 
-    /// Text of a comment for a cell of a table.
+    /// Formats the text of a comment for a table cell.
     fn cell(&self, text: &str) -> Result<String> {
         Ok(self
             .linked(text)?
@@ -265,7 +265,7 @@ impl<'a> Page<'a> {
             .replace('\n', " "))
     }
 
-    /// Text of a comment, its names linked or set as code. What is set as code already stays.
+    /// Formats the text of a comment, with names as links or as code. Existing code stays.
     fn linked(&self, text: &str) -> Result<String> {
         let parts = text.split('`').enumerate().map(|(i, part)| {
             if i % 2 == 0 {
@@ -308,7 +308,7 @@ impl<'a> Page<'a> {
     }
 }
 
-/// Splits text around the word that begins at `start`; `*pointer`, `pointer->field` and `NAMES_*`
+/// Splits text around the word that starts at `start`; `*pointer`, `pointer->field` and `NAMES_*`
 /// count as words.
 fn split_word(text: &str, start: usize) -> (&str, &str, &str) {
     let end_of_name = |from: usize| {
@@ -333,7 +333,7 @@ fn split_word(text: &str, start: usize) -> (&str, &str, &str) {
     (before, word, after)
 }
 
-/// The topic that an item belongs to.
+/// Returns the topic of an item.
 fn topic_of(name: &str) -> Result<usize> {
     let lower = name.to_lowercase();
     let fits = |prefix: &&&str| {
@@ -362,8 +362,8 @@ fn topic_of(name: &str) -> Result<usize> {
     Ok(index)
 }
 
-/// A field's default where its comment states it: in "Default: 1, from all." or "0, the default:
-/// from all."
+/// Returns a field's default if its comment states it: in "Default: 1, from all." or "0, the
+/// default: from all."
 fn default(comment: &str) -> Option<&str> {
     comment
         .split(". ")
@@ -411,13 +411,12 @@ fn link(text: &str, name: &str) -> String {
     format!("[`{text}`](#{})", id(name))
 }
 
-/// A constant, as the place that links to it lead to.
+/// Returns a constant with the anchor that links to it use.
 fn anchor(name: &str) -> String {
     format!("<a id=\"{}\"></a>`{name}`", id(name))
 }
 
-/// What links to a name lead to: the name itself, which is its heading, or a constant in kebab
-/// case.
+/// Returns the target of links to a name: its heading, or a constant in kebab case.
 fn id(name: &str) -> String {
     if name.contains(|c: char| c.is_ascii_uppercase()) {
         name.to_lowercase().replace('_', "-")
@@ -426,8 +425,8 @@ fn id(name: &str) -> String {
     }
 }
 
-/// Checks, without what was parsed, that every name in the header's code has its place on the page,
-/// and one only.
+/// Checks, independently of the parser, that every name in the header's code is on the page exactly
+/// once.
 fn check_complete(header: &str, page: &str) -> Result<()> {
     let code = header
         .lines()

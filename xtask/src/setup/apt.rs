@@ -1,5 +1,5 @@
-//! Packages of the Debian or Ubuntu that this machine is, fetched and unpacked without being
-//! installed: for that nobody need be root.
+//! Fetches packages of this machine's Debian or Ubuntu and unpacks them without installing them,
+//! which does not need root.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ pub struct Apt<'a> {
 }
 
 impl Apt<'_> {
-    /// Has the lists fetched into a folder below `part`.
+    /// Fetches the lists into a folder below `part`.
     pub fn new<'a>(steps: &'a Steps, part: &Path) -> Result<Apt<'a>> {
         let apt = Apt {
             steps,

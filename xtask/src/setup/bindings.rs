@@ -1,4 +1,4 @@
-//! `bindings.rs`: what bindgen makes of mlx-c's headers, as the build script of mlx-sys has it.
+//! Writes `bindings.rs` from mlx-c's headers with bindgen, like the build script of mlx-sys.
 //!
 //! bindgen finds libclang through an environment variable, so it runs in a process of its own.
 
@@ -13,7 +13,7 @@ use super::native::Compiler;
 use super::step::Steps;
 use super::wheels::find_below;
 
-/// This file: a change in it makes another set-up.
+/// This file: a change in it makes a new set-up.
 pub const RECIPE: &str = include_str!("bindings.rs");
 
 #[derive(clap::Args)]
@@ -46,7 +46,7 @@ pub fn generate(
     Ok(())
 }
 
-/// The process that `generate` starts.
+/// Runs in the process that `generate` starts.
 pub fn run(options: Options) -> Result<()> {
     let mut headers = Vec::new();
     for entry in fs::read_dir(options.mlx_c.join("mlx/c"))? {

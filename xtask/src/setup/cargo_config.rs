@@ -1,5 +1,5 @@
-//! `.cargo/mlx.toml`: tells cargo what the build script of mlx-sys would have told it. The paths in
-//! it are this machine's, so it is generated, and never checked in.
+//! Writes `.cargo/mlx.toml`, which tells cargo what the build script of mlx-sys would have told it.
+//! Its paths are specific to this machine, so it is generated and never checked in.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use super::{Backend, Home, MLX_VERSION};
 
 const INCLUDE: &str = r#"include = [{ path = "mlx.toml", optional = true }]"#;
 
-/// Writes `.cargo/mlx.toml` below a project, unless it is there and right.
+/// Writes `.cargo/mlx.toml` below a project, unless it exists and is correct.
 pub fn write(project: &Path, home: &Home) -> Result<()> {
     let folder = project.join(".cargo");
     let file = folder.join("mlx.toml");
@@ -25,11 +25,11 @@ pub fn write(project: &Path, home: &Home) -> Result<()> {
         .map_err(|error| anyhow::anyhow!("cannot write {}: {error}", file.display()))
 }
 
-/// The same for a project that is not this repository, which must include the file.
+/// Does the same for a project other than this repository, which must include the file.
 pub fn write_for_project(project: &Path, home: &Home) -> Result<()> {
     if !project.join("Cargo.toml").is_file() {
         bail!(
-            "{} has no Cargo.toml: give the folder of a cargo project",
+            "{} has no Cargo.toml: name the folder of a cargo project",
             project.display()
         );
     }
@@ -67,7 +67,7 @@ fn includes_mlx(config: &str) -> bool {
     includes.is_some_and(|includes| includes.contains("mlx.toml"))
 }
 
-/// The backend that a project's `mlx.toml` was written for.
+/// Returns the backend that a project's `mlx.toml` was written for.
 pub fn backend(project: &Path) -> Option<Backend> {
     let text = fs::read_to_string(project.join(".cargo/mlx.toml")).ok()?;
     let config: Table = text.parse().ok()?;
@@ -80,9 +80,9 @@ pub fn backend(project: &Path) -> Option<Backend> {
 
 fn render(home: &Home) -> Result<String> {
     let quote = |path: &Path| -> Result<String> {
-        let path = path
-            .to_str()
-            .with_context(|| format!("{} is no UTF-8 path, which cargo needs", path.display()))?;
+        let path = path.to_str().with_context(|| {
+            format!("{} is not a UTF-8 path, which cargo needs", path.display())
+        })?;
         Ok(path.to_owned())
     };
     let value = |text: String| Value::String(text);

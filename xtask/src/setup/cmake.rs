@@ -1,5 +1,5 @@
 //! CMake for the tests, which build programs with it: the system's, or on Linux the wheel that the
-//! set-up of MLX builds with.
+//! set-up of MLX uses.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use super::step::{Steps, runs};
 use super::{cache_folder, make, native, wheels};
 
-/// Prints where it is.
+/// Prints its path.
 pub fn run() -> Result<()> {
     println!("{}", find()?.display());
     Ok(())

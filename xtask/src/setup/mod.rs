@@ -1,13 +1,13 @@
-//! MLX on Linux. On macOS, mlx-sys builds MLX itself; on Linux its build script cannot, so this
-//! chore puts MLX together from published parts and tells cargo to use that instead:
+//! Sets up MLX on Linux. On macOS, mlx-sys builds MLX itself; on Linux its build script cannot.
+//! This chore assembles MLX from published parts and tells cargo to use that instead:
 //!
-//! 1. `wheels`: MLX, OpenBLAS and the tools to build with, as wheels pinned by version and hash.
+//! 1. `wheels`: MLX, OpenBLAS and the build tools, as wheels pinned by version and hash.
 //! 2. `bindings`: the Rust declarations of mlx-c that mlx-sys would have generated.
-//! 3. `native`: mlx-c, from the sources inside mlx-sys; OpenBLAS in the place of the wheel's BLAS.
-//! 4. `cargo_config`: `.cargo/mlx.toml`, through which cargo skips the build script of mlx-sys.
+//! 3. `native`: mlx-c, from the sources inside mlx-sys; OpenBLAS in place of the wheel's BLAS.
+//! 4. `cargo_config`: `.cargo/mlx.toml`, which makes cargo skip the build script of mlx-sys.
 //!
-//! The result lies in the user's cache folder, under a name made from all that went into it, and is
-//! shared by all clones. It is built beside that name and renamed when complete.
+//! The result is in the user's cache folder, under a name computed from all its inputs, and is
+//! shared by all clones. It is built next to its final path and renamed when complete.
 
 pub mod apt;
 pub mod bindings;
@@ -33,19 +33,19 @@ use sha2::{Digest, Sha256};
 
 use step::Steps;
 
-/// The MLX that the wheels carry, and the mlx-sys whose mlx-c was written for it.
+/// The version of MLX in the wheels, and the version of mlx-sys whose mlx-c was written for it.
 const MLX_VERSION: &str = "0.32.2";
 const MLX_SYS_VERSION: &str = "0.7.0";
 
-/// How the folders begin that a set-up is built in.
+/// The prefix of the folders in which a set-up is built.
 const PART: &str = "part-";
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// What MLX computes on [default: the one chosen before, else cpu]
+    /// The device that MLX computes on [default: the previous choice, otherwise cpu]
     #[arg(long)]
     backend: Option<Backend>,
-    /// Also write the cargo configuration for a program elsewhere that depends on this crate
+    /// Also write the cargo configuration for another project that depends on this crate
     #[arg(long, value_name = "DIR")]
     project: Option<PathBuf>,
 }
@@ -66,7 +66,7 @@ impl Backend {
     }
 }
 
-/// Gets MLX where it is not there yet, and says what it finds and does.
+/// Gets MLX if it is missing, and reports what it finds and does.
 pub fn run(options: Options) -> Result<()> {
     if !is_needed(OS, ARCH)? {
         println!("Nothing to set up: on macOS cargo builds MLX itself, with Metal.");
@@ -87,8 +87,8 @@ pub fn run(options: Options) -> Result<()> {
     }
 }
 
-/// Gets MLX where it is not there yet; silent otherwise. Other chores call this first. Returns its
-/// folder, where MLX needs a set-up.
+/// Gets MLX if it is missing; silent otherwise. Other chores call this first. Returns its folder if
+/// MLX needs a set-up.
 pub fn ensure() -> Result<Option<PathBuf>> {
     if !is_needed(OS, ARCH)? {
         return Ok(None);
@@ -96,7 +96,7 @@ pub fn ensure() -> Result<Option<PathBuf>> {
     Ok(Some(prepare(None)?.path))
 }
 
-/// Whether this kind of machine needs the set-up; an error where MLX cannot be had at all.
+/// Returns whether this kind of machine needs the set-up; an error if there is no MLX for it.
 fn is_needed(os: &str, arch: &str) -> Result<bool> {
     match (os, arch) {
         ("macos", "aarch64") => Ok(false),
@@ -109,8 +109,8 @@ fn is_needed(os: &str, arch: &str) -> Result<bool> {
              there): use x86-64 Linux, or a Mac with Apple silicon"
         ),
         ("linux", other) => bail!(
-            "there is no MLX for Linux on {other} processors: use x86-64 Linux, or a Mac with \
-             Apple silicon"
+            "there is no MLX for Linux on {other} CPUs: use x86-64 Linux, or a Mac with Apple \
+                silicon"
         ),
         (other, _) => bail!(
             "there is no MLX for {other}: use x86-64 Linux (on Windows: inside WSL), or a Mac with \
@@ -119,7 +119,7 @@ fn is_needed(os: &str, arch: &str) -> Result<bool> {
     }
 }
 
-/// A complete MLX, and this repository's cargo configured to use it.
+/// Returns a complete MLX, after configuring cargo in this repository to use it.
 fn prepare(backend: Option<Backend>) -> Result<Home> {
     let repository = repository();
     let backend = backend
@@ -133,14 +133,14 @@ fn prepare(backend: Option<Backend>) -> Result<Home> {
     Ok(home)
 }
 
-/// The folder that holds this package: the root of the repository.
+/// Returns the root of the repository.
 pub fn repository() -> &'static Path {
     let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
     xtask.parent().unwrap_or(xtask)
 }
 
-/// Where complete set-ups and other large files lie: `$MOXIN_MLX_HOME`, or `moxin-vlm` in the
-/// user's cache folder.
+/// Returns the folder for complete set-ups and other large files: `$MOXIN_MLX_HOME`, or `moxin-vlm`
+/// in the user's cache folder.
 pub fn cache_folder() -> Result<PathBuf> {
     let absolute = |name| {
         env::var_os(name)
@@ -149,18 +149,17 @@ pub fn cache_folder() -> Result<PathBuf> {
     };
     if let Some(given) = env::var_os("MOXIN_MLX_HOME") {
         return absolute("MOXIN_MLX_HOME")
-            .ok_or_else(|| anyhow!("MOXIN_MLX_HOME is {given:?}: give an absolute path"));
+            .ok_or_else(|| anyhow!("MOXIN_MLX_HOME is {given:?}: use an absolute path"));
     }
     let cache =
         absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
     let cache = cache.context(
-        "neither HOME nor XDG_CACHE_HOME is set: set MOXIN_MLX_HOME to the \
-        folder that MLX shall go to",
+        "neither HOME nor XDG_CACHE_HOME is set: set MOXIN_MLX_HOME to a folder for MLX",
     )?;
     Ok(cache.join("moxin-vlm"))
 }
 
-/// One set-up of MLX on disk.
+/// A set-up of MLX on disk.
 struct Home {
     path: PathBuf,
     backend: Backend,
@@ -179,8 +178,8 @@ impl Home {
         }
     }
 
-    /// A folder appears under its name only once complete; the files are looked at all the same,
-    /// because cache folders get tidied.
+    /// A folder gets its name only when it is complete; the files are checked all the same, because
+    /// cache folders get cleaned.
     fn is_complete(&self) -> bool {
         [
             self.library_folder().join("libmlx.so"),
@@ -205,7 +204,7 @@ impl Home {
     }
 }
 
-/// Twelve hexadecimal digits that change with anything that goes into a set-up.
+/// Returns twelve hexadecimal digits that change with every input of a set-up.
 fn recipe_hash(backend: Backend) -> String {
     let mut hash = Sha256::new_with_prefix(MLX_SYS_VERSION);
     hash.update(bindings::RECIPE);
@@ -222,19 +221,18 @@ fn recipe_hash(backend: Backend) -> String {
         .collect()
 }
 
-/// Makes `home`, with words for what is wrong with the disk.
+/// Makes `home`, and explains disk problems.
 fn install(home: &Home) -> Result<()> {
     let cache = home.path.parent().unwrap_or(&home.path);
     make(&home.path, || home.is_complete(), |part| build(part, home)).map_err(|error| {
         match error.downcast_ref::<io::Error>() {
             Some(io) if io.kind() == io::ErrorKind::StorageFull => anyhow!(
-                "the disk that holds {} is full: make room (0.5 GB, for cuda 6 GB), or set \
-             MOXIN_MLX_HOME to a folder on another disk",
+                "the disk of {} is full: free some space (0.5 GB, for cuda 6 GB), or set \
+                    MOXIN_MLX_HOME to a folder on another disk",
                 cache.display()
             ),
             Some(io) => anyhow!(
-                "cannot write to {} ({io}): set MOXIN_MLX_HOME to a folder where you \
-            can",
+                "cannot write to {} ({io}): set MOXIN_MLX_HOME to a writable folder",
                 cache.display()
             ),
             None => error,
@@ -242,8 +240,9 @@ fn install(home: &Home) -> Result<()> {
     })
 }
 
-/// Makes a folder of the cache folder, unless another process that was at it has made it: `build`
-/// gets an empty folder beside it, and says what of that is moved to the place once it is complete.
+/// Makes a folder in the cache folder, unless another process has just made it. `build` gets an
+/// empty folder next to it and returns the part of it that is moved to the final path when
+/// complete.
 pub fn make(
     home: &Path,
     is_complete: impl Fn() -> bool,
@@ -267,7 +266,7 @@ pub fn make(
         remove(home)?;
         Ok(fs::rename(made, home)?)
     });
-    remove(&part).ok(); // else the next run does it
+    remove(&part).ok(); // otherwise the next run removes it
     outcome
 }
 
@@ -291,7 +290,7 @@ fn build(part: &Path, home: &Home) -> Result<PathBuf> {
     let mlx_c = mlx_c_sources(repository())?;
 
     steps.say(&format!(
-        "fetching MLX {MLX_VERSION} ({}) and what builds it",
+        "fetching MLX {MLX_VERSION} ({}) and its build tools",
         home.backend.name()
     ));
     wheels::download(
@@ -319,7 +318,7 @@ fn build(part: &Path, home: &Home) -> Result<PathBuf> {
     Ok(made.path)
 }
 
-/// Removes what runs that were interrupted have left. Only for who has the lock.
+/// Removes what interrupted runs have left. The caller has the lock.
 fn remove_parts(cache: &Path) -> io::Result<()> {
     for entry in fs::read_dir(cache)? {
         let path = entry?.path();
@@ -327,13 +326,13 @@ fn remove_parts(cache: &Path) -> io::Result<()> {
             .file_name()
             .is_some_and(|name| name.to_string_lossy().starts_with(PART))
         {
-            remove(&path).ok(); // its compiler may still be at work
+            remove(&path).ok(); // its compiler may still be running
         }
     }
     Ok(())
 }
 
-/// Removes a folder where there is one.
+/// Removes a folder if it exists.
 pub fn remove(folder: &Path) -> io::Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

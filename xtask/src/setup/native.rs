@@ -1,4 +1,4 @@
-//! Compiles mlx-c and the libraries that put OpenBLAS behind MLX; see `native/CMakeLists.txt`.
+//! Compiles mlx-c and the libraries that connect MLX with OpenBLAS; see `native/CMakeLists.txt`.
 
 use std::env;
 use std::fs;
@@ -52,7 +52,7 @@ fn accept_c_library(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The system's C++ compiler: a program, and arguments where `$CXX` has some.
+/// The system's C++ compiler: a program, and arguments if `$CXX` has some.
 pub struct Compiler(Vec<String>);
 
 impl Compiler {
@@ -88,7 +88,7 @@ impl Compiler {
             )
     }
 
-    /// The folder with the compiler's own headers, such as `stddef.h`.
+    /// Returns the folder with the compiler's own headers, such as `stddef.h`.
     pub fn headers(&self) -> Result<String> {
         let output = Command::new(&self.0[0])
             .args(&self.0[1..])
@@ -99,7 +99,7 @@ impl Compiler {
     }
 }
 
-/// The mlx-c sources inside the mlx-sys that cargo has, or fetches now.
+/// Returns the mlx-c sources inside mlx-sys, which cargo fetches if needed.
 pub fn mlx_c_sources(repository: &Path) -> Result<PathBuf> {
     let output = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()))
         .current_dir(repository)
@@ -123,8 +123,8 @@ pub fn mlx_c_sources(repository: &Path) -> Result<PathBuf> {
         .context("this repository does not depend on mlx-sys")?;
     if mlx_sys["version"] != MLX_SYS_VERSION {
         bail!(
-            "Cargo.lock has mlx-sys {}, but this set-up is for {MLX_SYS_VERSION}: bring the two \
-             together (xtask/src/setup)",
+            "Cargo.lock has mlx-sys {}, but this set-up is for {MLX_SYS_VERSION}: make the two \
+                match (xtask/src/setup)",
             mlx_sys["version"]
         );
     }
@@ -132,7 +132,7 @@ pub fn mlx_c_sources(repository: &Path) -> Result<PathBuf> {
     Ok(manifest.with_file_name("src").join("mlx-c"))
 }
 
-/// Writes the CMake project into a folder, which it returns.
+/// Writes the CMake project into a folder, and returns the folder.
 pub fn write_recipe(folder: &Path) -> Result<PathBuf> {
     for (name, text) in RECIPE {
         fs::write(folder.join(name), text)?;
@@ -178,7 +178,7 @@ pub fn build(
     Ok(folder)
 }
 
-/// The BLAS and LAPACK files that the MLX wheel carries.
+/// Returns the BLAS and LAPACK files in the MLX wheel.
 fn reference_blas(home: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(home)? {
@@ -198,12 +198,12 @@ fn reference_blas(home: &Path) -> Result<Vec<String>> {
         }
     }
     if found.len() != 2 {
-        bail!("the MLX wheel should carry one libblas and one liblapack, but has {found:?}");
+        bail!("the MLX wheel should have one libblas and one liblapack, but has {found:?}");
     }
     Ok(found)
 }
 
-/// Runs a matrix product through all that was built; says how fast it was.
+/// Runs a matrix product with the result, and prints its speed.
 pub fn check(steps: &Steps, folder: &Path, backend: Backend) -> Result<String> {
     let failure = match steps.run(&mut Command::new(folder.join("check")))? {
         Ok(rate) => {
@@ -222,15 +222,15 @@ pub fn check(steps: &Steps, folder: &Path, backend: Backend) -> Result<String> {
     }
     Err(match failure.code {
         Some(2) => anyhow!(
-            "MLX on OpenBLAS multiplies wrongly on this machine: please report it with the \
-             processor's name"
+            "MLX on OpenBLAS multiplies incorrectly on this machine: please report it with the \
+                name of the CPU"
         ),
-        Some(3) => anyhow!("MLX does not use the OpenBLAS that was put in place: please report it"),
+        Some(3) => anyhow!("MLX does not use the OpenBLAS that was installed: please report it"),
         _ => steps.report("MLX was built but does not run", &failure),
     })
 }
 
-/// Python's zipfile leaves out the permission to run.
+/// Python's zipfile does not set the permission to execute.
 pub fn executable(file: PathBuf) -> Result<PathBuf> {
     #[cfg(unix)]
     fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;

@@ -1,4 +1,4 @@
-//! The steps of a set-up: what the user sees of them, and the programs they run.
+//! The steps of a set-up: their output for the user, and the programs they run.
 
 use std::ffi::OsStr;
 use std::fs::OpenOptions;
@@ -15,7 +15,7 @@ pub struct Steps {
     temporary: PathBuf,
 }
 
-/// A program that did not succeed, and all that it wrote.
+/// A program that failed, and its output.
 pub struct Failure {
     pub text: String,
     pub code: Option<i32>,
@@ -23,7 +23,7 @@ pub struct Failure {
 
 impl Steps {
     pub fn new(log: PathBuf, temporary: PathBuf) -> Steps {
-        std::fs::remove_file(&log).ok(); // there is none the first time
+        std::fs::remove_file(&log).ok(); // it does not exist the first time
         Steps {
             start: Instant::now(),
             log,
@@ -31,7 +31,7 @@ impl Steps {
         }
     }
 
-    /// Tells the user what begins now.
+    /// Prints what starts now.
     pub fn say(&self, what: &str) {
         println!("[{:5.1} s] {what}", self.start.elapsed().as_secs_f64());
     }
@@ -58,8 +58,8 @@ impl Steps {
         }))
     }
 
-    /// The same for a program whose failures need no explanation of their own: `what` says what
-    /// could not be done, and the end of the output follows.
+    /// Does the same for a program whose failures need no explanation: `what` says what failed, and
+    /// the end of the output follows.
     pub fn expect(&self, command: &mut Command, what: &str) -> Result<String> {
         self.run(command)?
             .map_err(|failure| self.report(what, &failure))
@@ -84,7 +84,7 @@ impl Steps {
     }
 }
 
-/// Whether there is such a program.
+/// Returns whether there is such a program.
 pub fn runs(program: impl AsRef<OsStr>) -> bool {
     Command::new(program)
         .arg("--version")

@@ -1,5 +1,5 @@
-//! Fetches wheels with the user's own pip, so that indexes, proxies and caches set up for it work,
-//! and unpacks them without installing anything.
+//! Fetches wheels with the user's own pip, so that its indexes, proxies and caches are used, and
+//! unpacks them without installing anything.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use anyhow::{Result, anyhow, bail};
 use super::Backend;
 use super::step::{Failure, Steps};
 
-/// What is fetched, in pip's format: name, version and hash of each wheel.
+/// Returns what is fetched, in pip's format: name, version and hash of each wheel.
 pub fn requirements(backend: Backend) -> [&'static str; 3] {
     let mlx = match backend {
         Backend::Cpu => include_str!("wheels/cpu.txt"),
@@ -23,10 +23,10 @@ pub fn requirements(backend: Backend) -> [&'static str; 3] {
     ]
 }
 
-/// Wheels that are needed while setting up only.
+/// Wheels that are only needed during the set-up.
 const TOOLS: [&str; 3] = ["cmake-", "libclang-", "ninja-"];
 
-/// Names of glibc generations under which the wheels are published.
+/// The glibc versions under which the wheels are published.
 const PLATFORMS: [&str; 8] = [
     "manylinux_2_35_x86_64",
     "manylinux_2_28_x86_64",
@@ -38,7 +38,7 @@ const PLATFORMS: [&str; 8] = [
     "manylinux1_x86_64",
 ];
 
-/// An error unless there is a `python3` with pip.
+/// Fails unless there is a `python3` with pip.
 pub fn check_python() -> Result<()> {
     let Ok(pip) = Command::new("python3")
         .args(["-m", "pip", "--version"])
@@ -61,11 +61,11 @@ pub fn check_python() -> Result<()> {
     }
     bail!(
         "`python3 -m pip --version` fails: {}",
-        text.lines().last().unwrap_or("it says nothing")
+        text.lines().last().unwrap_or("no output")
     )
 }
 
-/// One tool's line.
+/// Returns the line of one tool.
 pub fn pinned(tool: &str) -> Option<&'static str> {
     include_str!("wheels/tools.txt").lines().find(|line| {
         line.strip_prefix(tool)
@@ -73,8 +73,8 @@ pub fn pinned(tool: &str) -> Option<&'static str> {
     })
 }
 
-/// Fetches pinned wheels into a folder, also such as are made for `others` than Linux. pip compares
-/// each with its hash.
+/// Fetches pinned wheels into a folder, including those for platforms in `others`. pip checks each
+/// hash.
 pub fn download(steps: &Steps, requirements: &str, others: &[&str], folder: &Path) -> Result<()> {
     let list = folder.join("requirements.txt");
     fs::write(&list, requirements)?;
@@ -135,7 +135,7 @@ pub fn unpack(steps: &Steps, wheels: &Path, home: &Path, tools: &Path) -> Result
     Ok(())
 }
 
-/// The usual reasons for which pip fails, each in one line.
+/// Explains the usual failures of pip, each in one line.
 fn explain(failure: &Failure) -> Option<anyhow::Error> {
     let text = &failure.text;
     let has = |signs: &[&str]| signs.iter().any(|sign| text.contains(sign));
@@ -156,8 +156,8 @@ fn explain(failure: &Failure) -> Option<anyhow::Error> {
             .and_then(|line| line.split_whitespace().next())
             .unwrap_or("a wheel");
         return Some(anyhow!(
-            "{wheel} is not the file it should be (sha256 expected {}, got {}): a proxy, mirror or \
-             pip cache gave another one; try `python3 -m pip cache purge`, then again",
+            "{wheel} is not the expected file (sha256 expected {}, got {}): a proxy, mirror or pip \
+                cache returned another one; try `python3 -m pip cache purge`, then again",
             line("Expected sha256"),
             line("Got"),
         ));
@@ -174,8 +174,8 @@ fn explain(failure: &Failure) -> Option<anyhow::Error> {
         "name resolution",
     ]) {
         return Some(anyhow!(
-            "no connection to the Python package index, from where MLX comes: check the network \
-             and pip's settings (`python3 -m pip config list`), then try again"
+            "no connection to the Python package index, which provides MLX: check the network and \
+                pip's settings (`python3 -m pip config list`), then try again"
         ));
     }
     let missing = text
@@ -189,7 +189,7 @@ fn explain(failure: &Failure) -> Option<anyhow::Error> {
     ))
 }
 
-/// The file whose path below a folder ends like this.
+/// Returns the file whose path below a folder has this suffix.
 pub fn find_below(folder: &Path, end: &str) -> Result<PathBuf> {
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -202,7 +202,7 @@ pub fn find_below(folder: &Path, end: &str) -> Result<PathBuf> {
             }
         }
     }
-    bail!("the wheels contain no {end}: the set-up and its pinned versions do not fit together")
+    bail!("the wheels have no {end}: the set-up and its pinned versions do not match")
 }
 
 #[cfg(test)]
@@ -230,7 +230,7 @@ mod tests {
         }
     }
 
-    /// What pip 23 and 24 write in each case.
+    /// The output of pip 23 and 24 in each case.
     #[test]
     fn the_usual_failures_of_pip_are_one_line_each() {
         let explained = |text: &str| {

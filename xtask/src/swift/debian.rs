@@ -1,7 +1,7 @@
-//! A Debian in a folder, which has Swift: for Linux machines without. Debian 13 packages Swift
-//! 6.0.3 with its tests, formatter and docc, so that nothing is needed but its mirror. Programs run
-//! in it by chroot, with the folders that they work on mounted at their own paths. All mounts
-//! belong to a namespace of the one command, and go with it, however it ends.
+//! A Debian with Swift in a folder, for Linux machines without Swift. Debian 13 packages Swift
+//! 6.0.3 with its tests, formatter and docc, so only its mirror is needed. Programs run in it by
+//! chroot, with the folders they use mounted at their own paths. All mounts belong to a namespace
+//! of the one command and disappear with it, however it ends.
 
 use std::env;
 use std::fs;
@@ -18,7 +18,7 @@ const SUITE: &str = "trixie";
 const PACKAGES: &str = "swiftlang,libc6-dev,libstdc++-14-dev,pkg-config,git";
 const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
 
-/// Mounts the folders before `--` at their own paths below the root, and runs what follows there.
+/// Mounts the folders before `--` at their own paths below the root, and runs the rest there.
 const ENTER: &str = r#"
 root=$1; shift
 while [ "$1" != -- ]; do mkdir -p "$root$1"; mount --bind "$1" "$root$1"; shift; done; shift
@@ -31,24 +31,24 @@ pub struct Debian {
 }
 
 impl Debian {
-    /// The one in the cache folder, complete or not.
+    /// Returns the one in the cache folder, complete or not.
     fn cached() -> Result<Debian> {
         Ok(Debian {
             root: cache_folder()?.join(format!("swift-{SUITE}")),
         })
     }
 
-    /// Whether there is one in the cache folder.
+    /// Returns whether there is one in the cache folder.
     pub fn is_there() -> bool {
         Debian::cached().is_ok_and(|debian| debian.is_complete())
     }
 
     fn is_complete(&self) -> bool {
-        // A link that leads somewhere only inside.
+        // A link that resolves only inside.
         self.root.join("usr/bin/swift").is_symlink() || self.root.join("usr/bin/swift").is_file()
     }
 
-    /// What a machine lacks for having one, in a word to its user.
+    /// Returns what a machine needs to have one.
     pub fn obstacle() -> Option<&'static str> {
         let is_root = Command::new("id")
             .arg("-u")
@@ -68,7 +68,8 @@ impl Debian {
         }
     }
 
-    /// The one in the cache folder, after making it where it is not there: 3 GB, in some minutes.
+    /// Returns the one in the cache folder, after making it if it is missing: 3 GB, in some
+    /// minutes.
     pub fn open() -> Result<Debian> {
         if let Some(obstacle) = Debian::obstacle() {
             bail!("there is no Swift 6 here; it needs: {obstacle}");
@@ -80,8 +81,8 @@ impl Debian {
         Ok(debian)
     }
 
-    /// A program in the root, in a folder of the host, with that and other folders of the host at
-    /// their own paths. What it starts ends with it.
+    /// Returns a program in the root, in a folder of the host, with that and other folders of the
+    /// host at their own paths. Its child processes end with it.
     pub fn command(&self, program: &str, folder: &Path, mounts: &[&Path]) -> Command {
         let mut command = Command::new("unshare");
         command
@@ -118,8 +119,7 @@ fn build(part: &Path) -> Result<PathBuf> {
         "no Swift here: getting Debian 13 with its Swift (3 GB, in the cache folder; a few \
         minutes)",
     );
-    // In a namespace of its own: what it mounts must not be there any more when a half-made root is
-    // removed.
+    // In a namespace of its own: its mounts must be gone when an incomplete root is removed.
     let mut command = Command::new("unshare");
     command
         .args(["--mount", "--pid", "--fork", "--kill-child"])
@@ -135,14 +135,15 @@ fn build(part: &Path) -> Result<PathBuf> {
     }
     steps.expect(
         &mut command,
-        "cannot make a Debian (MOXIN_DEBIAN_MIRROR names another mirror)",
+        "cannot make a Debian (set MOXIN_DEBIAN_MIRROR to use another mirror)",
     )?;
     remove(&root.join("var/cache/apt"))?;
     steps.say("Swift is ready");
     Ok(root)
 }
 
-/// The system's, or one that is unpacked without being installed, and then the folder of its files.
+/// Returns the system's, or one that is unpacked without being installed, with the folder of its
+/// files.
 fn debootstrap(steps: &Steps, part: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
     let system = PathBuf::from("debootstrap");
     if Command::new(&system).arg("--version").output().is_ok() {
@@ -156,7 +157,7 @@ fn debootstrap(steps: &Steps, part: &Path) -> Result<(PathBuf, Option<PathBuf>)>
     ))
 }
 
-/// `$MOXIN_DEBIAN_MIRROR`, or the one that this machine's packages come from where it is a Debian.
+/// Returns `$MOXIN_DEBIAN_MIRROR`, or the mirror of this machine's packages if it is a Debian.
 fn mirror() -> String {
     let folder = fs::read_dir("/etc/apt/sources.list.d")
         .into_iter()

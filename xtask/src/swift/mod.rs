@@ -1,6 +1,6 @@
-//! Everything about the Swift package that can be checked without a Mac: it builds without a
-//! warning, its tests pass, its examples run, another package can depend on it by a tag, its
-//! documentation converts. What only Apple systems can compile is parsed.
+//! Checks everything about the Swift package that needs no Mac: it builds without a warning, its
+//! tests pass, its examples run, another package can depend on it by a tag, and its documentation
+//! converts. Sources that only Apple systems can compile are parsed.
 
 mod debian;
 mod package;
@@ -24,8 +24,7 @@ pub struct Options {
     profile: String,
 }
 
-/// What `cargo xtask test` lacks for this chore, as a word to its user. What is large is only got
-/// where that is asked for.
+/// Returns what this chore lacks for `cargo xtask test`. Large downloads happen only on request.
 pub fn lacks() -> Option<String> {
     if system_version().is_some() {
         return None;
@@ -36,7 +35,7 @@ pub fn lacks() -> Option<String> {
     match Debian::obstacle() {
         Some(obstacle) => Some(obstacle.to_owned()),
         None if Debian::is_there() => None,
-        // A mirror that cannot be reached is no fault of the package.
+        // An unreachable mirror is not a fault of the package.
         None if is_wanted => Debian::open()
             .err()
             .map(|error| format!("a Debian with Swift, and none could be made: {error:#}")),
@@ -54,13 +53,13 @@ pub fn run(options: Options) -> Result<()> {
     workshop.documentation()
 }
 
-/// Swift, and the folders that it works in.
+/// Swift, and the folders that it uses.
 struct Workshop {
     debian: Option<Debian>,
     repository: PathBuf,
     /// Cargo's target folder.
     target: PathBuf,
-    /// All that this chore makes.
+    /// The folder for everything that this chore makes.
     folder: PathBuf,
     prefix: PathBuf,
 }
@@ -89,7 +88,7 @@ impl Workshop {
         })
     }
 
-    /// A program of the toolchain, in a folder that is below the repository or the target folder.
+    /// Returns a program of the toolchain, in a folder below the repository or the target folder.
     fn command(&self, program: &str, folder: &Path) -> Command {
         let mut command = match &self.debian {
             Some(debian) => debian.command(program, folder, &[&self.repository, &self.target]),
@@ -106,13 +105,13 @@ impl Workshop {
             .env("HOME", self.folder.join("home"))
             .env("TMPDIR", &self.folder)
             .env("LC_ALL", "C.UTF-8");
-        // The models of the tests are small: two threads of OpenBLAS cost more waiting for each
+        // The models of the tests are small: two threads of OpenBLAS cost more by waiting for each
         // other than they save.
         command.env("OPENBLAS_NUM_THREADS", "1");
         command
     }
 
-    /// `swift build`, `swift test` and the like on a package.
+    /// Returns `swift build`, `swift test` or the like for a package.
     fn swift(&self, verb: &str, package: &Path) -> Command {
         let mut command = self.command("swift", package);
         command
@@ -122,7 +121,7 @@ impl Workshop {
         command
     }
 
-    /// Where what is built of a package goes.
+    /// Returns the folder for a package's build products.
     fn products(&self, package: &Path) -> PathBuf {
         let name = if package == self.repository {
             "package".as_ref()
@@ -146,7 +145,7 @@ fn visible(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a program, and fails also where it warns: SwiftPM's own warnings are no compiler's, which
+/// Runs a program, and also fails if it warns: SwiftPM's own warnings are not the compiler's, which
 /// could be made errors.
 fn without_warnings(command: &mut Command) -> Result<String> {
     let line = line(command);
@@ -162,7 +161,7 @@ fn without_warnings(command: &mut Command) -> Result<String> {
     Ok(text.into_owned())
 }
 
-/// How a program is called inside of what leads to it.
+/// Returns the command line inside its wrappers.
 fn line(command: &Command) -> String {
     let words: Vec<_> = command
         .get_args()
@@ -180,7 +179,7 @@ fn line(command: &Command) -> String {
     program + &words[inner..].join(" ")
 }
 
-/// The version of the machine's own Swift, where it is new enough.
+/// Returns the version of the machine's own Swift, if it is new enough.
 fn system_version() -> Option<(u32, u32)> {
     let output = Command::new("swift").arg("--version").output().ok()?;
     version_in(&String::from_utf8_lossy(&output.stdout)).filter(|version| *version >= (6, 0))

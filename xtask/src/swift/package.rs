@@ -1,4 +1,4 @@
-//! The checks themselves, one after the other.
+//! The checks, one after the other.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,21 +12,21 @@ use crate::cargo;
 
 const STRICT: [&str; 2] = ["-Xswiftc", "-warnings-as-errors"];
 
-/// What AnswerTests.swift asks, and compares with what the C example answers.
+/// The questions of AnswerTests.swift, whose answers are compared with those of the C example.
 const QUESTIONS: [&str; 3] = [
     "Describe the picture.",
     "What is at the top right?",
     "What is left of it?",
 ];
 
-/// What every example is asked, and says.
+/// The question and answer of every example.
 const QUESTION: &str = "What is written?";
 const ANSWER: &str = "The word FISH.";
 
 const APP: &str = "swift/Examples/PictureChat";
 const CATALOGUE: &str = "swift/Sources/MoxinVLM/MoxinVLM.docc";
 
-/// Sources that Apple's frameworks need, and those that are only observable with them.
+/// Sources that need Apple's frameworks, and those that are only observable with them.
 const VIEWS: &str = "swift/Examples/PictureChat/Sources/PictureChat";
 const OBSERVABLE: [&str; 2] = [
     "swift/Sources/MoxinVLM/VLMChat.swift",
@@ -34,7 +34,7 @@ const OBSERVABLE: [&str; 2] = [
 ];
 
 impl Workshop {
-    /// The package and its tests.
+    /// Builds and tests the package.
     pub fn package(&self) -> Result<()> {
         let answers = self.c_answers()?;
         without_warnings(
@@ -50,7 +50,7 @@ impl Workshop {
         )
     }
 
-    /// What the C example answers, in a file.
+    /// Writes the C example's answers to a file.
     fn c_answers(&self) -> Result<PathBuf> {
         let program = self.folder.join("describe");
         let lib = self.prefix.join("lib");
@@ -85,7 +85,7 @@ impl Workshop {
         Ok(file)
     }
 
-    /// The example for the command line.
+    /// Runs the command-line example.
     pub fn example(&self) -> Result<()> {
         let mut describe = self.swift("run", &self.repository);
         answers(
@@ -95,7 +95,7 @@ impl Workshop {
         )
     }
 
-    /// What the app does without views.
+    /// Tests the app's logic, without views.
     pub fn app(&self) -> Result<()> {
         let app = self.repository.join(APP);
         without_warnings(self.swift("build", &app).arg("--build-tests").args(STRICT))?;
@@ -106,8 +106,8 @@ impl Workshop {
         )
     }
 
-    /// As much as there is without Apple's frameworks: views are parsed; what is observable is
-    /// compiled as such, which Linux only fails to link.
+    /// Checks what is possible without Apple's frameworks: views are parsed; observable sources are
+    /// compiled, and only their linking fails on Linux.
     pub fn apple_sources(&self) -> Result<()> {
         let mut views: Vec<_> = fs::read_dir(self.repository.join(VIEWS))?
             .filter_map(|entry| Some(entry.ok()?.path()))
@@ -159,7 +159,7 @@ impl Workshop {
         without_warnings(&mut check).map(|_| ())
     }
 
-    /// The README's program, as a package that depends on this one by a tag.
+    /// Builds the README's program, as a package that depends on this one by a tag.
     pub fn dependent(&self) -> Result<()> {
         let folder = self.folder.join("dependent");
         if folder.exists() {
@@ -185,8 +185,8 @@ impl Workshop {
             manifest.replace(by_path, &by_tag),
         )?;
         fs::write(program.join("main.swift"), source)?;
-        // A tag that moves is refused by who has seen it before: nothing of earlier runs may be
-        // known.
+        // A tag that moved is refused by whoever has seen it before, so nothing of earlier runs may
+        // remain.
         let mut run = self.command("swift", &program);
         answers(
             run.env("HOME", folder.join("home"))
@@ -196,7 +196,7 @@ impl Workshop {
         )
     }
 
-    /// A repository of the package as it is now, with its version as a tag.
+    /// Makes a repository of the package in its current state, with its version as a tag.
     fn tag(&self, package: &Path) -> Result<String> {
         let metadata = cargo::metadata(&["--no-deps"])?;
         let packages = metadata["packages"].as_array().into_iter().flatten();
@@ -257,10 +257,9 @@ impl Workshop {
         Ok(version.to_owned())
     }
 
-    /// The documentation, without a warning and without a public name that it does not explain.
+    /// Builds the documentation, without a warning and without an undocumented public name.
     pub fn documentation(&self) -> Result<()> {
-        // A folder of its own: its flags are others, and what is built with other flags is built
-        // anew.
+        // In a folder of its own: other flags would rebuild everything.
         let build = self.folder.join("build/documentation");
         let mut dump = self.command("swift", &self.repository);
         dump.args(["package", "--scratch-path"]).arg(&build).args([
@@ -305,7 +304,7 @@ impl Workshop {
     }
 }
 
-/// Runs a program that must give the answer that all give.
+/// Runs a program that must print the expected answer.
 fn answers(command: &mut Command) -> Result<()> {
     let text = without_warnings(command)?;
     if !text.contains(ANSWER) {
@@ -314,7 +313,7 @@ fn answers(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Package.swift and main.swift of the README's Swift section.
+/// Returns Package.swift and main.swift of the README's Swift section.
 fn readme_program(readme: &str) -> Option<(&str, &str)> {
     let mut blocks = readme
         .split("```swift\n")
@@ -324,8 +323,7 @@ fn readme_program(readme: &str) -> Option<(&str, &str)> {
     Some((blocks.next()?, blocks.next()?))
 }
 
-/// Names that a reader of the documentation finds without a word, those aside that conformances
-/// bring.
+/// Returns names without documentation, except for those that conformances bring.
 fn undocumented(graph: &Value) -> Vec<String> {
     const INHERITED: [&str; 8] = [
         "Element",

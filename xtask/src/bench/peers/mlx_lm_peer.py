@@ -1,4 +1,4 @@
-"""mlx-lm's Mistral on MLX's own Python package. On the CPU a whole model would take hours: a few layers are measured, and the rest is reckoned."""
+"""mlx-lm's Mistral on MLX's own Python package. On the CPU a whole model would take hours: a few layers are measured, and the rest is extrapolated."""
 
 import importlib.metadata
 
@@ -57,7 +57,7 @@ def median(values):
     return sorted(values)[len(values) // 2]
 
 
-def reckoned(few, many, difference):
+def extrapolated(few, many, difference):
     """The seconds of all layers, from those with one layer and with `difference` more."""
     layer = (median(many) - median(few)) / difference
     return median(few) + (common.LAYERS - 1) * layer
@@ -68,8 +68,8 @@ def short(bits, dtype, options):
     positions, tokens = 16, 3
     few = measure(build(1, bits, dtype), positions, tokens, options.runs)
     many = measure(build(3, bits, dtype), positions, tokens, options.runs)
-    prefill = reckoned(few[0], many[0], 2) * options.positions / positions
-    decode = reckoned(few[1], many[1], 2)
+    prefill = extrapolated(few[0], many[0], 2) * options.positions / positions
+    decode = extrapolated(few[1], many[1], 2)
     by_layers = f"from 1 and 3 of {common.LAYERS} layers"
     return (
         common.stage(options.positions, [prefill], f"{by_layers} and {positions} of {options.positions} positions"),

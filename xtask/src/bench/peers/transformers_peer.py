@@ -62,7 +62,7 @@ def decoder(device):
     with torch.device("meta"):
         model = MistralForCausalLM(config).to(torch.bfloat16)
     model = fill(model, device)
-    # Buffers that are reckoned, not read: made anew.
+    # Computed buffers, which are not in the file.
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
     return model
 
