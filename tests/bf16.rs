@@ -1,5 +1,5 @@
-//! What a GPU computes in: bfloat16 from pixels to logits. Run here on the CPU, slowly; one float32
-//! input anywhere would promote everything after it, which the dtypes show.
+//! Tests computing in bfloat16 from pixels to logits, as on a GPU. Runs here on the CPU, slowly. A
+//! single float32 input anywhere would promote everything after it, which the dtypes show.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use moxin_vlm::{
 
 const IDS: [u32; 6] = [1, 70, 45, 88, 61, 52];
 
-/// Image tokens, and logits of the prompt's last row and of one more token.
+/// Returns image tokens, and the logits of the prompt's last row and of one more token.
 fn run(model: &MoxinVLM, folder: &Path) -> Result<[Array; 3]> {
     let picture = Picture::open(
         Path::new("tests/parity/pictures/photo.png"),
@@ -77,7 +77,7 @@ fn bfloat16_stays_bfloat16_and_close_to_float32() {
             let error: f32 = wide.iter().zip(&narrow).map(|(a, b)| (a - b).powi(2)).sum();
             let scale: f32 = wide.iter().map(|a| a.powi(2)).sum();
             let relative = (error / scale).sqrt();
-            // bfloat16 has 8 bits of precision: 0.4 % a rounding, and a few dozen roundings in a
+            // bfloat16 has 8 bits of precision: 0.4 % per rounding, and a few dozen roundings in a
             // row.
             assert!(
                 relative > 0.0 && relative < 0.1,

@@ -1,9 +1,9 @@
-//! The C ABI: its header, what the library exports, and C programs that use it.
+//! Tests the C ABI: its header, the exported symbols, and C programs that use it.
 //!
-//! With `MOXIN_WATCH=sanitizers` the programs are compiled with AddressSanitizer, which looks for
-//! leaks too, and UndefinedBehaviorSanitizer. With `MOXIN_WATCH=valgrind` Valgrind runs them, which
-//! also sees what the library itself reads and writes, and takes 50 times as long. Neither is told
-//! to overlook anything.
+//! With `MOXIN_WATCH=sanitizers` the programs are compiled with AddressSanitizer, which also
+//! detects leaks, and UndefinedBehaviorSanitizer. With `MOXIN_WATCH=valgrind` they run in Valgrind,
+//! which also checks the library's own memory accesses and takes 50 times as long. Nothing is
+//! suppressed in either.
 #![cfg(unix)]
 
 mod programs;
@@ -33,7 +33,7 @@ const HEADER: &str = include_str!("../include/moxin_vlm.h");
 // The header.
 
 #[test]
-fn the_header_is_what_the_sources_say() {
+fn the_header_is_up_to_date() {
     let generated = fs::read_to_string(Path::new(env!("OUT_DIR")).join("moxin_vlm.h")).unwrap();
     assert!(
         HEADER == generated,
@@ -42,7 +42,7 @@ fn the_header_is_what_the_sources_say() {
 }
 
 #[test]
-fn the_header_stands_alone_in_every_language() {
+fn the_header_compiles_alone_in_every_language() {
     let folder = TempDir::new().unwrap();
     let source = folder.path().join("twice.c");
     fs::write(
@@ -78,12 +78,12 @@ fn the_library_exports_what_the_header_declares() {
         &["-D", "--defined-only"]
     };
     let listing = succeed(Command::new("nm").args(arguments).arg(&library));
-    // Apple's names begin with an underscore.
+    // Apple's symbols start with an underscore.
     let names = listing
         .lines()
         .filter_map(|line| line.split_whitespace().last())
         .map(|name| name.trim_start_matches('_'));
-    // build.rs hides what mlx-rs would export, except on Apple systems.
+    // build.rs hides the symbols that mlx-rs would export, except on Apple systems.
     let mut exported: Vec<_> = names
         .filter(|&name| !(cfg!(target_vendor = "apple") && name == "default_mlx_error_handler"))
         .collect();
@@ -95,8 +95,7 @@ fn the_library_exports_what_the_header_declares() {
     assert_eq!(exported, declared);
 }
 
-/// With each function of the header the C tests do something, and NULL comes to each that takes a
-/// pointer.
+/// The C tests use each function of the header, and pass NULL to each that takes a pointer.
 #[test]
 fn every_function_is_called_by_a_c_test() {
     let tests = ["abi.c", "app.c", "check.h"]
@@ -117,7 +116,7 @@ fn every_function_is_called_by_a_c_test() {
             .map(|rest| rest.split(';').next().unwrap_or(rest));
         assert!(
             !declaration.contains('*') || calls.any(|call| call.contains("NULL")),
-            "no C test gives NULL to {name}"
+            "no C test passes NULL to {name}"
         );
     }
 }
@@ -130,7 +129,7 @@ fn without_comments(code: &str) -> String {
     first.to_owned() + &rest.collect::<String>()
 }
 
-/// Names before a parenthesis.
+/// Returns the names before a parenthesis.
 fn declared_functions(code: &str) -> Vec<&str> {
     let names = code.split('(').map(|part| {
         part.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_')
@@ -189,7 +188,7 @@ fn describe_answers_as_rust_does() {
 }
 
 #[test]
-fn describe_turns_pictures_upright_unless_told_not_to() {
+fn describe_turns_pictures_upright_unless_no_exif() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("turned.jpg");
     write_turned_jpeg(&path);
@@ -209,11 +208,11 @@ fn describe_turns_pictures_upright_unless_told_not_to() {
         assert_same(&answers, &rust_answers(picture, &prompts, 256));
         logprobs.push(answers[0].logprobs.clone());
     }
-    assert_ne!(logprobs[0], logprobs[1], "the two ways look different");
+    assert_ne!(logprobs[0], logprobs[1], "the two results differ");
 }
 
 #[test]
-fn describe_says_what_is_wrong() {
+fn describe_explains_errors() {
     let folder = TempDir::new().unwrap();
     let program = Program::build("examples/c/describe.c");
     let text = folder.path().join("text.jpg");
@@ -321,7 +320,7 @@ fn a_process_may_end_at_any_time() {
 }
 
 #[test]
-fn an_app_finds_what_the_header_promises() {
+fn an_app_can_rely_on_the_header() {
     let program = Program::build("tests/c/app.c");
     let (tiny, demo, other) = (
         tiny(),
@@ -339,7 +338,7 @@ fn an_app_finds_what_the_header_promises() {
     );
 }
 
-/// A panic, an exception in MLX and a refusal for want of memory, at the boundary, on the engine's
+/// A panic, an MLX exception and a refusal for lack of memory, at the boundary, on the engine's
 /// thread and within a conversation.
 #[test]
 fn failures_come_back_as_statuses_and_the_next_call_works() {
@@ -368,9 +367,9 @@ fn a_model_is_quantized_saved_and_loaded_back() {
     assert_eq!(left.len(), 2, "{left:?}");
 }
 
-/// Killed in the middle, saving has left no model, and its source as it was.
+/// Killed in the middle of saving, the process leaves no model, and the source unchanged.
 #[test]
-fn a_kill_leaves_no_half_model() {
+fn a_kill_leaves_no_partial_model() {
     let program = Program::build("tests/c/app.c");
     let place = TempDir::new().unwrap();
     let (source, target) = (place.path().join("source"), place.path().join("target"));
@@ -393,12 +392,12 @@ fn a_kill_leaves_no_half_model() {
             "{path:?}"
         );
     }
-    // And the place is free for the next try.
+    // The path is free for the next attempt.
     let model = Model::load(&source, LoadOptions::default(), Op::default()).unwrap();
     model.save(&target, false, Op::default()).unwrap();
 }
 
-/// Every function that does not need what another has made.
+/// Every function that does not need an object from another.
 #[test]
 fn any_function_may_be_called_first() {
     let program = Program::build("tests/c/app.c");
@@ -424,7 +423,7 @@ fn any_function_may_be_called_first() {
 }
 
 #[test]
-fn threads_come_upon_each_other() {
+fn threads_interfere_safely() {
     let program = Program::build("tests/c/stress.c");
     let tiny = tiny();
     for seed in ["1", "2"] {
@@ -432,15 +431,14 @@ fn threads_come_upon_each_other() {
     }
 }
 
-/// A leak, memory too short, memory freed, and arithmetic that is not defined are seen by what
-/// watches over the programs.
+/// The tools detect a leak, an overflow, a use after free, and undefined arithmetic.
 #[test]
-fn what_watches_sees_faults() {
+fn sanitizers_and_valgrind_detect_faults() {
     let program = Program::build("tests/c/faulty.c");
     let seen: &[&str] = match watch() {
         Watch::Nothing => &[],
         Watch::Sanitizers => &["leak", "past-end", "freed", "overflow"],
-        // Arithmetic it does not watch.
+        // It does not check arithmetic.
         Watch::Valgrind => &["leak", "past-end", "freed"],
     };
     program.run(&["nothing".as_ref()], 0);
@@ -448,7 +446,7 @@ fn what_watches_sees_faults() {
         .for_each(|fault| drop(program.run(&[fault.as_ref()], SEEN)));
 }
 
-/// What looks on while a program runs.
+/// The tool that checks a running program.
 #[derive(Clone, Copy, PartialEq)]
 enum Watch {
     Nothing,
@@ -461,17 +459,17 @@ fn watch() -> Watch {
         Err(_) => Watch::Nothing,
         Ok("sanitizers") => Watch::Sanitizers,
         Ok("valgrind") => Watch::Valgrind,
-        Ok(other) => panic!("MOXIN_WATCH is {other}; sanitizers or valgrind is expected"),
+        Ok(other) => panic!("MOXIN_WATCH is {other}; expected sanitizers or valgrind"),
     }
 }
 
-/// The exit status of a program in which a fault was seen.
+/// The exit status of a program with a detected fault.
 const SEEN: i32 = 99;
 
-/// The exit status of those that end in the middle of things, where much is not yet freed.
+/// The exit status of programs that end early, when much is not freed yet.
 const IN_THE_MIDDLE: i32 = 42;
 
-/// A C program built against the library that cargo built for these tests.
+/// A C program built with the library that cargo built for these tests.
 struct Program {
     path: PathBuf,
     _folder: TempDir,
@@ -524,7 +522,8 @@ impl Program {
         output
     }
 
-    /// The program, and what watches it: over leaks too, unless it leaves things behind on purpose.
+    /// Returns the program with its tool; without leak detection if it deliberately leaves things
+    /// behind.
     fn command(&self, leaks: bool) -> Command {
         if watch() == Watch::Valgrind {
             let mut command = Command::new("valgrind");
@@ -540,18 +539,18 @@ impl Program {
                 "--errors-for-leak-kinds=definite",
                 "--num-callers=30",
             ]);
-            // Threads take turns; without this one that spins would hold up the others.
+            // Threads take turns; otherwise one that spins would block the others.
             command
                 .args(["--fair-sched=yes", &format!("--error-exitcode={SEEN}")])
                 .arg(&self.path);
-            // One thread, and no instructions that Valgrind does not know.
+            // One thread, and no instructions that Valgrind does not support.
             command
                 .env("OPENBLAS_NUM_THREADS", "1")
                 .env("OPENBLAS_CORETYPE", "Haswell");
             return command;
         }
         let mut command = Command::new(&self.path);
-        // Apple's compiler does not look for leaks.
+        // Apple's compiler does not detect leaks.
         let leaks = u8::from(leaks && cfg!(target_os = "linux"));
         command.env("ASAN_OPTIONS", format!("exitcode={SEEN}:detect_leaks={leaks}:detect_stack_use_after_return=1:strict_string_checks=1"));
         command.env("LSAN_OPTIONS", format!("exitcode={SEEN}"));
@@ -562,7 +561,7 @@ impl Program {
         command
     }
 
-    /// What `describe --json` prints of other arguments.
+    /// Returns the output of `describe --json` for other arguments.
     fn answers_to(&self, arguments: &[String]) -> Vec<Answer> {
         let arguments: Vec<&OsStr> = ["--json".as_ref()]
             .into_iter()
@@ -573,7 +572,7 @@ impl Program {
             .answers
     }
 
-    /// What `describe --json` prints.
+    /// Returns the output of `describe --json`.
     fn answers(&self, flags: &[&str], picture: &Path, prompts: &[&str]) -> Vec<Answer> {
         let mut arguments: Vec<&OsStr> = flags.iter().map(OsStr::new).collect();
         let tiny = tiny();
@@ -639,7 +638,7 @@ fn describe_talks_with_every_model() {
                     }
                 }
             }
-            // A picture behind the last text has nothing behind it that asks.
+            // A picture after the last text has no text after it that asks.
             if arguments[arguments.len() - 2] != "--prompt" {
                 arguments.extend(["--prompt".into(), String::new()]);
             }
@@ -685,7 +684,7 @@ fn assert_same(c: &[Answer], rust: &[Answer]) {
     }
 }
 
-/// A conversation through the Rust API.
+/// Runs a conversation through the Rust API.
 fn rust_answers(picture: Picture, prompts: &[&str], max_tokens: usize) -> Vec<Answer> {
     static MODEL: OnceLock<Model> = OnceLock::new();
     let model =
@@ -729,10 +728,10 @@ fn rust_answers(picture: Picture, prompts: &[&str], max_tokens: usize) -> Vec<An
     prompts.iter().map(ask).collect()
 }
 
-/// The demo picture as a JPEG that says it is to be turned by a quarter.
+/// Writes the demo picture as a JPEG whose orientation is a quarter turn.
 fn write_turned_jpeg(path: &Path) {
     let picture = Picture::open(demo(), &DecodeOptions::default()).unwrap();
-    // TIFF, little-endian, its directory at 8: one entry, tag 0x0112 (orientation), type 3 (16
+    // TIFF, little-endian, with its directory at 8: one entry, tag 0x0112 (orientation), type 3 (16
     // bits), count 1, value 6; no next one.
     let exif = b"II\x2a\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
     let mut encoder = JpegEncoder::new(fs::File::create(path).unwrap());

@@ -1,4 +1,4 @@
-//! Reading model folders: files that the Python libraries wrote, and files that lie.
+//! Tests reading model folders: files written by the Python libraries, and invalid files.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -66,7 +66,7 @@ fn loads_what_python_wrote() -> Result<()> {
 }
 
 #[test]
-fn a_single_file_counts_before_an_index() -> Result<()> {
+fn a_single_file_takes_precedence_over_an_index() -> Result<()> {
     let folder = TempDir::new().unwrap();
     fs::copy(fixture("single").join(SINGLE), folder.path().join(SINGLE)).unwrap();
     fs::write(folder.path().join(INDEX), "damaged").unwrap();
@@ -79,7 +79,7 @@ fn a_single_file_counts_before_an_index() -> Result<()> {
 
 // Files made here.
 
-/// A safetensors file: header length, header, data.
+/// Makes a safetensors file: header length, header, data.
 fn file(header: &str, data: &[u8]) -> Vec<u8> {
     [
         &(header.len() as u64).to_le_bytes(),
@@ -95,7 +95,7 @@ fn two_tensors() -> Vec<u8> {
     file(header, &(0..44).collect::<Vec<u8>>())
 }
 
-/// A folder with these files.
+/// Makes a folder with these files.
 fn folder(files: &[(&str, &[u8])]) -> TempDir {
     let folder = TempDir::new().unwrap();
     for (name, bytes) in files {
@@ -108,7 +108,7 @@ fn open_error(files: &[(&str, &[u8])]) -> Error {
     Checkpoint::open(folder(files).path()).unwrap_err()
 }
 
-/// The text of an error, which must be one about a damaged file and name that file.
+/// Returns the text of an error, which must be about a damaged file and name that file.
 #[track_caller]
 fn corrupt(error: Error, file_name: &str) -> String {
     let text = error.to_string();
@@ -142,7 +142,7 @@ fn a_file_cut_at_any_byte_is_refused() {
 }
 
 #[test]
-fn a_header_length_that_lies_is_refused() {
+fn a_wrong_header_length_is_refused() {
     let whole = two_tensors();
     let true_length = u64::from_le_bytes(whole[..8].try_into().unwrap());
     for length in [
@@ -185,8 +185,7 @@ fn flipped_bits_in_the_header_change_no_data() {
         }
         fs::write(&path, &flipped).unwrap();
         match Checkpoint::open(folder.path()) {
-            // A flip in a name, or in white space, is no contradiction; the data must be what it
-            // was.
+            // A flip in a name, or in white space, is no inconsistency; the data must be unchanged.
             Ok(checkpoint) => {
                 let mut data: Vec<Vec<u8>> = checkpoint
                     .tensor_names()
@@ -216,7 +215,7 @@ fn flipped_bits_in_the_header_change_no_data() {
 }
 
 #[test]
-fn headers_that_lie_are_refused_by_tensor() {
+fn inconsistent_headers_are_refused_by_tensor() {
     let data = [0; 24];
     let cases: &[(&str, &[&str])] = &[
         // Shapes and dtypes.
@@ -279,15 +278,15 @@ fn headers_that_lie_are_refused_by_tensor() {
         ),
         (
             r#"{"w":{"dtype":"F32","shape":[5],"data_offsets":[4,24]}}"#,
-            &["`w` begins at byte 4", "expected 0"],
+            &["`w` starts at byte 4", "expected 0"],
         ),
         (
             r#"{"v":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"w":{"dtype":"F32","shape":[4],"data_offsets":[8,24]}}"#,
-            &["`w` begins at byte 8", "expected 16", "overlap"],
+            &["`w` starts at byte 8", "expected 16", "overlap"],
         ),
         (
             r#"{"v":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"w":{"dtype":"F32","shape":[2],"data_offsets":[16,24]}}"#,
-            &["`w` begins at byte 16", "expected 8", "gap"],
+            &["`w` starts at byte 16", "expected 8", "gap"],
         ),
         (
             r#"{"w":{"dtype":"F32","shape":[6],"data_offsets":[0,24]},"w":{"dtype":"F32","shape":[6],"data_offsets":[0,24]}}"#,
@@ -330,7 +329,7 @@ fn tensors_beyond_mlx_are_refused() {
         &[SINGLE, "`w`", "[2147483648, 0]", "2147483647"],
     );
 
-    // 2 GiB that take no room on disk.
+    // 2 GiB that take no space on disk.
     let header = file(
         r#"{"w":{"dtype":"U8","shape":[2,1073741824],"data_offsets":[0,2147483648]}}"#,
         &[],
@@ -346,7 +345,7 @@ fn tensors_beyond_mlx_are_refused() {
 }
 
 #[test]
-fn what_is_not_a_folder_with_weights_is_refused() {
+fn folders_without_weights_are_refused() {
     let folder = folder(&[("a_file", b"")]);
     let error = Checkpoint::open(&folder.path().join("nowhere")).unwrap_err();
     assert!(matches!(error, Error::NotFound { .. }), "{error:?}");
@@ -369,14 +368,14 @@ fn what_is_not_a_folder_with_weights_is_refused() {
 
 #[test]
 fn files_that_cannot_be_read_are_refused() {
-    // A link to itself: unreadable for root as well.
+    // A link to itself: unreadable even for root.
     let looped = TempDir::new().unwrap();
     symlink(looped.path().join(SINGLE), looped.path().join(SINGLE)).unwrap();
     let error = Checkpoint::open(looped.path()).unwrap_err();
     assert!(matches!(error, Error::Io { .. }), "{error:?}");
     assert_says(&error.to_string(), &[SINGLE]);
 
-    // Opening a pipe that nobody writes to would wait for ever.
+    // Opening a pipe without a writer would block forever.
     let piped = TempDir::new().unwrap();
     let made = std::process::Command::new("mkfifo")
         .arg(piped.path().join(SINGLE))
@@ -508,7 +507,7 @@ fn a_file_that_shrinks_after_opening_is_an_error() {
             &corrupt(cut, SINGLE),
             &["`b.bias`", "ends within this tensor"],
         );
-        // What lies before the cut is still good.
+        // The tensors before the cut are still valid.
         assert_eq!(
             context.weights().load("a.weight", &[2, 3]).is_ok(),
             length >= whole.len() - 20
@@ -696,7 +695,7 @@ struct Config {
 }
 
 #[test]
-fn json_errors_name_file_field_and_place() {
+fn json_errors_name_file_field_and_position() {
     let read = |text: &[u8]| {
         read_json::<Config>(
             &folder(&[("config.json", text)]).path().join("config.json"),
@@ -726,7 +725,7 @@ fn json_errors_name_file_field_and_place() {
     assert!(matches!(missing, Error::NotFound { .. }), "{missing:?}");
     assert_says(&missing.to_string(), &["config.json", "the configuration"]);
 
-    // Nested deeper than the stack would hold, in a field that is read and in one that is not.
+    // Nested deeper than the stack allows, in a field that is read and in one that is not.
     let bomb = "[".repeat(1_000_000);
     corrupt(
         read(format!(r#"{{"text_config":{bomb}"#).as_bytes()).unwrap_err(),

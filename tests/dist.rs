@@ -1,6 +1,6 @@
-//! What `cargo xtask dist` makes: a folder that is moved away before anything is done with it, and
-//! its archive. Programs are built with it in every way that the README names, by the tools that
-//! users have, and all must give the answers that the Rust API gives.
+//! Tests the result of `cargo xtask dist`: a folder that is moved before it is used, and its
+//! archive. Programs are built with it in every way that the README names, by the tools that users
+//! have, and all must give the answers of the Rust API.
 #![cfg(unix)]
 
 mod programs;
@@ -114,7 +114,7 @@ fn programs_build_with_pkg_config() {
             assert_answers(&program, example);
         }
     }
-    // Where the shared library is not installed, the usual flags for static linking are enough.
+    // If the shared library is not installed, the usual flags for static linking are enough.
     let only_static = folder.join("only-static");
     succeed(
         Command::new("cp")
@@ -169,7 +169,7 @@ fn programs_build_with_cmake() {
         }
     }
 
-    // The project of the README, and one that asks for more than there is.
+    // The project of the README, and one that asks for a missing version.
     let readme = scratch("cmake-readme");
     fs::write(readme.join("ask.c"), readme_block("```c\n")).unwrap();
     fs::write(readme.join("CMakeLists.txt"), readme_block("```cmake\n")).unwrap();
@@ -242,7 +242,7 @@ fn the_archive_is_the_folder() {
     }
 }
 
-/// Ctrl-C in the middle of an answer ends it and not the program; while nothing is at work it ends
+/// Ctrl-C during an answer ends the answer and not the program; while nothing is running it ends
 /// the program.
 #[test]
 fn chat_ends_an_answer_on_ctrl_c() {
@@ -281,7 +281,7 @@ fn chat_ends_an_answer_on_ctrl_c() {
         answers.read_line(&mut second).unwrap();
         if !asked_again || second.is_empty() {
             chat.wait().unwrap();
-            return false; // the answer was complete before the signal came, which so ended the program
+            return false; // the answer was complete before the signal arrived, which therefore ended the program
         }
         interrupt(&chat);
         let output = chat.wait_with_output().unwrap();
@@ -293,11 +293,11 @@ fn chat_ends_an_answer_on_ctrl_c() {
         assert_eq!(
             second,
             rust_answers().lines().next().unwrap().to_owned() + "\n",
-            "the next question has its answer"
+            "the next question gets its answer"
         );
         true
     });
-    assert!(cancelled, "no signal came in the middle of an answer");
+    assert!(cancelled, "no signal arrived in the middle of an answer");
 }
 
 // The libraries and headers.
@@ -322,7 +322,7 @@ fn both_libraries_export_the_functions_of_the_header_and_nothing_else() {
         .collect();
     assert!(
         forgotten.is_empty(),
-        "moxin_vlm.hpp has no use of {forgotten:?}"
+        "moxin_vlm.hpp does not use {forgotten:?}"
     );
 
     let shared = format!(
@@ -457,7 +457,7 @@ fn the_cpp_header_keeps_its_promises() {
 }
 
 #[test]
-fn licences_of_all_that_is_inside_are_there() {
+fn licenses_of_all_contents_are_included() {
     let licenses = prefix().folder.join("licenses");
     let mut parts = vec!["LICENSE-MIT", "LICENSE-APACHE", "mlx-c/LICENSE"];
     if cfg!(target_os = "linux") {
@@ -486,10 +486,10 @@ fn licences_of_all_that_is_inside_are_there() {
     );
 }
 
-// Making it.
+// Packaging.
 
 #[test]
-fn a_run_that_is_killed_leaves_no_half_of_it() {
+fn a_killed_run_leaves_no_partial_package() {
     let folder = scratch("killed");
     let made = || -> Vec<String> {
         let names = fs::read_dir(&folder)
@@ -512,7 +512,7 @@ fn a_run_that_is_killed_leaves_no_half_of_it() {
         }
         thread::sleep(Duration::from_millis(delay));
         if child.try_wait().unwrap().is_some() {
-            break; // this machine is so fast
+            break; // this machine is that fast
         }
         child.kill().unwrap();
         child.wait().unwrap();
@@ -533,7 +533,7 @@ fn a_run_that_is_killed_leaves_no_half_of_it() {
     );
 }
 
-/// The folder that `cargo xtask dist` made, moved away from where it was made.
+/// The folder that `cargo xtask dist` made, moved to another place.
 struct Prefix {
     folder: PathBuf,
 }
@@ -607,7 +607,7 @@ fn dist(output: &Path) -> Command {
     command
 }
 
-/// An empty folder that stays after the tests, to be looked at.
+/// Returns an empty folder that stays after the tests, for inspection.
 fn scratch(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
         .join("dist")
@@ -621,7 +621,7 @@ fn in_repository(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-/// The first block of a kind in the README's part about C and C++.
+/// Returns the first block of a kind in the README's section about C and C++.
 fn readme_block(fence: &str) -> &'static str {
     let (_, rest) = README.split_once(fence).expect(fence);
     rest.split_once("```").unwrap().0
@@ -667,7 +667,7 @@ fn configure_and_build(cmake: &Path, project: &Path) {
     );
 }
 
-/// Whether a program was linked with the shared library.
+/// Returns whether a program was linked with the shared library.
 fn needs_our_library(program: &Path) -> bool {
     let mut command = if cfg!(target_vendor = "apple") {
         Command::new("otool")
@@ -686,7 +686,7 @@ fn needs_our_library(program: &Path) -> bool {
     listing.contains("libmoxin_vlm")
 }
 
-/// Runs one of the examples and compares what it says with the Rust API.
+/// Runs one of the examples and compares its output with the Rust API.
 fn assert_answers(program: &Path, example: &str) {
     let (model, picture) = (
         in_repository("models/tiny"),
@@ -723,7 +723,7 @@ fn assert_answers(program: &Path, example: &str) {
     assert_eq!(text, rust_answers(), "{example}");
 }
 
-/// A line for each question.
+/// Returns a line for each question.
 fn rust_answers() -> &'static str {
     static ANSWERS: OnceLock<String> = OnceLock::new();
     ANSWERS.get_or_init(|| {
@@ -754,7 +754,7 @@ fn rust_answers() -> &'static str {
     })
 }
 
-/// Names of all files below a folder.
+/// Returns the names of all files below a folder.
 fn listing(folder: &Path) -> Vec<String> {
     let text = succeed(
         Command::new("find")
@@ -776,13 +776,13 @@ fn has_pkg_config() -> bool {
         .is_ok_and(|output| output.status.success());
     if !here {
         skipped(
-            "no pkg-config is here, so nothing was built with it; install pkgconf or pkg-config",
+            "there is no pkg-config, so nothing was built with it; install pkgconf or pkg-config",
         );
     }
     here
 }
 
-/// CMake: the system's, or the one that the chores fetch.
+/// Returns the system's CMake, or the one that the chores fetch.
 fn cmake() -> Option<PathBuf> {
     let mut command = Command::new(env!("CARGO"));
     command
@@ -800,7 +800,7 @@ fn cmake() -> Option<PathBuf> {
     let output = command.output().unwrap();
     if !output.status.success() {
         skipped(&format!(
-            "no CMake could be had, so nothing was built with it: {}",
+            "there is no CMake, so nothing was built with it: {}",
             String::from_utf8_lossy(&output.stderr).trim()
         ));
         return None;
@@ -810,13 +810,13 @@ fn cmake() -> Option<PathBuf> {
     ))
 }
 
-/// Says so past the test harness, which keeps what passing tests print to itself.
+/// Prints a reason past the test harness, which captures the output of passing tests.
 /// `cargo xtask test` counts these lines.
 fn skipped(why: &str) {
     writeln!(io::stdout().lock(), "\nSKIPPED: {}", why.replace('\n', " ")).unwrap();
 }
 
-/// A program shall find the libraries by itself; cargo tells tests where to look.
+/// A program must find the libraries by itself; cargo tells tests where they are.
 fn own_environment(command: &mut Command) -> &mut Command {
     command
         .env_remove("LD_LIBRARY_PATH")

@@ -1,6 +1,6 @@
-//! Damaged model folders and pictures: every one is refused with an error that says which file is
-//! at fault, or works; nothing panics, and the process lives. The damage is done to copies of the
-//! small trained model.
+//! Tests damaged model folders and pictures: every one is refused with an error that names the
+//! file, or works; nothing panics, and the process survives. Copies of the small trained model are
+//! damaged.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -35,7 +35,7 @@ impl Folder {
         for name in [CONFIG, PROCESSOR, GENERATION, TOKENIZER] {
             fs::copy(tiny().join(name), folder.path(name)).unwrap();
         }
-        // Large, and seldom changed: [`Folder::write`] replaces the link.
+        // Large, and rarely changed: [`Folder::write`] replaces the link.
         std::os::unix::fs::symlink(tiny().join(WEIGHTS), folder.path(WEIGHTS)).unwrap();
         folder
     }
@@ -57,7 +57,7 @@ impl Folder {
         fs::remove_file(self.path(name)).unwrap();
     }
 
-    /// Changes a JSON file: `pointer` is where, as `/text_config/vocab_size`.
+    /// Changes a JSON file at `pointer`, such as `/text_config/vocab_size`.
     fn set(&self, name: &str, pointer: &str, value: Value) {
         let mut file: Value = serde_json::from_slice(&self.read(name)).unwrap();
         let (parent, key) = pointer.rsplit_once('/').unwrap();
@@ -91,13 +91,13 @@ impl Folder {
         Model::load(self.0.path(), LoadOptions::default(), Op::default())
     }
 
-    /// Loads, which must fail with an error that holds all `words`.
+    /// Loads the folder, which must fail with an error that contains all `words`.
     fn refused(&self, words: &[&str]) -> String {
         let began = Instant::now();
         let error = self
             .load()
             .err()
-            .unwrap_or_else(|| panic!("loads, though it should say {words:?}"));
+            .unwrap_or_else(|| panic!("loads, but should fail with {words:?}"));
         assert!(began.elapsed() < Duration::from_secs(20), "{error}");
         let text = self.checked(&error);
         words
@@ -106,16 +106,18 @@ impl Folder {
         text
     }
 
-    /// Loads and, where that works, answers. Either may fail, by an error that is the model's.
+    /// Loads the folder and, if that works, answers. Either may fail with an error about the model.
     fn tried(&self) {
         match self.load().and_then(|model| answer(&model)) {
-            // Token ids beyond the table, and weights that make NaN, show only when the model runs.
+            // Token ids beyond the table, and weights that cause NaN, only show when the model
+            // runs.
             Ok(()) | Err(Error::InvalidArgument(_) | Error::InvalidState(_)) => {}
             Err(error) => drop(self.checked(&error)),
         }
     }
 
-    /// The text of an error, which must be one of a damaged model's and name a file of this folder.
+    /// Returns the text of an error, which must be about a damaged model and name a file of this
+    /// folder.
     fn checked(&self, error: &Error) -> String {
         let path = match error {
             Error::NotFound { path, .. }
@@ -132,7 +134,7 @@ impl Folder {
     }
 }
 
-/// One token about nothing.
+/// Generates one token without a question.
 fn answer(model: &Model) -> Result<()> {
     let session = model.session(GenerationOptions {
         max_tokens: 1,
@@ -142,7 +144,7 @@ fn answer(model: &Model) -> Result<()> {
     session.generate().try_for_each(|event| event.map(drop))
 }
 
-/// SplitMix64 (<https://prng.di.unimi.it/splitmix64.c>): the same damage at each run.
+/// SplitMix64 (<https://prng.di.unimi.it/splitmix64.c>): the same damage in each run.
 struct Random(u64);
 
 impl Random {
@@ -160,7 +162,7 @@ fn the_copy_itself_works() {
     answer(&Folder::new().load().unwrap()).unwrap();
 }
 
-// Files missing, cut off, or not what they should be.
+// Files that are missing, truncated, or of another kind.
 
 #[test]
 fn missing_files_are_named() {
@@ -257,7 +259,7 @@ fn changed_bytes_of_json_files_do_no_harm() {
     }
 }
 
-/// Digits are what a parser lets through.
+/// Changed digits still parse.
 #[test]
 fn changed_digits_of_json_files_do_no_harm() {
     let mut random = Random(2);
@@ -285,7 +287,7 @@ fn changed_bytes_of_the_weights_header_do_no_harm() {
     folder.write(WEIGHTS, &bytes);
     for round in 0..120 {
         let whole = bytes[..header].to_vec();
-        // The length, which is a small part of it all, gets its share.
+        // The length, which is a small part of the file, gets its share.
         let end = if round % 6 == 0 { 8 } else { header };
         flip(&mut random, &mut bytes[..end]);
         let file = fs::File::options()
@@ -298,7 +300,7 @@ fn changed_bytes_of_the_weights_header_do_no_harm() {
     }
 }
 
-// Tensors that are not as the configuration says.
+// Tensors that do not match the configuration.
 
 #[test]
 fn tensors_that_do_not_fit_are_named() {
@@ -337,7 +339,7 @@ fn tensors_that_do_not_fit_are_named() {
         "vision_backbone.fused_featurizer.blocks.0.mlp.fc1.weight",
         "projector.fc1.weight",
     ] {
-        // Sizes are taken from these: an empty one or one with fewer axes must not pass.
+        // Sizes are derived from these: an empty one or one with fewer axes must not pass.
         for shape in [vec![0], vec![]] {
             let folder = Folder::new();
             folder.change_tensors(|tensors| {
@@ -356,7 +358,7 @@ fn tensors_that_do_not_fit_are_named() {
         }
         let folder = Folder::new();
         folder.change_tensors(|tensors| drop(tensors.remove(name)));
-        // Registers are optional; what comes after them then does not add up.
+        // Registers are optional; the rest then does not match.
         match folder.load() {
             Ok(_) => assert!(name.ends_with("reg_token")),
             Err(error) => assert!(
@@ -369,7 +371,7 @@ fn tensors_that_do_not_fit_are_named() {
 }
 
 #[test]
-fn damaged_numbers_are_reported_when_they_show() {
+fn damaged_values_are_reported_when_they_matter() {
     let folder = Folder::new();
     folder.change_tensors(|tensors| {
         let (_, _, data) = tensors.get_mut("language_model.model.norm.weight").unwrap();
@@ -383,7 +385,7 @@ fn damaged_numbers_are_reported_when_they_show() {
     );
 }
 
-// Configurations that are wrong or contradict the weights.
+// Configurations that are invalid or do not match the weights.
 
 #[test]
 fn absurd_values_are_refused_by_name() {
@@ -642,7 +644,7 @@ fn an_end_token_that_does_not_exist_never_comes() {
     }
 }
 
-// Tokenizers that do not fit the model.
+// Tokenizers that do not match the model.
 
 #[test]
 fn token_ids_beyond_the_table_are_refused() {
@@ -665,7 +667,7 @@ fn token_ids_beyond_the_table_are_refused() {
 }
 
 #[test]
-fn a_tokenizer_that_makes_nothing_of_a_prompt_is_refused() {
+fn a_tokenizer_without_tokens_for_a_prompt_is_refused() {
     let folder = Folder::new();
     folder.set(
         TOKENIZER,
@@ -682,7 +684,7 @@ fn a_tokenizer_that_makes_nothing_of_a_prompt_is_refused() {
 
 // Pictures.
 
-/// A PNG file that says how large it is, and has 64 bytes of pixels at most.
+/// Makes a PNG file that declares its size, and has at most 64 bytes of pixels.
 fn png(width: u32, height: u32) -> Vec<u8> {
     let header = [
         &width.to_be_bytes()[..],
@@ -720,7 +722,7 @@ fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn pictures_that_are_none_are_refused() {
+fn files_that_are_not_pictures_are_refused() {
     let folder = TempDir::new().unwrap();
     let demo = fs::read(tiny().with_file_name("demo.png")).unwrap();
     for (name, bytes, word) in [

@@ -1,5 +1,5 @@
-//! Folders of every architecture, damaged field by field: each gives an error that names file and
-//! field, never a panic, and what can be loaded is asked a question.
+//! Tests folders of every architecture, damaged field by field: each results in an error that names
+//! file and field, never in a panic, and a folder that loads is asked a question.
 
 use std::{
     fs,
@@ -33,7 +33,7 @@ fn change(path: &Path, file: &str, change: impl FnOnce(&mut Value)) {
     fs::write(path, json.to_string()).unwrap();
 }
 
-/// Sets a field by its pointer, or removes it where the value is null.
+/// Sets a field by its pointer, or removes it if the value is null.
 fn set(json: &mut Value, pointer: &str, value: &Value) {
     let (parent, name) = pointer.rsplit_once('/').unwrap();
     let parent = json
@@ -378,7 +378,7 @@ fn a_wrong_field_is_named() {
     }
 }
 
-/// The processor's aliases, and the file that transformers 5 keeps it in.
+/// The processor's aliases, and transformers 5's file for it.
 #[test]
 fn processors_are_known_by_all_their_names() {
     for (name, kind) in [
@@ -448,7 +448,7 @@ fn a_missing_tensor_is_named() {
             .collect();
         fs::write(&file, safetensors::serialize(rest, None).unwrap()).unwrap();
         let result = load(&path);
-        // A missing projector's bias is no bias; a missing head is the embedding.
+        // A missing projector bias means no bias; a missing head means a tied one.
         if tensor.ends_with("linear.bias") || tensor.ends_with("lm_head.weight") {
             result.unwrap();
             continue;
@@ -464,7 +464,7 @@ fn a_missing_tensor_is_named() {
     }
 }
 
-/// A template is untrusted: it ends, it takes no more than it may, and what it says is an error.
+/// A template is untrusted: it ends, its memory is limited, and its failures are errors.
 #[test]
 fn a_hostile_template_is_an_error() {
     for (template, needle) in [

@@ -1,5 +1,5 @@
-//! Pictures against Pillow and torchvision: `tests/image/make_images.py` draws the pictures and
-//! writes what those make of them.
+//! Compares pictures with Pillow and torchvision: `tests/image/make_images.py` draws the pictures
+//! and writes the expected results.
 
 use std::path::{Path, PathBuf};
 
@@ -15,8 +15,7 @@ struct Cases {
     decode: Vec<DecodeCase>,
 }
 
-/// A picture through a processor: to the tensor `name`, or to a picture of what lies before
-/// normalization.
+/// A picture through a processor: to the tensor `name`, or to a picture before normalization.
 #[derive(Deserialize)]
 struct ProcessCase {
     name: String,
@@ -59,7 +58,7 @@ fn processed_pictures_are_those_of_torchvision_and_pillow() {
     for case in cases().process {
         let mut config = case.config;
         if case.square.is_some() {
-            // Without normalization but for the division by 255.
+            // Without normalization except for the division by 255.
             config["tvf_normalize_params"] = serde_json::json!([{"mean": [0, 0, 0], "std": [1, 1, 1]}, {"mean": [0, 0, 0], "std": [1, 1, 1]}]);
         }
         let processor = processor(&config).unwrap();
@@ -152,7 +151,7 @@ fn decoded_pictures_are_those_of_pillow() {
 }
 
 #[test]
-fn the_name_of_a_file_says_nothing() {
+fn the_format_is_detected_from_the_content() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("picture.jpg");
     std::fs::copy(file("rgb.png"), &path).unwrap();
@@ -163,7 +162,7 @@ fn the_name_of_a_file_says_nothing() {
 }
 
 #[test]
-fn files_that_claim_too_much_are_refused() {
+fn files_that_declare_too_much_are_refused() {
     for entry in std::fs::read_dir(file("hostile")).unwrap() {
         let path = entry.unwrap().path();
         let started = std::time::Instant::now();
@@ -172,7 +171,7 @@ fn files_that_claim_too_much_are_refused() {
             matches!(&error, Error::UnsupportedImage { path: Some(named), .. } if *named == path),
             "{error:?}"
         );
-        // Decoding what these claim would take seconds at least.
+        // Decoding the declared sizes would take at least seconds.
         assert!(
             started.elapsed().as_millis() < 500,
             "{}: took {:?}",
@@ -210,7 +209,7 @@ fn the_limit_on_pixels_is_the_callers() {
 }
 
 #[test]
-fn what_is_no_picture_is_refused() {
+fn bytes_that_are_not_a_picture_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, content: &[u8]| {
         let path = folder.path().join(name);
@@ -241,7 +240,7 @@ fn what_is_no_picture_is_refused() {
 }
 
 #[test]
-fn a_file_that_is_cut_off_is_refused() {
+fn a_truncated_file_is_refused() {
     for name in [
         "rgb.png",
         "palette.gif",
@@ -311,7 +310,7 @@ fn the_longest_and_thinnest_pictures_are_processed() {
         for strategy in ["resize-naive", "resize-crop", "letterbox"] {
             let processor = processor(&serde_json::json!({"image_resize_strategy": strategy, "input_sizes": [[3, 32, 32]]})).unwrap();
             let pixels = processor.process(&picture).unwrap();
-            // One colour throughout; of a letterbox this place is border.
+            // A single color; for a letterbox this position is in the border.
             let red = if strategy == "letterbox" { 127.0 } else { 40.0 };
             assert_eq!(
                 pixels.data[32 * 16 + 3],
@@ -336,8 +335,8 @@ fn missing_settings_have_the_defaults_of_the_original_processor() {
 }
 
 #[test]
-fn saved_settings_win() {
-    // As published checkpoints have it: `means` as in timm, and what bfloat16 made of them.
+fn saved_settings_take_precedence() {
+    // As published checkpoints have it: `means` as in timm, and rounded to bfloat16.
     let settings = serde_json::json!({
         "image_resize_strategy": "letterbox", "input_sizes": [[3, 16, 16]], "means": [[0.485, 0.456, 0.406]], "stds": [[0.229, 0.224, 0.225]],
         "tvf_resize_params": [{"size": [16, 16], "interpolation": 3, "max_size": null, "antialias": true}], "tvf_do_letterbox": false,
@@ -351,7 +350,7 @@ fn saved_settings_win() {
 }
 
 #[test]
-fn the_letterbox_has_the_colour_of_the_last_encoders_mean() {
+fn the_letterbox_has_the_color_of_the_last_encoders_mean() {
     let settings = serde_json::json!({
         "input_sizes": [[3, 8, 8], [3, 8, 8]], "means": [[0.1, 0.2, 0.3], [0.485, 0.456, 0.406]], "stds": [[1, 1, 1], [1, 1, 1]],
     });

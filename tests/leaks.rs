@@ -1,18 +1,18 @@
-//! What is dropped is given back. A file of its own, and so a process of its own: the counters are
-//! the process's.
+//! Tests that dropped objects free their memory. In a file, and thus a process, of its own: the
+//! counters are per process.
 
 use std::path::Path;
 
 use moxin_vlm::{GenerationOptions, LoadOptions, Model, Op, Picture, Role, device::memory_stats};
 
-/// Bytes in use by arrays once the engine has done all that was asked of it before.
+/// Returns the bytes in use by arrays once the engine has finished all earlier work.
 fn active() -> u64 {
     Model::inspect(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny")).unwrap();
     memory_stats().unwrap().active
 }
 
 #[test]
-fn models_and_sessions_are_given_back() {
+fn models_and_sessions_free_their_memory() {
     let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny");
     let demo = Picture::open(tiny.with_file_name("demo.png"), &Default::default()).unwrap();
     let before = active();

@@ -1,5 +1,5 @@
-//! What a model takes, as estimated from the headers alone, beside what is counted. A file of its
-//! own, and so a process of its own: the counters are the process's.
+//! Compares the estimated memory of a model with the counted one. In a file, and thus a process, of
+//! its own: the counters are per process.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ fn in_repository(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-/// The highest count while `f` runs, above that before.
+/// Returns the peak count while `f` runs, minus that before.
 fn peak<T>(f: impl FnOnce() -> T) -> (u64, T) {
     reset_peak_memory().unwrap();
     let before = memory_stats().unwrap().active;
@@ -24,7 +24,7 @@ fn peak<T>(f: impl FnOnce() -> T) -> (u64, T) {
 }
 
 /// Loads a model, encodes a picture, and fills a conversation's context; compares each part and the
-/// whole.
+/// total.
 fn compare(folder: &str, options: LoadOptions, context: usize, chunk: usize) {
     let folder = in_repository(folder);
     let demo = Picture::open(in_repository("models/demo.png"), &Default::default()).unwrap();
@@ -38,11 +38,11 @@ fn compare(folder: &str, options: LoadOptions, context: usize, chunk: usize) {
     let estimated = Model::estimate(&folder, &options, &generation).unwrap();
     let before = memory_stats().unwrap().active;
 
-    // Reading a tensor takes a buffer that is not counted.
+    // Reading a tensor uses a buffer that is not counted.
     let (load, model) = peak(|| Model::load(&folder, options, Op::default()).unwrap());
     let weights = memory_stats().unwrap().active - before;
     let (vision, embedding) = peak(|| model.encode_image(&demo, Op::default()).unwrap());
-    // Nor are the pixels: of one encoder, of two, or of patches of two frames.
+    // Pixels are not counted either: of one encoder, of two, or of patches of two frames.
     let square = 3 * model.info().image_size.pow(2);
     let pixels = match model.info().model_type.as_str() {
         "prismatic" => 2 * square,
@@ -74,7 +74,7 @@ fn compare(folder: &str, options: LoadOptions, context: usize, chunk: usize) {
     assert!(filled + 40 > context, "{filled} of {context} positions");
     let peak = load.max(weights + vision.max(conversation));
 
-    // Small arrays take more than their bytes; it shows where all weights are small.
+    // Small arrays take more than their bytes, which matters if all weights are small.
     let slack = if estimated.weights < 1_000_000 {
         80_000.0
     } else {
@@ -101,9 +101,9 @@ fn compare(folder: &str, options: LoadOptions, context: usize, chunk: usize) {
     close("total", estimated.total, peak, 0.05);
 }
 
-/// One test: the counters would count others.
+/// One test only, because others would change the counters.
 #[test]
-fn what_is_reckoned_is_what_it_takes() {
+fn estimates_match_measured_memory() {
     let (own, mlx) = (CpuKernels::Own, CpuKernels::Mlx);
     for (dtype, cpu_kernels) in [(None, mlx), (None, own), (Some(Dtype::Bfloat16), own)] {
         for (context, chunk) in [(300, 256), (1000, 256), (1000, 64), (2000, 512)] {
@@ -127,7 +127,7 @@ fn what_is_reckoned_is_what_it_takes() {
             let entry = entry.unwrap();
             fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
         }
-        // Qwen2-VL's pictures as large as the demo's.
+        // Qwen2-VL's pictures are as large as the demo's.
         let path = folder.path().join("preprocessor_config.json");
         let settings = fs::read_to_string(&path).unwrap();
         fs::write(&path, settings.replace("12544", "200704")).unwrap();

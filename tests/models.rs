@@ -1,6 +1,6 @@
-//! PaliGemma, Qwen2-VL and LLaVA against transformers, on small random checkpoints:
-//! `tests/models/make_*.py` made them and what is expected. Pixels are compared exactly, features,
-//! positions and logits to 5e-4, and the likeliest tokens one by one.
+//! Compares PaliGemma, Qwen2-VL and LLaVA with transformers, on small random checkpoints:
+//! `tests/models/make_*.py` made them and the expected results. Pixels are compared exactly,
+//! features, positions and logits to 5e-4, and the most likely tokens one by one.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -20,10 +20,10 @@ use serde_json::Value;
 
 const TOLERANCE: f32 = 5e-4;
 
-/// A conversation and what is expected of it.
+/// A conversation and its expected results.
 #[derive(Deserialize)]
 struct Case {
-    /// Of PaliGemma's single message.
+    /// The text of PaliGemma's single message.
     text: Option<String>,
     messages: Option<Vec<Said>>,
     images: Vec<String>,
@@ -68,7 +68,7 @@ impl Case {
     }
 }
 
-/// A checkpoint and its expectations.
+/// A checkpoint and its expected results.
 struct Reference {
     name: &'static str,
     cases: BTreeMap<String, Case>,
@@ -101,7 +101,7 @@ impl Reference {
         folder(self.name).join("model")
     }
 
-    /// The numbers of an expected tensor.
+    /// Returns the values of an expected tensor.
     fn floats(&self, name: &str) -> Vec<f32> {
         let tensors = SafeTensors::deserialize(&self.expected).unwrap();
         let view = tensors.tensor(name).unwrap();
@@ -133,7 +133,7 @@ fn close(what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
     assert!(far <= tolerance, "{what}: {far:e}");
 }
 
-/// A model's rooms, one by one.
+/// The parts of a model.
 struct Rooms {
     folder: ModelFolder,
     model: LoadedModel,
@@ -176,7 +176,8 @@ impl Rooms {
         )
     }
 
-    /// Logits of all rows of a prompt, read in one pass, or in chunks that end where they may.
+    /// Returns the logits of all rows of a prompt, read in one pass, or in chunks that end where
+    /// they may.
     fn logits(&self, prompt: &Prompt, features: &[Features], chunk: usize) -> Vec<f32> {
         let mut cache = self.model.decoder.new_cache();
         let (mut at, mut all) = (0, Vec::new());
@@ -311,7 +312,7 @@ fn compare_case(reference: &Reference, rooms: &Rooms, scenario: &str, case: &Cas
     }
 }
 
-/// The tokens of an answer in a session, whatever ends it.
+/// Returns the tokens of an answer in a session, whatever ends it.
 fn greedy(session: &Session) -> Vec<u32> {
     let token = |event: moxin_vlm::Result<Event>| match event.unwrap() {
         Event::Text { token, .. } => Some(token),
@@ -333,7 +334,7 @@ fn ask(session: &Session, case: &Case) -> Vec<u32> {
     greedy(session)
 }
 
-/// Through sessions, with a cache, in chunks of several sizes.
+/// Tests sessions, with a cache, in chunks of several sizes.
 fn converse(name: &'static str) {
     let reference = Reference::open(name);
     for cpu_kernels in [CpuKernels::Own, CpuKernels::Mlx] {
@@ -364,19 +365,19 @@ fn converse(name: &'static str) {
 }
 
 #[test]
-fn paligemma_is_that_of_transformers() {
+fn paligemma_matches_transformers() {
     compare("paligemma");
     converse("paligemma");
 }
 
 #[test]
-fn paligemma_2_is_that_of_transformers() {
+fn paligemma_2_matches_transformers() {
     compare("paligemma2");
     converse("paligemma2");
 }
 
 #[test]
-fn qwen2_vl_is_that_of_transformers() {
+fn qwen2_vl_matches_transformers() {
     compare("qwen2_vl");
     converse("qwen2_vl");
 }
@@ -388,15 +389,15 @@ fn an_untied_qwen2_vl_as_transformers_5_saves_it() {
 }
 
 #[test]
-fn llava_is_that_of_transformers() {
+fn llava_matches_transformers() {
     compare("llava");
     converse("llava");
 }
 
-/// The form of MLX's community, as mlx-vlm's convert writes it: its names, its convolutions, and in
-/// the quantized ones exceptions by path. mlx-vlm's own logits are expected.
+/// The format of mlx-community, as mlx-vlm's convert writes it: its names, its convolution layouts,
+/// and in quantized folders exceptions by path. The expected logits are mlx-vlm's.
 #[test]
-fn folders_of_mlx_vlm_give_its_logits() {
+fn folders_of_mlx_vlm_have_its_logits() {
     let read = |file: PathBuf| std::fs::read(file).unwrap();
     let expected = read(folder("mlx/expected.safetensors"));
     let expected = SafeTensors::deserialize(&expected).unwrap();
@@ -459,7 +460,7 @@ fn compare_folder(
     );
 }
 
-/// A model of the fixtures in a session's hands.
+/// Loads a model of the fixtures for sessions.
 fn load(name: &str) -> Model {
     Model::load(
         folder(name).join("model"),
@@ -481,7 +482,7 @@ fn begin(model: &Model) -> Session {
         .unwrap()
 }
 
-/// Tokens and log-probabilities of the answer.
+/// Returns tokens and log-probabilities of the answer.
 fn answer(session: &Session) -> Vec<(u32, f32)> {
     let token = |event: moxin_vlm::Result<Event>| match event.unwrap() {
         Event::Text { token, logprob, .. } => Some((token, logprob)),
@@ -501,8 +502,8 @@ fn same(a: &[(u32, f32)], b: &[(u32, f32)]) {
     );
 }
 
-/// A picture, a question and its answer, then another picture; taken back, another in its place: as
-/// if the first had never been. So do forks, which differ from each other.
+/// A picture, a question and its answer, then another picture; the second is rolled back and
+/// replaced, as if it had never been added. The same for forks, which differ from each other.
 #[test]
 fn rewinding_and_forking_keep_positions_right() {
     let model = load("qwen2_vl");
@@ -527,7 +528,7 @@ fn rewinding_and_forking_keep_positions_right() {
     let third = ask(&session, "wide");
     assert!(
         session.stats().reused_tokens > 20,
-        "the beginning was read again"
+        "the start was read again"
     );
     let fresh = |name| {
         let (session, same_first) = begun();
@@ -543,9 +544,9 @@ fn rewinding_and_forking_keep_positions_right() {
     same(&ask(&session, "tall"), &second);
 }
 
-/// One picture at two sizes in one conversation is two pictures to the cache.
+/// One picture at two sizes in one conversation counts as two pictures in the cache.
 #[test]
-fn a_budget_of_pixels_is_part_of_what_a_picture_is() {
+fn a_pixel_budget_is_part_of_the_picture_key() {
     let model = load("qwen2_vl");
     let tokens = |max_pixels| {
         model
@@ -582,7 +583,7 @@ fn a_budget_of_pixels_is_part_of_what_a_picture_is() {
     let both = look(&[None, Some(3136)]);
     assert_eq!(both.1, 8);
     same(&look(&[None]).0, &large.0);
-    // What the first look left in the cache is another picture's.
+    // The first turn's entry in the cache is another picture's.
     let fresh = begin(&load("qwen2_vl"));
     fresh
         .add_image_within(
@@ -605,7 +606,7 @@ fn a_budget_of_pixels_is_part_of_what_a_picture_is() {
     assert!(refused.unwrap_err().to_string().contains("max_pixels"));
 }
 
-/// A large photograph is refused by its size before any of it is processed, and says what to do.
+/// A large photograph is refused by its size before it is processed, and the error says what to do.
 #[test]
 fn a_photograph_beyond_the_context_is_refused_first() {
     let model = load("qwen2_vl");
@@ -635,9 +636,9 @@ fn a_photograph_beyond_the_context_is_refused_first() {
     assert!(clock.elapsed().as_millis() < 500, "{:?}", clock.elapsed());
 }
 
-/// What a user writes is text: it makes no picture, ends no turn and forges no message.
+/// A user's text stays text: it makes no picture, ends no turn and forges no message.
 #[test]
-fn what_a_user_writes_makes_no_control_token() {
+fn user_text_makes_no_control_tokens() {
     for (name, spellings) in [
         (
             "qwen2_vl",
@@ -694,14 +695,15 @@ fn what_a_user_writes_makes_no_control_token() {
                 "{name}: {spelling:?} in {spelt:?}"
             );
         }
-        // Split over two parts, which templates put side by side.
+        // Split over two parts, which templates write next to each other.
         let whole = spellings[0];
         let (_, found) = specials(vec![text(&whole[..3]), text(&whole[3..])]);
         assert_eq!(found, plain, "{name}: {whole:?} in two parts");
     }
 }
 
-/// Positions are tokens of a text only; a content token such as `<loc0512>` stays one.
+/// Position tokens in a text are control tokens only if the model says so; a content token such as
+/// `<loc0512>` stays one.
 #[test]
 fn content_tokens_of_a_text_stay_tokens() {
     let tokenizer = load_tokenizer(folder("paligemma").join("model")).unwrap();
@@ -710,9 +712,9 @@ fn content_tokens_of_a_text_stay_tokens() {
     assert!(reference.cases["two"].ids.contains(&id));
 }
 
-/// Raw prompt text makes control tokens, a marker for each picture among them.
+/// Raw prompt text makes control tokens, including a marker for each picture.
 #[test]
-fn raw_prompt_text_is_taken_as_it_is() {
+fn raw_prompt_text_is_used_unchanged() {
     let reference = Reference::open("qwen2_vl");
     let model = load("qwen2_vl");
     let case = &reference.cases["one"];
@@ -742,7 +744,7 @@ fn raw_prompt_text_is_taken_as_it_is() {
     );
 }
 
-/// A cancelled first question goes with its picture; the system's text stays.
+/// A cancelled first question is removed with its picture; the system text stays.
 #[test]
 fn a_cancelled_question_leaves_the_system_text() {
     let model = load("qwen2_vl");
@@ -764,7 +766,7 @@ fn a_cancelled_question_leaves_the_system_text() {
     assert_eq!(found, reference.cases["system"].greedy[..found.len()]);
 }
 
-/// What a picture brings ahead of its question is not read again, and changes nothing.
+/// A picture that was read ahead of its question is not read again, and changes nothing.
 #[test]
 fn reading_ahead_changes_nothing() {
     for name in ["qwen2_vl", "llava", "paligemma"] {
@@ -793,7 +795,7 @@ fn reading_ahead_changes_nothing() {
     }
 }
 
-/// PaliGemma answers one message. Cancelled in its pass it can be asked again.
+/// PaliGemma answers one message. If cancelled in its pass it can be asked again.
 #[test]
 fn paligemma_answers_one_message() {
     let reference = Reference::open("paligemma2");
@@ -834,9 +836,9 @@ fn paligemma_answers_one_message() {
     );
 }
 
-/// An embedding stands for its picture wherever that stands.
+/// An embedding can replace its picture anywhere.
 #[test]
-fn an_embedding_stands_for_its_picture() {
+fn an_embedding_replaces_its_picture() {
     for name in ["qwen2_vl", "paligemma", "llava"] {
         let model = load(name);
         let embedding = model.encode_image(&picture("wide"), Op::default()).unwrap();
@@ -854,9 +856,9 @@ fn an_embedding_stands_for_its_picture() {
     }
 }
 
-/// A template that is handed over counts as if the folder had it.
+/// A template passed by the caller works like the folder's own.
 #[test]
-fn a_given_template_takes_the_place_of_the_folders() {
+fn the_callers_template_replaces_the_folders() {
     let place = tempfile::TempDir::new().unwrap();
     let path = place.path().join("model");
     load("qwen2_vl").save(&path, false, Op::default()).unwrap();
@@ -890,7 +892,7 @@ fn a_given_template_takes_the_place_of_the_folders() {
     );
 }
 
-/// Where nobody says how long a conversation may be, a picture fits with some questions.
+/// With the default context, a picture fits with some questions.
 #[test]
 fn the_default_context_has_room_for_a_picture() {
     let positions = |edge: usize| {
@@ -926,10 +928,10 @@ fn the_default_context_has_room_for_a_picture() {
     assert_eq!((positions(56), positions(896)), (4096, 8192));
 }
 
-/// Quantized in part, saved and loaded again a model answers the same; the folder has exceptions
+/// A partly quantized model that is saved and loaded answers the same; the folder has exceptions
 /// under both names.
 #[test]
-fn a_saved_model_answers_as_it_did() {
+fn a_saved_model_answers_the_same() {
     for name in ["qwen2_vl", "qwen2_vl_untied", "paligemma2", "llava"] {
         let model = load(name);
         let eight = moxin_vlm::Quantization::affine(32, 8);
@@ -962,8 +964,8 @@ fn a_saved_model_answers_as_it_did() {
     }
 }
 
-/// The tokens that a model generated stay in the prompts after it, also where the tokenizer would
-/// make others of their text: nothing but the last one is read again.
+/// Generated tokens stay in later prompts, even if the tokenizer would make others from their text:
+/// only the last one is read again.
 #[test]
 fn generated_tokens_are_kept() {
     let model = load("qwen2_vl");
@@ -991,15 +993,15 @@ fn generated_tokens_are_kept() {
     let reused = session.stats().reused_tokens;
     match tokenizer.decode(&first).unwrap() == text {
         true => assert_eq!(reused, held - 1, "the last token was never read"),
-        // What was trimmed is written otherwise, and tokenized anew.
+        // Trimmed text is written differently, and tokenized again.
         false => assert!(reused < held),
     }
 }
 
-/// Two segments computed together are what they are alone; one that fails, or is ended, ends alone,
-/// and its cache is as it was.
+/// Two segments computed together have the same results as alone; if one fails or is stopped, only
+/// it ends, and its cache is unchanged.
 #[test]
-fn segments_do_not_touch_each_other() {
+fn segments_do_not_affect_each_other() {
     let device = Device::new(Backend::Cpu).unwrap();
     device.run(|| {
         let rooms = Rooms::open(&folder("qwen2_vl").join("model"), &device);
@@ -1028,7 +1030,7 @@ fn segments_do_not_touch_each_other() {
         close("short", &numbers(results[1].as_ref().unwrap()), &alone(&short), 1e-6);
         assert_eq!((a, b), (5, 2));
         let (results, a, b) = together(&rows(&[40, 4_000_000], 0), &|_| Ok(()));
-        close("beside a failure", &numbers(results[0].as_ref().unwrap()), &alone(&long), 1e-6);
+        close("next to a failure", &numbers(results[0].as_ref().unwrap()), &alone(&long), 1e-6);
         assert!(matches!(&results[1], Err(moxin_vlm::Error::InvalidArgument(what)) if what.contains("4000000")));
         assert_eq!((a, b), (5, 0));
         let polls = std::cell::Cell::new(0);
@@ -1037,11 +1039,10 @@ fn segments_do_not_touch_each_other() {
             if i == 1 && polls.get() > 4 { Err(moxin_vlm::Error::Cancelled) } else { Ok(()) }
         };
         let (results, a, b) = together(&short, &ends_second);
-        close("beside one that is \
-            cancelled", &numbers(results[0].as_ref().unwrap()), &alone(&long), 1e-6);
+        close("next to one that is cancelled", &numbers(results[0].as_ref().unwrap()), &alone(&long), 1e-6);
         assert!(matches!(results[1], Err(moxin_vlm::Error::Cancelled)));
         assert_eq!((a, b), (5, 0));
-        // Rows that see what is not there, or not themselves.
+        // Rows that attend beyond the end, or not to themselves.
         let mut blind = short.clone();
         blind[1].reach = 9;
         assert!(together(&blind, &|_| Ok(())).0[1].is_err());

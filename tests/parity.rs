@@ -1,8 +1,8 @@
-//! The library against PyTorch on tiny random checkpoints; `tests/parity/README.md` says how the
-//! expected numbers were made.
+//! Compares the library with PyTorch on tiny random checkpoints; `tests/parity/README.md` describes
+//! how the expected numbers were made.
 //!
 //! Everything runs in float32 on the CPU. `tests/parity/sensitivity.py` shows that a wrong epsilon,
-//! window, activation, block and so on moves features or logits by at least twice the tolerance.
+//! window, activation, block and so on changes features or logits by at least twice the tolerance.
 
 use std::{collections::HashMap, fs, path::PathBuf};
 
@@ -22,7 +22,7 @@ const TOLERANCE: f32 = 5e-4;
 /// `</s>`
 const END: u32 = 2;
 
-/// A checkpoint and what PyTorch computes from it.
+/// A checkpoint and PyTorch's results for it.
 struct Fixture {
     name: &'static str,
     folder: PathBuf,
@@ -92,7 +92,7 @@ impl Fixture {
         self.cases.iter().find(|case| case.name == name).unwrap()
     }
 
-    /// Fails where numbers are further from PyTorch's than the tolerance, or are not numbers.
+    /// Fails if numbers differ from PyTorch's by more than the tolerance, or are not numbers.
     fn assert_close(&self, name: &str, ours: &[f32]) {
         assert_close(&format!("{} {name}", self.name), ours, self.tensor(name));
     }
@@ -127,7 +127,7 @@ impl Fixture {
         session
     }
 
-    /// Takes the session's answer and compares it with the case's.
+    /// Generates the session's answer and compares it with the case's.
     fn assert_answers(&self, session: &Session, case: &Case) {
         let (mut tokens, mut logprobs, mut text, mut ended) =
             (Vec::new(), Vec::new(), String::new(), None);
@@ -151,8 +151,8 @@ impl Fixture {
             }
         }
         let name = format!("{} {}", self.name, case.name);
-        // An answer that ends with `</s>` ends the turn, and the session keeps that token to
-        // itself.
+        // An answer that ends with `</s>` ends the turn, and the session does not return that
+        // token.
         let (expected, reason) = match case.answer_ids.split_last() {
             Some((&END, before)) => (before, FinishReason::EndOfTurn),
             _ => (case.answer_ids.as_slice(), FinishReason::MaxTokens),
@@ -199,7 +199,7 @@ fn assert_close(name: &str, ours: &[f32], theirs: &[f32]) {
     }
 }
 
-/// The case's turns as a session holds them.
+/// The case's turns as messages.
 fn turns(case: &Case) -> Vec<Message> {
     let role = |i: usize| {
         if i.is_multiple_of(2) {
@@ -219,7 +219,7 @@ fn turns(case: &Case) -> Vec<Message> {
 }
 
 #[test]
-fn pixels_are_those_of_pillow_to_the_last_bit() {
+fn pixels_match_pillow_exactly() {
     for fixture in Fixture::all() {
         let processor = fixture.processor();
         for name in PICTURES {
@@ -313,8 +313,7 @@ fn sessions_answer_with_the_same_tokens() {
     }
 }
 
-/// Chunks shorter than the picture, than the window and than the prompt, which none of them
-/// divides.
+/// Chunks shorter than the picture, the window and the prompt, none of which they divide.
 #[test]
 fn a_prefill_in_chunks_changes_nothing() {
     for fixture in Fixture::all() {
@@ -329,10 +328,10 @@ fn a_prefill_in_chunks_changes_nothing() {
     }
 }
 
-/// The session's own answer stands in the second prompt, and the keys and values of the first are
-/// used again.
+/// The session's own answer is in the second prompt, and the keys and values of the first are
+/// reused.
 #[test]
-fn a_conversation_goes_on_from_its_own_answer() {
+fn a_conversation_continues_from_its_own_answer() {
     for fixture in Fixture::all() {
         for name in PICTURES {
             let (first, second) = (
@@ -359,7 +358,7 @@ fn a_conversation_goes_on_from_its_own_answer() {
     }
 }
 
-/// The plain iterator, over the simplest cache.
+/// The plain iterator, with the simplest cache.
 #[test]
 fn the_low_level_iterator_gives_the_same_tokens() {
     for fixture in [Fixture::read("naive_f32"), Fixture::read("letterbox_bf16")] {
@@ -379,7 +378,7 @@ fn the_low_level_iterator_gives_the_same_tokens() {
     }
 }
 
-/// Pixels for both encoders as `[1, height, width, 3]` each.
+/// Returns the pixels for both encoders as `[1, height, width, 3]` each.
 fn halves(pixels: &Pixels) -> (Array, Array) {
     let size = pixels.height as i32;
     let both = Array::from_slice(&pixels.data, &[2, 3, size, size])

@@ -1,5 +1,5 @@
-//! Image primitives and decoders against Pillow and transformers, by hashes:
-//! `tests/image/make_primitives.py` and `tests/image/make_corpus.py` made what is expected.
+//! Compares image primitives and decoders with Pillow and transformers, by hashes:
+//! `tests/image/make_primitives.py` and `tests/image/make_corpus.py` made the expected ones.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -102,7 +102,7 @@ fn every_filter_resizes_as_pillow() {
 }
 
 #[test]
-fn cropping_and_padding_are_those_of_transformers_and_pillow() {
+fn cropping_and_padding_match_transformers_and_pillow() {
     let primitives = primitives();
     for Made {
         picture: name,
@@ -138,7 +138,7 @@ fn cropping_and_padding_are_those_of_transformers_and_pillow() {
 }
 
 #[test]
-fn numbers_are_those_of_transformers() {
+fn values_match_transformers() {
     let normalization = Normalization {
         factor: 1.0 / 255.0,
         mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
@@ -151,7 +151,7 @@ fn numbers_are_those_of_transformers() {
     } in primitives().values
     {
         let picture = picture(&name);
-        // Ours lie pixel by pixel, the reference's plane by plane.
+        // Ours are ordered by pixel, the reference's by plane.
         let values = rescale(&picture, normalization.factor).unwrap();
         let by_plane: Vec<f32> = (0..3)
             .flat_map(|channel| values.iter().skip(channel).step_by(3).copied())
@@ -166,7 +166,7 @@ fn numbers_are_those_of_transformers() {
 }
 
 #[test]
-fn smart_resize_is_that_of_transformers() {
+fn smart_resize_matches_transformers() {
     for [height, width, factor, least, most, to_height, to_width] in primitives().sizes {
         let found = smart_resize(height, width, factor, least, most).unwrap_or([0, 0]);
         assert_eq!(
@@ -177,7 +177,7 @@ fn smart_resize_is_that_of_transformers() {
     }
 }
 
-/// Files of real encoders. What differs from Pillow is in [`Picture`]'s documentation.
+/// Files from real encoders. [`Picture`]'s documentation lists the differences from Pillow.
 #[test]
 fn files_are_decoded_as_pillow_decodes_them() {
     let folder = Path::new("tests/image/corpus");
@@ -196,9 +196,9 @@ fn files_are_decoded_as_pillow_decodes_them() {
     assert!(wrong.is_empty(), "{wrong:?}");
 }
 
-/// A file that ends early, anywhere, is refused.
+/// A file truncated anywhere is refused.
 #[test]
-fn a_jpeg_that_is_cut_off_is_refused() {
+fn a_truncated_jpeg_is_refused() {
     for name in ["420_61x47.jpg", "progressive_33x90.jpg", "cmyk.jpg"] {
         let bytes = fs::read(Path::new("tests/image/corpus").join(name)).unwrap();
         for length in (0..bytes.len() - 1).step_by(7) {
@@ -210,7 +210,7 @@ fn a_jpeg_that_is_cut_off_is_refused() {
     }
 }
 
-/// Inks of different sizes are refused by name: the decoder would make another picture of them.
+/// Inks of different sizes are refused by name, because the decoder would misplace them.
 #[test]
 fn subsampled_inks_are_refused() {
     let mut bytes = fs::read("tests/image/corpus/cmyk.jpg").unwrap();

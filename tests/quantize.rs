@@ -1,4 +1,4 @@
-//! Quantizing, saving and loading back, on the small trained model.
+//! Tests quantizing, saving and loading, on the small trained model.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,7 +32,7 @@ fn scheme(bits: usize, group_size: usize) -> QuantizeOptions {
     }
 }
 
-/// All schemes that MLX has.
+/// Returns all schemes that MLX has.
 fn schemes() -> impl Iterator<Item = QuantizeOptions> {
     let affine = [2, 3, 4, 5, 6, 8]
         .into_iter()
@@ -52,7 +52,8 @@ fn demo(model: &Model) -> Embedding {
     model.encode_image(&picture, Op::default()).unwrap()
 }
 
-/// Tokens of an answer, with the bits of their log-probabilities and of the next likeliest.
+/// Returns the tokens of an answer, with the bits of their log-probabilities and of the next most
+/// likely ones.
 fn answer(model: &Model) -> Vec<(u32, Vec<u32>)> {
     let session = model
         .session(GenerationOptions {
@@ -80,7 +81,7 @@ fn save(model: &Model, folder: &Path) -> moxin_vlm::Result<()> {
 }
 
 #[test]
-fn what_is_saved_and_loaded_answers_bit_for_bit() {
+fn a_saved_model_answers_bit_for_bit() {
     let dense = answer(&load(&tiny(), None));
     let (mut all, place) = (Vec::new(), TempDir::new().unwrap());
     for options in schemes() {
@@ -108,7 +109,7 @@ fn what_is_saved_and_loaded_answers_bit_for_bit() {
             model.info().fingerprint,
             "the vision part is the same"
         );
-        // Quantized while it is read, it is the same again.
+        // Quantized while loading, it is the same again.
         assert_eq!(answer(&load(&tiny(), Some(options))), in_memory);
         // Saved once more, nothing changes.
         let again = place.path().join("again");
@@ -198,9 +199,9 @@ fn modules_may_differ() {
         config["quantization"]
             .get("language_model.model.layers.1.mlp.up_proj")
             .is_none(),
-        "it has no scales, which says it"
+        "without scales"
     );
-    // The pictures' part is not what it was: its embeddings are no other model's.
+    // The vision part has changed: its embeddings do not belong to another model.
     assert_ne!(
         model.info().fingerprint,
         load(&tiny(), None).info().fingerprint
@@ -236,7 +237,7 @@ fn quantized_weights_take_less() {
     .weights;
     assert_eq!(
         saved, four,
-        "reckoned before quantizing and from the saved folder"
+        "estimated before quantizing and from the saved folder"
     );
 }
 
@@ -251,7 +252,7 @@ fn a_cancelled_quantization_leaves_the_model_as_it_was() {
         let model = load(&folder, None);
         let before = answer(&model);
         if change {
-            // The folder is not what it was: what is replaced has to be kept.
+            // The folder has changed: replaced matrices must be kept.
             let weights = fs::File::options()
                 .append(true)
                 .open(folder.join("model.safetensors"))
@@ -277,7 +278,7 @@ fn a_cancelled_quantization_leaves_the_model_as_it_was() {
                     assert_eq!(answer(&model), before);
                     assert_eq!(model.info().quantization, None);
                 }
-                // The model is small: it may be done before anybody hears of it.
+                // The model is small: it may be done before the cancellation is noticed.
                 Ok(()) => {
                     assert_eq!(answer(&model), expected);
                     break;
@@ -310,7 +311,7 @@ fn a_cancelled_quantization_leaves_the_model_as_it_was() {
 }
 
 #[test]
-fn saving_harms_nothing() {
+fn saving_is_safe() {
     let place = TempDir::new().unwrap();
     let (source, target) = (place.path().join("source"), place.path().join("target"));
     copy(&tiny(), &source);
@@ -323,7 +324,7 @@ fn saving_harms_nothing() {
         names.sort();
         names
     };
-    // Cancelled on its way, it leaves nothing.
+    // Cancelled in the middle, it leaves nothing.
     let mut progress = |stage: Stage, part: f32| {
         assert_eq!(stage, Stage::Save);
         part < 0.5
@@ -351,7 +352,7 @@ fn saving_harms_nothing() {
             "{name}"
         );
     }
-    // What is there stays, unless it is told to go; a source never goes.
+    // An existing folder stays, unless overwriting is allowed; the source is never removed.
     assert!(
         matches!(save(&model, &target), Err(Error::InvalidArgument(what)) if what.contains("target"))
     );
@@ -385,7 +386,7 @@ fn saving_harms_nothing() {
 }
 
 #[test]
-fn what_a_config_says_wrongly_is_named() {
+fn errors_in_a_config_are_named() {
     let place = TempDir::new().unwrap();
     let folder = place.path().join("four");
     save(&load(&tiny(), Some(scheme(4, 64))), &folder).unwrap();

@@ -1,5 +1,5 @@
-//! Quantization against MLX's own Python package; `tests/quantize/README.md` says how its arrays
-//! and its folder were made.
+//! Compares quantization with MLX's own Python package; `tests/quantize/README.md` describes how
+//! its arrays and its folder were made.
 
 use std::collections::HashMap;
 use std::fs;
@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const TOLERANCE: f32 = 5e-4;
-/// Our kernels round activations to int16. Logits reach 15 here, and are up to 3.1e-3 apart.
+/// Our kernels round activations to int16. Logits reach 15 here, and differ by up to 3.1e-3.
 const INT16_TOLERANCE: f32 = 5e-3;
 
 fn fixtures() -> PathBuf {
@@ -31,7 +31,7 @@ fn arrays(file: &Path) -> HashMap<String, Array> {
     Array::load_safetensors(file).unwrap()
 }
 
-/// Dtype, shape and bytes: what is the same in all three is the same.
+/// Returns dtype, shape and bytes; arrays with equal parts are equal.
 fn parts(array: &Array) -> (Dtype, Vec<i32>, Vec<u8>) {
     let bytes = match array.dtype() {
         Dtype::Uint8 => array.try_as_slice::<u8>().unwrap().to_vec(),
@@ -176,7 +176,7 @@ fn load(folder: &Path) -> moxin_vlm::Result<Model> {
     )
 }
 
-/// A copy of MLX's folder whose quantization is another.
+/// Makes a copy of MLX's folder with another quantization.
 fn with_quantization(place: &Path, change: impl FnOnce(&mut Value)) -> PathBuf {
     let folder = place.join("copy");
     fs::create_dir_all(&folder).unwrap();
@@ -195,9 +195,9 @@ fn config(folder: &Path) -> Value {
     serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap()
 }
 
-/// An exception to the scheme of most modules is what their shapes must fit.
+/// An exception to the scheme of most modules must match their shapes.
 #[test]
-fn exceptions_by_path_count() {
+fn exceptions_by_path_are_respected() {
     let place = TempDir::new().unwrap();
     assert_eq!(
         load(&fixtures().join("mlx-4bit"))
@@ -218,7 +218,8 @@ fn exceptions_by_path_count() {
             "{module}"
         );
     }
-    // What is said not to be quantized has no scales; where it has some, one of the two is wrong.
+    // A module that is declared as not quantized has no scales; if it has some, one of the two is
+    // wrong.
     let wrong = with_quantization(place.path(), |quantization| {
         quantization["projector.fc1"] = json!(false)
     });
@@ -227,8 +228,8 @@ fn exceptions_by_path_count() {
     );
 }
 
-/// Saved by us, it is what MLX wrote: the same tensors, each in the scheme that it was written in,
-/// those of a block that never runs too.
+/// Saved by us, it equals MLX's: the same tensors, each in its own scheme, including those of a
+/// block that is never used.
 #[test]
 fn a_folder_of_mlx_is_saved_as_it_is() {
     let (place, source) = (TempDir::new().unwrap(), fixtures().join("mlx-4bit"));

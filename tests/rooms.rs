@@ -1,12 +1,12 @@
-//! What may depend on what: a model is one folder, one room computes, and the C ABI sees the
-//! runtime alone.
+//! Tests the dependencies between modules: a model is one folder, one module computes, and the C
+//! ABI uses only the runtime.
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-/// The source files below a folder.
+/// Returns the source files below a folder.
 fn sources(folder: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![PathBuf::from(folder)];
@@ -23,7 +23,7 @@ fn sources(folder: &str) -> Vec<PathBuf> {
     found
 }
 
-/// The code of a file, without comments and without its unit tests.
+/// Returns the code of a file, without comments and unit tests.
 fn code(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap();
     let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
@@ -33,7 +33,7 @@ fn code(path: &Path) -> String {
         .join("\n")
 }
 
-/// A new architecture is a folder and a line of the list; nobody else knows its name.
+/// A new architecture is one folder and one line in the list; no other file knows its name.
 #[test]
 fn nothing_but_its_folder_names_an_architecture() {
     let folders: Vec<String> = fs::read_dir("src/models")
@@ -43,7 +43,7 @@ fn nothing_but_its_folder_names_an_architecture() {
         .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
         .collect();
     assert!(folders.len() >= 4, "{folders:?}");
-    // The list; the names of moxin-vlm-mlx, and where they are shown.
+    // The list; the names of moxin-vlm-mlx, and the page that shows them.
     let may = ["src/models/mod.rs", "src/compat.rs", "src/lib.rs"].map(PathBuf::from);
     for path in sources("src")
         .into_iter()
@@ -74,7 +74,7 @@ fn models_compute_through_one_room() {
         );
         assert!(
             !code(&path).contains("::kernels("),
-            "{} asks which kernels are in use",
+            "{} asks which kernels are active",
             path.display()
         );
     }

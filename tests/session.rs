@@ -1,5 +1,5 @@
-//! Conversations through the public API, on the small trained model: what a session promises, and
-//! that it comes to the same answer whichever way it is led there.
+//! Tests conversations through the public API, on the small trained model: what a session promises,
+//! and that every way leads to the same answer.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -44,7 +44,8 @@ fn greedy() -> GenerationOptions {
     }
 }
 
-/// Nearly every token is as likely as any other, so that answers are long; the seed decides all.
+/// Returns options with which nearly every token is equally likely, so that answers are long and
+/// depend on the seed.
 fn rambling(seed: u64, max_tokens: usize) -> GenerationOptions {
     let sampling = SamplingParams {
         temperature: 50.0,
@@ -58,22 +59,21 @@ fn rambling(seed: u64, max_tokens: usize) -> GenerationOptions {
     }
 }
 
-/// A seed with which [`rambling`] does not come upon the end-of-turn token within some thousand
-/// tokens.
+/// A seed with which [`rambling`] does not reach the end-of-turn token within some thousand tokens.
 const LONG: u64 = 0;
 
 fn session(options: GenerationOptions) -> Session {
     MODEL.session(options).unwrap()
 }
 
-/// A session with the demo picture, already encoded.
+/// Returns a session with the demo picture, already encoded.
 fn looking(options: GenerationOptions) -> Session {
     let session = session(options);
     session.add_embedding(&DEMO).unwrap();
     session
 }
 
-/// A whole answer.
+/// A complete answer.
 #[derive(Debug, Clone, PartialEq)]
 struct Answer {
     text: String,
@@ -82,7 +82,7 @@ struct Answer {
     reason: FinishReason,
 }
 
-/// Steps to the end of the answer.
+/// Performs steps up to the end of the answer.
 fn answer(session: &Session) -> moxin_vlm::Result<Answer> {
     let mut answer = Answer {
         text: String::new(),
@@ -124,7 +124,7 @@ fn assert_close(a: &[f32], b: &[f32]) {
         .for_each(|(a, b)| assert!((a - b).abs() < 1e-4, "{a} and {b}"));
 }
 
-// One answer, many ways.
+// One answer in many ways.
 
 #[test]
 fn an_answer_streams_and_becomes_a_turn() {
@@ -163,7 +163,7 @@ fn an_answer_streams_and_becomes_a_turn() {
 }
 
 #[test]
-fn an_embedding_stands_for_its_picture() {
+fn an_embedding_replaces_its_picture() {
     assert_eq!(
         (DEMO.tokens(), DEMO.width()),
         (MODEL.info().image_tokens, MODEL.info().hidden_size)
@@ -175,8 +175,8 @@ fn an_embedding_stands_for_its_picture() {
     let expected = ask(&encoding, DESCRIBE);
     assert_eq!(ask(&looking(greedy()), DESCRIBE), expected);
     assert_eq!(ask(&looking(greedy()), DESCRIBE), expected);
-    // It outlives the model that made it, and fits the same model loaded again; no other model
-    // takes it.
+    // It outlives the model that made it, and works with the same model loaded again; no other
+    // model accepts it.
     let other = load();
     let again = other.encode_image(&demo(), Op::default()).unwrap();
     drop(other);
@@ -219,7 +219,7 @@ fn prefill_in_chunks_changes_nothing() {
 }
 
 #[test]
-fn prefill_reports_its_way() {
+fn prefill_reports_progress() {
     let session = session(GenerationOptions {
         prefill_chunk: 20,
         ..greedy()
@@ -293,7 +293,7 @@ fn the_low_level_iterator_agrees() {
     assert_eq!(tokens, expected.tokens);
 }
 
-/// Greedy tokens, and the logits that the first and the last were chosen by.
+/// Returns greedy tokens, and the logits of the first and the last.
 fn decode<C: KeyValueCache + Default>(
     parts: &Parts,
     count: usize,
@@ -324,8 +324,7 @@ fn both_caches_lead_to_the_same_tokens() {
     assert_close(&last, &last2);
 }
 
-/// Reading weights on one thread and computing on another is what a program with a loading screen
-/// does.
+/// A program with a loading screen loads weights on one thread and computes on another.
 #[test]
 fn a_model_loaded_on_one_thread_computes_on_another() {
     let expected = ask(&looking(greedy()), DESCRIBE);
@@ -360,7 +359,7 @@ fn a_second_turn_reuses_the_first() {
     let first = ask(&warm, DESCRIBE);
     let second = ask(&warm, COUNT);
     let stats = warm.stats();
-    // All but the last token of the answer was read already.
+    // All but the last token of the answer has been read.
     assert!(stats.reused_tokens >= 64 + first.tokens.len(), "{stats:?}");
     assert!(stats.reused_tokens < stats.prompt_tokens);
 
@@ -375,7 +374,7 @@ fn a_second_turn_reuses_the_first() {
 }
 
 #[test]
-fn reset_begins_anew() {
+fn reset_starts_over() {
     let session = looking(greedy());
     let first = ask(&session, DESCRIBE);
     session.add_text(Role::User, COUNT).unwrap();
@@ -396,7 +395,7 @@ fn texts_of_one_role_become_one_message() {
         .unwrap();
     session.add_text(Role::User, COUNT).unwrap();
     let [message] = &session.messages().unwrap()[..] else {
-        panic!("one message is expected")
+        panic!("expected one message")
     };
     assert_eq!(
         message.text("\n"),
@@ -473,7 +472,7 @@ fn top_logprobs_are_sorted_and_hold_the_chosen() {
     assert!(seen > 5);
 }
 
-// How an answer ends.
+// Ends of answers.
 
 #[test]
 fn a_stop_string_ends_an_answer() {
@@ -493,7 +492,7 @@ fn a_stop_string_ends_an_answer() {
     );
     assert_eq!(session.messages().unwrap()[1].text(""), cut.text);
 
-    // The answer that counts in the next turn is the one that was shown.
+    // The answer in the next prompt is the one that was shown.
     let second = ask(&session, "Where is it?");
     let cold = looking(GenerationOptions {
         stop: vec![stop],
@@ -538,7 +537,7 @@ fn a_full_context_ends_an_answer() {
         (FinishReason::ContextFull, &full.tokens[..5])
     );
 
-    // No room for another question, and so none for its turn.
+    // No room for another question, and therefore none for its turn.
     session.add_text(Role::User, COUNT).unwrap();
     let refused = answer(&session);
     assert!(
@@ -551,10 +550,10 @@ fn a_full_context_ends_an_answer() {
     assert_eq!(ask(&session, DESCRIBE), cut);
 }
 
-/// A prompt in the caller's own form: written as the library writes it, it has the same tokens and
-/// the same answer.
+/// A prompt in the caller's own format: written like the library's, it has the same tokens and the
+/// same answer.
 #[test]
-fn a_raw_prompt_is_answered_as_it_is() {
+fn a_raw_prompt_is_used_unchanged() {
     let usual = looking(greedy());
     let (first, second) = (ask(&usual, DESCRIBE), ask(&usual, COUNT));
 
@@ -571,8 +570,8 @@ fn a_raw_prompt_is_answered_as_it_is() {
     );
     let waiting = raw.fork().unwrap();
 
-    // The conversation goes on in the caller's form, or in the usual one; what was read is not read
-    // again.
+    // The conversation continues in the caller's format, or in the usual one; nothing is read
+    // twice.
     let prompt_tokens = raw.stats().prompt_tokens;
     assert_eq!(ask_raw(&raw, &question(COUNT)).tokens, second.tokens);
     assert!(
@@ -597,13 +596,13 @@ fn a_raw_prompt_is_answered_as_it_is() {
         [Role::Prompt, Role::Assistant, Role::User, Role::Assistant]
     );
 
-    // It can be asked again, and put differently.
+    // It can be asked again, and rephrased.
     raw.rewind(3).unwrap();
     assert_eq!(answer(&raw).unwrap().tokens, second.tokens);
     raw.rewind(2).unwrap();
     assert_eq!(ask(&raw, COUNT).tokens, second.tokens);
 
-    // The whole of a conversation in one prompt.
+    // A whole conversation in one prompt.
     let whole = looking(greedy());
     let told = format!(
         "{} {}</s>{}",
@@ -614,7 +613,7 @@ fn a_raw_prompt_is_answered_as_it_is() {
     assert_eq!(ask_raw(&whole, &told).tokens, second.tokens);
     assert_eq!(whole.messages().unwrap().len(), 2);
 
-    // One question at a time, in one form.
+    // One question at a time, in one format.
     whole.add_prompt("In: ").unwrap();
     assert!(matches!(
         whole.add_text(Role::User, COUNT),
@@ -630,7 +629,7 @@ fn a_raw_prompt_is_answered_as_it_is() {
 }
 
 #[test]
-fn a_prompt_that_is_too_long_is_refused_and_taken_back() {
+fn a_prompt_that_is_too_long_is_refused_and_rolled_back() {
     let free = looking(greedy());
     let expected = ask(&free, COUNT);
     let prompt = free.stats().prompt_tokens;
@@ -754,7 +753,7 @@ fn assert_cancelled(session: &Session, messages: &[Message]) {
 }
 
 #[test]
-fn cancelling_takes_the_turn_back() {
+fn cancelling_rolls_the_turn_back() {
     let options = GenerationOptions {
         prefill_chunk: 7,
         ..greedy()
@@ -775,12 +774,12 @@ fn cancelling_takes_the_turn_back() {
         assert_eq!(answer.tokens, first.tokens, "cancelled after {steps} steps");
         assert_close(&answer.logprobs, &first.logprobs);
     }
-    // In the second: the first stays.
+    // In the second turn: the first stays.
     for steps in [0, 1, 4] {
         let session = looking(options.clone());
         ask(&session, DESCRIBE);
         let turns = session.messages().unwrap();
-        session.add_text(Role::User, "What colour is it?").unwrap();
+        session.add_text(Role::User, "What color is it?").unwrap();
         (0..steps).for_each(|_| drop(session.step().unwrap()));
         assert_cancelled(&session, &turns);
         let answer = ask(&session, COUNT);
@@ -792,10 +791,10 @@ fn cancelling_takes_the_turn_back() {
     }
 }
 
-/// "Stop", pressed a moment after the answer has ended, is not for the next question; pressed
-/// before its first step, it is.
+/// "Stop", pressed just after the answer has ended, does not apply to the next question; pressed
+/// before the first step, it does.
 #[test]
-fn a_cancellation_is_for_what_is_there() {
+fn a_cancellation_applies_to_the_current_question() {
     let session = looking(greedy());
     ask(&session, DESCRIBE);
     let turns = session.messages().unwrap();
@@ -859,10 +858,9 @@ fn handles_may_go_to_any_thread() {
     any_thread::<Error>();
 }
 
-/// A session is stepped by one thread at a time; who comes meanwhile is told so, and no token is
-/// lost or doubled.
+/// One thread at a time steps a session; another gets an error, and no token is lost or duplicated.
 #[test]
-fn a_busy_session_says_so() {
+fn a_busy_session_returns_busy() {
     let expected = ask(&looking(greedy()), DESCRIBE);
     let session = looking(greedy());
     session.add_text(Role::User, DESCRIBE).unwrap();
@@ -877,7 +875,7 @@ fn a_busy_session_says_so() {
                     finished.store(true, Ordering::SeqCst);
                 }
                 Err(Error::Busy) => thread::yield_now(),
-                // Where the other thread has just ended the answer.
+                // The other thread may have just ended the answer.
                 Err(Error::InvalidState(what)) => {
                     assert!(what.contains("nothing to answer"), "{what}")
                 }
@@ -889,7 +887,7 @@ fn a_busy_session_says_so() {
         scope.spawn(step);
         scope.spawn(step);
     });
-    // Recorded after the step, and so perhaps out of order.
+    // Recorded after the step, and therefore perhaps out of order.
     let (mut tokens, mut all) = (tokens.into_inner().unwrap(), expected.tokens.clone());
     tokens.sort();
     all.sort();
@@ -898,7 +896,7 @@ fn a_busy_session_says_so() {
 }
 
 #[test]
-fn many_threads_get_what_one_gets() {
+fn many_threads_get_the_same_answers() {
     const THREADS: usize = 8;
     let questions = [
         DESCRIBE,
@@ -957,7 +955,7 @@ fn many_threads_get_what_one_gets() {
     });
 }
 
-/// Two answers of equal length, begun together: neither waits for the other's end.
+/// Two answers of equal length, started together: neither waits for the other's end.
 #[test]
 fn sessions_advance_side_by_side() {
     const TOKENS: usize = 100;
@@ -977,7 +975,7 @@ fn sessions_advance_side_by_side() {
     };
     thread::scope(|scope| {
         let other = scope.spawn(|| run(1));
-        // Whoever is done first finds the other under way.
+        // Whichever ends first finds the other running.
         let seen = [run(0), other.join().unwrap()];
         assert!(seen.iter().all(|seen| *seen > TOKENS / 10), "{seen:?}");
     });
@@ -1052,8 +1050,8 @@ fn loading_ends_when_another_thread_cancels() {
             cancel: Some(for_progress.clone()),
             ..Default::default()
         };
-        // The engine does not wait for the callback: by then it may have read all of a small model,
-        // which is given up all the same.
+        // The engine does not wait for the callback: it may have read all of a small model by then,
+        // which is dropped all the same.
         assert!(matches!(
             Model::load(tiny(), LoadOptions::default(), op),
             Err(Error::Cancelled)
@@ -1092,7 +1090,7 @@ fn a_time_limit_ends_loading_and_encoding() {
 }
 
 #[test]
-fn a_memory_limit_is_kept() {
+fn a_memory_limit_is_respected() {
     let options = LoadOptions {
         memory_limit: Some(1_000_000),
         ..Default::default()
@@ -1114,10 +1112,10 @@ fn a_memory_limit_is_kept() {
     );
 }
 
-// What a conversation does not take.
+// What a conversation refuses.
 
 #[test]
-fn what_does_not_fit_a_conversation_is_refused() {
+fn invalid_messages_are_refused() {
     let refused = |result: moxin_vlm::Result<()>, hint: &str| {
         assert!(
             matches!(&result, Err(Error::InvalidState(what)) if what.contains(hint)),
@@ -1136,7 +1134,7 @@ fn what_does_not_fit_a_conversation_is_refused() {
     session.step().unwrap();
     refused(session.add_text(Role::User, COUNT), "being generated");
     refused(session.add_image(demo()), "being generated");
-    // None of this was in the way of the answer.
+    // None of this affected the answer.
     assert_eq!(answer(&session).unwrap(), ask(&looking(greedy()), DESCRIBE));
     refused(session.step().map(drop), "add the user's text");
 
@@ -1153,7 +1151,7 @@ fn a_conversation_needs_no_picture() {
     assert_eq!(first.reason, FinishReason::EndOfTurn);
     ask(&session, DESCRIBE);
     assert!(session.stats().reused_tokens > 0);
-    // A picture that comes after the question was put, but before its answer, counts.
+    // A picture added after the question, but before its answer, counts.
     let late = MODEL.session(greedy()).unwrap();
     late.add_text(Role::User, DESCRIBE).unwrap();
     late.add_image(demo()).unwrap();
@@ -1187,8 +1185,7 @@ fn any_text_is_a_question() {
     }
 }
 
-/// Bytes of characters, cut anywhere, never come out as half a character; the parts make up the
-/// turn.
+/// Characters of several bytes, cut anywhere, never appear in halves; the parts add up to the turn.
 #[test]
 fn rambling_streams_whole_characters() {
     for seed in 0..2 {

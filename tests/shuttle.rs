@@ -1,9 +1,9 @@
-//! The engine's queue, a session's slot and its streams, and the log's messages under orders of
-//! threads that a machine rarely shows: shuttle (<https://docs.rs/shuttle>) runs each test again
-//! and again with another one. The files are compiled here with shuttle's threads and locks in
-//! place of the standard library's. ThreadSanitizer would need a standard library of its own; loom
-//! has no channels.
-#![allow(dead_code)] // what the sessions use and these tests do not
+//! Tests the engine's queue, a session's slot and streams, and the log's messages under thread
+//! schedules that rarely occur: shuttle (<https://docs.rs/shuttle>) runs each test again and again
+//! with different ones. The files are compiled here with shuttle's threads and locks instead of the
+//! standard library's. ThreadSanitizer would need a standard library of its own; loom has no
+//! channels.
+#![allow(dead_code)] // items that the sessions use and these tests do not
 
 #[path = "../src/runtime/callback.rs"]
 mod callback;
@@ -20,8 +20,8 @@ mod slot;
 #[path = "../src/runtime/stream.rs"]
 mod stream;
 
-/// Shuttle's threads and locks. Time does not pass there; but who waits for a message may at any
-/// moment find that it has waited long enough.
+/// Shuttle's threads and locks. Time does not pass there; but a thread that waits for a message may
+/// time out at any moment.
 mod sync {
     pub use shuttle::{
         sync::{Arc, Condvar, Mutex, MutexGuard, atomic},
@@ -31,7 +31,7 @@ mod sync {
     pub mod thread {
         pub use shuttle::thread::*;
 
-        /// Lets others go on, as who sleeps does.
+        /// Lets other threads run, like a sleeping thread does.
         pub fn sleep(_: std::time::Duration) {
             yield_now();
         }
@@ -66,7 +66,7 @@ mod sync {
     }
 }
 
-/// As in the library.
+/// The same as in the library.
 mod error {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -93,17 +93,17 @@ use sync::{
     thread,
 };
 
-/// Orders that each test tries in each of two ways.
+/// The number of schedules that each test tries in each of two ways.
 const ORDERS: usize = 10_000;
 
-/// At random, and with few changes of thread at the worst moments
+/// At random, and with few context switches at the worst moments
 /// (<https://www.microsoft.com/en-us/research/publication/a-randomized-scheduler-with-probabilistic-guarantees-of-finding-bugs/>).
 fn in_any_order(test: fn()) {
     shuttle::check_random(test, ORDERS);
     shuttle::check_pct(test, ORDERS, 3);
 }
 
-/// Calls that are not over, for one order of threads.
+/// Returns calls that have not ended, for one schedule.
 fn calls() -> &'static Calls {
     Box::leak(Box::new(Calls::new()))
 }
@@ -131,7 +131,7 @@ impl Engine {
         }
     }
 
-    /// Has all done that is still in line, and ends the thread.
+    /// Runs the remaining jobs, and ends the thread.
     fn finish(self) {
         let _ = self.queue.turn(|| Ok(()));
         self.over.store(true, Ordering::SeqCst);
@@ -156,9 +156,10 @@ impl Drop for Token {
     }
 }
 
-/// Every operation is done once or not at all, and its caller told which; what it held is dropped.
+/// Every operation runs once or not at all, and its caller knows which; its captured values are
+/// dropped.
 #[test]
-fn an_operation_is_done_or_cancelled() {
+fn an_operation_completes_or_is_cancelled() {
     in_any_order(|| {
         let engine = Engine::start();
         let (alive, cancel) = (Arc::new(AtomicUsize::new(0)), Cancel::new());
@@ -195,7 +196,7 @@ fn an_operation_is_done_or_cancelled() {
     });
 }
 
-/// Once `suspend` has returned nothing computes until `resume`, whatever was on its way.
+/// After `suspend` has returned nothing computes until `resume`.
 #[test]
 fn nothing_computes_while_suspended() {
     in_any_order(|| {
@@ -238,16 +239,16 @@ fn nothing_computes_while_suspended() {
             .collect();
         assert_eq!(engine.queue.run(Op::default(), |_| Ok(7)).unwrap(), 7);
         engine.finish();
-        // Who was told that it is suspended may ask again: it is not done behind his back.
+        // An operation that failed as suspended may be repeated: it does not run in the meantime.
         told.iter()
             .for_each(|(ok, done)| assert_eq!(done.load(Ordering::SeqCst), usize::from(*ok)));
     });
 }
 
-/// When the process ends, whoever waits for something gets an answer, and nothing is computed or
-/// dropped afterwards.
+/// When the process exits, every waiting thread gets an answer, and nothing is computed or dropped
+/// afterwards.
 #[test]
-fn the_end_of_the_process_leaves_nobody_waiting() {
+fn process_exit_leaves_no_thread_waiting() {
     in_any_order(|| {
         let engine = Engine::start();
         let (alive, ended) = (
@@ -282,7 +283,7 @@ fn the_end_of_the_process_leaves_nobody_waiting() {
     });
 }
 
-/// One operation at a time has a session; the other is told so, and the session is free when the
+/// A session has one operation at a time; another gets an error, and the session is free when the
 /// first is done.
 #[test]
 fn a_slot_has_one_user() {
@@ -310,7 +311,7 @@ fn a_slot_has_one_user() {
     });
 }
 
-/// What a stream's callback has seen.
+/// What a stream's callback has received.
 #[derive(Default)]
 struct Seen {
     events: AtomicUsize,
@@ -318,7 +319,7 @@ struct Seen {
     dropped: AtomicBool,
 }
 
-/// A stream of three events and a last one, which an atomic flag cancels, as a session's does.
+/// Starts a stream of three events and a last one, which an atomic flag cancels, like a session's.
 fn start(
     streams: &Arc<Streams>,
     calls: &'static Calls,
@@ -332,7 +333,7 @@ fn start(
             assert_eq!(
                 self.0.last.load(Ordering::SeqCst),
                 1,
-                "the end is told before the callback is dropped"
+                "the last event comes before the callback is dropped"
             );
             assert!(!self.0.dropped.swap(true, Ordering::SeqCst));
         }
@@ -362,7 +363,7 @@ fn start(
         assert_eq!(
             tells.0.last.load(Ordering::SeqCst),
             0,
-            "nothing follows the end"
+            "nothing follows the last event"
         );
         tells.0.events.fetch_add(1, Ordering::SeqCst);
         // In the last event, and not before, the session is free.
@@ -391,7 +392,7 @@ fn a_stream_ends_once_whoever_cancels_or_frees_it() {
             let cancel = cancel.clone();
             thread::spawn(move || cancel.store(true, Ordering::SeqCst))
         };
-        // As a session is freed: when this returns all is over.
+        // Like freeing a session: when this returns everything is over.
         cancel.store(true, Ordering::SeqCst);
         streams.wait(calls);
         assert_eq!(seen.last.load(Ordering::SeqCst), 1);
@@ -419,10 +420,10 @@ fn a_stream_that_is_freed_in_its_callback_does_not_wait_for_itself() {
     });
 }
 
-/// When the process ends, who waits for a stream goes on, and no callback runs or is dropped after
-/// the exit handler.
+/// When the process exits, threads that wait for a stream continue, and no callback runs or is
+/// dropped after the exit handler.
 #[test]
-fn a_stream_stops_where_the_process_ends() {
+fn a_stream_stops_at_process_exit() {
     in_any_order(|| {
         let (streams, calls) = (Arc::new(Streams::default()), calls());
         let (slot, cancel) = (Slot::new(0), Arc::new(AtomicBool::new(false)));
@@ -440,7 +441,7 @@ fn a_stream_stops_where_the_process_ends() {
             let streams = streams.clone();
             thread::spawn(move || streams.wait(calls))
         };
-        // As the exit handler does.
+        // Like the exit handler.
         calls.end();
         calls.wait();
         over.store(true, Ordering::SeqCst);
@@ -453,10 +454,10 @@ fn a_stream_stops_where_the_process_ends() {
     });
 }
 
-/// A sink and its level are set together: a sink gets no record that it did not ask for, none is
-/// lost that it asked for, and the filter is the latest sink's.
+/// A sink and its level are set together: a sink gets no record that it did not ask for, no record
+/// that it asked for is lost, and the filter is the latest sink's.
 #[test]
-fn a_sink_gets_what_it_asked_for() {
+fn a_sink_gets_the_records_it_asked_for() {
     const LEVELS: [LevelFilter; 2] = [LevelFilter::Error, LevelFilter::Debug];
     in_any_order(|| {
         let (outbox, filter) = (
@@ -509,9 +510,10 @@ fn a_sink_gets_what_it_asked_for() {
     });
 }
 
-/// However fast records come, each is taken or counted as dropped, and no more wait than may.
+/// However fast records arrive, each is delivered or counted as dropped, and the limit of waiting
+/// ones holds.
 #[test]
-fn what_does_not_fit_is_counted() {
+fn dropped_records_are_counted() {
     in_any_order(|| {
         const EACH: usize = 3;
         let outbox = Arc::new(Outbox::<()>::new(Room {

@@ -1,5 +1,4 @@
-//! Answers that end early: nothing that was asked for is lost, and nothing is computed that nobody
-//! wants.
+//! Answers that end early: nothing that was asked for is lost, and nothing unwanted is computed.
 
 use std::{cell::Cell, ffi::OsStr, thread, time::Duration};
 
@@ -29,7 +28,7 @@ fn other_picture() -> Picture {
     Picture::from_pixels(&[200; 3 * 64], 8, 8, 24, PixelFormat::Rgb8).unwrap()
 }
 
-/// A session with the picture, which is not yet encoded.
+/// Returns a session with the picture, which is not encoded yet.
 fn looking(model: &Model, prefill_chunk: usize) -> Session {
     trim_memory();
     let session = model
@@ -42,7 +41,7 @@ fn looking(model: &Model, prefill_chunk: usize) -> Session {
     session
 }
 
-/// The tokens and the text of the answer that is being generated or waited for.
+/// Returns the tokens and the text of the answer that is in progress or pending.
 fn answer(session: &Session) -> (Vec<u32>, String) {
     let (mut tokens, mut all) = (Vec::new(), String::new());
     for event in session.generate() {
@@ -66,11 +65,11 @@ fn ask(session: &Session, question: &str) -> (Vec<u32>, String) {
     answer(session)
 }
 
-/// A report that comes while the prompt is read: four blocks of two encoders, three layers of the
-/// projector, the end of both and the first chunk of the prompt go before.
+/// The number of a report while the prompt is read: it follows four blocks of two encoders, three
+/// layers of the projector, the end of both and the first chunk of the prompt.
 const IN_THE_PROMPT: usize = 14;
 
-/// How an operation is ended in its middle.
+/// How an operation is stopped in the middle.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum End {
     Suspended,
@@ -88,8 +87,8 @@ const ENDS: [End; 5] = [
     End::TimedOut,
 ];
 
-/// Prefill that is ended at its report number `last`; its error, or `None` where it came to its end
-/// before.
+/// Prefill that is stopped at its report number `last`; returns its error, or `None` if it
+/// completed before.
 fn prefill_until(session: &Session, end: End, last: usize) -> Option<Error> {
     let cancel = Cancel::new();
     let reports = Cell::new(0);
@@ -100,7 +99,7 @@ fn prefill_until(session: &Session, end: End, last: usize) -> Option<Error> {
             return true;
         }
         match end {
-            // The engine is at work: it does not end within no time.
+            // The engine is working: it does not stop immediately.
             End::Suspended => drop(suspend(Duration::ZERO)),
             End::Refused => return false,
             End::Cancelled => cancel.trigger(),
@@ -126,8 +125,8 @@ fn fits(end: End, error: &Error) -> bool {
     }
 }
 
-/// Ends reading ahead for every reason, and reads again or not: in the first report, in the
-/// encoding, and in the prompt; or with all of it in one chunk.
+/// Stops reading ahead for every reason, and then reads again or not: in the first report, in the
+/// encoding, and in the prompt; or with everything in one chunk.
 fn for_each_end(check: impl Fn(usize, usize, End, bool, &str)) {
     for (chunk, last) in [(16, 1), (16, 4), (16, IN_THE_PROMPT), (256, 3)] {
         for end in ENDS {
@@ -144,8 +143,8 @@ fn for_each_end(check: impl Fn(usize, usize, End, bool, &str)) {
     }
 }
 
-/// The picture is read ahead, and that ends early, at any place and for any reason: it is still the
-/// picture of the conversation.
+/// Reading the picture ahead is stopped anywhere and for any reason: the picture stays in the
+/// conversation.
 #[test]
 fn a_picture_that_is_read_ahead_is_not_lost() {
     in_child(
@@ -157,7 +156,7 @@ fn a_picture_that_is_read_ahead_is_not_lost() {
             for_each_end(|chunk, last, end, again, what| {
                 let session = looking(&model, chunk);
                 let error = prefill_until(&session, end, last)
-                    .unwrap_or_else(|| panic!("it was not ended: {what}"));
+                    .unwrap_or_else(|| panic!("it was not stopped: {what}"));
                 assert!(fits(end, &error), "{what}: {error:?}");
                 assert!(!session.is_generating().unwrap(), "{what}");
                 if again {
@@ -167,15 +166,15 @@ fn a_picture_that_is_read_ahead_is_not_lost() {
                 assert_eq!(ask(&session, DESCRIBE), expected, "{what}");
                 let stats = session.stats();
                 assert_eq!(stats.image_tokens, 64, "{what}");
-                // All that was read is kept, and read only once.
+                // Everything that was read is kept, and read only once.
                 assert!(!again || stats.reused_tokens == 65, "{what}: {stats:?}");
             });
         },
     );
 }
 
-/// An app that adds a picture again after reading it ahead has failed is not refused, and may have
-/// another one in its place.
+/// An app that adds a picture again after reading it ahead has failed is not refused, and may also
+/// use another picture.
 #[test]
 fn a_picture_whose_reading_ended_early_may_be_replaced() {
     in_child(
@@ -211,12 +210,12 @@ fn a_picture_whose_reading_ended_early_may_be_replaced() {
     );
 }
 
-/// The same with a question: a suspension keeps it, all else takes it back, and never is half of it
-/// left.
+/// The same with a question: a suspension keeps it, everything else rolls it back, and never is
+/// half of it left.
 #[test]
-fn a_question_that_is_read_ahead_is_kept_or_taken_back() {
+fn a_question_that_is_read_ahead_is_kept_or_rolled_back() {
     in_child(
-        "answers::a_question_that_is_read_ahead_is_kept_or_taken_back",
+        "answers::a_question_that_is_read_ahead_is_kept_or_rolled_back",
         Limits::default(),
         || {
             let model = model();
@@ -225,7 +224,7 @@ fn a_question_that_is_read_ahead_is_kept_or_taken_back() {
                 let session = looking(&model, chunk);
                 session.add_text(Role::User, DESCRIBE).unwrap();
                 let error = prefill_until(&session, end, last)
-                    .unwrap_or_else(|| panic!("it was not ended: {what}"));
+                    .unwrap_or_else(|| panic!("it was not stopped: {what}"));
                 assert!(fits(end, &error), "{what}: {error:?}");
                 assert!(!session.is_generating().unwrap(), "{what}");
                 if end == End::Suspended {
@@ -245,12 +244,12 @@ fn a_question_that_is_read_ahead_is_kept_or_taken_back() {
     );
 }
 
-/// After a suspended prefill the question may still be changed, and what was read of it is not read
-/// again.
+/// After a suspended prefill the question may still be changed, and the part that was read is not
+/// read again.
 #[test]
-fn a_suspended_question_goes_on() {
+fn a_suspended_question_continues() {
     in_child(
-        "answers::a_suspended_question_goes_on",
+        "answers::a_suspended_question_continues",
         Limits::default(),
         || {
             let model = model();
@@ -267,10 +266,9 @@ fn a_suspended_question_goes_on() {
     );
 }
 
-/// A cancellation that came before there was anything to cancel is not for the reading that comes
-/// after.
+/// A cancellation before there was anything to cancel does not affect later reading ahead.
 #[test]
-fn reading_ahead_hears_only_what_comes_while_it_reads() {
+fn reading_ahead_ignores_earlier_cancellations() {
     let model = model();
     let session = looking(&model, 256);
     session.cancel();
@@ -284,10 +282,10 @@ fn reading_ahead_hears_only_what_comes_while_it_reads() {
     assert_eq!(session.messages().unwrap(), []);
 }
 
-/// The decoder asks before each layer and before the head, and ends at once where the answer is no.
-/// The cache is as it was.
+/// The decoder polls before each layer and before the head, and stops at once on an error. The
+/// cache is unchanged.
 #[test]
-fn a_decoder_that_is_ended_at_any_layer_goes_on() {
+fn a_decoder_that_is_stopped_at_any_layer_can_continue() {
     let model = load_model(tiny()).unwrap();
     check_every_layer::<KVCache>(&model);
     check_every_layer::<ConcatKeyValueCache>(&model);
@@ -343,16 +341,16 @@ fn check_every_layer<C: KeyValueCache + Default>(model: &MoxinVLM) {
     };
     let expected = run(&|_| false);
     for end in 0..=layers {
-        assert_eq!(run(&|at| at == end), expected, "ended at {end}");
+        assert_eq!(run(&|at| at == end), expected, "stopped at {end}");
     }
     assert_eq!(run(&|_| true), expected, "ended everywhere");
 }
 
 /// Faults in every layer, block and chunk, of every kind and on every path, through the C ABI.
 #[test]
-fn every_end_on_every_path() {
+fn every_failure_on_every_path() {
     if !cfg!(debug_assertions) {
-        return println!("SKIPPED: a release build has no faults");
+        return println!("SKIPPED: a release build has no fault injection");
     }
     let program = Program::build("answers.c");
     program.run(
@@ -361,12 +359,11 @@ fn every_end_on_every_path() {
     );
 }
 
-/// Whoever cancels, and whatever is computed, hears of it within a layer. Nothing is computed that
-/// nobody wants.
+/// Every way of cancelling takes effect within a layer, whatever is being computed.
 #[test]
-fn all_is_heard_within_a_layer() {
+fn cancelling_takes_effect_within_a_layer() {
     if !cfg!(debug_assertions) {
-        return println!("SKIPPED: a release build has no faults");
+        return println!("SKIPPED: a release build has no fault injection");
     }
     let program = Program::build("answers.c");
     program.run(

@@ -1,4 +1,4 @@
-//! Processes that are watched: one that takes more than it may is killed, and the test fails.
+//! Watched processes: one that exceeds its limits is killed, and the test fails.
 
 use std::{
     ffi::OsStr,
@@ -19,12 +19,11 @@ use crate::programs::{
 const CASE: &str = "MOXIN_ADVERSARY_CASE";
 const PART: &str = "MOXIN_ADVERSARY_PART";
 
-/// How often a child is looked at.
+/// How often a child is checked.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// What a child may take. Memory is resident memory in bytes; memory and threads are watched where
-/// there is /proc. The address space is limited for the child itself, which then sees its
-/// allocations fail.
+/// The limits of a child. Memory is resident memory in bytes; memory and threads are watched if
+/// there is /proc. The address space is limited for the child itself, whose allocations then fail.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub time: Duration,
@@ -36,7 +35,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        // Some libraries start a thread for each CPU, whatever they are used for.
+        // Some libraries start a thread per CPU for any work.
         let cpus = thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64);
         Limits {
             time: Duration::from_secs(60),
@@ -49,7 +48,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The usual limits with another one on memory, in MiB.
+    /// Returns the usual limits with another one for memory, in MiB.
     pub fn mebibytes(memory: u64) -> Limits {
         Limits {
             memory: memory << 20,
@@ -57,7 +56,7 @@ impl Limits {
         }
     }
 
-    /// The same limits with another one on time.
+    /// Returns the same limits with another one for time.
     pub fn seconds(self, seconds: u64) -> Limits {
         Limits {
             time: Duration::from_secs(seconds),
@@ -66,9 +65,9 @@ impl Limits {
     }
 }
 
-/// How a child ended, and the most that it took.
+/// How a child ended, and its peak use.
 #[derive(Debug)]
-#[allow(dead_code)] // what a test does not ask for, its failure prints
+#[allow(dead_code)] // printed on failure even if a test does not read it
 pub struct Outcome {
     pub status: ExitStatus,
     pub stdout: String,
@@ -78,8 +77,8 @@ pub struct Outcome {
     pub time: Duration,
 }
 
-/// Runs `body` in a child: this test program again, which runs the test called `name` alone. `name`
-/// is the test's path, such as `folder::a_pipe_is_refused`. Everything the test does belongs into
+/// Runs `body` in a child: this test program again, which only runs the test called `name`. `name`
+/// is the test's path, such as `folder::a_pipe_is_refused`. Everything the test does belongs in
 /// `body`.
 pub fn in_child(name: &str, limits: Limits, body: impl FnOnce()) {
     in_children(name, limits, 1, |_| body());
@@ -111,13 +110,13 @@ pub fn in_children(name: &str, limits: Limits, count: usize, body: impl FnOnce(u
     }
 }
 
-/// What this process takes, in bytes: a line of /proc/self/status, such as `VmHWM:` for the most
-/// that was resident.
+/// Returns the memory of this process in bytes: a line of /proc/self/status, such as `VmHWM:` for
+/// peak resident memory.
 pub fn memory(field: &str) -> Option<u64> {
     Some(proc_status(std::process::id(), field)? << 10)
 }
 
-/// A C or C++ program from this folder, built against the library that cargo built for these tests.
+/// A C or C++ program from this folder, built with the library that cargo built for these tests.
 pub struct Program {
     path: PathBuf,
     _folder: TempDir,
@@ -165,7 +164,7 @@ impl Program {
         outcome
     }
 
-    /// The command that runs it.
+    /// Returns the command that runs it.
     pub fn command(&self, arguments: &[&OsStr]) -> Command {
         let mut command = Command::new(&self.path);
         command.args(arguments).env(LIBRARY_PATH, library_path());
@@ -173,12 +172,12 @@ impl Program {
     }
 }
 
-/// Runs a command to its end. Panics where it takes more than its limits.
+/// Runs a command to its end. Panics if it exceeds its limits.
 pub fn watch(command: Command, limits: Limits) -> Outcome {
     watched(command, limits).unwrap_or_else(|what| panic!("{what}"))
 }
 
-/// Runs a command to its end; kills it where it takes more than its limits, and says what it took.
+/// Runs a command to its end; kills it if it exceeds its limits, and returns its use.
 fn watched(command: Command, limits: Limits) -> Result<Outcome, String> {
     let folder = TempDir::new().unwrap();
     let (out, err) = (folder.path().join("stdout"), folder.path().join("stderr"));
@@ -220,8 +219,8 @@ fn watched(command: Command, limits: Limits) -> Result<Outcome, String> {
     }
 }
 
-/// The command, run by a shell that first limits the number of open files, and maybe the address
-/// space, and closes no new file to others.
+/// Returns the command, run by a shell that first limits the number of open files and optionally
+/// the address space, and leaves new files accessible to others.
 fn with_limits(command: &Command, limits: Limits) -> Command {
     let mut shell = Command::new("sh");
     let address_space = limits.address_space.map_or(String::new(), |bytes| {
@@ -242,7 +241,7 @@ fn with_limits(command: &Command, limits: Limits) -> Command {
     shell
 }
 
-/// A number from /proc/PID/status.
+/// Returns a number from /proc/PID/status.
 fn proc_status(process: u32, field: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     status

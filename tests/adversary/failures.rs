@@ -1,5 +1,5 @@
-//! Every single failure of an allocation, a file operation or a thread's start while a model is
-//! loaded, asked, quantized and saved: a typed error each, nothing lost, and the next attempt
+//! Every single failure of an allocation, a file operation or a thread start while a model is
+//! loaded, asked, quantized and saved: each is a typed error, nothing is lost, and the next attempt
 //! works. See whole.c and failing.h.
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 
@@ -12,14 +12,14 @@ use crate::{
     programs::{copy_tiny, demo},
 };
 
-/// Failures of a kind in each part at most: `MOXIN_FAILURES=all` has every one.
+/// The maximum number of failures of a kind in each part: `MOXIN_FAILURES=all` runs every one.
 const MOST: &str = "40";
 
-/// The smallest allocation that fails, in bytes. The small model takes little memory: this stands
-/// for a megabyte of a large one.
+/// The smallest allocation that fails, in bytes. The small model needs little memory: this
+/// represents a megabyte of a large one.
 const SMALLEST: &str = "65536";
 
-/// The program, a model and a place for what it saves: in memory, where there is such a place.
+/// The program, a model and a path for saving: in memory, if possible.
 struct Whole {
     program: Program,
     folder: TempDir,
@@ -44,7 +44,7 @@ impl Whole {
         whole
     }
 
-    /// Runs it to its end, however that is.
+    /// Runs it to its end, whatever that is.
     fn outcome(&self, mode: &str, kind: &str, more: &[&str]) -> Outcome {
         let (source, place) = (
             self.folder.path().join("source"),
@@ -74,8 +74,8 @@ impl Whole {
         )
     }
 
-    /// Runs it; it must find nothing, and leave the source as it was. Returns what it counted: of a
-    /// part, failures tried and in all.
+    /// Runs it; it must find no fault, and leave the source unchanged. Returns its counts: failures
+    /// tried and possible, per part.
     fn run(&self, mode: &str, kind: &str, more: &[&str]) -> BTreeMap<String, (u64, u64)> {
         let outcome = self.outcome(mode, kind, more);
         assert!(
@@ -110,8 +110,8 @@ impl Whole {
         outcome.stdout.lines().filter_map(count).collect()
     }
 
-    /// Lets each part fail in every way, and all parts in a process of its own where much is done
-    /// for the first time.
+    /// Fails each part in every way, and all parts in a process of their own if much is done for
+    /// the first time.
     fn fail(&self, kind: &str, parts: &[&str], first: u64) {
         let most = match std::env::var("MOXIN_FAILURES").as_deref() {
             Ok("all") => "1000000",
@@ -170,12 +170,12 @@ fn every_thread_may_fail_to_start() {
     Whole::new().fail("threads", &["stream"], 10);
 }
 
-/// What cannot be an error: should it become one, it goes from the list.
+/// Failures that cannot become errors: if one does, it must be removed from the list.
 #[test]
-fn what_is_known_to_end_the_process_does() {
+fn known_fatal_failures_still_end_the_process() {
     let whole = Whole::new();
-    // On a processor MLX 0.32.2 does not look whether it got the memory that it asked for
-    // (`CommonAllocator::malloc`): what the library computes beforehand is all that protects there.
+    // On a CPU MLX 0.32.2 does not check whether its allocation succeeded
+    // (`CommonAllocator::malloc`): only the library's estimates protect there.
     for part in ["load", "encode", "pull"] {
         let outcome = whole.outcome("one", "mlx", &[part, "1"]);
         assert!(
@@ -191,13 +191,13 @@ fn what_is_known_to_end_the_process_does() {
         assert_eq!(
             outcome.status.code(),
             Some(3),
-            "entry {i} of KNOWN in whole.c is not needed any more: {outcome:#?}"
+            "entry {i} of KNOWN in whole.c is no longer needed: {outcome:#?}"
         );
     }
 }
 
 #[test]
-fn what_does_not_look_is_caught() {
+fn a_program_that_ignores_failures_is_caught() {
     let outcome = Whole::new().outcome("careless", "memory", &[]);
     assert!(
         outcome.status.code() == Some(3) && outcome.stderr.contains("careless, memory 1"),

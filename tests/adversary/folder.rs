@@ -1,5 +1,5 @@
-//! Model folders that lie: nothing that they say stops the engine, fills memory, or loads and then
-//! cannot compute.
+//! Malicious model folders: their content cannot block the engine, fill the memory, or load and
+//! then fail to compute.
 
 use std::{
     collections::BTreeMap,
@@ -40,7 +40,7 @@ const PROCESSOR: &str = "preprocessor_config.json";
 const TOKENIZER: &str = "tokenizer.json";
 const WEIGHTS: &str = "model.safetensors";
 
-/// A folder like this must be refused within this time; most of it is for machines that are busy.
+/// Such a folder must be refused within this time; most of it is for busy machines.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
@@ -97,14 +97,14 @@ impl Folder {
         Model::load(&self.path, LoadOptions::default(), Op::default())
     }
 
-    /// Loads, which must fail at once, and says how.
+    /// Loads the folder, which must fail quickly, and returns the error.
     #[track_caller]
     fn refused(&self, words: &[&str]) -> Error {
         let clock = Instant::now();
         let error = self
             .load()
             .err()
-            .unwrap_or_else(|| panic!("loads, though it should say {words:?}"));
+            .unwrap_or_else(|| panic!("loads, but should fail with {words:?}"));
         let text = error.to_string();
         assert!(clock.elapsed() < AT_ONCE, "{:?}: {text}", clock.elapsed());
         words
@@ -114,10 +114,10 @@ impl Folder {
     }
 }
 
-/// Things that are no files, or too long for one.
+/// Things that are not files, or too long for one.
 const THINGS: [&str; 5] = ["pipe", "device", "socket", "folder", "sparse file"];
 
-/// Makes one of them.
+/// Creates one of them.
 fn put(thing: &str, path: &Path) {
     match thing {
         "pipe" => drop(succeed(Command::new("mkfifo").arg(path))),
@@ -138,9 +138,9 @@ fn remove(path: &Path) {
 }
 
 #[test]
-fn what_is_no_file_is_refused_at_once() {
+fn special_files_are_refused_at_once() {
     in_child(
-        "folder::what_is_no_file_is_refused_at_once",
+        "folder::special_files_are_refused_at_once",
         Limits::mebibytes(256).seconds(30),
         || {
             for name in [CONFIG, PROCESSOR, GENERATION, TOKENIZER, WEIGHTS, INDEX] {
@@ -176,9 +176,9 @@ fn what_is_no_file_is_refused_at_once() {
 }
 
 #[test]
-fn a_file_that_is_swapped_for_a_pipe_stops_nothing() {
+fn a_file_replaced_by_a_pipe_does_not_block() {
     in_child(
-        "folder::a_file_that_is_swapped_for_a_pipe_stops_nothing",
+        "folder::a_file_replaced_by_a_pipe_does_not_block",
         Limits::mebibytes(256).seconds(30),
         || {
             let folder = Folder::new();
@@ -208,9 +208,9 @@ fn a_file_that_is_swapped_for_a_pipe_stops_nothing() {
 }
 
 #[test]
-fn pictures_that_are_no_files_are_refused_at_once() {
+fn pictures_in_special_files_are_refused_at_once() {
     in_child(
-        "folder::pictures_that_are_no_files_are_refused_at_once",
+        "folder::pictures_in_special_files_are_refused_at_once",
         Limits::mebibytes(256).seconds(30),
         || {
             let place = TempDir::new().unwrap();
@@ -241,9 +241,9 @@ fn pictures_that_are_no_files_are_refused_at_once() {
 }
 
 #[test]
-fn a_shard_that_is_no_file_is_refused_at_once() {
+fn a_shard_in_a_special_file_is_refused_at_once() {
     in_child(
-        "folder::a_shard_that_is_no_file_is_refused_at_once",
+        "folder::a_shard_in_a_special_file_is_refused_at_once",
         Limits::mebibytes(256).seconds(30),
         || {
             let folder = Folder::new();
@@ -266,14 +266,14 @@ fn a_shard_that_is_no_file_is_refused_at_once() {
 }
 
 #[test]
-fn the_engine_has_no_part_in_reading_a_folder() {
+fn reading_a_folder_does_not_need_the_engine() {
     in_child(
-        "folder::the_engine_has_no_part_in_reading_a_folder",
+        "folder::reading_a_folder_does_not_need_the_engine",
         Limits::mebibytes(512).seconds(60),
         || {
             let folder = Folder::new();
             folder.load().unwrap();
-            // A suspended engine does nothing. What is wrong with a folder shows all the same.
+            // A suspended engine does nothing. Errors in a folder are found all the same.
             suspend(AT_ONCE).unwrap();
             folder.write(TOKENIZER, "{}");
             assert!(matches!(folder.load(), Err(Error::CorruptModel { .. })));
@@ -293,9 +293,9 @@ fn copy(name: &str, folder: &Folder) {
 }
 
 #[test]
-fn reading_a_folder_hears_of_cancellation_and_time_limits() {
+fn reading_a_folder_can_be_cancelled_and_time_out() {
     in_child(
-        "folder::reading_a_folder_hears_of_cancellation_and_time_limits",
+        "folder::reading_a_folder_can_be_cancelled_and_time_out",
         Limits::mebibytes(512).seconds(60),
         || {
             let folder = Folder::new();
@@ -310,8 +310,7 @@ fn reading_a_folder_hears_of_cancellation_and_time_limits() {
                 }),
                 Err(Error::Cancelled)
             ));
-            // The configuration takes longer than the limit; the tokenizer after it is not looked
-            // at.
+            // The configuration takes longer than the limit; the tokenizer after it is not read.
             let padding = "0,".repeat(900_000);
             folder.set(
                 CONFIG,
@@ -463,9 +462,9 @@ fn headers_do_not_fill_memory() {
 }
 
 #[test]
-fn layers_that_are_not_there_are_counted_first() {
+fn missing_layers_are_found_before_any_work() {
     in_child(
-        "folder::layers_that_are_not_there_are_counted_first",
+        "folder::missing_layers_are_found_before_any_work",
         Limits::mebibytes(256).seconds(20),
         || {
             for layers in [1 << 24, 1 << 20, 5] {
@@ -498,7 +497,7 @@ fn layers_that_are_not_there_are_counted_first() {
     );
 }
 
-// What loads must be able to compute.
+// Whatever loads must be able to compute.
 
 #[test]
 fn a_group_size_that_does_not_divide_is_refused() {
@@ -507,7 +506,7 @@ fn a_group_size_that_does_not_divide_is_refused() {
         Limits::mebibytes(512),
         || {
             const MODULE: &str = "language_model.model.layers.1.self_attn.q_proj";
-            // 192 numbers in a row: a group of 128 and a part of one.
+            // 192 values in a row: a group of 128 and a part of one.
             let folder = Folder::new();
             folder.change_tensors(|tensors| {
                 tensors.insert(
@@ -528,7 +527,7 @@ fn a_group_size_that_does_not_divide_is_refused() {
             );
             let error = folder.refused(&[MODULE, "192", "128", "does not divide"]);
             assert!(matches!(error, Error::CorruptModel { .. }), "{error:?}");
-            // And where only this module's scheme is at fault.
+            // The same if only this module's scheme is wrong.
             folder.set(
                 CONFIG,
                 "/quantization",
@@ -584,9 +583,9 @@ fn an_encoder_of_no_patches_is_refused() {
 }
 
 #[test]
-fn what_a_tokenizer_puts_around_every_text_is_in_the_vocabulary() {
+fn tokens_around_every_text_are_in_the_vocabulary() {
     in_child(
-        "folder::what_a_tokenizer_puts_around_every_text_is_in_the_vocabulary",
+        "folder::tokens_around_every_text_are_in_the_vocabulary",
         Limits::mebibytes(512),
         || {
             let folder = Folder::new();
@@ -634,7 +633,7 @@ fn weights_that_change_while_they_are_loaded_are_refused() {
                 .open(folder.path(WEIGHTS))
                 .unwrap();
             let length = weights.metadata().unwrap().len();
-            // The model is small: it may be loaded before anybody hears of it.
+            // The model is small: it may be loaded before anyone notices.
             let mut tries = 0..50;
             let error = tries.find_map(|i| {
                 let mut changed = false;
@@ -664,20 +663,20 @@ fn weights_that_change_while_they_are_loaded_are_refused() {
 }
 
 #[test]
-fn folders_have_names_of_all_kinds() {
+fn folder_names_may_be_of_any_kind() {
     in_child(
-        "folder::folders_have_names_of_all_kinds",
+        "folder::folder_names_may_be_of_any_kind",
         Limits::mebibytes(512),
         || {
             let place = TempDir::new().unwrap();
             let link = place.path().join("link");
             symlink(tiny(), &link).unwrap();
             Model::inspect(&link).unwrap();
-            // Bytes that are no UTF-8; some file systems have no such names.
+            // Bytes that are not UTF-8; some file systems do not allow such names.
             let odd = place.path().join(OsStr::from_bytes(b"\xff\xfe model"));
             match symlink(tiny(), &odd) {
                 Ok(()) => drop(Model::inspect(&odd).unwrap()),
-                Err(error) => println!("SKIPPED: a name that is no UTF-8: {error}"),
+                Err(error) => println!("SKIPPED: a name that is not UTF-8: {error}"),
             }
             let looped = place.path().join("loop");
             symlink(&looped, &looped).unwrap();
@@ -702,9 +701,9 @@ fn folders_have_names_of_all_kinds() {
 // Embeddings belong to one model.
 
 #[test]
-fn one_bit_tells_models_apart() {
+fn one_bit_changes_the_fingerprint() {
     in_child(
-        "folder::one_bit_tells_models_apart",
+        "folder::one_bit_changes_the_fingerprint",
         Limits::mebibytes(512),
         || {
             let picture = Picture::open(demo(), &DecodeOptions::default()).unwrap();
@@ -742,7 +741,7 @@ fn one_bit_tells_models_apart() {
                         "{name}: {added:?}"
                     );
                 }
-                // Another language model has no part in it, and a model loaded again is the same.
+                // The language model does not matter, and a model loaded again is the same.
                 let folder = Folder::new();
                 folder.change_tensors(|tensors| {
                     tensors

@@ -1,5 +1,5 @@
 //! Attacks on the library, each in a process of its own with limits on time, memory, threads and
-//! files. SECURITY.md says what is promised against whom, and which test here shows it.
+//! files. SECURITY.md states the promises, and which test here shows each.
 #![cfg(unix)]
 
 mod answers;
@@ -16,9 +16,9 @@ mod programs;
 mod saving;
 mod text;
 
-/// SECURITY.md names every test of this folder, and none that is not here.
+/// SECURITY.md names every test of this folder, and no other.
 #[test]
-fn the_promises_name_their_tests() {
+fn security_md_names_every_test() {
     let read = |name: &str| std::fs::read_to_string(programs::in_repository(name)).unwrap();
     let page = read("SECURITY.md");
     let mut promised: Vec<&str> = page

@@ -1,5 +1,5 @@
-//! Memory: what is promised is kept, whoever states how much there is to take: a model folder, a
-//! caller, a container.
+//! Memory: promises are kept whoever states the available amount: a model folder, a caller, a
+//! container.
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +26,7 @@ use crate::{
 
 const WEIGHTS: &str = "model.safetensors";
 
-/// A copy of the small model with another configuration.
+/// Makes a copy of the small model with another configuration.
 fn with_config(folder: &TempDir, change: impl FnOnce(&mut Value)) -> PathBuf {
     let path = folder.path().join("model");
     copy_tiny(&path);
@@ -37,7 +37,7 @@ fn with_config(folder: &TempDir, change: impl FnOnce(&mut Value)) -> PathBuf {
     path
 }
 
-/// Writes a file of weights that are all zero, in bfloat16. It takes no room on the disk.
+/// Writes a weight file with only zeros, in bfloat16. It takes no space on the disk.
 fn write_zeros(path: &Path, shapes: &BTreeMap<String, Vec<usize>>) {
     let mut end = 0;
     let mut entries = serde_json::Map::new();
@@ -58,7 +58,7 @@ fn write_zeros(path: &Path, shapes: &BTreeMap<String, Vec<usize>>) {
     file.set_len(8 + header.len() as u64 + end as u64).unwrap();
 }
 
-/// The shapes of the small model's tensors.
+/// Returns the shapes of the small model's tensors.
 fn shapes() -> BTreeMap<String, Vec<usize>> {
     let bytes = fs::read(tiny().join(WEIGHTS)).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -79,7 +79,7 @@ fn answer(model: &Model, options: GenerationOptions, text: &str) -> Result<()> {
     session.generate().try_for_each(|event| event.map(drop))
 }
 
-/// The two figures of an error, which must say that there is too little memory.
+/// Returns the two figures of an error, which must be about too little memory.
 #[track_caller]
 fn figures<T>(result: Result<T>) -> (u64, u64) {
     match result.err() {
@@ -88,11 +88,11 @@ fn figures<T>(result: Result<T>) -> (u64, u64) {
     }
 }
 
-/// What a configuration states is not looped over, and no product of it wraps around.
+/// Sizes stated in a configuration are not used for loops, and no product of them overflows.
 #[test]
-fn stated_sizes_are_not_believed() {
+fn stated_sizes_are_not_trusted() {
     in_child(
-        "memory::stated_sizes_are_not_believed",
+        "memory::stated_sizes_are_not_trusted",
         Limits::mebibytes(256).seconds(20),
         || {
             const MOST: usize = 1 << 24;
@@ -113,7 +113,7 @@ fn stated_sizes_are_not_believed() {
                     ..Default::default()
                 };
                 if let Ok(estimate) = Model::estimate(&path, &LoadOptions::default(), &generation) {
-                    // The small model itself takes 10 MB.
+                    // The small model itself needs 10 MB.
                     assert!(estimate.total > 10_000_000, "{fields}: {estimate:?}");
                 }
                 assert!(
@@ -133,12 +133,12 @@ fn stated_sizes_are_not_believed() {
     );
 }
 
-/// A model with a window sees so little at a time that a long prompt in one chunk takes no more
-/// than the estimate says.
+/// A model with a window attends to so little at a time that a long prompt in one chunk needs no
+/// more than the estimate.
 #[test]
-fn a_window_takes_no_mask() {
+fn a_window_needs_no_mask() {
     in_child(
-        "memory::a_window_takes_no_mask",
+        "memory::a_window_needs_no_mask",
         Limits::mebibytes(800).seconds(120),
         || {
             set_memory_limits(u64::MAX, 0).unwrap();
@@ -185,7 +185,7 @@ impl Random {
     }
 }
 
-/// A model of random shape, with weights of zero.
+/// Writes a model of random shape, with weights of zero.
 fn random_model(random: &mut Random, path: &Path) {
     let kv_heads = random.of(&[1, 2, 4]);
     let heads = kv_heads * random.of(&[1, 2, 4]);
@@ -243,12 +243,12 @@ fn text_config(path: &Path) -> Value {
     config["text_config"].clone()
 }
 
-/// What the process takes beyond what is estimated: threads and their stacks, the tokenizer, what
-/// the allocator and BLAS waste.
+/// Memory of the process that is not estimated: threads and their stacks, the tokenizer, overhead
+/// of the allocator and BLAS.
 const SLACK: u64 = 12 << 20;
 
-/// The estimate of models of random shape against the most that the process takes, from loading to
-/// the last token.
+/// Compares the estimate for models of random shape with the peak memory of the process, from
+/// loading to the last token.
 #[test]
 fn the_estimate_holds_for_the_process() {
     const RUNS: usize = 8;
@@ -258,8 +258,8 @@ fn the_estimate_holds_for_the_process() {
         RUNS,
         |run| {
             let mut random = Random(run as u64);
-            // What is kept for reuse is not reckoned: it is held where there is room beside what is
-            // needed.
+            // Buffers kept for reuse are not estimated: they stay only if there is room besides
+            // what is needed.
             set_memory_limits(u64::MAX, 0).unwrap();
             let folder = TempDir::new().unwrap();
             let path = with_config(&folder, |_| ());
@@ -333,9 +333,9 @@ fn the_estimate_holds_for_the_process() {
     );
 }
 
-/// Everything that takes much, where little is left: each is refused with both figures, and what is
-/// small still works.
-fn little_is_left() {
+/// Everything that needs much memory, when little is left: each is refused with both figures, and
+/// small operations still work.
+fn requests_are_refused_when_little_memory_is_left() {
     let limit = available_memory().unwrap();
     let folder = TempDir::new().unwrap();
     let path = with_config(&folder, |config| {
@@ -368,7 +368,7 @@ fn little_is_left() {
     figures(model.session(long.clone()));
     figures(Picture::decode(&png(9999, 9999, &[]), &Default::default()));
 
-    // What fits when the session begins, and does not any more when it is asked.
+    // Something that fits when the session starts, and no longer when it is asked.
     let options = GenerationOptions {
         max_context: Some(3000),
         max_tokens: 2,
@@ -387,7 +387,7 @@ fn little_is_left() {
     answer(&model, options, "How many?").unwrap();
 }
 
-/// A folder of a control group that this test may make groups in.
+/// Returns a folder of a control group in which this test may create groups.
 fn group_folder(controller: &str) -> Option<PathBuf> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     let group = own
@@ -409,11 +409,11 @@ fn group_folder(controller: &str) -> Option<PathBuf> {
     })
 }
 
-/// A group within one that has a limit. Goes when dropped.
+/// A group within one that has a limit. Removed when dropped.
 struct Group(PathBuf);
 
 impl Group {
-    /// Makes a group with a limit, in version 1 or 2, and one without in it.
+    /// Creates a group with a limit, in version 1 or 2, and one without in it.
     fn new(bytes: u64) -> Option<Group> {
         let name = format!("moxin-{}", std::process::id());
         let one =
@@ -450,8 +450,8 @@ fn a_control_group_is_a_limit() {
         || {
             let Some(group) = Group::new(96 << 20) else {
                 return println!(
-                    "SKIPPED: there is no control group with memory in which this test may make \
-                     others"
+                    "SKIPPED: there is no memory control group in which this test may create \
+                        others"
                 );
             };
             let enter = |folder: &Path| {
@@ -460,7 +460,7 @@ fn a_control_group_is_a_limit() {
             enter(&group.inner());
             let limit = available_memory().unwrap();
             assert!(limit <= 96 << 20, "{limit}");
-            little_is_left();
+            requests_are_refused_when_little_memory_is_left();
             enter(group.0.parent().unwrap());
         },
     );
@@ -469,7 +469,7 @@ fn a_control_group_is_a_limit() {
 #[test]
 fn the_address_space_is_a_limit() {
     if !cfg!(target_os = "linux") {
-        return println!("SKIPPED: only Linux says how much of its address space a process uses");
+        return println!("SKIPPED: only Linux reports the address space of a process");
     }
     let limits = Limits {
         address_space: Some(800 << 20),
@@ -478,6 +478,6 @@ fn the_address_space_is_a_limit() {
     in_child("memory::the_address_space_is_a_limit", limits, || {
         let limit = available_memory().unwrap();
         assert!(limit < 800 << 20, "{limit}");
-        little_is_left();
+        requests_are_refused_when_little_memory_is_left();
     });
 }

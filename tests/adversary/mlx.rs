@@ -1,5 +1,4 @@
-//! MLX's own failures: each is an error with MLX's words, and nothing of what it computed meanwhile
-//! is used.
+//! MLX's own failures: each is an error with MLX's message, and nothing computed with it is used.
 
 use mlx_rs::{Array, linalg::inv};
 use moxin_vlm::{Backend, device::Device};
@@ -14,14 +13,14 @@ use crate::{
 #[test]
 fn failures_are_errors_and_leave_nothing_behind() {
     if !cfg!(debug_assertions) {
-        return println!("SKIPPED: a release build has no faults");
+        return println!("SKIPPED: a release build has no fault injection");
     }
     Program::build("mlx.c").run(&[tiny().as_os_str(), demo().as_os_str()], Limits::default());
 }
 
-/// Pins what the library has to reckon with: an error that MLX meets on the thread of a stream is
-/// reported once, to whoever waits, and all arrays of that evaluation count as computed from then
-/// on. So a conversation throws its keys and values away.
+/// Documents behavior that the library depends on: an error on the thread of a stream is reported
+/// once, to whoever waits, and all arrays of that evaluation then count as computed. A conversation
+/// therefore discards its keys and values.
 #[test]
 fn mlx_reports_a_failure_once_and_calls_the_rest_computed() {
     in_child(

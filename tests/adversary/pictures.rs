@@ -1,5 +1,4 @@
-//! Pictures that would take far more memory than they show, and the limit on memory that decoding
-//! keeps to.
+//! Pictures that need far more memory than their size suggests, and the memory limit of decoding.
 
 use std::{
     fs,
@@ -26,7 +25,7 @@ fn sample(name: &str) -> Vec<u8> {
     fs::read(in_repository("tests/image").join(name)).unwrap()
 }
 
-/// So many zeros, compressed to some hundredths of a percent.
+/// Returns so many zeros, compressed to a few hundredths of a percent.
 fn zeros(count: usize) -> Vec<u8> {
     let mut encoder = ZlibEncoder::new(Vec::new(), Compression::fast());
     let block = vec![0; 1 << 20];
@@ -38,7 +37,7 @@ fn zeros(count: usize) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// A black PNG, or one that has no pixels where there would be many, with these chunks before them.
+/// Makes a black PNG, or one without pixels if there would be many, with these chunks before them.
 pub fn png(width: u32, height: u32, chunks: &[Vec<u8>]) -> Vec<u8> {
     let header = [
         &width.to_be_bytes()[..],
@@ -73,8 +72,8 @@ fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
     .concat()
 }
 
-/// A TIFF of 4 x 4 gray pixels with these tags besides: a number, a type, a count, and a value or
-/// where the values lie. After the tags, at 512, lies `data`.
+/// Makes a TIFF of 4 x 4 gray pixels with these additional tags: a number, a type, a count, and a
+/// value or the offset of the values. After the tags, at 512, follows `data`.
 fn tiff(tags: &[(u16, u16, u32, u32)], data: &[u8]) -> Vec<u8> {
     let mut all = vec![
         (256, 3, 1, 4),
@@ -109,7 +108,7 @@ fn tiff(tags: &[(u16, u16, u32, u32)], data: &[u8]) -> Vec<u8> {
     [&file, data].concat()
 }
 
-/// A file in RIFF's form.
+/// Makes a RIFF file.
 fn riff(chunks: &[(&[u8; 4], &[u8])]) -> Vec<u8> {
     let chunk = |(name, content): &(&[u8; 4], &[u8])| {
         let padding = vec![0; content.len() % 2];
@@ -125,8 +124,7 @@ fn riff(chunks: &[(&[u8; 4], &[u8])]) -> Vec<u8> {
     [&b"RIFF"[..], &(body.len() as u32).to_le_bytes(), &body].concat()
 }
 
-/// The compressed pixels of a WebP, and what its header would say of it with other things in the
-/// file.
+/// Returns the compressed pixels of a WebP, and its header when the file has other chunks.
 fn webp_parts(name: &str, flags: u8) -> (Vec<u8>, Vec<u8>) {
     let bytes = sample(name);
     let picture = decode(&bytes).unwrap();
@@ -165,15 +163,15 @@ impl Bits {
         }
     }
 
-    /// A code with one symbol, which takes no bits.
+    /// Writes a code with one symbol, which takes no bits.
     fn write_single(&mut self, symbol: u32) {
         self.write(0b101, 3);
         self.write(symbol, 8);
     }
 
-    /// A code of which each of the first symbols has so many bits.
+    /// Writes a code in which each of the first symbols has so many bits.
     fn write_even(&mut self, length: u32, symbols: u32) {
-        // The lengths are coded by a code with one symbol, the sixteenth of its alphabet's order
+        // The lengths are encoded by a code with one symbol, the sixteenth of its alphabet's order
         // for 13.
         const ORDER: [u32; 19] = [
             17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
@@ -189,8 +187,8 @@ impl Bits {
     }
 }
 
-/// Lossless pixels in which one block states that there are 40,000 groups of codes, each with
-/// tables of tens of kilobytes.
+/// Makes lossless pixels in which one block declares 40,000 groups of codes, each with tables of
+/// tens of kilobytes.
 fn code_tables(side: Option<u32>) -> Vec<u8> {
     let mut bits = Bits::default();
     if let Some(side) = side {
@@ -201,7 +199,7 @@ fn code_tables(side: Option<u32>) -> Vec<u8> {
     }
     bits.write(0, 1); // no transform
     bits.write(1, 1);
-    bits.write(11, 4); // a colour cache, whose colours have symbols too
+    bits.write(11, 4); // a color cache, whose colors have symbols too
     bits.write(1, 1);
     bits.write(7, 3); // groups of codes, in blocks of 512 pixels
     bits.write(0, 1);
@@ -216,7 +214,7 @@ fn code_tables(side: Option<u32>) -> Vec<u8> {
     bits.bytes
 }
 
-/// A JPEG with these segments after its beginning.
+/// Makes a JPEG with these segments after its start.
 fn jpeg(segments: impl Iterator<Item = (u8, Vec<u8>)>) -> Vec<u8> {
     let bytes = sample("rgb.jpg");
     let segments = segments.flat_map(|(kind, data)| {
@@ -230,7 +228,7 @@ fn jpeg(segments: impl Iterator<Item = (u8, Vec<u8>)>) -> Vec<u8> {
     [bytes[..2].to_vec(), segments.collect(), bytes[2..].to_vec()].concat()
 }
 
-/// A GIF with a frame of another size than its own, compressed in a few bytes.
+/// Makes a GIF with a frame of another size than its own, compressed in a few bytes.
 fn gif(width: u16, height: u16, frame_width: u16, frame_height: u16, extensions: &[u8]) -> Vec<u8> {
     let sizes = |width: u16, height: u16| [width.to_le_bytes(), height.to_le_bytes()].concat();
     let header = [
@@ -251,7 +249,7 @@ fn gif(width: u16, height: u16, frame_width: u16, frame_height: u16, extensions:
 
 const BOMBS: usize = 23;
 
-/// Files of at most some megabytes that show a few pixels, by number, and what is in them.
+/// Returns files of at most some megabytes that show a few pixels, by number, with a description.
 fn bomb(number: usize) -> Option<(&'static str, Vec<u8>)> {
     let mebibytes = |count: usize| vec![7; count << 20];
     let text = |keyword: &str, between: &[u8], text: Vec<u8>| {
@@ -425,16 +423,16 @@ fn bomb(number: usize) -> Option<(&'static str, Vec<u8>)> {
 }
 
 #[test]
-fn what_shows_little_takes_little() {
+fn small_pictures_need_little_memory() {
     assert!(bomb(BOMBS).is_none());
     in_children(
-        "pictures::what_shows_little_takes_little",
+        "pictures::small_pictures_need_little_memory",
         Limits::mebibytes(220),
         BOMBS,
         |i| {
             let (what, bytes) = bomb(i).unwrap();
             let before = memory("VmRSS:").unwrap_or(0);
-            // Nothing of the making of the bombs is to be measured.
+            // Making the bombs must not be measured.
             let reset = fs::write("/proc/self/clear_refs", "5").is_ok();
             let pixels = match decode(&bytes) {
                 Ok(picture) => picture.rgb().len() as u64,
@@ -481,14 +479,14 @@ fn pictures_with_much_metadata_are_decoded() {
     );
 }
 
-/// A large picture in every format, as encoders write it.
+/// Encodes a large picture in every format.
 fn large(format: ImageFormat, image: &DynamicImage) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
     image.write_to(&mut bytes, format).unwrap();
     bytes.into_inner()
 }
 
-/// The bytes that a refusal says are needed.
+/// Returns the bytes that a refusal says are needed.
 fn needed(result: &Result<Picture>) -> Option<u64> {
     match result {
         Ok(_) => None,
@@ -497,10 +495,10 @@ fn needed(result: &Result<Picture>) -> Option<u64> {
     }
 }
 
-/// Below the limit that was set nothing is decoded; within it no more is taken than what was said
-/// to be needed.
+/// Below the limit nothing is decoded; within it no more memory is used than was reported as
+/// needed.
 #[test]
-fn decoding_keeps_to_the_limit() {
+fn decoding_respects_the_limit() {
     let formats = [
         ImageFormat::Png,
         ImageFormat::Jpeg,
@@ -510,7 +508,7 @@ fn decoding_keeps_to_the_limit() {
         ImageFormat::Tiff,
     ];
     in_children(
-        "pictures::decoding_keeps_to_the_limit",
+        "pictures::decoding_respects_the_limit",
         Limits::default(),
         2 * formats.len(),
         |i| {
@@ -559,11 +557,11 @@ fn decoding_keeps_to_the_limit() {
     );
 }
 
-/// The limit that a program sets holds for every door by which a picture comes.
+/// The limit set by a program applies to every way of reading a picture.
 #[test]
-fn the_limit_that_was_set_binds_pictures() {
+fn the_memory_limit_applies_to_pictures() {
     in_child(
-        "pictures::the_limit_that_was_set_binds_pictures",
+        "pictures::the_memory_limit_applies_to_pictures",
         Limits::mebibytes(200),
         || {
             set_memory_limits(64 << 20, u64::MAX).unwrap();

@@ -1,5 +1,5 @@
-//! A process ends whatever the library is doing, a forked child lives, and what runs short for a
-//! moment is not kept for ever.
+//! A process can exit whatever the library is doing, a forked child survives, and a temporary
+//! shortage has no lasting effect.
 
 use std::{ffi::OsStr, time::Duration};
 
@@ -20,7 +20,7 @@ fn run(program: &Program, mode: &str, limits: Limits) -> Outcome {
     )
 }
 
-/// Frees, and whatever else is asked, in exit handlers before and after the library's own.
+/// Frees handles, and more, in exit handlers before and after the library's own.
 #[test]
 fn exit_handlers_may_free_what_streams() {
     let program = Program::build("exit.c");
@@ -50,7 +50,7 @@ fn globals_may_own_what_streams() {
     }
 }
 
-/// Forks at any time: in the child every call is refused and its end does not hang; the parent
+/// Forks at any time: in the child every call is refused and its exit does not hang; the parent
 /// answers as before.
 #[test]
 fn a_forked_child_is_refused_and_ends() {
@@ -64,7 +64,7 @@ fn a_forked_child_is_refused_and_ends() {
     }
 }
 
-/// The same for a Rust program, which may also drop what it holds.
+/// The same for a Rust program, which may also drop its objects.
 #[test]
 fn a_forked_child_of_a_rust_program_is_refused() {
     in_child(
@@ -81,7 +81,7 @@ fn a_forked_child_of_a_rust_program_is_refused() {
                 .unwrap();
             session.add_text(Role::User, "Describe").unwrap();
             session.start(Default::default(), |_| true).unwrap();
-            // SAFETY: the child calls only what is promised to work there, and ends.
+            // SAFETY: the child only makes calls that are promised to work there, and ends.
             let child = unsafe { libc::fork() };
             if child == 0 {
                 let is_refused = |result: Result<(), Error>| matches!(result, Err(Error::InvalidState(what)) if what.contains("fork"));
@@ -129,16 +129,16 @@ fn a_child_that_was_forked_before_the_first_use_works() {
     );
 }
 
-/// Each kind of thread cannot be started for a moment: an error says so, and the next attempt
-/// works. The CPU's go without.
+/// Each kind of thread temporarily cannot be started: an error says so, and the next attempt works.
+/// The CPU kernels work without threads.
 #[test]
-#[cfg(target_os = "linux")] // elsewhere a program's pthread_create does not stand before the system's
-fn a_moment_without_threads_passes() {
+#[cfg(target_os = "linux")] // elsewhere a program's pthread_create does not replace the system's
+fn a_temporary_lack_of_threads_has_no_lasting_effect() {
     let program = Program::build("threads.c");
     for mode in ["engine", "log", "stream", "pool"] {
         run(&program, mode, Limits::default().seconds(20));
     }
-    // One after the other, until there is none that fails.
+    // One after the other, until none fails.
     let (tiny, demo) = (tiny(), demo());
     let refused = |number: &usize| {
         let number = number.to_string();
@@ -195,7 +195,7 @@ fn cpu_threads_follow_the_affinity() {
                 .unwrap()
                 .parse()
                 .unwrap();
-            // SAFETY: the set is plain numbers, made, filled and read here.
+            // SAFETY: the set is plain numbers, created, filled and read here.
             let bound = unsafe {
                 let mut one: libc::cpu_set_t = std::mem::zeroed();
                 libc::CPU_SET(first, &mut one);
@@ -208,10 +208,10 @@ fn cpu_threads_follow_the_affinity() {
     );
 }
 
-/// A log function that calls the library, or is slow, takes no more memory than one that is not;
-/// function and level go together.
+/// A log callback that calls the library, or is slow, causes no unbounded memory; callback and
+/// level are set together.
 #[test]
-fn a_careless_log_function_is_bounded() {
+fn a_careless_log_callback_is_bounded() {
     let program = Program::build("log.c");
     for mode in ["feed", "slow", "set"] {
         run(&program, mode, Limits::mebibytes(64).seconds(20));

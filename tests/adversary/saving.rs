@@ -1,5 +1,5 @@
-//! Saving: it destroys nothing but the model that it replaces, opens nothing to others, and there
-//! is a whole model at any moment.
+//! Saving destroys nothing but the model that it replaces, gives others no access, and there is a
+//! complete model at any moment.
 
 use std::{
     ffi::OsStr,
@@ -30,14 +30,14 @@ fn save(model: &Model, place: impl AsRef<Path>) -> Result<()> {
     model.save(place, true, Op::default())
 }
 
-/// A folder for all that a test makes, which others may enter and change.
+/// Returns a folder for everything that a test makes, which others may enter and change.
 fn open_place() -> TempDir {
     let place = TempDir::new().unwrap();
     fs::set_permissions(place.path(), Permissions::from_mode(0o777)).unwrap();
     place
 }
 
-/// A copy of the small model, and it loaded.
+/// Copies and loads the small model.
 fn source(place: &TempDir) -> (PathBuf, Model) {
     let source = place.path().join("source");
     copy_tiny(&source);
@@ -45,7 +45,7 @@ fn source(place: &TempDir) -> (PathBuf, Model) {
     (source, model)
 }
 
-/// The folders in which models are being written, or were.
+/// Returns the folders in which models are or were being written.
 fn hidden(place: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(place).unwrap().map(|entry| entry.unwrap());
     entries
@@ -72,19 +72,19 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-// It opens nothing.
+// It gives others no access.
 
 #[test]
-fn nobody_else_enters_a_folder_that_is_written() {
+fn other_users_cannot_enter_a_folder_being_written() {
     in_child(
-        "saving::nobody_else_enters_a_folder_that_is_written",
+        "saving::other_users_cannot_enter_a_folder_being_written",
         Limits::mebibytes(512),
         || {
             let place = open_place();
             let (_, model) = source(&place);
             let target = place.path().join("target");
             let mut seen = Vec::new();
-            // The model is small: it may be written before anybody hears of it.
+            // The model is small: it may be written before anyone notices.
             for _ in 0..20 {
                 let mut look = |_, _| {
                     seen.extend(hidden(place.path()).iter().map(|folder| mode(folder)));
@@ -108,13 +108,13 @@ fn nobody_else_enters_a_folder_that_is_written() {
                 !seen.is_empty() && seen.iter().all(|mode| *mode == 0o700),
                 "{seen:?}"
             );
-            // In its place it is as any new folder, and so are its files: the umask of these tests
-            // is 0.
+            // At its final path it has the permissions of any new folder, and so do its files: the
+            // umask of these tests is 0.
             assert_eq!(mode(&target), 0o777);
             names(&target)
                 .iter()
                 .for_each(|file| assert_eq!(mode(&target.join(file)), 0o666, "{file}"));
-            // What was closed to others stays so.
+            // A folder that others could not enter stays that way.
             fs::set_permissions(&target, Permissions::from_mode(0o700)).unwrap();
             save(&model, &target).unwrap();
             assert_eq!(mode(&target), 0o700);
@@ -123,9 +123,9 @@ fn nobody_else_enters_a_folder_that_is_written() {
 }
 
 #[test]
-fn a_link_in_a_folder_that_is_written_is_not_followed() {
+fn a_link_in_a_folder_being_written_is_not_followed() {
     in_child(
-        "saving::a_link_in_a_folder_that_is_written_is_not_followed",
+        "saving::a_link_in_a_folder_being_written_is_not_followed",
         Limits::mebibytes(512),
         || {
             let place = open_place();
@@ -133,7 +133,7 @@ fn a_link_in_a_folder_that_is_written_is_not_followed() {
             let victim = place.path().join("victim");
             fs::write(&victim, "mine").unwrap();
             let target = place.path().join("target");
-            // The configuration comes after the weights.
+            // The configuration is written after the weights.
             let refused = (0..50).find_map(|_| {
                 let mut plant = |_, _| {
                     hidden(place.path())
@@ -219,7 +219,7 @@ fn the_source_is_never_replaced() {
             copy_tiny(&source);
             let other = place.path().join("other");
             fs::create_dir(&other).unwrap();
-            // Another model of the same name, where the process goes.
+            // Another model of the same name, in the process's current folder.
             copy_tiny(&other.join("source"));
             fs::write(other.join("source/README.md"), "another").unwrap();
             std::env::set_current_dir(place.path()).unwrap();
@@ -243,13 +243,13 @@ fn the_source_is_never_replaced() {
                 );
             }
             assert_eq!(names(&source), before);
-            // What is copied is still of the source.
+            // Files are still copied from the source.
             save(&model, place.path().join("target")).unwrap();
             assert_eq!(
                 fs::read(place.path().join("target/README.md")).unwrap(),
                 fs::read(tiny().join("README.md")).unwrap()
             );
-            // The other one is not the source, whatever it is called.
+            // The other one is not the source, despite its name.
             save(&model, "source").unwrap();
             load(&source);
         },
@@ -257,9 +257,9 @@ fn the_source_is_never_replaced() {
 }
 
 #[test]
-fn what_holds_the_source_is_never_replaced() {
+fn a_folder_containing_the_source_is_never_replaced() {
     in_child(
-        "saving::what_holds_the_source_is_never_replaced",
+        "saving::a_folder_containing_the_source_is_never_replaced",
         Limits::mebibytes(512),
         || {
             let place = open_place();
@@ -289,13 +289,13 @@ fn what_holds_the_source_is_never_replaced() {
             }
             assert!(matches!(save(&model, "/"), Err(Error::InvalidArgument(_))));
             load(&source);
-            // A new folder below the source does it no harm.
+            // A new folder below the source does not affect it.
             model
                 .save(source.join("saved"), false, Op::default())
                 .unwrap();
             load(source.join("saved"));
             load(&source);
-            // Nor does it that this one is replaced.
+            // Neither does replacing this one.
             save(&model, source.join("saved")).unwrap();
             load(source.join("saved"));
         },
@@ -349,7 +349,7 @@ fn only_a_models_folder_is_replaced() {
                 matches!(model.save(&target, false, Op::default()), Err(Error::InvalidArgument(what)) if what.contains("already"))
             );
             fs::remove_file(&target).unwrap();
-            // An empty folder, and a model's of any kind, may go.
+            // An empty folder, and any model folder, may be replaced.
             fs::create_dir(&target).unwrap();
             save(&model, &target).unwrap();
             fs::remove_dir_all(&target).unwrap();
@@ -363,12 +363,12 @@ fn only_a_models_folder_is_replaced() {
     );
 }
 
-// It takes nothing along.
+// It copies nothing foreign.
 
 #[test]
-fn files_that_are_no_models_are_not_copied() {
+fn foreign_files_are_not_copied() {
     in_child(
-        "saving::files_that_are_no_models_are_not_copied",
+        "saving::foreign_files_are_not_copied",
         Limits::mebibytes(512),
         || {
             let place = open_place();
@@ -393,7 +393,7 @@ fn files_that_are_no_models_are_not_copied() {
                 "tokenizer_config.json",
             ];
             assert_eq!(names(&target), copied);
-            // Also what a model has is not copied from elsewhere.
+            // Even files that a model has are not copied from elsewhere.
             for (name, link) in [
                 ("README.md", secret.to_str().unwrap()),
                 ("README.md", "../secret"),
@@ -421,10 +421,10 @@ fn files_that_are_no_models_are_not_copied() {
                 Err(Error::CorruptModel { .. })
             ));
             fs::remove_file(source.join("README.md")).unwrap();
-            // A model cannot do without its tokenizer.
+            // A model needs its tokenizer.
             fs::rename(source.join("tokenizer.json"), source.join("other.json")).unwrap();
             assert!(matches!(save(&model, &target), Err(Error::NotFound { .. })));
-            // A link to another file of the folder is one of its own.
+            // A link to another file of the folder counts as one of its own.
             symlink("other.json", source.join("tokenizer.json")).unwrap();
             save(&model, &target).unwrap();
             assert!(
@@ -487,15 +487,15 @@ fn a_snapshot_of_hugging_faces_cache_is_saved() {
     );
 }
 
-// There is a whole model at any moment.
+// There is a complete model at any moment.
 
 #[test]
-fn who_reads_while_a_model_is_replaced_finds_one() {
+fn readers_always_find_a_model_while_it_is_replaced() {
     in_child(
-        "saving::who_reads_while_a_model_is_replaced_finds_one",
+        "saving::readers_always_find_a_model_while_it_is_replaced",
         Limits::mebibytes(1024),
         || {
-            // In memory where that is possible: 200 times 7 MB, each of them synced.
+            // In memory if possible: 200 times 7 MB, each of them synced.
             let memory = Path::new("/dev/shm");
             let place = if memory.is_dir() {
                 TempDir::new_in(memory).unwrap()
@@ -533,12 +533,12 @@ fn who_reads_while_a_model_is_replaced_finds_one() {
                         reads.fetch_add(1, Ordering::Relaxed);
                     }
                 });
-                // All of what is loaded is of one of the two.
+                // Everything that is loaded is from one of the two.
                 scope.spawn(|| {
                     while !done.load(Ordering::Relaxed) {
                         load(&target);
                         loads.fetch_add(1, Ordering::Relaxed);
-                        thread::sleep(Duration::from_millis(20)); // the engine is what saves too
+                        thread::sleep(Duration::from_millis(20)); // the engine is also what saves
                     }
                 });
                 for i in 0..200 {
@@ -554,10 +554,10 @@ fn who_reads_while_a_model_is_replaced_finds_one() {
 }
 
 #[test]
-fn a_process_that_is_killed_leaves_a_whole_model() {
+fn a_killed_process_leaves_a_complete_model() {
     let program = Program::build("saving.c");
     in_child(
-        "saving::a_process_that_is_killed_leaves_a_whole_model",
+        "saving::a_killed_process_leaves_a_complete_model",
         Limits::mebibytes(512),
         || {
             let place = open_place();
@@ -567,13 +567,13 @@ fn a_process_that_is_killed_leaves_a_whole_model() {
                 let mut command =
                     program.command(&[OsStr::new("kill"), source.as_os_str(), target.as_os_str()]);
                 let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-                // After its first save, at one moment or another.
+                // After its first save, at various moments.
                 child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
                 thread::sleep(Duration::from_millis(3 * i));
                 child.kill().unwrap();
                 child.wait().unwrap();
                 load(&target);
-                // What else is there says what it is, and nobody else gets in.
+                // Leftovers are recognizable by their names, and only this user can enter them.
                 for left in hidden(place.path()) {
                     assert!(
                         left.file_name()
@@ -592,7 +592,7 @@ fn a_process_that_is_killed_leaves_a_whole_model() {
 }
 
 #[test]
-fn a_forked_child_leaves_what_its_parent_writes() {
+fn a_forked_child_does_not_touch_its_parents_folder() {
     let (program, place) = (Program::build("saving.c"), open_place());
     let (source, target) = (tiny(), place.path().join("target"));
     program.run(
@@ -604,9 +604,9 @@ fn a_forked_child_leaves_what_its_parent_writes() {
 }
 
 #[test]
-fn a_folder_that_changes_meanwhile_is_not_replaced() {
+fn a_folder_that_changes_is_not_replaced() {
     in_child(
-        "saving::a_folder_that_changes_meanwhile_is_not_replaced",
+        "saving::a_folder_that_changes_is_not_replaced",
         Limits::mebibytes(512),
         || {
             let place = open_place();
@@ -629,13 +629,13 @@ fn a_folder_that_changes_meanwhile_is_not_replaced() {
                     )
                     .err()
             });
-            // In time for the last look, or for the next save.
+            // In time for the last check, or for the next save.
             assert!(
                 matches!(&refused, Some(Error::InvalidState(what) | Error::InvalidArgument(what)) if what.contains("precious"))
             );
             assert!(target.join("precious").is_dir());
             assert_eq!(names(place.path()), ["source", "target"]);
-            // Where nothing was, what has come meanwhile stays.
+            // A folder that appears in the meantime at a free path stays.
             let other = place.path().join("other");
             let refused = (0..50).find_map(|_| {
                 let _ = fs::remove_dir_all(&other);

@@ -1,5 +1,5 @@
-//! Hostile text: prompts that are too long, control tokens in a user's words, stop texts that slow
-//! every token down.
+//! Hostile text: prompts that are too long, control tokens in a user's text, stop texts that slow
+//! down every token.
 
 use std::{
     fs,
@@ -23,8 +23,8 @@ use crate::{
     programs::in_repository,
 };
 
-/// What a caller may be kept waiting for something that it has ended. It is milliseconds on a
-/// machine that does nothing else.
+/// How long a caller may wait for something that it has cancelled. It is milliseconds on an idle
+/// machine.
 const SOON: Duration = Duration::from_secs(2);
 
 fn load(folder: &Path) -> moxin_vlm::Result<Model> {
@@ -35,7 +35,7 @@ fn tiny() -> Model {
     load(&in_repository("models/tiny")).unwrap()
 }
 
-/// The small model with another tokenizer.
+/// Makes the small model with another tokenizer.
 fn with_tokenizer(change: impl FnOnce(&mut Value)) -> TempDir {
     let folder = TempDir::new().unwrap();
     for entry in fs::read_dir(in_repository("models/tiny")).unwrap() {
@@ -58,7 +58,7 @@ fn session(model: &Model) -> Session {
         .unwrap()
 }
 
-/// What a call returns, which must be soon.
+/// Returns the result of a call, which must be quick.
 fn soon<T>(what: &str, call: impl FnOnce() -> T) -> T {
     let begin = Instant::now();
     let result = call();
@@ -67,7 +67,7 @@ fn soon<T>(what: &str, call: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Such a prompt took half a minute and 10 GB, with which every other session had to wait.
+/// Such a prompt took half a minute and 10 GB, during which every other session had to wait.
 #[test]
 fn a_prompt_of_64_megabytes_is_refused_at_once() {
     in_child(
@@ -88,7 +88,7 @@ fn a_prompt_of_64_megabytes_is_refused_at_once() {
                     "{refused:?}"
                 );
             }
-            // Many that fit each by itself do not together.
+            // Several that fit individually do not fit together.
             let part = &text[..32 << 10];
             let refused = (0..100)
                 .map(|_| session.add_text(Role::User, part))
@@ -104,18 +104,18 @@ fn a_prompt_of_64_megabytes_is_refused_at_once() {
     );
 }
 
-/// Three steps that put a thousand letters in the place of one ended the process on a prompt of one
+/// Three steps that each replaced a letter with a thousand killed the process on a prompt of one
 /// letter.
 #[test]
-fn a_tokenizer_that_makes_a_letter_a_gigabyte_is_refused() {
+fn a_tokenizer_that_turns_a_letter_into_a_gigabyte_is_refused() {
     in_child(
-        "text::a_tokenizer_that_makes_a_letter_a_gigabyte_is_refused",
+        "text::a_tokenizer_that_turns_a_letter_into_a_gigabyte_is_refused",
         Limits::mebibytes(512).seconds(20),
         || {
             let replace =
                 json!({"type": "Replace", "pattern": {"String": "x"}, "content": "x".repeat(1000)});
             let steps = json!({"type": "Sequence", "normalizers": [replace, replace, replace]});
-            // Tokens that are normalized are so while the tokenizer is loaded.
+            // Normalized tokens are normalized while the tokenizer is loaded.
             let token = json!({"id": 573, "content": "x", "single_word": false, "lstrip": false, "rstrip": false, "normalized": true, "special": false});
             let folder = with_tokenizer(|json| {
                 json["normalizer"] = steps;
@@ -134,7 +134,7 @@ fn a_tokenizer_that_makes_a_letter_a_gigabyte_is_refused() {
     );
 }
 
-/// Patterns that are small to write and large to build, and tokens without end.
+/// Patterns that are small to write and large to build, and an unbounded number of tokens.
 #[test]
 fn a_tokenizer_that_is_large_to_build_is_refused_or_built() {
     in_child(
@@ -179,13 +179,13 @@ fn a_tokenizer_that_is_large_to_build_is_refused_or_built() {
     );
 }
 
-/// A pattern that goes through all ways to cut a run of letters, again for each letter: a prompt
-/// takes minutes. Nobody has to wait for it, on any way to compute, and neither does another
-/// session, nor the end of the process.
+/// A pattern that tries all ways to split a run of letters, again for each letter: a prompt takes
+/// minutes. Nobody has to wait for it: no operation, no other session, and not the end of the
+/// process.
 #[test]
-fn a_prompt_that_takes_minutes_is_left_behind() {
+fn a_prompt_that_takes_minutes_blocks_nobody() {
     in_child(
-        "text::a_prompt_that_takes_minutes_is_left_behind",
+        "text::a_prompt_that_takes_minutes_blocks_nobody",
         Limits::default().seconds(40),
         || {
             let pattern = json!({"type": "Split", "pattern": {"Regex": "(?:(?:a|a)*(?=c))|."}, "behavior": "Isolated", "invert": false});
@@ -244,8 +244,8 @@ fn a_prompt_that_takes_minutes_is_left_behind() {
             });
             assert!(matches!(result, Err(Error::Cancelled)), "{result:?}");
 
-            // The fourth is the last that is worked on; those behind it wait for a place, and do
-            // not wait longer than they want to either.
+            // The fourth is the last that is processed; the next ones wait for a place, and can be
+            // cancelled too.
             for _ in 0..2 {
                 let session = asked();
                 later(Box::new(|| suspend(Duration::from_secs(1)).unwrap()));
@@ -291,11 +291,11 @@ fn a_prompt_that_takes_minutes_is_left_behind() {
     );
 }
 
-/// What a user writes is no control token: not in one text, not over two, not in an answer.
+/// A user's text never becomes a control token: not in one text, not across two, not in an answer.
 #[test]
-fn what_is_said_makes_no_control_tokens() {
+fn text_never_becomes_control_tokens() {
     in_child(
-        "text::what_is_said_makes_no_control_tokens",
+        "text::text_never_becomes_control_tokens",
         Limits::default(),
         || {
             let model = tiny();
@@ -317,7 +317,7 @@ fn what_is_said_makes_no_control_tokens() {
                 said(&["a</s>b"]) > raw,
                 "characters are more tokens than a control token"
             );
-            // The picture's mark is taken out of a text, which joins what was around it.
+            // Removing the picture's marker from a text joins what was around it.
             assert_eq!(said(&["a</<image>s>b"]), said(&["a</s>b"]));
             assert_eq!(said(&["a</", "s>b"]), said(&["a</\ns>b"]));
             let answered = |answer: &str| {

@@ -1,4 +1,4 @@
-//! Running compilers and other programs, for the tests that do, and where things are that they use.
+//! Runs compilers and other programs for tests, and finds the files that they use.
 #![allow(dead_code)] // each test uses some of it
 
 use std::{
@@ -12,10 +12,10 @@ use std::{
 /// Flags for C programs.
 pub const C99: [&str; 5] = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror"];
 
-/// The variable that names folders of shared libraries.
+/// The environment variable with the folders of shared libraries.
 pub const LIBRARY_PATH: &str = "LD_LIBRARY_PATH";
 
-/// `$CC` or `$CXX`, which may have flags, or the system's.
+/// Returns `$CC` or `$CXX`, which may have flags, or the system's compiler.
 pub fn compiler(variable: &str, usual: &str) -> Command {
     let choice = env::var(variable).unwrap_or_else(|_| usual.into());
     let mut words = choice.split_whitespace();
@@ -24,7 +24,7 @@ pub fn compiler(variable: &str, usual: &str) -> Command {
     command
 }
 
-/// What a program prints, which must end well.
+/// Returns the output of a program, which must succeed.
 pub fn succeed(command: &mut Command) -> String {
     let output = command
         .output()
@@ -37,17 +37,17 @@ pub fn succeed(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A file of the repository.
+/// Returns the path of a file in the repository.
 pub fn in_repository(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-/// The small model.
+/// Returns the path of the small model.
 pub fn tiny() -> PathBuf {
     in_repository("models/tiny")
 }
 
-/// A picture for it.
+/// Returns the path of a picture for it.
 pub fn demo() -> PathBuf {
     in_repository("models/demo.png")
 }
@@ -61,13 +61,13 @@ pub fn copy_tiny(folder: &Path) {
     }
 }
 
-/// Cargo puts the shared library beside the tests that it is built for.
+/// Cargo puts the shared library next to the tests that it is built for.
 pub fn library_folder() -> PathBuf {
     env::current_exe().unwrap().parent().unwrap().to_owned()
 }
 
-/// The library of these tests first: cargo's own search path, which goes before a program's, begins
-/// with the folder of what `cargo build` made, maybe long ago.
+/// Returns a search path with the library of these tests first: cargo's own, which precedes a
+/// program's, starts with the folder of an earlier `cargo build`.
 pub fn library_path() -> OsString {
     let others = env::var_os(LIBRARY_PATH).unwrap_or_default();
     let others = env::split_paths(&others).filter(|path| !path.as_os_str().is_empty());

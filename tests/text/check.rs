@@ -25,7 +25,7 @@ fn split(regex: &str) -> Value {
     json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false})
 }
 
-/// What real tokenizers have: Llama and Mistral, Gemma, Qwen, DeepSeek, T5, CLIP, BERT.
+/// The steps of real tokenizers: Llama and Mistral, Gemma, Qwen, DeepSeek, T5, CLIP, BERT.
 #[test]
 fn real_ones_pass() {
     let prepend = json!({"type": "Prepend", "prepend": "▁"});
@@ -54,7 +54,7 @@ fn real_ones_pass() {
         "normalizer",
         sequence("normalizers", &[table, replace_regex(" {2,}", "▁")]),
     );
-    // The trie is too small for the library that runs it.
+    // The trie is too small for the library that uses it.
     assert!(
         matches!(checked, Ok(_) | Err(Error::CorruptModel { .. })),
         "{checked:?}"
@@ -78,9 +78,9 @@ fn real_ones_pass() {
     }
 }
 
-/// Each is refused before anything is built of it, by the name of its field.
+/// Each is refused by the name of its field, before anything is built from it.
 #[test]
-fn what_makes_texts_many_times_as_long_is_refused() {
+fn steps_that_multiply_text_are_refused() {
     let thousand = "x".repeat(1000);
     let growing = |n: usize| vec![replace("x", "xxxx"); n];
     let pieces = |n: usize| vec![json!({"SpecialToken": {"id": "<s>", "type_id": 0}}); n];
@@ -197,7 +197,7 @@ fn what_makes_texts_many_times_as_long_is_refused() {
 }
 
 #[test]
-fn a_model_of_the_tokenizer_that_is_not_what_it_seems_is_refused() {
+fn an_inconsistent_tokenizer_model_is_refused() {
     let cases = [
         ("dropout", json!(0.5), "model.dropout"),
         (
@@ -235,7 +235,7 @@ fn a_model_of_the_tokenizer_that_is_not_what_it_seems_is_refused() {
     );
 }
 
-/// The last defence: what a text could become is bounded, also where each step is sound.
+/// The last defense: the length that a text could reach is limited even if each step is valid.
 #[test]
 fn a_text_that_could_become_too_long_is_refused() {
     let tokenizer = with("normalizer", replace("x", &"x".repeat(60))).unwrap();
@@ -246,7 +246,7 @@ fn a_text_that_could_become_too_long_is_refused() {
     assert!(tokenizer.encode("xy", false).unwrap().len() > 5);
 }
 
-/// Padding to a length is never done, nor is a prompt cut.
+/// Prompts are never padded or truncated.
 #[test]
 fn padding_of_any_length_is_ignored() {
     let padding = json!({"strategy": {"Fixed": 1_000_000_000}, "direction": "Right", "pad_to_multiple_of": 1_000_000_000, "pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>"});

@@ -38,7 +38,7 @@ fn joins_to_what_transformers_decodes() {
     }
 }
 
-/// Random tokens, most of them bytes, special tokens and ids beyond the vocabulary among them.
+/// Random tokens, mostly bytes, including special tokens and ids beyond the vocabulary.
 #[test]
 fn joins_to_the_whole_decoding_of_random_tokens() {
     let mut random = Random::new(2);
@@ -64,8 +64,8 @@ fn joins_to_the_whole_decoding_of_random_tokens() {
     }
 }
 
-/// The decoders of other models: Gemma strips nothing, some strip more; one without any decoder
-/// joins tokens by spaces.
+/// The decoders of other models: Gemma's strips nothing, some strip more; one without a decoder
+/// joins tokens with spaces.
 #[test]
 fn follows_the_steps_of_the_decoder() {
     let replace = json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "});
@@ -97,8 +97,8 @@ fn follows_the_steps_of_the_decoder() {
     }
 }
 
-/// Text is out as soon as it can be: whole words at once, an emoji with its last byte (byte level)
-/// or at the end of its run (byte fallback).
+/// Text is returned as soon as possible: whole words at once, an emoji with its last byte (byte
+/// level) or at the end of its run (byte fallback).
 #[test]
 fn does_not_hold_back_settled_text() {
     let tokenizer = tokenizer("byte_level");
@@ -149,9 +149,9 @@ fn drops_white_space_at_the_front_on_demand() {
     }
 }
 
-/// Behind a token nothing is stripped: joined to the text before it, the rest is what the whole is.
+/// After a token nothing is stripped: joined with the text before it, the rest equals the whole.
 #[test]
-fn goes_on_behind_a_token() {
+fn continues_after_a_token() {
     for style in STYLES {
         let tokenizer = tokenizer(style);
         let ids = tokenizer

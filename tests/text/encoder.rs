@@ -16,7 +16,7 @@ fn encode(tokenizer: &Tokenizer, messages: &[Message]) -> Vec<u32> {
         .unwrap()
 }
 
-/// Positions of control tokens.
+/// Returns the positions of control tokens.
 fn controls(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<u32> {
     ids.iter()
         .copied()
@@ -24,8 +24,8 @@ fn controls(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<u32> {
         .collect()
 }
 
-/// Texts that say nothing that looks like a control token have the ids of the reference, control
-/// tokens of the format included.
+/// Texts without anything like a control token have the ids of the reference, including the
+/// format's control tokens.
 #[test]
 fn benign_conversations_have_the_ids_of_the_reference() {
     let cases: Cases = fixture("prompts");
@@ -48,7 +48,7 @@ fn benign_conversations_have_the_ids_of_the_reference() {
     assert!(benign >= 8);
 }
 
-/// What is said is read as it is spelt: no control token, and the same characters.
+/// Text is read as it is spelled: no control token, and the same characters.
 #[test]
 fn a_control_token_in_a_text_is_text() {
     let llama = tokenizer("llama");
@@ -67,8 +67,8 @@ fn a_control_token_in_a_text_is_text() {
     );
 }
 
-/// Spellings of all kinds, cut anywhere, in questions and answers: the format's own control tokens,
-/// and no others.
+/// Spellings of all kinds, cut anywhere, in questions and answers: only the format's own control
+/// tokens appear.
 #[test]
 fn random_spellings_never_become_control_tokens() {
     let pieces = [
@@ -116,7 +116,7 @@ fn raw_prompt_text_keeps_its_control_tokens() {
     let expected = encode(&tokenizer, &turns);
     let whole = Message::prompt("In: How many?\nOut: Three.</s>In: And?\nOut:");
     assert_eq!(encode(&tokenizer, std::slice::from_ref(&whole)), expected);
-    // The beginning of a text is not doubled, and nothing is trimmed.
+    // The start of a text is not doubled, and nothing is trimmed.
     assert_eq!(
         encode(
             &tokenizer,
@@ -129,7 +129,7 @@ fn raw_prompt_text_keeps_its_control_tokens() {
         " <image> "
     );
 
-    // An answer to it is used as it is, and is text; the conversation goes on in either form.
+    // An answer to it is used unchanged, and is text; the conversation continues in either format.
     let answered = [
         Message::prompt("In: How many?\nOut:"),
         Message::assistant(" Three."),
@@ -151,9 +151,9 @@ fn raw_prompt_text_keeps_its_control_tokens() {
     assert!(matches!(twice, Err(Error::InvalidArgument(_))));
 }
 
-/// Control tokens that are not marked as special, and content tokens that stay what they are.
+/// Control tokens that are not marked as special, and content tokens that stay as they are.
 #[test]
-fn tokens_that_look_like_control_tokens_are_some() {
+fn tokens_that_look_like_control_tokens_count_as_such() {
     let added = |id: u32, content: &str| json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": false});
     let mut json: Value = fixture("llama");
     let tokens = [
@@ -182,9 +182,9 @@ fn tokens_that_look_like_control_tokens_are_some() {
     assert_eq!(raw.iter().filter(|id| **id > 440).count(), tokens.len());
 }
 
-/// A vocabulary that makes the end token of its letters, whatever is asked of it.
+/// A vocabulary that always makes the end token from its letters.
 #[test]
-fn a_tokenizer_that_cannot_tell_them_apart_is_refused() {
+fn a_tokenizer_that_confuses_text_and_control_tokens_is_refused() {
     let mut json: Value = fixture("llama");
     json["model"]["ignore_merges"] = true.into();
     json["normalizer"] = Value::Null;
@@ -198,9 +198,9 @@ fn a_tokenizer_that_cannot_tell_them_apart_is_refused() {
     encode(&tokenizer, &[Message::user("a")]);
 }
 
-/// Replaced letters make a spelling that was not there.
+/// Replaced letters form a spelling that was not there before.
 #[test]
-fn a_normalizer_that_makes_a_control_token_is_seen_through() {
+fn a_normalizer_cannot_make_a_control_token() {
     let mut json: Value = fixture("llama");
     json["normalizer"] = json!({"type": "NFKC"});
     for token in json["added_tokens"].as_array_mut().unwrap() {
@@ -229,7 +229,7 @@ fn a_prompt_that_cannot_fit_is_known_by_its_length() {
         encoder.check_room(usize::MAX, 1 << 24),
         Err(Error::ContextFull { .. })
     ));
-    // Of whatever a text consists, its tokens are not fewer than that.
+    // Any text has at least so many tokens.
     let tokenizer = tokenizer("llama");
     for text in [
         "The quick brown fox ".repeat(50),

@@ -1,5 +1,5 @@
-//! Text in and out: tokens, prompts, sampling and stop strings, against fixtures by transformers
-//! and the models' own prompt builder (`make_text.py`).
+//! Compares text processing (tokens, prompts, sampling and stop strings) with fixtures by
+//! transformers and the models' own prompt builder (`make_text.py`).
 
 mod check;
 mod detokenizer;
@@ -36,7 +36,7 @@ fn tokenizer(name: &str) -> Tokenizer {
     Tokenizer::from_file(fixture_path(name)).unwrap()
 }
 
-/// The tokenizer of a file that holds `json`.
+/// Returns the tokenizer of a file with the content `json`.
 fn tokenizer_of(json: &serde_json::Value) -> moxin_vlm::Result<Tokenizer> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tokenizer.json");

@@ -54,8 +54,7 @@ fn strips_what_python_strips() {
     }
 }
 
-/// The reference escapes nothing: what is spelt out as a special token in a text that is tokenized
-/// as it is becomes one.
+/// The reference escapes nothing: a special token that is spelled in plain text becomes one.
 #[test]
 fn special_tokens_in_plain_text_are_parsed() {
     let tokenizer = tokenizer("llama");

@@ -98,7 +98,7 @@ fn filters_as_transformers_does() {
     }
 }
 
-/// Against ChaCha8 and the walk over the probabilities written in Python.
+/// Against ChaCha8 and a walk over the probabilities written in Python.
 #[test]
 fn draws_the_documented_random_numbers() {
     let fixture = load();
@@ -166,7 +166,7 @@ fn same_seed_same_tokens() {
 }
 
 #[test]
-fn greedy_takes_the_first_of_the_likeliest() {
+fn greedy_takes_the_first_of_the_most_likely() {
     let mut greedy = sampler(SamplingParams::default());
     assert_eq!(
         greedy
@@ -252,7 +252,7 @@ fn log_probabilities_are_the_models_own() {
 }
 
 #[test]
-fn refuses_logits_that_make_no_distribution() {
+fn refuses_logits_that_are_no_distribution() {
     for params in [SamplingParams::default(), at_temperature(1.0)] {
         let mut sampler = sampler(params);
         for (logits, what) in [

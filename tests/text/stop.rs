@@ -26,7 +26,7 @@ fn cuts_at_a_stop_string_across_pieces() {
 }
 
 #[test]
-fn gives_back_what_was_held_at_the_end() {
+fn returns_held_back_text_at_the_end() {
     let mut stop = stops(&["</answer>"]);
     assert_eq!(stop.push("yes</ans"), outcome("yes", false));
     assert_eq!(stop.finish(), "</ans");
@@ -40,7 +40,7 @@ fn without_stop_strings_passes_everything_on() {
 }
 
 #[test]
-fn takes_the_string_that_is_complete_first_and_the_longest_of_equals() {
+fn takes_the_first_complete_string_and_the_longest_of_equals() {
     assert_eq!(stops(&["abcd", "c"]).push("xabcd"), outcome("xab", true));
     assert_eq!(stops(&["c", "abc"]).push("xabcd"), outcome("x", true));
     assert_eq!(stops(&["aab"]).push("aaab"), outcome("a", true));
@@ -77,7 +77,7 @@ fn refuses_too_many_and_too_long_strings() {
     );
 }
 
-/// Character by character: does the text so far end with a stop string?
+/// Checks after each character whether the text so far ends with a stop string.
 fn naive(text: &str, strings: &[String]) -> (String, bool) {
     for (end, c) in text.char_indices().map(|(i, c)| (i + c.len_utf8(), c)) {
         assert!(text[..end].ends_with(c));
@@ -93,7 +93,7 @@ fn naive(text: &str, strings: &[String]) -> (String, bool) {
     (text.into(), false)
 }
 
-/// The longest end of a text that some string begins with.
+/// Returns the longest suffix of the text that is a prefix of a stop string.
 fn naive_held<'a>(text: &'a str, strings: &[String]) -> &'a str {
     let ends = text.char_indices().map(|(i, _)| &text[i..]);
     ends.filter(|end| strings.iter().any(|s| s.starts_with(end)))
@@ -101,7 +101,7 @@ fn naive_held<'a>(text: &'a str, strings: &[String]) -> &'a str {
         .unwrap_or("")
 }
 
-/// Short texts over few characters, of one to four bytes, are full of near misses.
+/// Short texts of few characters, of one to four bytes, have many near misses.
 #[test]
 fn agrees_with_a_naive_search_however_the_text_is_cut() {
     let mut random = Random::new(8);
@@ -132,7 +132,7 @@ fn agrees_with_a_naive_search_however_the_text_is_cut() {
             let outcome = stop.push(&piece.iter().collect::<String>());
             (rest, stopped) = (after, outcome.stopped);
             found += &outcome.text;
-            // What could begin a stop string is held, and nothing else.
+            // Text that may start a stop string is held back, and nothing else.
             if !stopped {
                 let read = &text[..text.len() - rest.iter().map(|c| c.len_utf8()).sum::<usize>()];
                 assert_eq!(

@@ -1,4 +1,4 @@
-//! Chat templates against transformers' rendering of the same ones (`make_templates.py`).
+//! Compares chat templates with transformers' rendering of them (`make_templates.py`).
 
 use std::collections::BTreeMap;
 
@@ -102,9 +102,9 @@ fn templates_render_as_in_transformers() {
     }
 }
 
-/// The time is that at which the template was made or moved to, however late it renders.
+/// The time is that when the template was made or changed, however late it renders.
 #[test]
-fn the_time_stands_still() {
+fn the_time_is_fixed() {
     let template = Template::parse("{{ strftime_now('%Y-%m-%d %H:%M:%S.%f') }}").unwrap();
     let render = || template.render(&[], ContentStyle::Text, false).unwrap();
     let first = render();
@@ -118,7 +118,7 @@ fn the_time_stands_still() {
 }
 
 #[test]
-fn a_given_template_takes_the_place_of_a_folders() {
+fn the_callers_template_replaces_a_folders() {
     let folder = tempfile::tempdir().unwrap();
     let render = |source| {
         Template::from_folder(folder.path(), source)

@@ -66,7 +66,7 @@ fn encodes_and_decodes_as_transformers_does() {
 }
 
 #[test]
-fn tells_about_tokens() {
+fn describes_tokens() {
     let tokenizer = tokenizer("llama");
     let pad = tokenizer.token_id("<PAD>").unwrap();
     assert_eq!(tokenizer.token_id("</s>"), Some(2));
@@ -166,7 +166,7 @@ fn contains_a_panic_of_the_decoder() {
     );
 }
 
-/// Whatever is changed in the file: a tokenizer or an error, and a working process.
+/// Any damage to the file results in a tokenizer or an error, and a working process.
 #[test]
 fn survives_damaged_files() {
     let folder = tempfile::tempdir().unwrap();
@@ -179,7 +179,7 @@ fn survives_damaged_files() {
             match round % 3 {
                 0 => bytes.truncate(random.below(sound.len())),
                 1 => bytes[random.below(sound.len())] ^= 1 << random.below(8),
-                // Digits change sizes and ids without harm to the syntax.
+                // Digits change sizes and ids without breaking the syntax.
                 _ => {
                     let digits: Vec<usize> = (0..sound.len())
                         .filter(|&i| sound[i].is_ascii_digit())
