@@ -1,14 +1,14 @@
 // swift-tools-version: 6.0
 import PackageDescription
 
-// On Linux the library is found by pkg-config: PKG_CONFIG_PATH names lib/pkgconfig of what
-// `cargo xtask dist` makes. On Apple systems it is an xcframework: while developing the one in this
-// folder that $MOXIN_VLM_XCFRAMEWORK names, else that of a release.
+// On Linux the library is found by pkg-config: PKG_CONFIG_PATH must include lib/pkgconfig of the
+// folder that `cargo xtask dist` makes. On Apple systems it is an xcframework: during development
+// the one in this folder named by $MOXIN_VLM_XCFRAMEWORK, otherwise that of a release.
 #if os(Linux)
     let library = Target.systemLibrary(
         name: "CMoxinVLM", path: "swift/CMoxinVLM", pkgConfig: "moxin_vlm-swift")
 #else
-    /// Where the xcframework of this version is, once there is a release with one.
+    /// The location of this version's xcframework, once it is released.
     let release: (url: String, checksum: String)? = nil
 
     func findLibrary() -> Target {

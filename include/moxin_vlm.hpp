@@ -44,20 +44,20 @@
 
 namespace moxin {
 
-/// Why a call failed. what() is for a person to read.
+/// Why a call failed. what() is a message for people.
 class Error : public std::runtime_error {
 public:
     Error(moxin_status status, const std::string &message, std::vector<std::string> causes = {})
         : std::runtime_error(message), status_(status),
           causes_(std::make_shared<const std::vector<std::string>>(std::move(causes))) {}
 
-    /// Copies what a C error says; NULL has only its status.
+    /// Copies a C error; NULL has only its status.
     Error(moxin_status status, const moxin_error *error)
         : Error(status, message_of(status, error), causes_of(error)) {}
 
     moxin_status status() const noexcept { return status_; }
 
-    /// What led to it, the nearest cause first.
+    /// The causes, the nearest first.
     const std::vector<std::string> &causes() const noexcept { return *causes_; }
 
 private:
@@ -82,7 +82,7 @@ private:
         causes_; // shared, so that copying an Error cannot fail
 };
 
-/// How this header speaks with C; programs have no need of it.
+/// Calls C; not for use by programs.
 namespace detail {
 
 template <class T, void (*free)(T *)>
@@ -100,7 +100,7 @@ inline void check(moxin_status status, moxin_error *error) {
     }
 }
 
-/// Calls a function whose last parameter is an error, and throws what it reports.
+/// Calls a function whose last parameter is an error, and throws that error.
 template <class Function, class... Arguments>
 void call(Function function, Arguments... arguments) {
     moxin_error *error = nullptr;
@@ -108,7 +108,7 @@ void call(Function function, Arguments... arguments) {
     check(status, error);
 }
 
-/// Calls a function whose last parameter but one receives a new handle, and returns the handle.
+/// Calls a function whose second-to-last parameter receives a new handle, and returns the handle.
 template <class T, class Function, class... Arguments>
 T *make(Function function, Arguments... arguments) {
     T *made = nullptr;
@@ -116,7 +116,7 @@ T *make(Function function, Arguments... arguments) {
     return made;
 }
 
-/// Calls a function whose last parameter but one receives a struct.
+/// Calls a function whose second-to-last parameter receives a struct, and returns the struct.
 template <class T, class Function, class... Arguments>
 T get(Function function, Arguments... arguments) {
     T result{};
@@ -129,7 +129,7 @@ inline std::string copy(moxin_str text) { return { text.data, text.len }; }
 
 } // namespace detail
 
-/// Cancels operations, from any thread. It may be given to any number of them.
+/// Cancels operations, from any thread. Can be used for any number of operations.
 class Cancel {
 public:
     Cancel() : handle_(moxin_cancel_new()) {
@@ -146,20 +146,20 @@ private:
     detail::Handle<moxin_cancel, moxin_cancel_free> handle_;
 };
 
-/// Options of one long operation; {} has none.
+/// Options for one long operation; {} sets none.
 struct Op {
-    /// Told the stage, MOXIN_STAGE_*, and the part of it that is done, 0 to 1. Returning false
-    /// cancels the operation.
+    /// Receives the stage, MOXIN_STAGE_*, and the fraction that is complete, 0 to 1. Returning
+    /// false cancels the operation.
     std::function<bool(moxin_stage, float)> progress;
-    /// Must live until the operation has begun.
+    /// Must live until the operation has started.
     const Cancel *cancel = nullptr;
-    /// The longest it may take, the wait for its turn included. 0: no limit.
+    /// The time limit, including the time spent waiting for other operations. 0: no limit.
     std::chrono::milliseconds timeout{ 0 };
 };
 
 namespace detail {
 
-/// An Op in the form of C, which stays where it is while C has it.
+/// An Op in C's form, at a fixed address while C uses it.
 class RunningOp {
 public:
     explicit RunningOp(Op op) : progress_(std::move(op.progress)) {
@@ -176,7 +176,8 @@ public:
 
     const moxin_op *get() const noexcept { return &op_; }
 
-    /// Makes a call with this operation; what progress threw goes before the call's own outcome.
+    /// Makes a call with this operation; an exception from progress takes precedence over the
+    /// call's result.
     template <class Call>
     void run(Call call) {
         try {
@@ -212,14 +213,14 @@ private:
 
 } // namespace detail
 
-/// How a picture's file is decoded: the fields of moxin_image_params.
+/// Options for decoding a picture: the fields of moxin_image_params.
 struct ImageOptions : moxin_image_params {
     ImageOptions() : moxin_image_params() {
         moxin_image_params_init(this, sizeof(moxin_image_params));
     }
 };
 
-/// How many pixels a picture may have in front of the encoder: the fields of moxin_pixel_budget.
+/// The number of pixels that may reach the encoder: the fields of moxin_pixel_budget.
 struct PixelBudget : moxin_pixel_budget {
     PixelBudget(std::uint64_t min = 0, std::uint64_t max = 0) : moxin_pixel_budget() {
         struct_size = sizeof(moxin_pixel_budget);
@@ -228,15 +229,15 @@ struct PixelBudget : moxin_pixel_budget {
     }
 };
 
-/// How a model is loaded: the fields of moxin_model_params.
+/// Options for loading a model: the fields of moxin_model_params.
 struct ModelOptions : moxin_model_params {
     ModelOptions() : moxin_model_params() {
         moxin_model_params_init(this, sizeof(moxin_model_params));
     }
 };
 
-/// What of a model is quantized, and how: the fields of moxin_quant_params, of which `modules` is a
-/// std::vector here and `module_count` is not looked at.
+/// Which modules are quantized, and how: the fields of moxin_quant_params, except that `modules` is
+/// a std::vector and `module_count` is ignored.
 struct QuantOptions : moxin_quant_params {
     QuantOptions() : moxin_quant_params() {
         moxin_quant_params_init(this, sizeof(moxin_quant_params));
@@ -244,7 +245,7 @@ struct QuantOptions : moxin_quant_params {
 
     struct Module {
         std::string path;
-        /// 0: it is not quantized.
+        /// 0: the module is not quantized.
         std::uint32_t bits;
         std::uint32_t group_size;
         moxin_quant_mode mode = MOXIN_QUANT_MODE_AFFINE;
@@ -254,17 +255,17 @@ struct QuantOptions : moxin_quant_params {
     std::vector<Module> modules;
 };
 
-/// How a session generates: the fields of moxin_session_params, of which `stop` is a std::vector
-/// here and `stop_count` is not looked at.
+/// Parameters of a session: the fields of moxin_session_params, except that `stop` is a std::vector
+/// and `stop_count` is ignored.
 struct SessionOptions : moxin_session_params {
     SessionOptions() : moxin_session_params() {
         moxin_session_params_init(this, sizeof(moxin_session_params));
     }
 
-    /// Texts that end an answer; they are not part of it. At most 64, of 1 to 1024 bytes each.
+    /// Texts that end an answer and are not part of it. At most 64, of 1 to 1024 bytes each.
     std::vector<std::string> stop;
 
-    /// Makes a call with these options in the form of C.
+    /// Makes a call with these options in C's form.
     template <class Call>
     auto with_params(Call call) const
         -> decltype(call(static_cast<const moxin_session_params *>(nullptr))) {
@@ -293,19 +294,19 @@ public:
             detail::make<moxin_image>(moxin_image_from_file, std::string(path).c_str(), &options));
     }
 
-    /// The same from a file's bytes, which are not needed any more when it returns.
+    /// Reads the bytes of a file, which may be freed when it returns.
     static Image from_bytes(const void *data, std::size_t len, const ImageOptions &options = {}) {
         return Image(detail::make<moxin_image>(moxin_image_from_bytes, data, len, &options));
     }
 
-    /// Copies pixels; stride: bytes from one row to the next.
+    /// Copies pixels; stride is the number of bytes from one row to the next.
     static Image from_pixels(const void *pixels, Size size, std::size_t stride,
                              moxin_pixel_format format) {
         return Image(detail::make<moxin_image>(moxin_image_from_pixels, pixels, size.width,
                                                size.height, stride, format));
     }
 
-    /// In pixels, upright.
+    /// Returns the size in pixels, after the picture was turned upright.
     Size size() const {
         Size size{};
         detail::call(moxin_image_size, get(), &size.width, &size.height);
@@ -320,14 +321,14 @@ private:
     detail::Handle<moxin_image, moxin_image_free> handle_;
 };
 
-/// A picture's tokens in the space of the model that made them.
+/// The features of a picture in the embedding space of the model that encoded it.
 class Embedding {
 public:
     moxin_embedding_info info() const {
         return detail::get<moxin_embedding_info>(moxin_embedding_info_get, get());
     }
 
-    /// token_count * hidden_size numbers, token after token.
+    /// Copies the token_count * hidden_size values, token by token.
     std::vector<float> values() const {
         moxin_embedding_info size = info();
         std::vector<float> values(std::size_t{ size.token_count } * size.hidden_size);
@@ -345,7 +346,7 @@ private:
     detail::Handle<moxin_embedding, moxin_embedding_free> handle_;
 };
 
-/// An Error unless the library that is loaded has the ABI of this header.
+/// Throws an Error unless the loaded library has the ABI of this header.
 inline void check_abi() {
     if (moxin_abi_version() != MOXIN_ABI_VERSION) {
         throw Error(MOXIN_STATUS_INVALID_STATE, "this program was built for ABI " +
@@ -358,7 +359,7 @@ inline void check_abi() {
 /// A model in memory.
 class Model {
 public:
-    /// Loads a Hugging Face folder. Progress has MOXIN_STAGE_LOAD.
+    /// Loads a Hugging Face folder. Progress is reported with stage MOXIN_STAGE_LOAD.
     explicit Model(std::string_view path, const ModelOptions &options = {}, Op op = {}) {
         check_abi();
         detail::RunningOp running(std::move(op));
@@ -369,12 +370,12 @@ public:
         });
     }
 
-    /// What a folder holds, from its files' headers alone.
+    /// Describes the model in a folder, from the headers of its files.
     static moxin_model_info inspect(std::string_view path) {
         return detail::get<moxin_model_info>(moxin_model_inspect, std::string(path).c_str());
     }
 
-    /// The memory that loading and a session will take, from the files' headers alone.
+    /// Estimates the memory for loading and one session, from the headers of the folder's files.
     static moxin_memory_estimate estimate(std::string_view path, const ModelOptions &options = {},
                                           const SessionOptions &session = {}) {
         std::string folder(path);
@@ -388,14 +389,14 @@ public:
         return detail::get<moxin_model_info>(moxin_model_info_get, get());
     }
 
-    /// A value of config.json by its dotted path.
+    /// Returns a field of config.json by its dotted path.
     std::string metadata(std::string_view key) const {
         moxin_str value{};
         detail::call(moxin_model_metadata, get(), std::string(key).c_str(), &value);
         return detail::copy(value);
     }
 
-    /// Positions that a picture of this size takes in a conversation.
+    /// Returns the number of positions that a picture of this size takes in a conversation.
     std::uint32_t image_tokens(std::uint32_t width, std::uint32_t height,
                                const PixelBudget &budget = {}) const {
         std::uint32_t tokens = 0;
@@ -403,7 +404,7 @@ public:
         return tokens;
     }
 
-    /// Runs the vision encoders. Progress has MOXIN_STAGE_ENCODE.
+    /// Runs the vision encoders. Progress is reported with stage MOXIN_STAGE_ENCODE.
     Embedding encode(const Image &image, Op op = {}, const PixelBudget &budget = {}) const {
         detail::RunningOp running(std::move(op));
         Embedding made;
@@ -414,7 +415,7 @@ public:
         return made;
     }
 
-    /// Quantizes the model in memory. Progress has MOXIN_STAGE_QUANTIZE.
+    /// Quantizes the model in memory. Progress is reported with stage MOXIN_STAGE_QUANTIZE.
     void quantize(const QuantOptions &options = {}, Op op = {}) {
         std::vector<moxin_module_quant> modules;
         for (const QuantOptions::Module &module : options.modules) {
@@ -428,11 +429,12 @@ public:
         running.run([&] { detail::call(moxin_model_quantize, get(), &params, running.get()); });
     }
 
-    /// Writes the model as it is now to a folder that can be loaded. Progress has MOXIN_STAGE_SAVE.
+    /// Saves the model in its current form to a folder that can be loaded. Progress is reported
+    /// with stage MOXIN_STAGE_SAVE.
     ///
-    /// With overwrite an empty folder is replaced, or a model's: one that holds files alone, among
-    /// them a config.json with a "model_type". Never the folder that the model comes from, nor one
-    /// that holds it: see moxin_model_save.
+    /// With overwrite, an empty folder or a model folder is replaced; a model folder has only
+    /// files, among them a config.json with a "model_type". Never replaces the folder that the
+    /// model was loaded from, or one that contains it: see moxin_model_save.
     void save(std::string_view directory, bool overwrite = false, Op op = {}) const {
         std::string folder(directory);
         detail::RunningOp running(std::move(op));
@@ -441,7 +443,7 @@ public:
         });
     }
 
-    /// Frees the weights, though sessions still hold the model; their calls then throw.
+    /// Frees the weights while sessions stay; their calls then throw.
     void unload() { detail::call(moxin_model_unload, get()); }
 
     const moxin_model *get() const noexcept { return handle_.get(); }
@@ -450,8 +452,7 @@ private:
     detail::Handle<moxin_model, moxin_model_free> handle_;
 };
 
-/// What one step brought; the fields are those of moxin_event, and its own for as long as one
-/// likes.
+/// The result of one step: the fields of moxin_event, with their own memory.
 struct Event {
     moxin_event_kind kind = MOXIN_EVENT_KIND_PREFILL;
     moxin_finish_reason finish = MOXIN_FINISH_REASON_NONE;
@@ -460,9 +461,9 @@ struct Event {
     float logprob = 0;
     std::uint32_t done = 0;
     std::uint32_t total = 0;
-    /// The likeliest tokens, as many as the session's `logprobs` asks for.
+    /// The most likely tokens, as many as the session's `logprobs`.
     std::vector<moxin_token_logprob> top;
-    /// What went wrong, where finish is MOXIN_FINISH_REASON_ERROR.
+    /// The error, if finish is MOXIN_FINISH_REASON_ERROR.
     std::optional<Error> error;
 
     Event() = default;
@@ -479,7 +480,7 @@ struct Event {
 
 class Session;
 
-/// The events of one answer, for a range-for; each step of the loop does one step of the session.
+/// The events of one answer, for a range-for; each iteration performs one step of the session.
 class Events {
 public:
     class iterator {
@@ -517,7 +518,7 @@ public:
         Events *events_ = nullptr;
     };
 
-    /// Does the first step. Once only: a second begin goes on where the first one is.
+    /// Performs the first step. Call it once: a second begin continues where the first one is.
     iterator begin() {
         iterator first(this);
         return ++first;
@@ -544,13 +545,14 @@ private:
 
 namespace detail {
 
-/// A stream that the library pushes, from generate_start until destroy.
+/// The callback of a stream, from generate_start until destroy.
 class Push {
 public:
     Push(std::function<bool(const Event &)> on_event, Op op)
         : on_event_(std::move(on_event)), op_(std::move(op)) {}
 
-    /// Begins. The library owns it from here, and destroys it also where it cannot begin.
+    /// Starts the stream. The library owns the object from here, and destroys it even if it cannot
+    /// start.
     static std::future<moxin_finish_reason> start(const moxin_session *session,
                                                   std::unique_ptr<Push> push) {
         std::future<moxin_finish_reason> result = push->result_.get_future();
@@ -581,7 +583,7 @@ private:
             thrown = std::make_exception_ptr(*push->error_);
         }
         moxin_finish_reason finish = push->finish_;
-        push.reset(); // what the callbacks hold goes before the one who waits goes on
+        push.reset(); // frees the callbacks' captures before the waiting thread continues
         if (thrown) {
             result.set_exception(thrown);
         } else {
@@ -599,7 +601,7 @@ private:
 
 } // namespace detail
 
-/// A conversation with a model. It keeps what it needs of the model alive.
+/// A conversation with a model. It keeps the parts of the model that it needs alive.
 class Session {
 public:
     explicit Session(const Model &model, const SessionOptions &options = {})
@@ -608,18 +610,18 @@ public:
           })) {}
 
     void add_text(moxin_role role, std::string_view text) {
-        // An empty view may have no data, and C wants some.
+        // An empty view may have a null pointer, which C refuses.
         detail::call(moxin_session_add_text, get(), role, text.empty() ? "" : text.data(),
                      text.size());
     }
 
-    /// Adds prompt text as it is: control tokens spelt in it are control tokens. See
+    /// Adds prompt text unchanged: control tokens spelled in it are control tokens. See
     /// moxin_session_add_prompt.
     void add_prompt(std::string_view text) {
         detail::call(moxin_session_add_prompt, get(), text.empty() ? "" : text.data(), text.size());
     }
 
-    /// moxin_session_add_image.
+    /// Adds a picture: see moxin_session_add_image.
     void add_image(const Image &image, const PixelBudget &budget = {}) {
         detail::call(moxin_session_add_image, get(), image.get(), &budget);
     }
@@ -628,40 +630,41 @@ public:
         detail::call(moxin_session_add_embedding, get(), embedding.get());
     }
 
-    /// Does the answer's work up to its first token. Progress has MOXIN_STAGE_ENCODE and
-    /// MOXIN_STAGE_PREFILL.
+    /// Performs the answer's work up to its first token. Progress is reported with stages
+    /// MOXIN_STAGE_ENCODE and MOXIN_STAGE_PREFILL.
     void prefill(Op op = {}) {
         detail::RunningOp running(std::move(op));
         running.run([&] { detail::call(moxin_session_prefill, get(), running.get()); });
     }
 
-    /// One chunk of the prompt or one token.
+    /// Reads one chunk of the prompt, or generates one token.
     Event step() { return Event(detail::get<moxin_event>(moxin_session_step, get())); }
 
-    /// The answer, a step at a time: `for (const moxin::Event &event : session.generate())`. A
-    /// failure throws from the loop. Leaving the loop leaves the answer as it is: generate() again
-    /// goes on with it, cancel() and a last step take it back. The session must live meanwhile.
+    /// Generates the answer step by step: `for (const moxin::Event &event : session.generate())`. A
+    /// failure throws from the loop. Leaving the loop leaves the answer in progress: generate()
+    /// again continues it; cancel() and one more step roll it back. The session must live during
+    /// the loop.
     Events generate() { return Events(get()); }
 
-    /// The answer, pushed: on_event gets each event, on a thread of the library, and cancels by
-    /// returning false. The last event is FINISHED; then on_event is destroyed, and then the future
-    /// is ready. It has the finish reason, or throws what on_event threw, or the Error that ended
-    /// the answer. The future may be dropped: the answer goes on. When the process ends, it may
-    /// never become ready: do not wait for it in an exit handler or the destructor of a global. The
-    /// op's progress must be empty.
+    /// Generates the answer as a stream: on_event receives each event on a thread of the library,
+    /// and cancels by returning false. The last event is FINISHED; then on_event is destroyed, and
+    /// then the future is ready. It has the finish reason, or throws the exception of on_event or
+    /// the Error that ended the answer. The future may be dropped: the answer continues. When the
+    /// process exits, it may never become ready: do not wait for it in an exit handler or the
+    /// destructor of a global. The op's progress must be empty.
     std::future<moxin_finish_reason> start(std::function<bool(const Event &)> on_event,
                                            Op op = {}) {
         return detail::Push::start(
             get(), std::make_unique<detail::Push>(std::move(on_event), std::move(op)));
     }
 
-    /// Ends the answer that is being generated, or a prefill, from any thread, within a layer.
+    /// Cancels the answer that is being generated, or a prefill, from any thread, within one layer.
     void cancel() const noexcept { moxin_session_cancel(get()); }
 
-    /// A second session with the same conversation, which goes its own way from here.
+    /// Copies the session with its conversation so far.
     Session fork() const { return Session(detail::make<moxin_session>(moxin_session_fork, get())); }
 
-    /// Has answers from the next on generated with other options: all of them are replaced.
+    /// Replaces all options. Applies from the next answer.
     void set_options(const SessionOptions &options) {
         options.with_params([&](const moxin_session_params *params) {
             detail::call(moxin_session_set_params, get(), params);
@@ -669,15 +672,15 @@ public:
         });
     }
 
-    /// Forgets all but the first messages.
+    /// Removes all but the first messages.
     void rewind(std::size_t messages_to_keep) {
         detail::call(moxin_session_rewind, get(), messages_to_keep);
     }
 
-    /// Forgets the conversation.
+    /// Removes the conversation.
     void reset() { detail::call(moxin_session_reset, get()); }
 
-    /// Counts and times of the latest turn.
+    /// Returns counts and times of the latest turn.
     moxin_stats stats() const { return detail::get<moxin_stats>(moxin_session_stats, get()); }
 
     const moxin_session *get() const noexcept { return handle_.get(); }
@@ -688,28 +691,28 @@ private:
     detail::Handle<moxin_session, moxin_session_free> handle_;
 };
 
-// The library as a whole.
+// Functions for the library as a whole.
 
-/// Such as "0.1.0".
+/// Returns the library's version, such as "0.1.0".
 inline std::string version() { return moxin_version(); }
 
-/// Version, ABI, MLX, backends and target, as JSON.
+/// Describes the build as JSON: version, ABI, MLX, backends and target.
 inline std::string build_info() { return moxin_build_info(); }
 
-/// Whether models can run on one of MOXIN_BACKEND_*, here and now.
+/// Returns whether models can run on a backend, one of MOXIN_BACKEND_*, now.
 inline bool backend_available(moxin_backend backend) { return moxin_backend_available(backend); }
 
-/// Where Metal's kernels, mlx.metallib, lie; before anything else is called.
+/// Sets the path of Metal's kernels, mlx.metallib. Call it before anything else.
 inline void set_metallib_path(std::string_view path) {
     detail::call(moxin_set_metallib_path, std::string(path).c_str());
 }
 
-/// Told what the library has to say, on a thread for it, up to a MOXIN_LOG_LEVEL_*.
+/// Receives log messages on a dedicated thread, up to a MOXIN_LOG_LEVEL_*.
 using Log =
     std::function<void(moxin_log_level level, std::string_view target, std::string_view message)>;
 
-/// Sets the log function in place of an earlier one; an empty one turns the log off. The earlier
-/// one is destroyed on the log's thread, maybe later.
+/// Sets the log callback and the level, replacing the previous callback; an empty one disables
+/// logging. The previous one is destroyed on the log's thread, possibly later.
 inline void set_log(Log log, moxin_log_level max_level) {
     if (!log) {
         detail::call(moxin_set_log, nullptr, max_level, nullptr, nullptr);
@@ -721,7 +724,7 @@ inline void set_log(Log log, moxin_log_level max_level) {
         try {
             (*static_cast<Log *>(self))(level, { target.data, target.len },
                                         { message.data, message.len });
-        } catch (...) { // there is no call to throw it from
+        } catch (...) { // no call could throw it
         }
     };
     auto destroy = [](void *self) noexcept { delete static_cast<Log *>(self); };
@@ -729,7 +732,7 @@ inline void set_log(Log log, moxin_log_level max_level) {
                  static_cast<moxin_destroy_fn>(destroy));
 }
 
-/// Lets nothing compute, until resume: for an app that goes to the background.
+/// Stops all computing until resume, for an app that moves to the background.
 inline void suspend(std::chrono::duration<std::uint32_t, std::milli> drain_timeout) {
     detail::call(moxin_suspend, drain_timeout.count());
 }
@@ -740,14 +743,13 @@ inline moxin_memory_stats memory_stats() {
     return detail::get<moxin_memory_stats>(moxin_memory_stats_get);
 }
 
-/// Bytes that may be in use, and that MLX may keep for reuse; UINT64_MAX for no limit but the
-/// machine's.
+/// Sets the limits of the memory in use and of MLX's buffer cache, in bytes; UINT64_MAX: only the
+/// machine limits it.
 inline void set_memory_limits(std::uint64_t total_bytes, std::uint64_t cache_bytes) {
     detail::call(moxin_memory_set_limits, total_bytes, cache_bytes);
 }
 
-/// Sets the number of threads of this library's own kernels for the CPU; 0 for as many as there are
-/// cores.
+/// Sets the number of threads for this library's own CPU kernels; 0 for one per core.
 inline void set_cpu_threads(std::uint32_t threads) {
     moxin_status status = moxin_set_cpu_threads(threads);
     if (status == MOXIN_STATUS_INVALID_ARGUMENT) {
@@ -757,7 +759,7 @@ inline void set_cpu_threads(std::uint32_t threads) {
     detail::check(status, nullptr);
 }
 
-/// Gives back what is kept for reuse.
+/// Releases memory kept for reuse.
 inline void trim_memory() noexcept { moxin_memory_trim(); }
 
 } // namespace moxin

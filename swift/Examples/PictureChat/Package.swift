@@ -1,7 +1,7 @@
 // swift-tools-version: 6.0
 import PackageDescription
 
-// The app, for macOS: `swift run PictureChat`, or open this folder in Xcode. What it does without
+// The app, for macOS: `swift run PictureChat`, or open this folder in Xcode. Its logic without
 // views is a target of its own, which is also built and tested on Linux.
 var targets: [Target] = [
     .target(

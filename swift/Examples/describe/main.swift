@@ -32,7 +32,7 @@ struct Arguments {
         questions = others
     }
 
-    /// False for a flag that there is not, or that cannot have this value.
+    /// Returns false for an unknown flag, or an invalid value.
     private mutating func take(_ flag: String, _ value: String) -> Bool {
         switch flag {
         case "--model": model = value
@@ -54,7 +54,7 @@ struct Arguments {
     }
 }
 
-/// Writes at once: `print` waits for the end of a line.
+/// Writes immediately: `print` waits for the end of a line.
 func write(_ text: String, to file: FileHandle = .standardOutput) {
     file.write(Data(text.utf8))
 }

@@ -1,38 +1,39 @@
 import CMoxinVLM
 
-/// How a session generates.
+/// Options of a session.
 public struct GenerationOptions: Sendable, Equatable {
-    /// 0: always the likeliest token. Higher: more varied.
+    /// 0: always the most likely token. Higher values: more variety.
     public var temperature: Float = 0
-    /// Draw from so many of the likeliest tokens. `nil`: from all.
+    /// Samples from this many of the most likely tokens. `nil`: from all.
     public var topK: Int?
-    /// Draw from the likeliest tokens that together have this probability. 1: from all.
+    /// Samples from the most likely tokens that together have this probability. 1: from all.
     public var topP: Float = 1
-    /// Draw from tokens at least this fraction as likely as the likeliest. 0: from all.
+    /// Samples from tokens at least this fraction as likely as the most likely one. 0: from all.
     public var minP: Float = 0
-    /// Above 1: makes tokens that came up before less likely.
+    /// A value above 1 makes tokens that already occurred less likely.
     public var repetitionPenalty: Float = 1
-    /// How many of the latest tokens count as come up before. `nil`: all of the conversation.
+    /// The number of latest tokens that the penalty looks at. `nil`: the whole conversation.
     public var repetitionWindow: Int?
-    /// The same seed draws the same tokens.
+    /// The same seed samples the same tokens.
     public var seed: UInt64 = 0
-    /// Tokens of one answer at most.
+    /// The maximum number of tokens in an answer.
     public var maxTokens: Int = 512
-    /// Positions of the whole conversation at most, image tokens included. `nil`: 4096, more
-    /// where a picture alone takes so many, fewer where the model was made for fewer.
+    /// The maximum number of positions in the whole conversation, including image tokens. `nil`:
+    /// 4096, more if a single picture needs more, less if the model was made for less.
     public var maxContext: Int?
-    /// Positions of the prompt that one step works through.
+    /// The number of prompt positions read per step.
     public var prefillChunk: Int = 256
-    /// How many of the likeliest tokens each ``Token`` lists, 0 to 20.
+    /// The number of most likely tokens that each ``Token`` lists, 0 to 20.
     public var alternatives: Int = 0
-    /// Texts that end an answer; they are not part of it. At most 64, of 1 to 1,024 bytes of UTF-8
+    /// Texts that end an answer and are not part of it. At most 64, of 1 to 1,024 bytes of UTF-8
     /// each.
     public var stop: [String] = []
 
-    /// The defaults: the likeliest token always, 512 of them at most.
+    /// Creates the default options: always the most likely token, at most 512 tokens.
     public init() {}
 
-    /// The defaults with another temperature, length, seed or stop texts; the rest are properties.
+    /// Creates options with this temperature, length, seed or stop texts; the others are
+    /// properties.
     public init(temperature: Float = 0, maxTokens: Int = 512, seed: UInt64 = 0, stop: [String] = [])
     {
         self.temperature = temperature
@@ -41,7 +42,7 @@ public struct GenerationOptions: Sendable, Equatable {
         self.stop = stop
     }
 
-    /// Calls `body` with the library's form of it.
+    /// Calls `body` with the library's parameter struct.
     func withParams<R>(_ body: (UnsafePointer<moxin_session_params>) throws -> R) throws -> R {
         for (name, number) in [("topK", topK), ("repetitionWindow", repetitionWindow)]
         where (number ?? 1) < 1 {

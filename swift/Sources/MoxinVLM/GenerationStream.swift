@@ -1,23 +1,24 @@
 import Foundation
 
-/// What one step of an answer brought.
+/// The result of one step of an answer.
 public enum GenerationEvent: Sendable, Equatable {
-    /// Part of the prompt was read: `done` of `total` positions. The first such event may be the
-    /// picture's encoding, with `done` 0.
+    /// Part of the prompt was read: `done` of `total` positions. The first such event may follow
+    /// the encoding of a picture, with `done` 0.
     case prefill(done: Int, total: Int)
-    /// Text that became complete, empty while the bytes of a character are waiting, and the token
-    /// that brought it; `nil` for what was still waiting at the end.
+    /// Text that is now complete, empty while a character is incomplete, and the token that
+    /// completed it; `nil` for text that was held back until the end.
     case text(String, Token?)
     /// The answer is complete.
     case finished(GenerationStats, StopReason)
 }
 
-/// An answer, as it is generated: `for try await event in session.stream("What is this?")`.
+/// An answer as it is generated: `for try await event in session.stream("What is this?")`.
 ///
-/// It is cold: nothing is asked before the first event is, and each loop over it asks anew. It is
-/// pulled: a step is computed when an event is asked for, never ahead. Leaving the loop, or
-/// cancelling its task, takes the turn back, and the session is ready for the next; a loop that was
-/// cancelled throws `CancellationError`, so that an answer that ended without an error is complete.
+/// The stream is cold: the question is asked when the first event is requested, and each loop over
+/// the stream asks again. It is pulled: a step is computed only when an event is requested. If you
+/// leave the loop or cancel its task, the turn is rolled back, and the session is ready for the
+/// next question. A cancelled loop throws `CancellationError`, so an answer that ended without an
+/// error is complete.
 public struct GenerationStream: AsyncSequence, Sendable {
     public typealias Element = GenerationEvent
 
@@ -31,16 +32,16 @@ public struct GenerationStream: AsyncSequence, Sendable {
     public struct Iterator: AsyncIteratorProtocol {
         let generation: Generation
 
-        /// Computes until there is an event; `nil` after ``GenerationEvent/finished(_:_:)``.
+        /// Computes the next event; returns `nil` after ``GenerationEvent/finished(_:_:)``.
         public mutating func next() async throws -> GenerationEvent? {
             try await generation.next()
         }
     }
 
-    /// The texts alone, without empty ones.
+    /// Only the texts, without empty ones.
     public var text: TextStream { TextStream(stream: self) }
 
-    /// The complete answer.
+    /// Returns the complete answer.
     public func response() async throws -> Response {
         var text = ""
         var tokens: [Token] = []
@@ -71,7 +72,7 @@ public struct TextStream: AsyncSequence, Sendable {
     public struct Iterator: AsyncIteratorProtocol {
         var events: GenerationStream.Iterator
 
-        /// The next text that is not empty.
+        /// Returns the next text that is not empty.
         public mutating func next() async throws -> String? {
             while let event = try await events.next() {
                 if case .text(let text, _) = event, !text.isEmpty {
@@ -83,11 +84,11 @@ public struct TextStream: AsyncSequence, Sendable {
     }
 }
 
-/// What a stream asks.
+/// The question of a stream.
 struct Request: Sendable {
     enum Question: Sendable {
         case new(Turn, [VLMImage])
-        /// The last question of the conversation, once more.
+        /// The last question of the conversation again.
         case again
     }
 
@@ -95,13 +96,13 @@ struct Request: Sendable {
     var options: GenerationOptions?
 }
 
-/// One answer under way. Its session holds it weakly: where the loop over it is left, it goes, and
-/// the session takes the turn back.
+/// An answer in progress. Its session references it weakly: when the loop over it is left, it is
+/// freed, and the session rolls the turn back.
 final class Generation: @unchecked Sendable {
     enum Phase {
         case fresh
         case running
-        /// The answer is complete; this event is still to be told.
+        /// The answer is complete; this event is still to be delivered.
         case finishing(GenerationEvent)
         case ended
     }
@@ -116,7 +117,7 @@ final class Generation: @unchecked Sendable {
     var text = ""
 
     private let lock = NSLock()
-    /// The session's handle while it works for this answer. Guarded by `lock`.
+    /// The session's handle while it works on this answer. Guarded by `lock`.
     private var running: Handle?
 
     init(session: VLMSession, request: Request) {
@@ -132,12 +133,12 @@ final class Generation: @unchecked Sendable {
         }
     }
 
-    /// Its next step is the last. Nothing but an atomic store in the library.
+    /// Makes the next step the last. Only an atomic store in the library.
     func cancel() {
         lock.withLock { running?.cancel() }
     }
 
-    /// From now on a cancelled task reaches the engine.
+    /// From now on, cancelling the task reaches the engine.
     func begin(on handle: Handle) {
         lock.withLock { running = handle }
         if Task.isCancelled {

@@ -1,16 +1,16 @@
 import CMoxinVLM
 
-/// A picture's tokens in the space of the model that made them: for asking about one picture in
-/// several sessions without encoding it twice, also after the model was loaded anew. It needs
-/// nothing else to stay alive.
+/// The features of a picture in the embedding space of the model that encoded it. Use it to ask
+/// about one picture in several sessions without encoding it twice, even after the model is loaded
+/// again. It does not keep the model alive.
 public struct ImageEmbedding: Sendable {
-    /// Positions it takes in a prompt.
+    /// The number of prompt positions it takes.
     public let tokenCount: Int
-    /// Numbers a token.
+    /// The number of values per token.
     public let hiddenSize: Int
-    /// The fingerprint of the model that made it: see ``ModelInfo/fingerprint``.
+    /// The fingerprint of the model that made it; see ``ModelInfo/fingerprint``.
     public let modelFingerprint: UInt64
-    /// Tells pictures apart.
+    /// A hash that identifies the picture.
     public let imageHash: UInt64
 
     let handle: Handle
@@ -26,7 +26,7 @@ public struct ImageEmbedding: Sendable {
         self.handle = handle
     }
 
-    /// Its numbers, token after token.
+    /// Returns the values, token by token.
     public func values() async throws -> [Float] {
         try await Engine.run {
             try [Float](unsafeUninitializedCapacity: tokenCount * hiddenSize) { buffer, count in

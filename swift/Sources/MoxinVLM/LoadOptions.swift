@@ -1,25 +1,24 @@
 import CMoxinVLM
 
-/// How a model is loaded.
+/// Options for loading a model.
 public struct LoadOptions: Sendable, Equatable {
-    /// Bytes that loading may take; a model that needs more is refused before it is read. `nil`:
-    /// what is available.
+    /// The maximum number of bytes for loading; a model that needs more is refused before it is
+    /// read. `nil`: the available memory.
     public var memoryLimit: UInt64?
-    /// Bytes for the tokens of pictures that were encoded before, so that the same picture need not
-    /// be again. 0: none are kept.
+    /// The size in bytes of the cache of encoded pictures. A cached picture is not encoded again. 0
+    /// disables the cache.
     public var imageCacheBytes: UInt64
-    /// Where it computes.
+    /// The device.
     public var backend: VLMBackend
     /// The type of activations.
     public var dtype: VLMDType
-    /// Quantizes the language model while it is read, so that all of it is never in memory as it is
-    /// stored.
+    /// Quantizes the language model while loading, so that the full weights are never in memory.
     public var quantization: Quantization.Scheme?
-    /// A chat template, in Jinja, that takes the place of the folder's. `nil`: the folder's.
+    /// A Jinja chat template to use instead of the folder's. `nil`: the folder's.
     public var chatTemplate: String?
 
-    /// The defaults: what is available, 64 MiB for pictures, the best backend, weights and template
-    /// as they are stored.
+    /// Creates options. The defaults: the available memory, 64 MiB for pictures, the best backend,
+    /// weights and template as stored.
     public init(
         memoryLimit: UInt64? = nil, imageCacheBytes: UInt64 = 64 << 20,
         backend: VLMBackend = .automatic, dtype: VLMDType = .automatic,
@@ -33,7 +32,7 @@ public struct LoadOptions: Sendable, Equatable {
         self.chatTemplate = chatTemplate
     }
 
-    /// Calls `body` with the library's form of it.
+    /// Calls `body` with the library's parameter struct.
     func withParams<R>(_ body: (UnsafePointer<moxin_model_params>) throws -> R) rethrows -> R {
         var params = moxin_model_params()
         moxin_model_params_init(&params, MemoryLayout<moxin_model_params>.size)
@@ -54,36 +53,36 @@ public struct LoadOptions: Sendable, Equatable {
     }
 }
 
-/// What of a model is quantized, and how.
+/// Which modules are quantized, and how.
 public struct Quantization: Sendable, Equatable {
-    /// How numbers are told.
+    /// How a group encodes its values.
     public enum Scheme: Sendable, Equatable, Hashable {
-        /// A whole number of 2, 3, 4, 5, 6 or 8 bits, times a scale, plus a bias; 32, 64 or 128
-        /// neighbours share scale and bias.
+        /// An integer of 2, 3, 4, 5, 6 or 8 bits, times a scale, plus a bias; 32, 64 or 128
+        /// neighbors share scale and bias.
         case affine(bits: Int, groupSize: Int = 64)
-        /// Floats of 4 bits; 32 share a power of two.
+        /// 4-bit floats; 32 share a power of two.
         case mxfp4
-        /// Floats of 8 bits; 32 share a power of two.
+        /// 8-bit floats; 32 share a power of two.
         case mxfp8
-        /// Floats of 4 bits; 16 share one of 8 bits.
+        /// 4-bit floats; 16 share an 8-bit scale.
         case nvfp4
     }
 
-    /// The scheme of what has no other.
+    /// The scheme of modules that are not in ``modules``.
     public var scheme: Scheme
-    /// The token embedding too.
+    /// Whether the token embedding is quantized.
     public var embedding: Bool
-    /// The output head too.
+    /// Whether the output head is quantized.
     public var head: Bool
-    /// Vision encoders and projector too, where the group size divides their widths.
+    /// Whether vision encoders and projector are quantized, if the group size divides their widths.
     public var vision: Bool
-    /// Exceptions by a module's path in the checkpoint, such as `language_model.lm_head`, or the
-    /// beginning of several up to a dot; `nil`: it is not quantized. Of several that fit a module
-    /// the longest counts.
+    /// Exceptions by a module's path in the checkpoint, such as `language_model.lm_head`, or a
+    /// prefix of several that ends before a dot; `nil`: not quantized. If several match a module,
+    /// the longest applies.
     public var modules: [String: Scheme?]
 
-    /// The defaults, those of MLX's community: the language model with its embedding and output
-    /// head, in 4 bits and groups of 64.
+    /// Creates the settings. The defaults are those of mlx-community: the language model with its
+    /// embedding and output head, with 4 bits and a group size of 64.
     public init(
         _ scheme: Scheme = .affine(bits: 4), embedding: Bool = true, head: Bool = true,
         vision: Bool = false, modules: [String: Scheme?] = [:]
@@ -95,7 +94,7 @@ public struct Quantization: Sendable, Equatable {
         self.modules = modules
     }
 
-    /// Calls `body` with the library's form of it.
+    /// Calls `body` with the library's parameter struct.
     func withParams<R>(_ body: (UnsafePointer<moxin_quant_params>) throws -> R) rethrows -> R {
         let paths = modules.keys.sorted()
         return try withCStrings(paths) { pointers in
@@ -123,7 +122,7 @@ public struct Quantization: Sendable, Equatable {
 }
 
 extension Quantization.Scheme {
-    /// What the library tells of a model; `nil` where nothing is quantized.
+    /// Converts the library's scheme of a model; `nil` if nothing is quantized.
     init?(mode: moxin_quant_mode, bits: UInt32, groupSize: UInt32) {
         guard bits > 0 else { return nil }
         switch mode {
@@ -143,7 +142,7 @@ extension Quantization.Scheme {
         }
     }
 
-    /// The library does not look at it in other modes, but it must not be 0.
+    /// The library ignores it in other modes, but it must not be 0.
     var bits: UInt32 {
         switch self {
         case .affine(let bits, _): UInt32(positive: bits)
@@ -162,7 +161,8 @@ extension Quantization.Scheme {
 }
 
 extension UInt32 {
-    /// A number that 0 does not stand for: what is none becomes one that the library refuses.
+    /// Converts a number that must not be 0: a number that is not positive becomes one that the
+    /// library refuses.
     init(positive number: Int) {
         self = number > 0 ? UInt32(clamping: number) : .max
     }

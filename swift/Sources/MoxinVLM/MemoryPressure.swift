@@ -1,12 +1,12 @@
 import Foundation
 
-/// Gives memory back when the system says that it is short. Linux does not say so.
+/// Releases memory when the system reports memory pressure. Linux does not report it.
 enum MemoryPressure {
     #if canImport(Darwin)
         private static let watcher = Watcher()
     #endif
 
-    /// From the first call on.
+    /// Responds from the first call on.
     static func respond() {
         #if canImport(Darwin)
             _ = watcher

@@ -1,17 +1,17 @@
 import CMoxinVLM
 
-/// What a model computes on.
+/// The device that a model runs on.
 public enum VLMBackend: Sendable, CaseIterable {
-    /// The GPU where there is one, else the CPU.
+    /// The GPU if there is one, otherwise the CPU.
     case automatic
-    /// The processor.
+    /// The CPU.
     case cpu
     /// An Apple GPU.
     case metal
     /// An Nvidia GPU.
     case cuda
 
-    /// Whether models can run on it, here and now.
+    /// Whether models can run on it now.
     public var isAvailable: Bool { moxin_backend_available(rawValue) }
 
     var rawValue: moxin_backend {
@@ -26,13 +26,13 @@ public enum VLMBackend: Sendable, CaseIterable {
 
 /// The type of activations.
 public enum VLMDType: Sendable, CaseIterable {
-    /// What the backend does best: bfloat16 on a GPU, float32 on the CPU.
+    /// The best type for the backend: bfloat16 on a GPU, float32 on the CPU.
     case automatic
-    /// 16 bits, more precise and of smaller range than bfloat16.
+    /// float16: more precise than bfloat16, with a smaller range.
     case float16
-    /// bfloat16, as the checkpoints are stored.
+    /// bfloat16, the type that checkpoints are stored in.
     case bfloat16
-    /// 32 bits.
+    /// float32.
     case float32
 
     var rawValue: moxin_dtype {
@@ -45,43 +45,42 @@ public enum VLMDType: Sendable, CaseIterable {
     }
 }
 
-/// What a model is.
+/// Properties of a model.
 public struct ModelInfo: Sendable, Equatable {
-    /// The architecture, as config.json names it, such as `prismatic`.
+    /// The architecture as named in config.json, such as `prismatic`.
     public var modelType: String
-    /// Numbers in all tensors of the folder.
+    /// The number of values in all tensors of the folder.
     public var parameterCount: UInt64
-    /// Bytes of these tensors.
+    /// The size of these tensors in bytes.
     public var weightBytes: UInt64
-    /// The same for models whose embeddings may stand for each other's; 0 for a model that is not
-    /// loaded.
+    /// Identifies the weights that encode pictures: embeddings can be exchanged between models with
+    /// the same fingerprint. 0 for a model that is not loaded.
     public var fingerprint: UInt64
-    /// Positions that the decoder was made for.
+    /// The number of positions that the decoder was made for.
     public var contextLength: Int
-    /// Rows of the token embedding.
+    /// The number of rows of the token embedding.
     public var vocabularySize: Int
-    /// Width of a token.
+    /// The number of values per token.
     public var hiddenSize: Int
-    /// Edge of the square that a picture is brought to, in pixels; 0 where that depends on the
+    /// The edge in pixels of the square that pictures are resized to; 0 if the size depends on the
     /// picture.
     public var imageSize: Int
-    /// Positions that a picture takes; 0 where that depends on the picture: see
+    /// The number of positions per picture; 0 if it depends on the picture: see
     /// ``VLMModel/imageTokens(width:height:budget:)``.
     public var tokensPerImage: Int
-    /// Pictures that a conversation may have; `nil` for as many as fit into the context.
+    /// The maximum number of pictures in a conversation; `nil`: as many as fit into the context.
     public var maxImages: Int?
-    /// Whether the model takes system text.
+    /// Whether the model supports system text.
     public var takesSystem: Bool
-    /// Whether a conversation goes on after an answer.
+    /// Whether a conversation can continue after an answer.
     public var takesTurns: Bool
-    /// What to ask about a picture where a user has no question, in the words that the model was
-    /// made for.
+    /// The prompt to use when the user asks nothing, in the words that the model was trained with.
     public var defaultPrompt: String
-    /// Where the model computes, or would; never ``VLMBackend/automatic``.
+    /// The device that the model runs on, or would run on; never ``VLMBackend/automatic``.
     public var backend: VLMBackend
     /// The type of activations; never ``VLMDType/automatic``.
     public var dtype: VLMDType
-    /// The scheme that most quantized matrices have; `nil` where none is quantized.
+    /// The scheme of most quantized matrices; `nil` if none is quantized.
     public var quantization: Quantization.Scheme?
 
     init(_ info: moxin_model_info) {
@@ -119,26 +118,26 @@ public struct ModelInfo: Sendable, Equatable {
     }
 }
 
-/// What a model in a folder will take, in bytes: reckoned from its files' headers alone.
+/// The memory that a model in a folder needs, in bytes, estimated from the headers of its files.
 public struct MemoryEstimate: Sendable, Equatable {
-    /// The weights, once loaded.
+    /// The loaded weights.
     public var weights: UInt64
-    /// Keys and values of one position of a conversation.
+    /// Keys and values per position of a conversation.
     public var keyValuesPerToken: UInt64
     /// Keys and values of a conversation of ``GenerationOptions/maxContext`` positions.
     public var keyValues: UInt64
-    /// The most while loading.
+    /// The peak while loading.
     public var loadPeak: UInt64
-    /// What encoding a picture takes beyond the weights, for the time.
+    /// The temporary memory of encoding a picture, in addition to the weights.
     public var visionPeak: UInt64
-    /// What a step of a conversation takes beyond weights, keys and values, for the time.
+    /// The temporary memory of a step, in addition to weights, keys and values.
     public var stepPeak: UInt64
-    /// The most in all: to load the model, encode a picture, and have one conversation.
+    /// The overall peak: loading the model, encoding a picture, and one conversation.
     public var total: UInt64
-    /// What could be taken now.
+    /// The memory available now.
     public var available: UInt64
 
-    /// Whether all of it fits what could be taken now.
+    /// Whether the overall peak fits into the available memory.
     public var fits: Bool { total <= available }
 
     init(_ estimate: moxin_memory_estimate) {

@@ -4,19 +4,19 @@ import CMoxinVLM
 public struct Response: Sendable, Equatable {
     /// The answer.
     public var text: String
-    /// Its tokens, one by one.
+    /// The tokens of the answer.
     public var tokens: [Token]
-    /// Why it ended.
+    /// Why the answer ended.
     public var stopReason: StopReason
     /// Counts and times.
     public var stats: GenerationStats
 }
 
-/// Why an answer ended. One that was cancelled or failed throws instead.
+/// Why an answer ended. An answer that was cancelled or failed throws instead.
 public enum StopReason: Sendable, Equatable {
     /// The model ended its turn.
     case endOfTurn
-    /// A stop text came up.
+    /// A stop text was generated.
     case stopSequence
     /// The answer reached its maximum length.
     case maxTokens
@@ -36,19 +36,19 @@ public enum StopReason: Sendable, Equatable {
 
 /// One token of an answer.
 public struct Token: Sendable, Equatable {
-    /// A token that could have come.
+    /// A candidate for the token.
     public struct Candidate: Sendable, Equatable {
-        /// The token's number.
+        /// The token id.
         public var id: Int32
         /// Its log-probability, before temperature and filters.
         public var logProbability: Float
     }
 
-    /// The token's number.
+    /// The token id.
     public var id: Int32
     /// Its log-probability, before temperature and filters.
     public var logProbability: Float
-    /// The likeliest tokens, likeliest first: as many as ``GenerationOptions/alternatives``.
+    /// The most likely tokens in descending order: as many as ``GenerationOptions/alternatives``.
     public var alternatives: [Candidate]
 
     init(_ event: moxin_event) {
@@ -61,17 +61,17 @@ public struct Token: Sendable, Equatable {
 
 /// Counts and times of a session's latest turn.
 public struct GenerationStats: Sendable, Equatable {
-    /// Positions of the prompt: the whole conversation, with image tokens.
+    /// Positions of the prompt: the whole conversation, including image tokens.
     public var promptTokens: Int
-    /// Those of them that are a picture's.
+    /// Prompt positions that belong to pictures.
     public var imageTokens: Int
-    /// Those of them that were kept from earlier turns.
+    /// Prompt positions that were reused from earlier turns.
     public var reusedTokens: Int
-    /// Tokens generated.
+    /// Generated tokens.
     public var generatedTokens: Int
-    /// Pictures that did not have to be encoded, because the same had been before.
+    /// Pictures that were found in the cache and not encoded again.
     public var cachedImages: Int
-    /// Messages of the conversation, the answer included once it is complete.
+    /// Messages in the conversation, including the answer once it is complete.
     public var messageCount: Int
     /// Time in the vision encoders.
     public var vision: Duration
@@ -81,11 +81,11 @@ public struct GenerationStats: Sendable, Equatable {
     public var firstToken: Duration
     /// Time in the steps after the first token.
     public var decode: Duration
-    /// Positions of the prompt read a second, without those reused.
+    /// Prompt positions read per second, without reused ones.
     public var prefillRate: Double
-    /// Tokens a second after the first.
+    /// Tokens per second after the first token.
     public var decodeRate: Double
-    /// The most memory that the process's models ever held, in bytes.
+    /// Peak memory of all models in the process, in bytes.
     public var peakBytes: UInt64
 
     init(session: Handle) throws {

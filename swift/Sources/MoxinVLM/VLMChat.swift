@@ -4,12 +4,12 @@
     import Observation
 #endif
 
-/// A conversation for a view to show: what was said, the answer as it grows, and a field for the
-/// next question.
+/// A conversation for a view: the messages, the answer as it grows, and a field for the next
+/// question.
 ///
-/// On Apple systems it is observable. The answer's text changes at most some thirty times a second,
-/// however fast tokens come, so that a view has time to draw. A turn that is stopped or fails
-/// disappears, as it does from the session; its question goes back to ``draft``.
+/// On Apple systems it is observable. The answer's text changes at most about thirty times per
+/// second, however fast tokens arrive, so that a view has time to draw. A turn that is stopped or
+/// fails disappears, as it does from the session; its question returns to ``draft``.
 @MainActor
 #if canImport(Darwin)
     @Observable
@@ -19,44 +19,44 @@ public final class VLMChat {
     public struct Message: Sendable, Equatable, Identifiable {
         /// Its number in the conversation.
         public let id: Int
-        /// Whose it is.
+        /// Its author.
         public let role: Turn.Role
-        /// What it says, so far.
+        /// Its text so far.
         public internal(set) var text: String
     }
 
-    /// What the chat is doing.
+    /// The state of the chat.
     public enum Phase: Sendable, Equatable {
         /// Waiting for a question.
         case idle
-        /// Reading the picture and the question: so many of so many positions.
+        /// Reading the picture and the question: `done` of `total` positions.
         case reading(done: Int, total: Int)
-        /// Giving an answer.
+        /// Generating an answer.
         case answering
     }
 
-    /// What was said, the answer under way included.
+    /// The messages, including the answer in progress.
     public private(set) var messages: [Message]
     /// The next question, for a text field to edit.
     public var draft = ""
-    /// What it is doing.
+    /// The current state.
     public private(set) var phase = Phase.idle
     /// Counts and times of the latest answer.
     public private(set) var stats: GenerationStats?
-    /// Why the latest answer failed; `nil` where it did not.
+    /// Why the latest answer failed; `nil` if it did not.
     public private(set) var error: (any Error)?
 
-    /// The conversation behind it.
+    /// The underlying conversation.
     public let session: VLMSession
     private let interval: Duration
     private let answer = Answer()
 
-    /// A chat in a session.
+    /// Creates a chat in a session.
     ///
     /// - Parameters:
-    ///   - session: Nothing else should ask it meanwhile.
-    ///   - transcript: What the session was begun with.
-    ///   - interval: The shortest time between two changes of the answer's text.
+    ///   - session: A session that nothing else uses at the same time.
+    ///   - transcript: The messages that the session was created with.
+    ///   - interval: The minimum time between two changes of the answer's text.
     public init(
         session: VLMSession, transcript: [Turn] = [], interval: Duration = .milliseconds(33)
     ) {
@@ -65,12 +65,13 @@ public final class VLMChat {
         messages = transcript.enumerated().map { Message(id: $0, role: $1.role, text: $1.text) }
     }
 
-    /// Whether ``send(images:options:)`` would do something.
+    /// Whether ``send(images:options:)`` would send something.
     public var canSend: Bool {
         phase == .idle && !draft.allSatisfy(\.isWhitespace)
     }
 
-    /// Asks what ``draft`` says. Does nothing where that is empty, or while an answer is given.
+    /// Asks the question in ``draft``. Does nothing if it is empty, or while an answer is in
+    /// progress.
     public func send(images: [VLMImage] = [], options: GenerationOptions? = nil) {
         guard canSend else { return }
         let question = draft
@@ -90,17 +91,17 @@ public final class VLMChat {
         }
     }
 
-    /// Ends the answer under way, within a step.
+    /// Stops the answer in progress, within a step.
     public func stop() {
         answer.task?.cancel()
     }
 
-    /// Waits until no answer is under way.
+    /// Waits until no answer is in progress.
     public func settle() async {
         await answer.task?.value
     }
 
-    /// Passes events on, with texts that follow each other quickly as one.
+    /// Forwards events, and combines texts that follow each other quickly.
     private static func show(
         _ stream: GenerationStream, every interval: Duration, _ take: (GenerationEvent) -> Void
     ) async throws {
@@ -142,7 +143,7 @@ public final class VLMChat {
     }
 }
 
-/// The task of the answer under way, which ends with its chat.
+/// The task of the answer in progress, which ends with its chat.
 @MainActor
 private final class Answer {
     var task: Task<Void, Never>?

@@ -1,65 +1,64 @@
 import CMoxinVLM
 import Foundation
 
-/// Why a call failed. Work that ended because its task was cancelled throws `CancellationError`
-/// instead.
+/// Why a call failed. Work whose task was cancelled throws `CancellationError` instead.
 public enum VLMError: LocalizedError, Sendable, Equatable {
-    /// The package is at fault: it gave the library a null pointer.
+    /// A bug in the package: it passed a null pointer to the library.
     case nullArgument(Details)
-    /// A value is out of its range, or an embedding belongs to another model.
+    /// A value is out of range, or an embedding belongs to another model.
     case invalidArgument(Details)
-    /// The call does not fit the state of its object, such as a second picture, or a model that was
+    /// The object is in a state that does not allow the call, for example after a model was
     /// unloaded.
     case invalidState(Details)
-    /// It was cancelled, by other means than its task; everything stays usable.
+    /// The operation was cancelled, but not through its task. All objects stay usable.
     case cancelled(Details)
-    /// It took longer than its time limit.
+    /// The operation exceeded its time limit.
     case timedOut(Details)
-    /// The session is answering, or reading ahead, already.
+    /// The session is already answering, or reading ahead.
     case sessionBusy(Details)
-    /// The library is suspended: see ``VLMRuntime/quiesce(timeout:)``.
+    /// The library is suspended; see ``VLMRuntime/quiesce(timeout:)``.
     case suspended(Details)
-    /// A file or folder is not there.
+    /// A file or folder does not exist.
     case notFound(Details)
     /// Reading or writing failed.
     case io(Details)
-    /// A model's file is damaged or contradicts itself.
+    /// A file of the model is damaged or inconsistent.
     case corruptModel(Details)
-    /// The model is of a kind that the library does not run.
+    /// The library does not support this kind of model.
     case unsupportedModel(Details)
-    /// An image cannot be read, is too large, or is of an unknown format.
+    /// An image cannot be read, is too large, or has an unknown format.
     case unsupportedImage(Details)
-    /// The prompt does not fit the context.
+    /// The prompt does not fit into the context.
     case contextFull(Details)
-    /// It would take more memory than is allowed; nothing was allocated.
+    /// The operation would exceed the memory limit; nothing was allocated.
     case outOfMemory(Details)
-    /// The backend asked for is not on this machine or not in this build.
+    /// The requested backend is not available on this machine or in this build.
     case backendUnavailable(Details)
     /// MLX reported an error.
     case backend(Details)
-    /// The library itself is at fault.
+    /// A bug in the library.
     case internalFailure(Details)
-    /// The library that was found is not the one that this package was written for.
+    /// The library has another ABI version than this package.
     case incompatibleLibrary(expected: UInt32, found: UInt32)
-    /// A newer library than this package knows gave a status that it does not know.
+    /// A newer library returned a status that this package does not know.
     case unknown(status: UInt32, Details)
 
-    /// What the library says about an error.
+    /// The library's description of an error.
     public struct Details: Sendable, Equatable {
-        /// What went wrong, where, and what to do, for a person to read.
+        /// A message for people: what went wrong, where, and what to do.
         public var message: String
-        /// What lies behind it, such as the system's own words for a file that could not be read;
-        /// the nearest cause first.
+        /// The causes, such as the system's message for a file that could not be read; the nearest
+        /// cause first.
         public var causes: [String]
 
-        /// What an error says.
+        /// Creates a description.
         public init(message: String, causes: [String] = []) {
             self.message = message
             self.causes = causes
         }
     }
 
-    /// What the library says about the error.
+    /// The library's description of the error.
     public var details: Details {
         switch self {
         case .nullArgument(let details), .invalidArgument(let details), .invalidState(let details),
@@ -79,10 +78,10 @@ public enum VLMError: LocalizedError, Sendable, Equatable {
         }
     }
 
-    /// What went wrong and where.
+    /// What went wrong, and where.
     public var errorDescription: String? { details.message }
 
-    /// What lies behind it.
+    /// The original cause.
     public var failureReason: String? { details.causes.last }
 
     /// What a person, or the app, can do about it.
@@ -114,7 +113,7 @@ public enum VLMError: LocalizedError, Sendable, Equatable {
 }
 
 extension VLMError {
-    /// The error that a status other than `MOXIN_STATUS_OK` stands for.
+    /// Creates the error for a status other than `MOXIN_STATUS_OK`.
     init(status: UInt32, details: Details) {
         let make = VLMError.statuses[status] ?? { .unknown(status: status, $0) }
         self = make(details)

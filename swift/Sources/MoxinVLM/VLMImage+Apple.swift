@@ -1,5 +1,5 @@
-// Pictures as Apple's frameworks hold them. Pixels are copied at once, into sRGB, so that nothing
-// of the framework's is kept.
+// Pictures from Apple's frameworks. Pixels are copied immediately, into sRGB, so that no framework
+// object is kept.
 
 #if canImport(CoreGraphics)
     import CoreGraphics
@@ -7,9 +7,9 @@
     import ImageIO
 
     extension VLMImage {
-        /// A Core Graphics image, turned upright: `orientation` is the one that its file gave it.
+        /// Copies a Core Graphics image and turns it upright; `orientation` is that in its file.
         ///
-        /// - Throws: ``VLMError/unsupportedImage(_:)`` where it is empty or cannot be drawn.
+        /// - Throws: ``VLMError/unsupportedImage(_:)`` if it is empty or cannot be drawn.
         public init(_ image: CGImage, orientation: CGImagePropertyOrientation = .up) throws {
             let turned = orientation.swapsAxes
             let (width, height) = turned ? (image.height, image.width) : (image.width, image.height)
@@ -46,9 +46,9 @@
             }
         }
 
-        /// Brings a stored image to an upright one of this size, in coordinates that begin at the
-        /// bottom left. Each is a turn, about the origin and back into the first quadrant, of an
-        /// image that for mirrored ones is mirrored first.
+        /// Maps a stored image to an upright one of this size, in coordinates that start at the
+        /// bottom left. Each case is a rotation about the origin and back into the first quadrant;
+        /// mirrored images are mirrored first.
         fileprivate func transform(toWidth width: CGFloat, height: CGFloat) -> CGAffineTransform {
             switch self {
             case .up: .identity
@@ -69,9 +69,9 @@
     import CoreImage
 
     extension VLMImage {
-        /// A Core Image image: a finite one, rendered at once.
+        /// Renders a finite Core Image image.
         ///
-        /// - Throws: ``VLMError/unsupportedImage(_:)`` where it has no end or cannot be rendered.
+        /// - Throws: ``VLMError/unsupportedImage(_:)`` if it is infinite or cannot be rendered.
         public init(_ image: CIImage, orientation: CGImagePropertyOrientation = .up) throws {
             let upright = image.oriented(orientation)
             guard !upright.extent.isInfinite,
@@ -89,9 +89,9 @@
     import CoreVideo
 
     extension VLMImage {
-        /// A frame of a camera or film, in any of Core Video's formats.
+        /// Copies a frame from a camera or video, in any of Core Video's formats.
         ///
-        /// - Throws: ``VLMError/unsupportedImage(_:)`` where it cannot be rendered.
+        /// - Throws: ``VLMError/unsupportedImage(_:)`` if it cannot be rendered.
         public init(_ buffer: CVPixelBuffer, orientation: CGImagePropertyOrientation = .up) throws {
             try self.init(CIImage(cvPixelBuffer: buffer), orientation: orientation)
         }
@@ -102,9 +102,9 @@
     import AppKit
 
     extension VLMImage {
-        /// An AppKit image, at its largest representation.
+        /// Copies an AppKit image, in its largest representation.
         ///
-        /// - Throws: ``VLMError/unsupportedImage(_:)`` where it has none that can be drawn.
+        /// - Throws: ``VLMError/unsupportedImage(_:)`` if it has none that can be drawn.
         public init(_ image: NSImage) throws {
             let largest = image.representations.max { $0.pixelsWide < $1.pixelsWide }
             var rect = CGRect(
@@ -127,9 +127,9 @@
     import UIKit
 
     extension VLMImage {
-        /// A UIKit image, turned upright.
+        /// Copies a UIKit image and turns it upright.
         ///
-        /// - Throws: ``VLMError/unsupportedImage(_:)`` where it has no pixels.
+        /// - Throws: ``VLMError/unsupportedImage(_:)`` if it has no pixels.
         public init(_ image: UIImage) throws {
             if let stored = image.cgImage {
                 try self.init(stored, orientation: image.imageOrientation.inFiles)

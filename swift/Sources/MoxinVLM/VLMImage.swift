@@ -1,20 +1,20 @@
 import CMoxinVLM
 import Foundation
 
-/// A picture to ask about: a file, the bytes of one, pixels, or what a model made of one.
+/// A picture to ask about: a file, the bytes of one, pixels, or an embedding.
 ///
-/// Files are PNG, JPEG, WebP, GIF (the first frame), BMP or TIFF, told by their content, and are
-/// turned upright as their metadata says.
+/// Files may be PNG, JPEG, WebP, GIF (first frame), BMP or TIFF. The format is detected from the
+/// content, and pictures are turned upright according to their metadata.
 public struct VLMImage: Sendable {
-    /// How pixels lie in memory.
+    /// The layout of pixels in memory.
     public enum PixelFormat: Sendable {
         /// Three bytes: red, green, blue.
         case rgb8
-        /// Four bytes: red, green, blue, alpha. Alpha is dropped, not composited.
+        /// Four bytes: red, green, blue, alpha. Alpha is ignored, not composited.
         case rgba8
-        /// Four bytes: blue, green, red, alpha. Alpha is dropped.
+        /// Four bytes: blue, green, red, alpha. Alpha is ignored.
         case bgra8
-        /// One byte: grey.
+        /// One byte: gray.
         case gray8
 
         var rawValue: moxin_pixel_format {
@@ -35,15 +35,17 @@ public struct VLMImage: Sendable {
         }
     }
 
-    /// How many pixels a picture may have in front of the model's encoder, where the model takes
-    /// pictures of any size.
+    /// The number of pixels that a picture may have when it reaches the encoder, for models that
+    /// take pictures of any size.
     public struct PixelBudget: Sendable, Equatable {
-        /// A picture of fewer is enlarged; `nil`: what the model's folder says.
+        /// Smaller pictures are enlarged to at least this many pixels. `nil`: the value from the
+        /// model folder.
         public var minPixels: UInt64?
-        /// A picture of more is made smaller; `nil`: what the model's folder says.
+        /// Larger pictures are reduced to at most this many pixels. `nil`: the value from the model
+        /// folder.
         public var maxPixels: UInt64?
 
-        /// A budget.
+        /// Creates a budget.
         public init(minPixels: UInt64? = nil, maxPixels: UInt64? = nil) {
             self.minPixels = minPixels
             self.maxPixels = maxPixels
@@ -68,29 +70,29 @@ public struct VLMImage: Sendable {
 
     private var source: Source
 
-    /// Pixels that a file may have; a larger one is refused by its header. Does not count for
-    /// pixels and embeddings.
+    /// The maximum number of pixels in a file; a larger picture is refused after its header is
+    /// read. Ignored for pixels and embeddings.
     public var maxPixels: UInt64 = 100_000_000
 
-    /// Leaves a file's picture as it is stored, whatever orientation its metadata gives. Does not
-    /// count for pixels and embeddings.
+    /// Whether the orientation in a file's metadata is ignored. Has no effect on pixels and
+    /// embeddings.
     public var ignoresOrientation = false
 
-    /// How many pixels it may have in front of the encoder. Does not count for embeddings.
+    /// The number of pixels that may reach the encoder. Ignored for embeddings.
     public var pixelBudget = PixelBudget()
 
-    /// A picture in a file, which is read when it is asked about.
+    /// Creates a picture from a file, which is read when the picture is used.
     public init(contentsOf url: URL) {
         source = .file(url)
     }
 
-    /// The bytes of a picture's file.
+    /// Creates a picture from the bytes of a file.
     public init(data: Data) {
         source = .data(data)
     }
 
-    /// Pixels, rows from top to bottom. `bytesPerRow`: from the beginning of a row to the beginning
-    /// of the next; `nil`: rows follow each other.
+    /// Creates a picture from pixels, with rows from top to bottom. `bytesPerRow` is the distance
+    /// from the start of a row to the start of the next; `nil`: rows are contiguous.
     public init(pixels: Data, width: Int, height: Int, bytesPerRow: Int? = nil, format: PixelFormat)
     {
         let bytesPerRow =
@@ -99,12 +101,12 @@ public struct VLMImage: Sendable {
         source = .pixels(pixels, width: width, height: height, bytesPerRow: bytesPerRow, format)
     }
 
-    /// A picture that is encoded already, by the model that will be asked about it.
+    /// Creates a picture that was already encoded by the same model.
     public init(_ embedding: ImageEmbedding) {
         source = .embedding(embedding)
     }
 
-    /// The picture's size in pixels, upright. Reads and decodes it.
+    /// Reads and decodes the picture, and returns its size in pixels after it was turned upright.
     ///
     /// - Throws: ``VLMError/unsupportedImage(_:)``, ``VLMError/notFound(_:)``;
     ///   ``VLMError/invalidArgument(_:)`` for an embedding.
@@ -132,7 +134,7 @@ public struct VLMImage: Sendable {
         }
     }
 
-    /// The library's object for a picture that is not encoded.
+    /// Returns the library's object for a picture that is not encoded.
     func decode() throws -> Handle {
         var params = moxin_image_params()
         moxin_image_params_init(&params, MemoryLayout<moxin_image_params>.size)
@@ -167,7 +169,7 @@ public struct VLMImage: Sendable {
         }
     }
 
-    /// The library cannot know how many bytes there are.
+    /// The library cannot know the number of bytes.
     private func requireRoom(
         _ count: Int, _ width: Int, _ height: Int, _ bytesPerRow: Int, _ format: PixelFormat
     ) throws {
@@ -185,7 +187,7 @@ public struct VLMImage: Sendable {
     }
 }
 
-/// Calls `body` with the beginning of bytes, which is not NULL where there are none.
+/// Calls `body` with the start of bytes, which is not NULL even if there are none.
 private func withStart<R>(of bytes: UnsafeRawBufferPointer, _ body: (UnsafeRawPointer) throws -> R)
     rethrows -> R
 {

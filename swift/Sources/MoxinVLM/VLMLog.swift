@@ -4,19 +4,19 @@ import CMoxinVLM
     import os
 #endif
 
-/// What the library has to say about its work.
+/// The library's log.
 public enum VLMLog {
-    /// How much is told. Each level has those before it.
+    /// The log level. Each level includes those before it.
     public enum Level: Sendable, Comparable, CaseIterable {
         /// Nothing.
         case off
-        /// What went wrong.
+        /// Failures.
         case error
-        /// What may surprise, such as a refusal for want of memory.
+        /// Unexpected conditions, such as a request that was refused for lack of memory.
         case warning
-        /// What was done: a model loaded, an answer given, and how long it took.
+        /// Completed work: a loaded model, an answer, and how long it took.
         case info
-        /// How it was done, and every error that a call returned.
+        /// Details, and every error that a call returned.
         case debug
         /// Everything.
         case trace
@@ -37,16 +37,15 @@ public enum VLMLog {
     public struct Message: Sendable, Equatable {
         /// Its level.
         public var level: Level
-        /// Where in the library it comes from.
+        /// The module that it comes from.
         public var target: String
-        /// What it says.
+        /// The text.
         public var text: String
     }
 
-    /// Has messages up to a level go to `handler` from now on, in the place of the one before;
-    /// `nil`: nowhere.
+    /// Sets the log handler and the level, replacing the previous handler; `nil` disables logging.
     ///
-    /// It is called on a thread of the library that does nothing else, one message after the other.
+    /// The handler is called on a dedicated thread of the library, with one message at a time.
     public static func set(_ level: Level, handler: (@Sendable (Message) -> Void)?) throws {
         try VLMRuntime.requireABI()
         guard let handler else {
@@ -70,7 +69,7 @@ public enum VLMLog {
     }
 
     #if canImport(os)
-        /// Has messages up to a level go to the system's log, where Console shows them under the
+        /// Sends messages up to a level to the system's log, where Console shows them under the
         /// subsystem `moxin-vlm`.
         public static func useSystemLog(_ level: Level = .info) throws {
             try set(level) { message in

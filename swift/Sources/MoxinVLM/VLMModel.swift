@@ -3,10 +3,10 @@ import Foundation
 
 /// A model in memory.
 ///
-/// What it is asked is done on one thread of the package: nothing blocks the threads on which Swift
-/// runs tasks.
+/// Its work is done on one thread of the package, so nothing blocks the threads on which Swift runs
+/// tasks.
 public actor VLMModel {
-    /// What the model is.
+    /// The properties of the model.
     public private(set) var info: ModelInfo
 
     private let handle: Handle
@@ -31,12 +31,12 @@ public actor VLMModel {
     ///
     /// - Parameters:
     ///   - directory: The folder.
-    ///   - options: How it is loaded.
-    ///   - timeout: The longest it may take.
-    ///   - progress: Told how far it is.
-    /// - Throws: `CancellationError` where the task is cancelled. ``VLMError/outOfMemory(_:)``
-    ///   before any weight is read; ``VLMError/notFound(_:)``, ``VLMError/corruptModel(_:)``,
-    ///   ``VLMError/unsupportedModel(_:)`` naming the file and the field or tensor.
+    ///   - options: Options for loading.
+    ///   - timeout: The time limit.
+    ///   - progress: Receives progress.
+    /// - Throws: `CancellationError` if the task is cancelled; ``VLMError/outOfMemory(_:)`` before
+    ///   any weight is read; ``VLMError/notFound(_:)``, ``VLMError/corruptModel(_:)`` and
+    ///   ``VLMError/unsupportedModel(_:)``, naming the file and the field or tensor.
     public static func load(
         from directory: URL, options: LoadOptions = LoadOptions(), timeout: Duration? = nil,
         progress: ProgressHandler? = nil
@@ -52,7 +52,7 @@ public actor VLMModel {
         return try await Engine.run { try VLMModel(handle: handle) }
     }
 
-    /// What the model in a folder is, without loading it: from its files' headers alone.
+    /// Describes the model in a folder without loading it, from the headers of its files.
     public static func inspect(_ directory: URL) async throws -> ModelInfo {
         try VLMRuntime.requireABI()
         return try await Engine.run {
@@ -60,8 +60,8 @@ public actor VLMModel {
         }
     }
 
-    /// What the model in a folder will take with one session, without loading it: from its files'
-    /// headers alone.
+    /// Estimates the memory that the model in a folder needs with one session, without loading it,
+    /// from the headers of its files.
     public static func estimate(
         _ directory: URL, options: LoadOptions = LoadOptions(),
         session: GenerationOptions = GenerationOptions()
@@ -83,15 +83,15 @@ public actor VLMModel {
 
     // MARK: Using it
 
-    /// Begins a conversation.
+    /// Starts a conversation.
     ///
     /// - Parameters:
-    ///   - system: Instructions before it; see ``ModelInfo/takesSystem``.
-    ///   - options: How answers are generated unless asked otherwise.
-    ///   - transcript: What was said already: questions, or raw prompts, and answers in turn,
-    ///     beginning with a question and ending with an answer.
+    ///   - system: Instructions before the conversation; see ``ModelInfo/takesSystem``.
+    ///   - options: The default options of answers.
+    ///   - transcript: Earlier messages: questions, or raw prompts, and answers in alternation,
+    ///     starting with a question and ending with an answer.
     /// - Throws: ``VLMError/invalidArgument(_:)`` naming the option; ``VLMError/invalidState(_:)``
-    ///   for a system text that the model does not take; ``VLMError/outOfMemory(_:)`` where a
+    ///   for system text if the model does not support it; ``VLMError/outOfMemory(_:)`` if a
     ///   conversation of ``GenerationOptions/maxContext`` positions would not fit.
     public func makeSession(
         system: String? = nil, options: GenerationOptions = GenerationOptions(),
@@ -124,7 +124,7 @@ public actor VLMModel {
     }
 
     /// Runs the vision encoders on a picture, unless the same picture was encoded before and is
-    /// still in the model's cache. What comes of it can stand for the picture in any session of
+    /// still in the model's cache. The embedding can take the picture's place in any session of
     /// this model.
     public func encode(
         _ image: VLMImage, timeout: Duration? = nil, progress: ProgressHandler? = nil
@@ -141,10 +141,9 @@ public actor VLMModel {
         }
     }
 
-    /// Positions that a picture of this size takes in a conversation.
+    /// Returns the number of positions that a picture of this size takes in a conversation.
     ///
-    /// - Throws: ``VLMError/invalidArgument(_:)`` for a size or a budget that the model cannot
-    ///   take.
+    /// - Throws: ``VLMError/invalidArgument(_:)`` if the model cannot take the size or the budget.
     public func imageTokens(width: Int, height: Int, budget: VLMImage.PixelBudget = .init()) throws
         -> Int
     {
@@ -158,8 +157,8 @@ public actor VLMModel {
         return Int(tokens)
     }
 
-    /// A field of the model's config.json by its path, such as `text_config.num_hidden_layers`: a
-    /// text as it is, all else as JSON.
+    /// Returns a field of the model's config.json by its path, such as
+    /// `text_config.num_hidden_layers`: a string without quotes, anything else as JSON.
     public func metadata(_ key: String) throws -> String {
         var value = moxin_str()
         return try handle.use { model in
@@ -170,12 +169,12 @@ public actor VLMModel {
 
     // MARK: Changing it
 
-    /// Quantizes the model in memory, a matrix at a time. What is quantized already stays as it is;
-    /// conversations go on.
+    /// Quantizes the model in memory, one matrix at a time. Matrices that are already quantized
+    /// stay as they are; sessions continue.
     ///
-    /// - Throws: ``VLMError/invalidArgument(_:)`` for a scheme that MLX does not have;
-    ///   ``VLMError/invalidState(_:)`` where nothing is left to quantize. A failure leaves the
-    ///   model as it was.
+    /// - Throws: ``VLMError/invalidArgument(_:)`` if MLX does not have the scheme;
+    ///   ``VLMError/invalidState(_:)`` if nothing is left to quantize. On error the model stays as
+    ///   it was.
     public func quantize(
         _ quantization: Quantization = Quantization(), timeout: Duration? = nil,
         progress: ProgressHandler? = nil
@@ -188,7 +187,7 @@ public actor VLMModel {
         info = try VLMModel.info(of: handle)
     }
 
-    /// Quantizes the language model to whole numbers of some bits, in groups that share a scale.
+    /// Quantizes the language model to integers of so many bits, in groups that share a scale.
     public func quantize(
         bits: Int, groupSize: Int = 64, timeout: Duration? = nil, progress: ProgressHandler? = nil
     ) async throws {
@@ -197,17 +196,18 @@ public actor VLMModel {
             progress: progress)
     }
 
-    /// Writes the model as it is now to a folder that ``load(from:options:timeout:progress:)``
-    /// reads, in the form of MLX's community. Nothing is at the place before all is written.
+    /// Saves the model in its current form to a folder that
+    /// ``load(from:options:timeout:progress:)`` can read, in the format of mlx-community. The
+    /// folder appears only after everything is written.
     ///
-    /// With `overwriting` an empty folder is replaced, or a model's: one that holds files alone,
-    /// among them a config.json with a `model_type`. All its files go. A whole model is at the
-    /// place at any moment. Tokenizer, settings, README.md and licences are copied, other files
-    /// not.
+    /// With `overwriting`, an empty folder or a model folder is replaced, with all its files; a
+    /// model folder has only files, among them a config.json with a `model_type`. At every moment
+    /// there is a complete model at the path. Tokenizer, settings, README.md and licenses are
+    /// copied; other files are not.
     ///
-    /// - Throws: ``VLMError/invalidArgument(_:)`` where something is there and `overwriting` is
-    ///   false, where it is something else than such a folder, and where it is the folder that the
-    ///   model comes from or holds that.
+    /// - Throws: ``VLMError/invalidArgument(_:)`` if the path exists and `overwriting` is false, if
+    ///   it is not such a folder, or if it is or contains the folder that the model was loaded
+    ///   from.
     public func save(
         to directory: URL, overwriting: Bool = false, timeout: Duration? = nil,
         progress: ProgressHandler? = nil
@@ -219,18 +219,18 @@ public actor VLMModel {
 
     // MARK: Memory
 
-    /// What the library holds in this process.
+    /// Returns the memory that the library uses in this process.
     public nonisolated func memory() throws -> MemorySnapshot {
         try VLMRuntime.memory()
     }
 
-    /// Gives back what is kept for reuse; see ``VLMRuntime/trim()``.
+    /// Releases memory kept for reuse; see ``VLMRuntime/trim()``.
     public nonisolated func trim() {
         VLMRuntime.trim()
     }
 
-    /// Gives the memory of the weights back, though sessions remain: what they compute fails then
-    /// with ``VLMError/invalidState(_:)``. A step that is under way ends first.
+    /// Releases the memory of the weights while sessions stay; calls that need the weights then
+    /// throw ``VLMError/invalidState(_:)``. Waits for the current step.
     public func unload() async throws {
         try handle.call(moxin_model_unload)
     }

@@ -1,17 +1,17 @@
 import CMoxinVLM
 import Foundation
 
-/// What concerns the library as a whole.
+/// Functions for the library as a whole.
 public enum VLMRuntime {
     /// The library's version, such as `0.3.0`.
     public static var version: String { String(cString: moxin_version()) }
 
-    /// What the library is made of, as JSON: `version`, `abi`, `mlx`, `target`, `backends` and
+    /// A description of the build, as JSON: `version`, `abi`, `mlx`, `target`, `backends` and
     /// `models`.
     public static var buildInfo: String { String(cString: moxin_build_info()) }
 
-    /// Says where Metal's kernels, mlx.metallib, lie, where they are neither beside the library nor
-    /// in `Resources/` beside it. To be called before anything else.
+    /// Sets the path of Metal's kernels, mlx.metallib, if the file is neither next to the library
+    /// nor in `Resources/` next to it. Call it before anything else.
     public static func setMetalLibrary(_ file: URL) throws {
         try requireABI()
         try check { moxin_set_metallib_path(file.path, $0) }
@@ -27,7 +27,7 @@ public enum VLMRuntime {
 
     // MARK: Memory
 
-    /// What the library holds now. Never waits.
+    /// Returns the memory that the library uses now. Never blocks.
     public static func memory() throws -> MemorySnapshot {
         var stats = moxin_memory_stats()
         stats.struct_size = MemoryLayout<moxin_memory_stats>.size
@@ -35,62 +35,62 @@ public enum VLMRuntime {
         return MemorySnapshot(stats)
     }
 
-    /// Limits what may be in use, and what MLX keeps for reuse, in bytes; `nil`: no limit but the
-    /// machine's.
+    /// Sets the limits of the memory in use and of MLX's buffer cache, in bytes; `nil`: only the
+    /// machine limits it.
     ///
-    /// What is in use already stays. A load, a session or a picture that would go beyond is refused
-    /// with ``VLMError/outOfMemory(_:)`` and both figures, before anything is allocated.
+    /// Memory that is already in use stays allocated. A load, a session or a picture that would
+    /// exceed the limit is refused with ``VLMError/outOfMemory(_:)`` and both figures, before
+    /// anything is allocated.
     public static func setMemoryLimits(total: UInt64?, cache: UInt64?) throws {
         try requireABI()
         try check { moxin_memory_set_limits(total ?? .max, cache ?? .max, $0) }
     }
 
-    /// Gives back what is kept for reuse: MLX's free buffers, and tokens of pictures seen before.
-    /// Does not wait. On Apple systems it is done by itself when memory is short.
+    /// Releases memory kept for reuse: MLX's free buffers and the cache of encoded pictures. Does
+    /// not block. On Apple systems this happens automatically under memory pressure.
     public static func trim() {
         moxin_memory_trim()
     }
 
     // MARK: Background
 
-    /// Lets nothing compute from now on: for an app that goes to the background, where iOS refuses
-    /// work for the GPU and answers would fail. Returns when nothing is under way any more.
+    /// Stops all computing, for an app that moves to the background, where iOS does not allow GPU
+    /// work. Returns when nothing is running any more.
     ///
     /// A load, an encoding or a ``VLMSession/prewarm(images:timeout:progress:)`` throws
-    /// ``VLMError/suspended(_:)``; answers pause until ``resume()``, and can be cancelled
-    /// meanwhile. Conversations stay as they are.
+    /// ``VLMError/suspended(_:)``; answers pause until ``resume()``, and can be cancelled in the
+    /// meantime. Conversations are kept.
     ///
-    /// - Throws: ``VLMError/timedOut(_:)`` where something is still under way after `timeout`. The
+    /// - Throws: ``VLMError/timedOut(_:)`` if something is still running after `timeout`. The
     ///   library is suspended all the same.
     public static func quiesce(timeout: Duration = .seconds(2)) async throws {
         let milliseconds = UInt32(clamping: timeout.wholeMilliseconds)
         try requireABI()
-        // Not in line with what it is to end.
+        // Does not wait behind the work that it should stop.
         try await aside { try check { moxin_suspend(milliseconds, $0) } }
     }
 
-    /// Ends what ``quiesce(timeout:)`` began.
+    /// Resumes computing after ``quiesce(timeout:)``.
     public static func resume() {
         moxin_resume()
     }
 }
 
-/// What the library holds in this process, in bytes.
+/// The memory that the library uses in this process, in bytes.
 public struct MemorySnapshot: Sendable, Equatable {
-    /// In use: weights, conversations, embeddings, and what is being computed.
+    /// In use: weights, conversations, embeddings and intermediate results.
     public var active: UInt64
-    /// Kept for reuse; ``VLMRuntime/trim()`` gives it back.
+    /// Free buffers kept for reuse; ``VLMRuntime/trim()`` releases them.
     public var cache: UInt64
-    /// The most that was ever in use.
+    /// The highest value that ``active`` ever had.
     public var peak: UInt64
-    /// What may be in use; `nil`: what the machine has.
+    /// The limit for memory in use; `nil`: only the machine limits it.
     public var limit: UInt64?
-    /// What could still be taken: what the machine has available, within the limit.
+    /// The memory that can still be allocated within the limit.
     public var available: UInt64
-    /// Of what is in use, tokens of pictures seen before.
+    /// The part of ``active`` that caches encoded pictures.
     public var imageCache: UInt64
-    /// Not bytes: the library's objects that are in use. An app that has let go of everything finds
-    /// 0.
+    /// Not bytes: the number of library objects in use. 0 in an app that has released everything.
     public var liveHandles: UInt64
 
     init(_ stats: moxin_memory_stats) {

@@ -3,7 +3,7 @@ import Foundation
 
 /// A message of a conversation.
 public struct Turn: Sendable, Equatable, Codable {
-    /// Whose a message is.
+    /// The author of a message.
     public enum Role: String, Sendable, Codable {
         /// Instructions before the conversation.
         case system
@@ -11,49 +11,50 @@ public struct Turn: Sendable, Equatable, Codable {
         case user
         /// An answer.
         case assistant
-        /// Prompt text that is used as it is: see ``VLMSession/stream(rawPrompt:images:options:)``.
+        /// Prompt text that is used unchanged: see
+        /// ``VLMSession/stream(rawPrompt:images:options:)``.
         case prompt
     }
 
-    /// Whose it is.
+    /// The author.
     public var role: Role
-    /// What it says.
+    /// The text.
     public var text: String
 
-    /// A message.
+    /// Creates a message.
     public init(role: Role, text: String) {
         self.role = role
         self.text = text
     }
 }
 
-/// A conversation with a model, about a picture.
+/// A conversation with a model.
 ///
-/// One operation at a time: a second one meanwhile throws ``VLMError/sessionBusy(_:)``. For two
-/// answers at once take two sessions.
+/// Only one operation may run at a time: a second one throws ``VLMError/sessionBusy(_:)``. Use two
+/// sessions for two answers at once.
 public actor VLMSession {
-    /// The messages so far. A question appears with its complete answer; one that was cancelled, or
-    /// failed, does not.
+    /// The messages so far. A question appears together with its complete answer; one that was
+    /// cancelled or failed does not appear.
     public private(set) var transcript: [Turn]
-    /// How answers are generated unless asked otherwise.
+    /// The default options of answers.
     public private(set) var options: GenerationOptions
 
     private let handle: Handle
-    /// What the library's session has been told.
+    /// The options that the library's session has.
     private var appliedOptions: GenerationOptions
     private weak var generation: Generation?
-    /// Whether the library's session may have a turn under way: that of `generation`, or of one
-    /// that is gone and is still to be taken back.
+    /// Whether the library's session may have a turn in progress: that of `generation`, or of one
+    /// that was dropped and must still be rolled back.
     private var mayHaveTurn = false
-    /// Whether it is reading ahead.
+    /// Whether the session is reading ahead.
     private var isReading = false
-    /// The conversation's pictures. The library forgets them with a first turn that is taken back;
-    /// then they are added again.
+    /// The conversation's pictures. The library removes them when it rolls a first turn back; they
+    /// are then added again.
     private var images: [VLMImage] = []
     private var hasLostImages = false
     /// Instructions before the conversation, which the library counts as a message.
     private let system: String?
-    /// Whether the picture belongs to the whole conversation, and to no message.
+    /// Whether the picture belongs to the whole conversation and to no message.
     private let keepsImages: Bool
 
     public nonisolated var unownedExecutor: UnownedSerialExecutor {
@@ -76,18 +77,18 @@ public actor VLMSession {
     ///
     /// - Parameters:
     ///   - prompt: The question.
-    ///   - images: What it is about; see ``ModelInfo/maxImages``.
-    ///   - options: How this answer is generated; `nil`: as ``options`` say.
-    /// - Throws: `CancellationError` where the task is cancelled; ``VLMError``. The turn is taken
-    ///   back then, its picture too, and the session goes on with the next.
+    ///   - images: The pictures it refers to; see ``ModelInfo/maxImages``.
+    ///   - options: Options for this answer; `nil`: ``options``.
+    /// - Throws: `CancellationError` if the task is cancelled; ``VLMError``. The turn is then
+    ///   rolled back, with its pictures, and the session can take the next question.
     public func respond(
         to prompt: String, images: [VLMImage] = [], options: GenerationOptions? = nil
     ) async throws -> Response {
         try await stream(prompt, images: images, options: options).response()
     }
 
-    /// Answers a question as a stream of events; see ``GenerationStream``. Nothing is asked before
-    /// the first event is.
+    /// Answers a question as a stream of events; see ``GenerationStream``. The question is asked
+    /// when the first event is requested.
     public nonisolated func stream(
         _ prompt: String, images: [VLMImage] = [], options: GenerationOptions? = nil
     ) -> GenerationStream {
@@ -97,11 +98,12 @@ public actor VLMSession {
                 question: .new(Turn(role: .user, text: prompt), images), options: options))
     }
 
-    /// Answers prompt text in a format of your own, which is used as it is: control tokens spelt in
-    /// it are control tokens, and nothing is put around it but the `<s>` in front of the whole
-    /// prompt, where it does not begin with one. The answer is not trimmed in front.
+    /// Answers prompt text unchanged, for prompts in a format of your own. Control tokens spelled
+    /// in the text are control tokens. Nothing is added around it, except the `<s>` at the start of
+    /// the whole prompt if it is missing. The answer is not trimmed at the start.
     ///
-    /// What a user types goes to ``stream(_:images:options:)``, which makes no control token of it.
+    /// Do not use it for text from users; ``stream(_:images:options:)`` never turns text into
+    /// control tokens.
     public nonisolated func stream(
         rawPrompt prompt: String, images: [VLMImage] = [], options: GenerationOptions? = nil
     ) -> GenerationStream {
@@ -111,26 +113,26 @@ public actor VLMSession {
                 question: .new(Turn(role: .prompt, text: prompt), images), options: options))
     }
 
-    /// Answers the last question once more, in place of its answer: with another seed, say. Where
-    /// that is cancelled, the question is taken back as well.
+    /// Answers the last question again and replaces its answer, for example with another seed. If
+    /// this is cancelled, the question is rolled back as well.
     public nonisolated func regenerate(options: GenerationOptions? = nil) -> GenerationStream {
         GenerationStream(session: self, request: Request(question: .again, options: options))
     }
 
-    /// Ends the answer that is being generated, within a step: its stream throws
-    /// ``VLMError/cancelled(_:)``. Where there is none it does nothing. A task's own cancellation
-    /// does the same.
+    /// Cancels the answer that is being generated, within a step: its stream throws
+    /// ``VLMError/cancelled(_:)``. Does nothing if there is none. Cancelling the task has the same
+    /// effect.
     public nonisolated func cancel() {
         handle.cancel()
     }
 
-    /// Reads the picture and the conversation ahead, so that the first token of the answer comes at
-    /// once, while a question is being typed.
+    /// Reads the pictures and the conversation ahead of time, while the user types a question, so
+    /// that the first token of the answer comes sooner.
     ///
-    /// Other sessions go on meanwhile.
+    /// Other sessions continue in the meantime.
     ///
-    /// - Throws: ``VLMError/invalidState(_:)`` where there is nothing to read. Where it throws, for
-    ///   whatever reason, `images` are not part of the conversation: pass them again.
+    /// - Throws: ``VLMError/invalidState(_:)`` if there is nothing to read. If it throws for any
+    ///   reason, `images` are not part of the conversation: pass them again.
     public func prewarm(
         images: [VLMImage] = [], timeout: Duration? = nil, progress: ProgressHandler? = nil
     ) async throws {
@@ -145,14 +147,14 @@ public actor VLMSession {
             }
             self.images += images
         } catch {
-            // A failure leaves the pictures with the library's session.
+            // On failure the pictures stay in the library's session.
             try forgetQuestion()
             throw error
         }
     }
 
-    /// A session of its own whose conversation has been the same until now: to ask two things about
-    /// one picture without reading it twice.
+    /// Copies the session with its conversation so far, for example to ask two questions about one
+    /// picture without reading it twice.
     ///
     /// - Throws: ``VLMError/sessionBusy(_:)`` while this one answers; ``VLMError/outOfMemory(_:)``.
     public func fork() throws -> VLMSession {
@@ -174,12 +176,13 @@ public actor VLMSession {
         images = session.images
     }
 
-    /// Messages of the library's session that stand for those before `count` of the transcript.
+    /// Returns the number of messages in the library's session for the first `count` of the
+    /// transcript.
     private func messages(_ count: Int) -> Int {
         count + (system == nil ? 0 : 1)
     }
 
-    /// Takes back what was added since the last answer and is not being answered.
+    /// Removes what was added since the last answer and is not being answered.
     private func forgetQuestion() throws {
         if transcript.isEmpty {
             try handle.call(moxin_session_reset)
@@ -194,11 +197,11 @@ public actor VLMSession {
         }
     }
 
-    /// Forgets all but the first messages, with the pictures in them; a picture that stands before
-    /// all messages, as with Moxin, stays. What was read and still holds is not read again.
+    /// Removes all but the first messages, with their pictures; a picture that comes before all
+    /// messages, as with Moxin, stays. The part of the prompt that still matches is not read again.
     ///
-    /// - Throws: ``VLMError/invalidArgument(_:)`` where there are fewer messages, or a question
-    ///   would stay without its answer.
+    /// - Throws: ``VLMError/invalidArgument(_:)`` if there are fewer messages, or a question would
+    ///   stay without its answer.
     public func rewind(toCount count: Int) throws {
         guard (0...transcript.count).contains(count), count.isMultiple(of: 2) else {
             throw VLMError.invalidArgument(
@@ -215,7 +218,7 @@ public actor VLMSession {
         }
     }
 
-    /// Forgets the conversation and its picture; the options stay.
+    /// Removes the whole conversation and its pictures; the options stay.
     public func reset() throws {
         guard generation == nil, !isReading else { throw VLMError.busy }
         try handle.call(moxin_session_reset)
@@ -228,31 +231,31 @@ public actor VLMSession {
         hasLostImages = false
     }
 
-    /// Has answers from the next on generated with other options.
+    /// Replaces all options. Applies from the next answer.
     ///
     /// - Throws: ``VLMError/invalidArgument(_:)`` naming the option; ``VLMError/outOfMemory(_:)``
-    ///   where there is no room for the context.
+    ///   if there is no room for the context.
     public func setOptions(_ options: GenerationOptions) throws {
         try claim()
         try apply(options)
         self.options = options
     }
 
-    /// Counts and times of the latest turn; also while an answer is being generated.
+    /// Counts and times of the latest turn, even while an answer is being generated.
     public var stats: GenerationStats {
         get throws { try GenerationStats(session: handle) }
     }
 
     // MARK: Turns
 
-    /// A step of an answer. While the library is suspended it waits.
+    /// Performs a step of an answer. Waits while the library is suspended.
     func next(of generation: Generation) async throws -> GenerationEvent? {
         while true {
             do {
                 return try step(of: generation)
             } catch VLMError.suspended {
-                // The library tells nobody when it resumes. A task that is cancelled does not wait:
-                // its next step works all the same.
+                // The library does not signal when it resumes. A cancelled task does not wait: its
+                // next step works all the same.
                 try? await Task.sleep(for: .milliseconds(20))
             }
         }
@@ -286,7 +289,7 @@ public actor VLMSession {
             mayHaveTurn = true
             switch generation.request.question {
             case .new(let prompt, let images):
-                // Pictures first, as models are used to it.
+                // Pictures first, as models expect it.
                 do {
                     try restoreImages()
                     try add(images)
@@ -349,7 +352,7 @@ public actor VLMSession {
         return rest.isEmpty ? finished : .text(rest, nil)
     }
 
-    /// Makes sure that nothing is under way on this session; a turn whose loop was left is taken
+    /// Makes sure that nothing is running on this session; a turn whose loop was left is rolled
     /// back.
     private func claim() throws {
         guard generation == nil, !isReading else { throw VLMError.busy }
@@ -357,13 +360,13 @@ public actor VLMSession {
         handle.cancel()
         var event = moxin_event()
         event.struct_size = MemoryLayout<moxin_event>.size
-        // Where the turn has been taken back already there is nothing to answer.
+        // If the turn was already rolled back, there is nothing to answer.
         try? handle.call { moxin_session_step($0, &event, $1) }
         takenBack()
         mayHaveTurn = false
     }
 
-    /// What the library has forgotten with a turn.
+    /// Updates the state after the library has rolled a turn back.
     private func takenBack() {
         generation = nil
         hasLostImages = transcript.isEmpty
@@ -391,12 +394,12 @@ public actor VLMSession {
 }
 
 extension Handle {
-    /// Of a session: ends its answer.
+    /// Ends a session's answer.
     func cancel() {
         use { moxin_session_cancel($0) }
     }
 
-    /// Of a session: adds a text to its conversation.
+    /// Adds a text to a session's conversation.
     func add(_ role: Turn.Role, _ text: String) throws {
         let role: moxin_role? =
             switch role {

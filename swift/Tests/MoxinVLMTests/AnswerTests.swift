@@ -4,7 +4,7 @@ import Testing
 @testable import MoxinVLM
 
 extension All {
-    /// Answers, against those of the C example.
+    /// Compares answers with those of the C example.
     @Suite struct Answers {
         @Test func aQuestionIsAnswered() async throws {
             try await withModel { model in
@@ -74,7 +74,7 @@ extension All {
             }
         }
 
-        /// Those that `cargo xtask swift-test` has the C example answer.
+        /// The questions that `cargo xtask swift-test` passes to the C example.
         private let questions = [
             "Describe the picture.", "What is at the top right?", "What is left of it?",
         ]
@@ -101,7 +101,7 @@ extension All {
                 #expect(kinds.contains(/^p+t+f$/))
                 #expect(text == "The word FISH.")
 
-                // A stream is cold: it may be asked again, and asks anew.
+                // A stream is cold: it may be used again, and asks again.
                 let stream = session.stream(written)
                 let first = try await stream.response().text
                 var second = ""
@@ -127,7 +127,7 @@ extension All {
                 #expect(stopped.stopReason == .stopSequence && stopped.text.hasSuffix("a yellow"))
                 try await session.rewind(toCount: 2)
 
-                // Those of one answer are for it alone.
+                // Options for one answer apply only to it.
                 let whole = try await session.respond(to: describe)
                 #expect(whole.stopReason == .endOfTurn && whole.text.contains("star"))
 

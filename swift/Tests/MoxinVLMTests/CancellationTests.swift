@@ -4,7 +4,7 @@ import Testing
 @testable import MoxinVLM
 
 extension All {
-    /// Streams that end early, in every way there is.
+    /// Streams that end early, in every way.
     @Suite struct Cancellation {
         @Test func noStepIsTakenAhead() async throws {
             try await withModel { model in
@@ -65,7 +65,7 @@ extension All {
                     return true
                 }
                 await #expect(throws: CancellationError.self) { try await task.value }
-                // The picture's encoding, one chunk, and no step after the cancellation but the
+                // The picture's encoding, one chunk, and no step after the cancellation except the
                 // last.
                 #expect(prefills.value == 2)
                 #expect(try await session.stats.generatedTokens == 0)
@@ -246,7 +246,7 @@ extension All {
                 #expect(texts.value == 3)
                 #expect(await failure { _ = try await model.encode(picture) }?.name == "suspended")
 
-                // What is paused can be cancelled.
+                // A paused answer can be cancelled.
                 let other = try await model.makeSession()
                 let waiting = Task { try await other.respond(to: describe, images: [picture]) }
                 try await Task.sleep(for: .milliseconds(30))
@@ -264,8 +264,7 @@ extension All {
                 let release = DispatchSemaphore(value: 0)
                 let load = Task {
                     try await VLMModel.load(from: tiny) { _ in
-                        // The call stands here, on the package's thread, until the library is
-                        // quiet.
+                        // The call blocks the package's thread until the library is idle.
                         if begun.with({ begun in
                             defer { begun = true }
                             return !begun
@@ -278,7 +277,7 @@ extension All {
                 try await VLMRuntime.quiesce()
                 release.signal()
                 #expect(!isLate.value, "it waited for the load")
-                // The library's own thread may have been done with it by then.
+                // The library's own thread may have finished it by then.
                 let ending = await failure { _ = try await load.value }
                 #expect(ending == nil || ending?.name == "suspended")
                 VLMRuntime.resume()

@@ -5,7 +5,7 @@ import Testing
 @testable import MoxinVLM
 
 extension All {
-    /// Each status of the library has its Swift case, and the cases come when they should.
+    /// Each status of the library has its Swift case, and each case occurs when it should.
     @Suite struct Errors {
         private static let header = repository.appendingPathComponent("include/moxin_vlm.h")
 
@@ -22,7 +22,7 @@ extension All {
             "PANIC": "internalFailure",
         ]
 
-        /// Where a header's statuses and the Swift cases differ.
+        /// Returns the differences between a header's statuses and the Swift cases.
         private func drift(_ header: String) -> [String] {
             var found: [String] = []
             var known = Set(Errors.cases.keys)
@@ -45,7 +45,7 @@ extension All {
                 #expect(String(cString: moxin_status_name(status)).hasPrefix("MOXIN_STATUS_"))
             }
 
-            // What would be seen.
+            // The differences that must be found.
             let more = header.replacing(
                 "MOXIN_STATUS_PANIC = 17,",
                 with: "MOXIN_STATUS_PANIC = 17,\n    MOXIN_STATUS_NEW = 18,")

@@ -4,7 +4,7 @@ import Testing
 @testable import MoxinVLM
 
 extension All {
-    /// Many streams, and what they leave to the rest of a program.
+    /// Many streams, and their effect on the rest of a program.
     @Suite struct Load {
         /// The same numbers in each run.
         private struct Dice: RandomNumberGenerator {
@@ -57,7 +57,7 @@ extension All {
                     try await session.respond(to: written, images: [embedding]).text
                         == "The word FISH.")
                 #if os(Linux)
-                    // Those of Swift's own pool come and go.
+                    // Threads of Swift's own pool come and go.
                     #expect(try #require(threadCount()) <= #require(threads) + 2)
                 #endif
             }
@@ -82,8 +82,8 @@ extension All {
             }
         }
 
-        /// The time by which a timer on Swift's own threads is late, the worst of some hundreds,
-        /// while `body` runs.
+        /// Returns the maximum delay of a timer on Swift's own threads, of some hundreds, while
+        /// `body` runs.
         private func lateness(_ body: () async throws -> Void) async throws -> (
             worst: Duration, median: Duration
         ) {
@@ -123,7 +123,8 @@ extension All {
                 print(
                     "a timer of 2 ms is late by \(idle) while nothing runs, by \(busy) while two sessions answer; one step took \(longest)"
                 )
-                // Long beside the timer, also on a fast machine: else the test would show nothing.
+                // Long relative to the timer, even on a fast machine; otherwise the test would show
+                // nothing.
                 #expect(longest > .milliseconds(20))
                 #expect(busy.median < .milliseconds(20))
                 #expect(busy.worst < longest / 2)

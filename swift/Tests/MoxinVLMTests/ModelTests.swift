@@ -6,7 +6,7 @@ import Testing
 extension All {
     /// Models, pictures and memory.
     @Suite struct Models {
-        @Test func aFolderIsInspectedAndReckoned() async throws {
+        @Test func aFolderIsInspectedAndEstimated() async throws {
             try await leavingNothing {
                 let info = try await VLMModel.inspect(tiny)
                 #expect(
@@ -126,7 +126,7 @@ extension All {
                 #expect(try await model.encode(VLMImage(data: data)).imageHash == expected)
                 #expect(try await picture.size() == (448, 448))
 
-                // The same pixels in each order of bytes are one picture.
+                // The same pixels in any byte order are one picture.
                 let (width, height) = (30, 20)
                 var (rgb, rgba, bgra, padded) = (Data(), Data(), Data(), Data())
                 for place in 0..<width * height {

@@ -3,8 +3,8 @@ import Testing
 
 @testable import MoxinVLM
 
-/// All tests, one after the other: they count the library's objects, of which there is one number
-/// for the process.
+/// All tests, one after the other, because they count the library's objects, and the count is per
+/// process.
 @Suite(.serialized)
 enum All {}
 
@@ -17,11 +17,11 @@ let picture = VLMImage(contentsOf: repository.appendingPathComponent("models/dem
 let written = "What is written?"
 let describe = "Describe the picture."
 
-/// Any token is about as likely as any other, and with this seed the first thousand do not end the
+/// All tokens are about equally likely, and with this seed the first thousand do not end the
 /// answer.
 let endless = GenerationOptions(temperature: 50, maxTokens: 4000, seed: 1)
 
-/// Lends the small model, and checks that nothing of the library's is left behind.
+/// Provides the small model, and checks that no library object is left behind.
 func withModel(
     _ options: LoadOptions = LoadOptions(), isolation: isolated (any Actor)? = #isolation,
     _ body: (VLMModel) async throws -> Void
@@ -31,8 +31,8 @@ func withModel(
     }
 }
 
-/// Checks that nothing of the library's is left behind. What a task let go of may take it a moment
-/// to be gone.
+/// Checks that no library object is left behind. Objects that a task released may take a moment to
+/// be freed.
 func leavingNothing(isolation: isolated (any Actor)? = #isolation, _ body: () async throws -> Void)
     async throws
 {
@@ -43,7 +43,7 @@ func leavingNothing(isolation: isolated (any Actor)? = #isolation, _ body: () as
     #expect(try VLMRuntime.memory().liveHandles == 0)
 }
 
-/// A session that has been shown the picture, and has answered a question about it.
+/// Returns a session with the picture that has answered a question about it.
 func answered(_ model: VLMModel, options: GenerationOptions = GenerationOptions()) async throws
     -> VLMSession
 {
@@ -52,7 +52,7 @@ func answered(_ model: VLMModel, options: GenerationOptions = GenerationOptions(
     return session
 }
 
-/// The statuses that fail `body`; nothing where it succeeds.
+/// Returns the status that `body` fails with, or nothing if it succeeds.
 func failure(isolation: isolated (any Actor)? = #isolation, _ body: () async throws -> Void) async
     -> VLMError?
 {
@@ -64,12 +64,12 @@ func failure(isolation: isolated (any Actor)? = #isolation, _ body: () async thr
     }
 }
 
-/// Threads of this process; `nil` where the system does not list them in a folder.
+/// Returns the number of threads in this process; `nil` if the system does not list them.
 func threadCount() -> Int? {
     try? FileManager.default.contentsOfDirectory(atPath: "/proc/self/task").count
 }
 
-/// A folder that is removed when the test ends.
+/// Provides a folder that is removed when the test ends.
 func withFolder(_ body: (URL) async throws -> Void) async throws {
     let folder = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
     try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
@@ -78,13 +78,13 @@ func withFolder(_ body: (URL) async throws -> Void) async throws {
 }
 
 extension VLMError {
-    /// Its case, without what it carries.
+    /// The name of the case.
     var name: String {
         String(String(describing: self).prefix { $0 != "(" })
     }
 }
 
-/// A value that several threads use.
+/// A value for several threads.
 final class Locked<Value: Sendable>: @unchecked Sendable {
     private let lock = NSLock()
     private var held: Value

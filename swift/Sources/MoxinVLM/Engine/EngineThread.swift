@@ -1,8 +1,8 @@
 import Foundation
 
-/// The one thread on which the package calls what may wait in the library. Were that done on
-/// Swift's own threads, of which there are as many as processor cores, a few answers at once would
-/// leave none for the rest of the app.
+/// The one thread on which the package makes library calls that may block. On Swift's own threads,
+/// of which there are as many as CPU cores, a few simultaneous answers would block the rest of the
+/// app.
 final class EngineThread: SerialExecutor, @unchecked Sendable {
     static let shared = EngineThread()
 
@@ -43,7 +43,7 @@ final class EngineThread: SerialExecutor, @unchecked Sendable {
         }
     }
 
-    /// On Apple systems, what a job has autoreleased goes when it ends.
+    /// On Apple systems, objects that a job autoreleases are released when it ends.
     private func pooled(_ job: () -> Void) {
         #if canImport(ObjectiveC)
             autoreleasepool(invoking: job)
@@ -53,7 +53,7 @@ final class EngineThread: SerialExecutor, @unchecked Sendable {
     }
 }
 
-/// What runs on the engine's thread without belonging to a model or session.
+/// Runs work on the engine's thread that belongs to no model or session.
 @globalActor
 actor Engine {
     static let shared = Engine()
@@ -68,7 +68,7 @@ actor Engine {
     }
 }
 
-/// Runs a call that must not stand in the engine thread's line on a thread made for it.
+/// Runs a call that must not wait for the engine thread on a thread of its own.
 func aside<R: Sendable>(_ body: @escaping @Sendable () throws -> R) async throws -> R {
     try await withCheckedThrowingContinuation { continuation in
         Thread.detachNewThread { continuation.resume(with: Result(catching: body)) }

@@ -1,12 +1,12 @@
 import CMoxinVLM
 
-/// An object of the library, freed with its last owner. No free function waits for anything: what
-/// is computed with goes on to the library's own thread.
+/// An object of the library, freed with its last owner. No free function blocks: MLX objects are
+/// passed to the library's own thread.
 final class Handle: @unchecked Sendable {
     private let pointer: OpaquePointer
     private let free: @Sendable (OpaquePointer?) -> Void
 
-    /// Takes what `make` puts into its first argument; its second receives the error.
+    /// Takes the handle that `make` writes to its first argument; its second receives the error.
     init(
         free: @escaping @Sendable (OpaquePointer?) -> Void,
         make: (UnsafeMutablePointer<OpaquePointer?>, UnsafeMutablePointer<OpaquePointer?>) ->
@@ -30,15 +30,14 @@ final class Handle: @unchecked Sendable {
         try withExtendedLifetime(self) { try body(pointer) }
     }
 
-    /// Calls a function of the library and throws what it fails with.
+    /// Calls a function of the library and throws its error.
     func call(_ body: (OpaquePointer, UnsafeMutablePointer<OpaquePointer?>) -> moxin_status) throws
     {
         try use { pointer in try check { body(pointer, $0) } }
     }
 }
 
-/// Calls a function of the library, whose argument receives the error, and throws what it fails
-/// with.
+/// Calls a function of the library, whose argument receives the error, and throws that.
 func check(_ body: (UnsafeMutablePointer<OpaquePointer?>) -> moxin_status) throws {
     var error: OpaquePointer?
     let status = body(&error)

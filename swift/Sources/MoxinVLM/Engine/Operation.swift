@@ -1,8 +1,8 @@
 import CMoxinVLM
 
-/// What a long operation is doing.
+/// The progress of a long operation.
 public struct VLMProgress: Sendable, Equatable {
-    /// The parts that operations have.
+    /// The stages of operations.
     public enum Stage: Sendable, Equatable {
         /// Reading weights.
         case load
@@ -16,9 +16,9 @@ public struct VLMProgress: Sendable, Equatable {
         case save
     }
 
-    /// What is being done.
+    /// The stage.
     public var stage: Stage
-    /// The part of it that is done, 0 to 1.
+    /// The fraction of the stage that is complete, 0 to 1.
     public var fraction: Double
 
     init?(stage: moxin_stage, fraction: Float) {
@@ -34,11 +34,10 @@ public struct VLMProgress: Sendable, Equatable {
     }
 }
 
-/// Told how far an operation is, on a thread of the package: hop to the main actor before touching
-/// a view.
+/// Receives progress on a thread of the package: switch to the main actor before you update a view.
 public typealias ProgressHandler = @Sendable (VLMProgress) -> Void
 
-/// A long operation: it can be cancelled with its task, has a time limit, and tells how far it is.
+/// A long operation: it is cancelled with its task, can have a time limit, and reports progress.
 struct Operation: Sendable {
     var timeout: Duration?
     var progress: ProgressHandler?
@@ -52,7 +51,7 @@ struct Operation: Sendable {
         }
     }
 
-    /// Runs the operation on a thread of its own, for one that shall not hold up what others do.
+    /// Runs the operation on a thread of its own, so that it does not delay others.
     func runAside<R: Sendable>(_ body: @escaping @Sendable (UnsafePointer<moxin_op>) throws -> R)
         async throws -> R
     {
@@ -79,17 +78,17 @@ struct Operation: Sendable {
     private func withOp<R>(_ cancel: Cancel, _ body: (UnsafePointer<moxin_op>) throws -> R) rethrows
         -> R
     {
-        let teller = Teller(handler: progress)
-        return try withExtendedLifetime((teller, cancel)) {
+        let target = ProgressTarget(handler: progress)
+        return try withExtendedLifetime((target, cancel)) {
             var op = moxin_op()
             op.struct_size = MemoryLayout<moxin_op>.size
             op.cancel = cancel.pointer
             op.timeout_ms = timeout.map(\.wholeMilliseconds) ?? 0
             if progress != nil {
-                op.user_data = Unmanaged.passUnretained(teller).toOpaque()
-                op.progress = { teller, stage, fraction in
-                    guard let teller else { return true }
-                    return Unmanaged<Teller>.fromOpaque(teller).takeUnretainedValue().tell(
+                op.user_data = Unmanaged.passUnretained(target).toOpaque()
+                op.progress = { target, stage, fraction in
+                    guard let target else { return true }
+                    return Unmanaged<ProgressTarget>.fromOpaque(target).takeUnretainedValue().tell(
                         stage, fraction)
                 }
             }
@@ -98,8 +97,8 @@ struct Operation: Sendable {
     }
 }
 
-/// What the library's progress callback calls.
-private final class Teller {
+/// The target of the library's progress callback.
+private final class ProgressTarget {
     private let handler: ProgressHandler?
 
     init(handler: ProgressHandler?) {
@@ -128,7 +127,7 @@ private final class Cancel: @unchecked Sendable {
 }
 
 extension Duration {
-    /// At least 1, for 0 stands for no limit.
+    /// At least 1, because 0 means no limit.
     var wholeMilliseconds: UInt64 {
         let (seconds, attoseconds) = components
         guard seconds >= 0, attoseconds >= 0 else { return 1 }

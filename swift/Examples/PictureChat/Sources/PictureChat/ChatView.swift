@@ -2,7 +2,7 @@ import MoxinVLM
 import PictureChatLogic
 import SwiftUI
 
-/// What was said, and a field for the next question.
+/// The messages, and a field for the next question.
 struct ChatView: View {
     let app: PictureChat
     @Bindable var chat: VLMChat

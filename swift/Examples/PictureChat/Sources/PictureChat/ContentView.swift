@@ -2,7 +2,7 @@ import PictureChatLogic
 import SwiftUI
 import UniformTypeIdentifiers
 
-/// The picture on the left, the chat on the right, what it costs below.
+/// The picture on the left, the chat on the right, and a status bar below.
 struct ContentView: View {
     let app: PictureChat
     @State private var isChoosingFolder = false
@@ -43,7 +43,7 @@ struct ContentView: View {
     }
 }
 
-/// Where pictures are dropped.
+/// A drop target for pictures.
 struct PictureView: View {
     let app: PictureChat
 
@@ -67,7 +67,7 @@ struct PictureView: View {
     }
 }
 
-/// Memory, speed, and what went wrong.
+/// Memory, speed, and errors.
 struct StatusBar: View {
     let app: PictureChat
 

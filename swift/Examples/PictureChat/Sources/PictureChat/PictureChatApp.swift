@@ -6,8 +6,8 @@ struct PictureChatApp: App {
     @State private var app = PictureChat()
 
     init() {
-        // A program without a bundle, as `swift run` makes it, has no place in the Dock and gets no
-        // keys.
+        // A program without a bundle, as built by `swift run`, has no icon in the Dock and receives
+        // no keys.
         NSApplication.shared.setActivationPolicy(.regular)
     }
 

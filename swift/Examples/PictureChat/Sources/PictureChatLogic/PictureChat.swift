@@ -5,27 +5,27 @@ import MoxinVLM
     import Observation
 #endif
 
-/// All that the app does: a model, a picture, and the chat about it.
+/// The app's logic: a model, a picture, and the chat about it.
 @MainActor
 #if canImport(Darwin)
     @Observable
 #endif
 public final class PictureChat {
-    /// What has become of the model.
+    /// The state of the model.
     public enum ModelState: Equatable {
         case none
-        /// The part of it that is loaded.
+        /// The fraction that is loaded.
         case loading(Double)
         case ready(ModelInfo)
     }
 
     public private(set) var modelState = ModelState.none
-    /// The picture that is talked about, as it came.
+    /// The bytes of the current picture.
     public private(set) var picture: Data?
-    /// Whether the picture is being read, so that answers come at once.
+    /// Whether the picture is being read ahead of the first question.
     public private(set) var isReading = false
     public private(set) var chat: VLMChat?
-    /// What went wrong last, and what to do about it.
+    /// The last error, and what to do about it.
     public private(set) var problem: String?
     public private(set) var memory: MemorySnapshot?
 
@@ -34,8 +34,8 @@ public final class PictureChat {
 
     public init() {}
 
-    /// Loads the model in a folder, in the place of the one before. Where it does not fit as it is,
-    /// it is quantized to 4 bits while it is read.
+    /// Loads the model in a folder and replaces the previous one. If it does not fit as stored, it
+    /// is quantized to 4 bits while loading.
     public func open(_ folder: URL) {
         close()
         modelState = .loading(0)
@@ -57,7 +57,7 @@ public final class PictureChat {
         }
     }
 
-    /// Ends the loading, or forgets the model.
+    /// Cancels the loading, or releases the model.
     public func close() {
         task?.cancel()
         chat?.stop()
@@ -65,16 +65,16 @@ public final class PictureChat {
         modelState = .none
     }
 
-    /// Begins a chat about a picture: the bytes of its file.
+    /// Starts a chat about a picture, given as the bytes of its file.
     public func show(_ data: Data) {
         picture = data
-        guard model != nil else { return }  // the chat begins when it is loaded
+        guard model != nil else { return }  // the chat starts when the model is loaded
         chat?.stop()
         chat = nil
         replaceTask { [self] in try await beginChat() }
     }
 
-    /// Does something when what was under way before has ended.
+    /// Runs work after the previous task has ended.
     private func replaceTask(_ work: @escaping () async throws -> Void) {
         problem = nil
         let before = task
@@ -94,16 +94,16 @@ public final class PictureChat {
         try await session.prewarm(images: [VLMImage(data: picture)])
     }
 
-    /// Whether there is something to send, and somebody to send it to.
+    /// Whether there is something to send, and a chat to send it to.
     public var canSend: Bool { !isReading && chat?.canSend == true }
 
-    /// Asks what the chat's draft says.
+    /// Asks the question in the chat's draft.
     public func send() {
         guard canSend else { return }
         chat?.send()
     }
 
-    /// What the last answer took: `32 tokens, 18.4 a second`.
+    /// A summary of the last answer: `32 tokens, 18.4 per second`.
     public var speed: String? {
         chat?.stats.map {
             "\($0.generatedTokens) tokens, \(String(format: "%.1f", $0.decodeRate)) a second"
@@ -118,7 +118,7 @@ public final class PictureChat {
         }
     }
 
-    /// Waits until nothing is loaded or read any more.
+    /// Waits until nothing is being loaded or read.
     public func settle() async {
         await task?.value
     }

@@ -43,7 +43,7 @@ import Testing
         watching.cancel()
         #expect(app.memory?.active ?? 0 > 0)
 
-        // Another picture is another chat.
+        // Another picture starts another chat.
         app.show(try demo())
         #expect(app.chat == nil)
         await app.settle()
