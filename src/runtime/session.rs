@@ -166,10 +166,10 @@ impl Session {
     ///
     /// | a step or a stream ends with | what is kept |
     /// |---|---|
-    /// | [`Error::Suspended`], steps only: a stream waits | all; the next step goes on |
-    /// | [`FinishReason::Cancelled`], [`Error::Timeout`] | the turn is taken back; what was read of the turns before stays in the cache |
+    /// | [`Error::Suspended`], steps only: a stream waits | everything; the next step continues |
+    /// | [`FinishReason::Cancelled`], [`Error::Timeout`] | the turn is rolled back; earlier turns stay in the cache |
     /// | [`Error::OutOfMemory`], [`Error::ContextFull`] | the same |
-    /// | [`Error::Backend`], [`Error::Panic`] | the turn is taken back, and all is read anew: nothing computed is trusted |
+    /// | [`Error::Backend`], [`Error::Panic`] | the turn is rolled back, and everything is read again |
     pub fn step(&self) -> Result<Event> {
         let claim = self.shared.slot.claim()?;
         self.step_of(
@@ -270,10 +270,10 @@ impl Session {
     ///
     /// | ends with | a picture, before any question | a question |
     /// |---|---|---|
-    /// | [`Error::Suspended`] | all stays; the next call goes on where this one ended, and so does an answer | the same |
-    /// | [`Error::Cancelled`], [`Error::Timeout`] | all stays, as above | the turn is taken back |
-    /// | [`Error::OutOfMemory`], [`Error::ContextFull`] | all stays | the turn is taken back |
-    /// | [`Error::Backend`], [`Error::Panic`] | the picture stays, and is read anew | the turn is taken back, and all is read anew |
+    /// | [`Error::Suspended`] | everything stays; the next call, or an answer, continues here | the same |
+    /// | [`Error::Cancelled`], [`Error::Timeout`] | everything stays, as above | the turn is rolled back |
+    /// | [`Error::OutOfMemory`], [`Error::ContextFull`] | everything stays | the turn is rolled back |
+    /// | [`Error::Backend`], [`Error::Panic`] | the picture stays, and is read again | the turn is rolled back, and everything is read again |
     pub fn prefill(&self, mut op: Op) -> Result<()> {
         let claim = self.shared.slot.claim()?;
         if !lock_chat(claim.slot(), |chat| Ok(chat.can_step()))? {

@@ -1,6 +1,6 @@
 /*
- * Ends an answer and the reading of a prompt at every place and in every way, and looks what is
- * left. Run by answers.rs.
+ * Stops an answer and the reading of a prompt at every place and in every way, and checks the
+ * state afterwards. Run by answers.rs.
  *
  *   answers MODEL PICTURE places    at every place
  *   answers MODEL PICTURE heard     in the middle of slow layers, from another thread
@@ -63,12 +63,12 @@ static void check_answer(const struct answer *answer, int line) {
     }
 }
 
-/* Whether a place is passed only for a picture that was not seen before. */
+/* Returns whether a place is reached only for a picture that is not in the cache. */
 static int is_in_encoding(const char *place) {
     return strncmp(place, "encoder", 7) == 0 || strncmp(place, "projector", 9) == 0;
 }
 
-/* A session with the picture, not yet encoded where the place is in its encoding. */
+/* Returns a session with the picture, which is not encoded yet if the place is in its encoding. */
 static moxin_session *look(const moxin_model *model, const moxin_image *image, uint32_t chunk,
                            const char *place) {
     moxin_error *error = NULL;
@@ -79,7 +79,7 @@ static moxin_session *look(const moxin_model *model, const moxin_image *image, u
     }
     moxin_session_params_init(&params, sizeof params);
     params.prefill_chunk = chunk;
-    params.max_tokens = 4; /* the answers could be longer: what is tested comes before */
+    params.max_tokens = 4; /* answers could be longer: the tested places come before */
     NEED(moxin_session_new(model, &params, &session, &error));
     NEED(moxin_session_add_image(session, image, NULL, &error));
     return session;
@@ -90,7 +90,7 @@ static void put(moxin_session *session, const char *question) {
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, question, MOXIN_STRLEN, &error));
 }
 
-/* A turn that was taken back took the picture with it: a new one is accepted. */
+/* A turn that was rolled back removed its picture: a new one is accepted. */
 static void check_taken_back(moxin_session *session, const moxin_image *image, int line) {
     moxin_error *error = NULL;
     CHECK(stats_of(session).message_count == 0);
@@ -115,7 +115,7 @@ static void check_picture_alone(const moxin_model *model, const moxin_image *ima
                     __LINE__);
     }
     struct answer answer =
-        ask(session, QUESTION); /* a session that were generating would refuse the text */
+        ask(session, QUESTION); /* a session that is generating would refuse the text */
     check_answer(&answer, __LINE__);
     moxin_session_free(session);
 }
@@ -187,7 +187,7 @@ static void check_steps(const moxin_model *model, const moxin_image *image, int 
     } else {
         check_taken_back(session, image, __LINE__);
     }
-    /* Another session, in the middle of its answer, has noticed nothing. */
+    /* Another session, in the middle of its answer, is not affected. */
     answer = finish_answer(untouched);
     check_answer(&answer, __LINE__);
     moxin_session_free(session);
@@ -250,8 +250,7 @@ static void check_stream(const moxin_model *model, const moxin_image *image, int
     wait_for_end(&stream);
     end_case();
     switch (ENDS[end].status) {
-    case MOXIN_STATUS_SUSPENDED: /* it goes on by itself: nothing is suspended for longer than a
-                                    moment */
+    case MOXIN_STATUS_SUSPENDED: /* it is only suspended for a moment */
         check_answer(&stream.answer, __LINE__);
         break;
     case MOXIN_STATUS_CANCELLED:
@@ -276,7 +275,7 @@ static bool cancel_session(void *session, moxin_stage stage, float fraction) {
     return true;
 }
 
-/* It is heard while the prompt is read, at once, and not only when the first token comes. */
+/* It takes effect while the prompt is read, and not only when the first token comes. */
 static void check_cancel(const moxin_model *model, const moxin_image *image) {
     for (int asked = 0; asked < 2; asked++) {
         moxin_error *error = NULL;
@@ -301,9 +300,10 @@ static void check_cancel(const moxin_model *model, const moxin_image *image) {
     }
 }
 
-/* ---------------------------------------------------------------- how soon it is heard */
+/* ---------------------------------------------------------------- how soon cancelling takes effect
+ */
 
-enum { LAYER_MS = 400, LAYERS = 4 }; /* as the fault "slow" makes them */
+enum { LAYER_MS = 400, LAYERS = 4 }; /* as the fault "slow" causes */
 
 struct later {
     pthread_t thread;
@@ -335,8 +335,8 @@ static void *act_later(void *data) {
 enum work { PREFILL, STEP, DECODE, ENCODE, STREAM };
 enum heard { BY_SESSION, BY_OP, BY_TIME, BY_SUSPEND };
 
-/* Each layer is slow. What ends the work comes in the first, and the work ends with that: the
- * others are not computed. */
+/* Each layer is slow. The cancellation comes in the first, and the work ends after it: the others
+ * are not computed. */
 static void check_heard(const moxin_model *model, const moxin_image *image, enum work work,
                         enum heard heard) {
     static const moxin_status ends[] = { MOXIN_STATUS_CANCELLED, MOXIN_STATUS_CANCELLED,
@@ -353,7 +353,7 @@ static void check_heard(const moxin_model *model, const moxin_image *image, enum
     init_stream(&stream);
     op.struct_size = sizeof op;
     put(session, QUESTION);
-    if (work != ENCODE) { /* the picture is known: only the prompt is left to read */
+    if (work != ENCODE) { /* the picture is cached: only the prompt must be read */
         NEED(moxin_session_step(session, &event, &error));
     }
     for (int texts = 0; work == DECODE && texts < 1; texts += event.kind == MOXIN_EVENT_KIND_TEXT) {
@@ -423,7 +423,7 @@ int main(int argc, char **argv) {
     if (argc != 4) {
         return 2;
     }
-    setenv("RUST_BACKTRACE", "0", 1); /* panics on purpose need none */
+    setenv("RUST_BACKTRACE", "0", 1); /* deliberate panics need none */
     moxin_model *model = load(argv[1]);
     moxin_image *image = open_image(argv[2]);
     moxin_session *session = look(model, image, 256, "encoder");

@@ -1,7 +1,7 @@
 /*
- * Ends while a stream runs, with handlers of its own that free things and call the library: `exit
- * MODE MODEL IMAGE`. Run by process.rs. No callback may be called once a handler runs that was
- * registered before the library's.
+ * Exits while a stream runs, with handlers of its own that free objects and call the library:
+ * `exit MODE MODEL IMAGE`. Run by process.rs. No callback may be called once a handler runs that
+ * was registered before the library's.
  */
 #include "check.h"
 
@@ -64,8 +64,7 @@ static bool on_progress(void *user_data, moxin_stage stage, float fraction) {
     return true;
 }
 
-/* Whatever is asked of the library while the process ends is answered at once, and computes
- * nothing. */
+/* During process exit every call returns immediately, and computes nothing. */
 static void ask_everything(void) {
     moxin_model *no_model = NULL;
     moxin_session *no_session = NULL;
@@ -86,8 +85,7 @@ static void ask_everything(void) {
     moxin_resume();
 }
 
-/* Registered before the first call of the library, so that it runs after the library's own handler.
- */
+/* Registered before the first library call, so that it runs after the library's own handler. */
 static void last_handler(void) {
     atomic_store(&over, 1);
     ask_everything();
@@ -99,7 +97,7 @@ static void last_handler(void) {
     }
 }
 
-/* Registered after it, so that it runs before: all works as usual. */
+/* Registered after it, so that it runs before: everything works as usual. */
 static void first_handler(void) {
     moxin_session_free(session);
     CHECK(atomic_load(&destroyed) == 1);
@@ -110,7 +108,7 @@ static void start_stream(void) {
     moxin_error *error = NULL;
     moxin_session_params params;
     moxin_session_params_init(&params, sizeof params);
-    params.temperature = 50; /* rambles */
+    params.temperature = 50; /* generates a long answer */
     NEED(moxin_session_new(model, &params, &session, &error));
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, "Describe", MOXIN_STRLEN, &error));
     NEED(moxin_session_start(session, NULL, on_event, NULL, on_destroy, &error));

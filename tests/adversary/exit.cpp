@@ -21,7 +21,7 @@ int main(int argc, char **argv) {
     }
     model.emplace(argv[1]);
     moxin::SessionOptions options;
-    options.temperature = 50; // rambles
+    options.temperature = 50; // generates a long answer
     session.emplace(*model, options);
     session->add_text(MOXIN_ROLE_USER, "Describe");
     session->start([](const moxin::Event &) {

@@ -1,11 +1,11 @@
 /*
- * Failures on purpose: while armed, the n-th allocation of many bytes, file operation or thread
- * start of this process fails, once.
+ * Injected failures: while armed, the n-th large allocation, file operation or thread start of this
+ * process fails, once.
  *
- * The program's own malloc and its kin stand before the C library's for everything that the program
- * links. File operations are caught at the kernel's door, by a seccomp filter that turns each into
- * a signal: so those count too that do not go through the C library. Threads that began before
- * failing_begin are not watched. For Linux with glibc.
+ * The program's own malloc and its relatives replace the C library's for everything that the
+ * program links. File operations are intercepted in the kernel, by a seccomp filter that turns each
+ * into a signal, so that operations which bypass the C library count too. Threads that started
+ * before failing_begin are not watched. For Linux with glibc.
  */
 #ifndef FAILING_H
 #define FAILING_H
@@ -26,10 +26,8 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-/*
- * Kinds of their own are memory that MLX takes for itself (on a processor it does not look whether
- * it got any), and the allocations that a program knows to be deadly: see failing_known.
- */
+/* Separate kinds are memory that MLX allocates for itself (on a CPU it does not check the result),
+ * and allocations known to be fatal: see failing_known. */
 enum failing_kind {
     FAILING_MEMORY,
     FAILING_MLX,
@@ -43,21 +41,21 @@ static const char *const FAILING_NAMES[] = {
     "memory", "mlx", "known", "files", "threads", "nothing"
 };
 
-/* The number of an allocation of so many bytes, from 1, among those that the program knows to be
- * deadly; 0 for others. */
+/* Returns the number of an allocation of so many bytes, from 1, among those known to be fatal; 0
+ * for others. */
 static long failing_known(size_t bytes);
 
 static struct {
-    int counting;           /* whether anything counts now */
+    int counting;           /* whether anything is counted now */
     enum failing_kind kind; /* what fails, and which one; 0 for none */
     long at;
     long counts[FAILING_KINDS];
-    long fired;    /* what failed: bytes, or the number of the system call; -1 where nothing has */
-    int in_folder; /* whether it was a removal, or a look into a folder */
+    long fired;    /* what failed: bytes, or the number of the system call; -1 if nothing has */
+    int in_folder; /* whether it was a removal, or a folder was read */
     size_t threshold;
 } failing;
 
-/* Counts one; whether it is to fail. */
+/* Counts one; returns whether it must fail. */
 static int failing_now(enum failing_kind kind, long what) {
     if (!__atomic_load_n(&failing.counting, __ATOMIC_ACQUIRE)) {
         return 0;
@@ -70,8 +68,7 @@ static int failing_now(enum failing_kind kind, long what) {
     return 1;
 }
 
-/* Has the n-th of a kind fail that comes between failing_go and failing_pause; none where n is 0.
- */
+/* Fails the n-th of a kind between failing_go and failing_pause; none if n is 0. */
 static void failing_arm(enum failing_kind kind, long n) {
     memset(failing.counts, 0, sizeof failing.counts);
     failing.kind = kind;
@@ -91,13 +88,13 @@ extern void *__libc_calloc(size_t, size_t);
 extern void *__libc_realloc(void *, size_t);
 extern void *__libc_memalign(size_t, size_t);
 
-/* Whether an address lies in MLX's library. */
+/* Returns whether an address is in MLX's library. */
 static int failing_in_mlx(const void *address) {
     Dl_info info;
     return dladdr(address, &info) && info.dli_fname && strstr(info.dli_fname, "libmlx.so");
 }
 
-/* Whether an allocation that returns to an address is to fail. */
+/* Returns whether an allocation that returns to an address must fail. */
 static int failing_memory(size_t bytes, const void *caller) {
     enum failing_kind kind;
     long known;
@@ -109,7 +106,7 @@ static int failing_memory(size_t bytes, const void *caller) {
     kind = known ? FAILING_KNOWN : failing_in_mlx(caller) ? FAILING_MLX : FAILING_MEMORY;
     if (known && failing.counts[FAILING_KNOWN] == 0) {
         failing.counts[FAILING_KNOWN] =
-            known - 1; /* such an allocation has a number: it does not matter when it comes */
+            known - 1; /* such an allocation has a number: it does not matter when it occurs */
     }
     if (!failing_now(kind, (long)bytes)) {
         return 0;
@@ -167,7 +164,7 @@ int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*
 
 /* ---------------------------------------------------------------- files */
 
-/* The sixth argument of system calls that are to go through; none of those below has six. */
+/* The sixth argument of system calls that must pass; none of those below has six. */
 enum { FAILING_PASS = 0x6d6f7869 };
 
 static const int FAILING_CALLS[] = {
@@ -190,7 +187,7 @@ static const int FAILING_CALLS[] = {
 
 enum { FAILING_CALL_COUNT = sizeof FAILING_CALLS / sizeof FAILING_CALLS[0] };
 
-/* What a full disk, a process without descriptors, or a bad disk would say. */
+/* The error of a full disk, a process without descriptors, or a broken disk. */
 static int failing_errno(long call) {
     switch (call) {
     case SYS_openat:
@@ -207,7 +204,7 @@ static int failing_errno(long call) {
     }
 }
 
-/* Whether a call asks what an open file is: so does who looks into a folder. */
+/* Returns whether a call queries an open file, as reading a folder also does. */
 static int failing_is_fstat(long call) {
 #ifdef SYS_newfstatat
     if (call == SYS_newfstatat) {
@@ -247,15 +244,15 @@ static void failing_on_call(int signal_number, siginfo_t *info, void *context) {
 #endif
 }
 
-/* Has file operations of this thread, and of those that it starts, counted. Whether that can be
- * done here. */
+/* Counts file operations of this thread and of those that it starts. Returns whether that is
+ * possible here. */
 static int failing_watch_files(void) {
     struct sock_filter filter[FAILING_CALL_COUNT + 8];
     struct sock_fprog program;
     struct sigaction action;
     unsigned short n = 0, i;
-    /* copy_file_range has six arguments: as a kernel without it would, so that what falls back on
-     * others is counted there. */
+    /* copy_file_range has six arguments: it fails as on a kernel without it, so that its fallback
+     * is counted. */
     filter[n++] =
         (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
     filter[n++] =

@@ -1,7 +1,6 @@
 /*
- * Forks while the library is at work: `fork MODE MODEL IMAGE`. Run by process.rs. In the child
- * every call is refused, frees and exit handlers do nothing that waits; the parent goes on as if
- * nothing had been.
+ * Forks while the library is working: `fork MODE MODEL IMAGE`. Run by process.rs. In the child
+ * every call is refused, and frees and exit handlers do not block; the parent continues unaffected.
  */
 #include "check.h"
 
@@ -61,7 +60,7 @@ static void free_everything(void) {
     }
 }
 
-/* Every function that may fail, in a child. */
+/* Calls every function that may fail, in a child. */
 static void call_everything(void) {
     const moxin_status refused = MOXIN_STATUS_INVALID_STATE;
     moxin_error *error = NULL;
@@ -135,12 +134,12 @@ static void call_everything(void) {
     moxin_error_free(error);
 }
 
-/* The status of a child in which all was well: not one that comes by itself. */
+/* The status of a successful child: not one that occurs by itself. */
 enum { WELL = 7 };
 
 static void end_child(void) { exit(failures > 0 ? 1 : WELL); }
 
-/* Whether a child ends by itself, with this status. */
+/* Returns whether a child ends by itself, with this status. */
 static int ends_with(int wanted, pid_t child) {
     int status = 0;
     for (int ms = 0; ms < CHILD_MS; ms++) {
@@ -209,7 +208,7 @@ static int fork_first(const char *picture) {
     return failures > 0;
 }
 
-/* Forks in a callback, and the child returns from it: it ends, or goes on with an error. */
+/* Forks in a callback, and the child returns from it: it ends, or continues with an error. */
 static bool forks_in_progress(void *user_data, moxin_stage stage, float fraction) {
     (void)stage;
     (void)fraction;
@@ -321,7 +320,7 @@ int main(int argc, char **argv) {
         fork_once(i % 2);
         sleep_ms(i);
     }
-    CHECK(system("exit 0") == 0); /* a child that calls exec is as good as ever */
+    CHECK(system("exit 0") == 0); /* a child that calls exec can use the library */
     if (is_mode("suspended")) {
         moxin_resume();
     }

@@ -1,5 +1,5 @@
 /*
- * Log functions that are careless: `log MODE MODEL IMAGE`. Run by process.rs.
+ * Careless log callbacks: `log MODE MODEL IMAGE`. Run by process.rs.
  */
 #include "check.h"
 
@@ -32,7 +32,7 @@ static void on_log_that_calls(void *user_data, moxin_log_level level, moxin_str 
     fail_once();
 }
 
-/* A function that calls the library at DEBUG does not feed itself. */
+/* A callback that calls the library at DEBUG does not feed itself. */
 static void feed_itself(void) {
     moxin_error *error = NULL;
     NEED(moxin_set_log(on_log_that_calls, MOXIN_LOG_LEVEL_DEBUG, NULL, NULL, &error));
@@ -69,7 +69,7 @@ static void *fail_often(void *unused) {
     return unused;
 }
 
-/* What a slow function does not take is dropped, and counted to the last message. */
+/* Messages that a slow callback does not handle are dropped, and each is counted. */
 static void be_slow(void) {
     moxin_error *error = NULL;
     pthread_t threads[THREADS];
@@ -118,7 +118,7 @@ static void *set_often(void *user_data) {
     return user_data;
 }
 
-/* Function and level are set together: none gets what another one asked for. */
+/* Callback and level are set together: no callback gets messages of another's level. */
 static void set_together(void) {
     moxin_error *error = NULL;
     static moxin_log_level levels[2] = { MOXIN_LOG_LEVEL_ERROR, MOXIN_LOG_LEVEL_DEBUG };
@@ -144,8 +144,7 @@ static bool on_event(void *user_data, const moxin_event *event) {
     return true;
 }
 
-/* Frees the session whose stream is running: where it waited, it would wait for the stream's end.
- */
+/* Frees the session whose stream is running: if it blocked, it would wait for the stream's end. */
 static void free_in_destroy(void *user_data) {
     (void)user_data;
     moxin_session_free(streaming);
@@ -154,14 +153,14 @@ static void free_in_destroy(void *user_data) {
 
 static void count_destroyed(void *user_data) { atomic_fetch_add((atomic_int *)user_data, 1); }
 
-/* destroy of a call that fails is a callback like any other: a free in it does not wait. */
+/* destroy of a failing call is a callback like any other: a free in it does not block. */
 static void destroy_frees(const char *path) {
     moxin_error *error = NULL;
     moxin_model *model = load(path);
     moxin_session_params params;
     atomic_int ended = 0;
     moxin_session_params_init(&params, sizeof params);
-    params.temperature = 50; /* rambles */
+    params.temperature = 50; /* generates a long answer */
     for (int i = 0; i < 2; i++) {
         ended = 0;
         NEED(moxin_session_new(model, &params, &streaming, &error));

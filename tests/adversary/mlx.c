@@ -1,5 +1,5 @@
 /*
- * Failures inside MLX, and what the library makes of them. Run by mlx.rs.
+ * Failures inside MLX, and the library's reaction. Run by mlx.rs.
  *
  *   mlx MODEL PICTURE
  */
@@ -7,7 +7,7 @@
 
 #define QUESTION "Describe the picture."
 #define COUNT "How many shapes are there?"
-#define WORDS "LU factorization failed" /* of a matrix that has no inverse */
+#define WORDS "LU factorization failed" /* of a singular matrix */
 
 static moxin_session *look(const moxin_model *model, const moxin_image *image) {
     moxin_error *error = NULL;
@@ -18,7 +18,7 @@ static moxin_session *look(const moxin_model *model, const moxin_image *image) {
 
 static void set_fault(const char *fault) { setenv("MOXIN_TEST_FAULT", fault, 1); }
 
-/* Ends the fault and checks that it came with MLX's words. */
+/* Ends the fault and checks that the error has MLX's message. */
 static void expect_fault(moxin_status status, moxin_error **error, const char *what) {
     const char *message = moxin_error_message(*error).data;
     if (status != MOXIN_STATUS_BACKEND || strstr(message, WORDS) == NULL) {
@@ -47,7 +47,7 @@ static void check_encode(const moxin_model *model, const moxin_image *image) {
     for (int i = 0; i < 3; i++) {
         moxin_error *error = NULL;
         moxin_embedding *embedding = NULL;
-        moxin_memory_trim(); /* else it is known */
+        moxin_memory_trim(); /* otherwise it is cached */
         set_fault(faults[i]);
         expect_fault(moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error), &error,
                      faults[i]);
@@ -56,8 +56,8 @@ static void check_encode(const moxin_model *model, const moxin_image *image) {
     }
 }
 
-/* In a second turn, in its prompt and in its answer: the first turn stays, and so do the
- * conversations beside it. */
+/* In a second turn, in its prompt and in its answer: the first turn stays, and other conversations
+ * too. */
 static void check_turns(const moxin_model *model, const moxin_image *image) {
     static const char *const faults[] = { "eval@decoder:2", "eval@decoder:7", "eval@head:1",
                                           "eval@head:2" };
@@ -86,7 +86,7 @@ static void check_turns(const moxin_model *model, const moxin_image *image) {
         CHECK(stats_of(session).message_count == 2);
         answer = ask(session, COUNT);
         CHECK(same_answer(&answer, &second));
-        CHECK(stats_of(session).reused_tokens == 0); /* what was computed may be anything */
+        CHECK(stats_of(session).reused_tokens == 0); /* the computed values may be anything */
         answer = ask(fork, COUNT);
         CHECK(same_answer(&answer, &second));
         CHECK(stats_of(fork).reused_tokens > 64);

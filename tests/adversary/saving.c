@@ -1,17 +1,18 @@
-/* Overwrites a saved model: for ever, for moxin_model_save is to be killed at any moment; or once,
- * with a fork in its progress.
+/*
+ * Overwrites a saved model: forever, to be killed at any moment; or once, with a fork in the
+ * progress callback.
  *
- * saving kill|fork MODEL PLACE
+ *   saving kill|fork MODEL PLACE
  */
 #include "check.h"
 
 #include <sys/wait.h>
 #include <unistd.h>
 
-static int child; /* whether this process is one that was forked */
+static int child; /* the number of forks above this process */
 static int forks;
 
-/* Forks once; the child goes on first. */
+/* Forks once; the child runs first. */
 static bool fork_once(void *user, moxin_stage stage, float fraction) {
     (void)user, (void)stage, (void)fraction;
     if (forks++ == 0) {

@@ -1,7 +1,7 @@
 /*
- * Lives through moments without threads: `threads MODE MODEL IMAGE [N]`. Run by process.rs. The
- * program's own pthread_create stands before the system's, for the library too, and fails while
- * `refuse` says so.
+ * Survives a temporary lack of threads: `threads MODE MODEL IMAGE [N]`. Run by process.rs. The
+ * program's own pthread_create replaces the system's, for the library too, and fails if `refuse`
+ * is set.
  */
 #define _GNU_SOURCE
 #include "check.h"
@@ -12,7 +12,7 @@
 #include <stdatomic.h>
 
 static atomic_int refuse, asked, refused;
-static atomic_int fails = -1; /* the number of the one thread that fails, where refuse is 0 */
+static atomic_int fails = -1; /* the number of the one thread that fails, if refuse is 0 */
 
 int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *),
                    void *argument) {
@@ -58,7 +58,7 @@ static void wait_for(atomic_int *count) {
     CHECK(atomic_load(count) == 1);
 }
 
-/* A refusal that says what was short and what to do. */
+/* Expects a refusal that says what was missing and what to do. */
 static void expect_refusal(moxin_status status, moxin_error **error) {
     CHECK(status == MOXIN_STATUS_INVALID_STATE);
     CHECK(strstr(moxin_error_message(*error).data, "thread could not be started") != NULL);
@@ -121,7 +121,7 @@ static struct answer answer_of(const moxin_model *model, const moxin_image *imag
     return answer;
 }
 
-/* Fewer threads than were asked for make no difference but in time. */
+/* Fewer threads than requested only affect speed. */
 static void no_pool(const char *path, const moxin_image *image) {
     moxin_model *model = load(path);
     CHECK(moxin_set_cpu_threads(8) == MOXIN_STATUS_OK);
@@ -137,7 +137,7 @@ static void no_pool(const char *path, const moxin_image *image) {
     moxin_model_free(model);
 }
 
-/* Does something until it succeeds, which is the second time at the latest. */
+/* Repeats a call until it succeeds, which is the second time at the latest. */
 #define TRY(call)                                                                                  \
     do {                                                                                           \
         moxin_status status = call;                                                                \

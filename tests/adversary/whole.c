@@ -2,16 +2,20 @@
  * Everything that an app does with a model, and each part of it again with every single failure:
  * see failing.h. Run by failures.rs.
  *
- *   whole save SOURCE IMAGE PLACE KIND        makes what the others compare with, in PLACE
- *   whole each SOURCE IMAGE PLACE KIND MOST   all parts; at most so many failures of a kind in each
- *   whole one SOURCE IMAGE PLACE KIND PART N  one failure in one part
- *   whole known SOURCE IMAGE PLACE known N    the part of an allocation that is known to be deadly,
- * which must end the process whole first SOURCE IMAGE PLACE KIND N     all parts in a process in
- * which nothing was done before; one failure in all whole careless SOURCE IMAGE PLACE memory  a
- * part that does not check its own memory, which must be seen to fail
+ *   whole save SOURCE IMAGE PLACE KIND
+ *       saves the models that the others are compared with to PLACE
+ *   whole each SOURCE IMAGE PLACE KIND MOST
+ *       all parts, each with at most MOST failures of a kind
+ *   whole one SOURCE IMAGE PLACE KIND PART N
+ *       one failure in one part
+ *   whole known SOURCE IMAGE PLACE known N
+ *       the part with an allocation known to be fatal, which must end the process
+ *   whole first SOURCE IMAGE PLACE KIND N
+ *       all parts in a fresh process, with one failure in total
+ *   whole careless SOURCE IMAGE PLACE memory
+ *       a part that does not check its own memory, whose failure must be detected
  *
- * After each failure what failed is done again: it must succeed then, with the outcome that it
- * always has.
+ * After each failure the same work is done again: it must succeed, with the usual result.
  */
 #define _GNU_SOURCE
 #include "check.h"
@@ -22,12 +26,12 @@
 
 static const char *const QUESTION = "Describe the picture.";
 
-/* The model's folder, the picture's file, where all is saved; there the place of a saved model, and
- * what it is to hold. */
+/* The model's folder, the picture's file, and the folder for saving, with the path of a saved model
+ * and its expected content. */
 static const char *source, *picture, *parent;
 static char place[512], saved[512], old[512];
 
-/* What the parts make, and what it was when nothing failed. */
+/* The results of the parts, and those without failures. */
 static moxin_model *model;
 static moxin_image *image;
 static moxin_embedding *embedding;
@@ -35,20 +39,18 @@ static moxin_session *session;
 static struct answer answer, expected[2];
 static int quantized;
 
-static const char *current; /* the part that is being done */
+static const char *current; /* the current part */
 
-/*
- * Allocations of other people's code that end the process where they fail, since that code has no
- * other form. The test fails where one of them is an error, or does not come.
- */
+/* Allocations in other libraries that end the process when they fail, because that code cannot
+ * report it. The test fails if one of them becomes an error, or does not occur. */
 static const struct {
     const char *part;
     size_t bytes;
 } KNOWN[] = {
-    /* serde's copy of a part of tokenizer.json, from which the tokenizers crate tells its kinds of
-       models: grows with the file. */
+    /* serde's copy of a part of tokenizer.json, from which the tokenizers crate detects the kind of
+     * model: grows with the file. */
     { "load", 65536 },
-    /* The png crate's buffers, for what is to be inflated and what is: they do not grow. */
+    /* The png crate's buffers for compressed and decompressed data: they do not grow. */
     { "picture", 131072 },
     { "picture", 262144 },
 };
@@ -85,7 +87,7 @@ static int same_file(const char *a, const char *b) {
     return same;
 }
 
-/* Calls f with the path of each entry; their number. -1 where there is no such folder. */
+/* Calls f with the path of each entry; returns their number, or -1 if there is no such folder. */
 static int each_entry(const char *folder, void (*f)(const char *path)) {
     DIR *open = opendir(folder);
     struct dirent *entry;
@@ -108,7 +110,7 @@ static int each_entry(const char *folder, void (*f)(const char *path)) {
     return count;
 }
 
-/* Whether two folders hold the same files. */
+/* Returns whether two folders have the same files. */
 static int same_folder(const char *a, const char *b) {
     DIR *open = opendir(a);
     struct dirent *entry;
@@ -164,7 +166,7 @@ static void free_picture(void) {
     image = NULL;
 }
 
-/* A picture's tokens, and a copy of their numbers. */
+/* The features of a picture, and a copy of their values. */
 static moxin_status encode(moxin_error **error) {
     static float numbers[64 * 192];
     moxin_status status;
@@ -201,8 +203,7 @@ static void note_event(const moxin_event *event) {
     answer.finish = event->finish;
 }
 
-/* The question with its picture; what is there already from an attempt that failed is forgotten
- * first. */
+/* Adds the question with its picture, after removing what a failed attempt has left. */
 static moxin_status question(moxin_error **error) {
     moxin_status status = moxin_session_reset(session, error);
     memset(&answer, 0, sizeof answer);
@@ -260,7 +261,7 @@ static moxin_status stream(moxin_error **error) {
     return status;
 }
 
-/* Whether the answer is what it always is; the first one of all is what others are to be. */
+/* Returns whether the answer is the usual one; the very first one becomes the reference. */
 static int answer_is_right(void) {
     struct answer *always = &expected[quantized];
     if (always->count == 0) {
@@ -279,7 +280,7 @@ static moxin_status quantize(moxin_error **error) {
     return status;
 }
 
-/* A model that is not quantized, in place of one that is. */
+/* Replaces a quantized model with a dense one. */
 static void dense_again(void) {
     moxin_error *error = NULL;
     free_session();
@@ -315,7 +316,7 @@ static void put_note(const char *folder) {
     CHECK(file != NULL && fputs("another model\n", file) >= 0 && fclose(file) == 0);
 }
 
-/* Puts another model to the place. */
+/* Puts another model at the path. */
 static void put_other(void) {
     moxin_error *error = NULL;
     NEED(moxin_model_save(model, place, true, NULL, &error));
@@ -339,8 +340,8 @@ static moxin_status be_careless(moxin_error **error) {
 
 static void free_block(void) { free(careless_block); }
 
-/* What comes before a part each time, the part, what holds then even if it failed, what holds where
- * it succeeded, and what undoes it. */
+/* The set-up of a part, the part, checks that hold even if it failed, checks for success, and its
+ * clean-up. */
 struct part {
     const char *name;
     void (*before)(void);
@@ -386,8 +387,8 @@ static void on_death(int signal_number) {
     _exit(3);
 }
 
-/* Does a part, which must succeed unless something has failed on purpose; and again then, when it
- * must succeed. */
+/* Runs a part, which must succeed unless a failure was injected; it is then repeated and must
+ * succeed. */
 static void run(const struct part *part) {
     moxin_error *error = NULL;
     moxin_status status;
@@ -431,7 +432,7 @@ static void undo(const struct part *part) {
     }
 }
 
-/* Does a part with one failure, and undoes it. */
+/* Runs a part with one failure, and cleans up. */
 static void attempt(const struct part *part, enum failing_kind kind, long n) {
     if (part->before) {
         part->before();
@@ -444,7 +445,7 @@ static void attempt(const struct part *part, enum failing_kind kind, long n) {
     undo(part);
 }
 
-/* Does a part as the next one needs it, without failures. */
+/* Runs a part that the next one needs, without failures. */
 static void keep(const struct part *part) {
     if (part->before) {
         part->before();
@@ -453,7 +454,7 @@ static void keep(const struct part *part) {
     run(part);
 }
 
-/* Makes the folders that saved models are compared with. */
+/* Saves the models that others are compared with. */
 static void save_models(void) {
     moxin_error *error = NULL;
     NEED(load_model(&error));
@@ -476,18 +477,18 @@ static enum failing_kind kind_called(const char *name) {
     exit(2);
 }
 
-/* Does all parts, and each with so many failures of a kind at most. */
+/* Runs all parts, each with at most so many failures of a kind. */
 static void each(enum failing_kind kind, long most) {
     const struct part *part;
     for (part = PARTS; part < PARTS + PART_COUNT; part++) {
         long count, points, last, i;
-        keep(part); /* what is done once in a process is done: see `first` for that */
+        keep(part); /* work done once per process is done: see `first` for that */
         undo(part);
         attempt(part, kind, 0);
         count = failing.counts[kind];
         points = count < most ? count : most;
-        last = points / 4; /* these many at the end, where the outcome is published; before them
-                              evenly spread ones */
+        last = points /
+               4; /* the last ones, where the result is published, and evenly spread ones before */
         for (i = 0; i < points; i++) {
             attempt(part, kind,
                     i < last ? count - i : 1 + (i - last) * (count - last) / (points - last));
@@ -497,7 +498,7 @@ static void each(enum failing_kind kind, long most) {
     }
 }
 
-/* Does a part with one failure. */
+/* Runs a part with one failure. */
 static void one(enum failing_kind kind, const char *name, long n) {
     const struct part *part;
     for (part = PARTS; part < PARTS + PART_COUNT; part++) {
@@ -508,8 +509,7 @@ static void one(enum failing_kind kind, const char *name, long n) {
     }
 }
 
-/* Does the parts, one of which fails, where nothing was done before; and all again, with the same
- * outcome. */
+/* Runs the parts in a fresh process, with one failure, and then all again with the same results. */
 static void first(enum failing_kind kind, long n) {
     int i;
     failing_arm(kind, n);

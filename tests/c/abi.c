@@ -1,13 +1,13 @@
 /*
- * Uses the C ABI as a careless caller would and checks what comes back. Run by tests/c.rs.
+ * Uses the C ABI as a careless caller would, and checks the results. Run by tests/c.rs.
  *
- *   abi check MODEL IMAGE RGB WIDTH HEIGHT   everything below; RGB is a file with the picture's
- * pixels, three bytes each abi exit-loading MODEL                   ends with exit(42) while
- * another thread loads a model abi exit-encoding MODEL                  ends with exit(42) while
- * another thread encodes pictures abi exit-in-progress MODEL               ends with exit(42)
- * inside a progress callback abi exit-stepping MODEL MILLISECONDS     ends with exit(42) while
- * another thread generates abi exit-leaving MODEL                   ends with exit(42) and frees
- * nothing
+ *   abi check MODEL IMAGE RGB WIDTH HEIGHT  everything below; RGB is a file with the picture's
+ *                                           pixels, three bytes each
+ *   abi exit-loading MODEL                  ends with exit(42) while another thread loads a model
+ *   abi exit-encoding MODEL                 the same while another thread encodes pictures
+ *   abi exit-in-progress MODEL              ends with exit(42) inside a progress callback
+ *   abi exit-stepping MODEL MILLISECONDS    ends with exit(42) while another thread generates
+ *   abi exit-leaving MODEL                  ends with exit(42) and frees nothing
  */
 #include "check.h"
 
@@ -142,7 +142,7 @@ static void check_null(const moxin_model *model, const moxin_image *image,
     NEED(moxin_memory_stats_get(&memory, &error));
     CHECK(no_model == NULL && no_image == NULL && no_session == NULL && no_embedding == NULL);
 
-    /* The place for the error may be NULL too, where the call fails and where it does not. */
+    /* The output for the error may be NULL too, both if the call fails and if it succeeds. */
     CHECK(moxin_model_load(NULL, NULL, NULL, NULL, NULL) == null_argument);
     CHECK(moxin_session_step(NULL, NULL, NULL) == null_argument);
     CHECK(moxin_image_size(image, NULL, NULL, NULL) == MOXIN_STATUS_OK);
@@ -346,8 +346,8 @@ static size_t size_in(const void *memory) {
     return size;
 }
 
-/* An _init function writes all of the caller's size, its own size field first, and nothing behind
- * it. */
+/* An _init function writes all of the caller's size, its own size field first, and nothing beyond.
+ */
 #define CHECK_INIT(init, type)                                                                     \
     do {                                                                                           \
         union {                                                                                    \
@@ -369,7 +369,7 @@ static size_t size_in(const void *memory) {
         }                                                                                          \
     } while (0)
 
-/* A struct of results: written as far as the caller says it goes, its size field left as it is. */
+/* A struct of results is written up to the caller's size, and its size field is unchanged. */
 #define CHECK_RESULT(type, call)                                                                   \
     do {                                                                                           \
         union {                                                                                    \
@@ -391,8 +391,8 @@ static size_t size_in(const void *memory) {
         EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, call(&room.result));                                 \
     } while (0)
 
-/* A struct of parameters: refused where it is too small to say its size, or sets what this version
- * does not know. */
+/* A struct of parameters is refused if it is too small for its size field, or sets unknown fields.
+ */
 #define CHECK_PARAMS(type, call, ok)                                                               \
     do {                                                                                           \
         union {                                                                                    \
@@ -449,7 +449,7 @@ static void check_sizes(const moxin_model *model, const moxin_embedding *embeddi
     CHECK_RESULT(moxin_memory_estimate, CALL);
 #undef CALL
 
-    /* A folder that is not there tells accepted parameters from refused ones. */
+    /* A missing folder shows whether parameters were accepted. */
 #define INIT(room) moxin_model_params_init(&room.params, sizeof room)
 #define CALL(params) moxin_model_load("no/such/folder", params, NULL, &no_model, &error)
     CHECK_PARAMS(moxin_model_params, CALL, not_found);
@@ -474,7 +474,7 @@ static void check_sizes(const moxin_model *model, const moxin_embedding *embeddi
 #undef INIT
     moxin_session_free(new_session);
 
-    /* A model that is not there any more tells accepted parameters from refused ones. */
+    /* An unloaded model shows whether parameters were accepted. */
     moxin_model *gone = load(path);
     NEED(moxin_model_unload(gone, &error));
 #define INIT(room) moxin_quant_params_init(&room.params, sizeof room)
@@ -490,7 +490,7 @@ static void check_sizes(const moxin_model *model, const moxin_embedding *embeddi
     EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, moxin_session_step(session, &event, &error));
 }
 
-/* Events for callers of every version: written as far as they say. */
+/* Events for callers of every version are written up to their size. */
 static void check_event_sizes(moxin_session *session) {
     union {
         moxin_event event;
@@ -542,8 +542,8 @@ static float *numbers_of(const moxin_model *model, const moxin_image *image, siz
     return numbers;
 }
 
-/* The largest difference between what the model saw in one picture and what it sees in another,
- * which is freed. */
+/* Returns the largest difference between the features of one picture and another, which is freed.
+ */
 static double difference(const moxin_model *model, const float *seen, moxin_image *image) {
     size_t count;
     float *numbers = numbers_of(model, image, &count);
@@ -557,7 +557,7 @@ static double difference(const moxin_model *model, const float *seen, moxin_imag
     return largest;
 }
 
-/* A picture from RGB pixels, laid out in another format with a stride that leaves room behind each
+/* Makes a picture from RGB pixels in another format, with a stride that leaves space after each
  * row. */
 static moxin_image *from_rgb(const unsigned char *rgb, uint32_t width, uint32_t height,
                              moxin_pixel_format format) {
@@ -636,7 +636,8 @@ static void check_images(const moxin_model *model, const moxin_image *image, con
         CHECK(difference(model, seen, from_rgb(rgb, width, height, colour[i])) < 1e-5);
     }
 
-    /* A grey picture, once with a byte a pixel, once with three: not what the coloured one is. */
+    /* A gray picture, once with one byte per pixel, once with three: it differs from the color
+     * picture. */
     moxin_image *grey = from_rgb(rgb, width, height, MOXIN_PIXEL_FORMAT_GRAY8);
     for (size_t i = 0; i < rgb_size; i += 3) {
         rgb[i] = rgb[i + 2] = rgb[i + 1];
@@ -669,7 +670,7 @@ static bool watch(void *user_data, moxin_stage stage, float fraction) {
         progress->rising = 1;
         moxin_cancel_trigger(progress->trigger);
         if (progress->session !=
-            NULL) { /* another operation inside a callback waits its turn; it does not hang */
+            NULL) { /* another operation inside a callback waits for its turn; it does not hang */
             moxin_event event = empty_event();
             CHECK(moxin_session_step(progress->session, &event, NULL) == MOXIN_STATUS_OK);
         }
@@ -715,15 +716,14 @@ static void check_operations(const moxin_model *model, const moxin_image *image,
     op.cancel = cancel;
     progress.trigger = cancel;
     EXPECT(MOXIN_STATUS_CANCELLED, moxin_model_load(path, NULL, &op, &loaded, &error));
-    progress.calls = 0; /* it stays triggered: the next operation never begins */
+    progress.calls = 0; /* it stays set: the next operation never starts */
     EXPECT(MOXIN_STATUS_CANCELLED, moxin_model_load(path, NULL, &op, &loaded, &error));
     CHECK(progress.calls == 0);
     EXPECT(MOXIN_STATUS_CANCELLED,
            moxin_model_encode_image(model, image, NULL, &op, &embedding, &error));
     moxin_cancel_free(cancel);
 
-    /* A time limit includes the wait for the turn, and loading this model takes longer than 1 ms.
-     */
+    /* A time limit includes the wait for the turn; loading this model takes longer than 1 ms. */
     op = watched(&progress);
     op.timeout_ms = 1;
     EXPECT(MOXIN_STATUS_TIMEOUT, moxin_model_load(path, NULL, &op, &loaded, &error));
@@ -775,7 +775,7 @@ static void check_states(const moxin_model *model, const moxin_image *image,
     EXPECT(invalid_state, moxin_session_step(session, &event, &error));
     EXPECT(invalid_state, moxin_session_add_image(session, image, NULL, &error));
 
-    /* While an answer is under way, nothing is added. */
+    /* While an answer is in progress, nothing can be added. */
     NEED(
         moxin_session_add_text(session, MOXIN_ROLE_USER, "What is written?", MOXIN_STRLEN, &error));
     NEED(moxin_session_step(session, &event, &error));
@@ -789,7 +789,7 @@ static void check_states(const moxin_model *model, const moxin_image *image,
     NEED(moxin_session_stats(session, &stats, &error));
     CHECK(stats.reused_tokens > stats.image_tokens);
 
-    /* Forgotten, the session answers as a new one does; an embedding stands for the picture. */
+    /* After a reset, the session answers like a new one; an embedding replaces the picture. */
     NEED(moxin_session_reset(session, &error));
     NEED(moxin_session_add_embedding(session, embedding, &error));
     struct answer again = ask(session, QUESTION);
@@ -797,8 +797,8 @@ static void check_states(const moxin_model *model, const moxin_image *image,
     NEED(moxin_session_stats(session, &stats, &error));
     CHECK(stats.vision_ms == 0);
 
-    /* A raw prompt that is written as the library writes it has the same answer, but for the space
-     * in front. */
+    /* A raw prompt that is written like the library's has the same answer, except for the space at
+     * its start. */
     NEED(moxin_session_reset(session, &error));
     NEED(moxin_session_add_embedding(session, embedding, &error));
     NEED(moxin_session_add_prompt(session, "In: ", MOXIN_STRLEN, &error));
@@ -841,7 +841,7 @@ static void check_cancel(const moxin_model *model, const moxin_embedding *embedd
     CHECK(same_answer(&first, &first_again));
     CHECK(same_answer(&after, &undisturbed));
 
-    /* A reset takes a pending cancellation back. */
+    /* A reset clears a pending cancellation. */
     moxin_session_cancel(session);
     NEED(moxin_session_reset(session, &error));
     CHECK(ask(session, "Hello").finish != MOXIN_FINISH_REASON_CANCELLED);
@@ -893,7 +893,7 @@ static void check_parameters(const moxin_model *model, const moxin_embedding *em
     moxin_session_free(session);
 }
 
-/* An event's text stays while other sessions step and other things happen to its own. */
+/* An event's text stays valid while other sessions step and other calls use its own session. */
 static void check_text_lifetime(const moxin_model *model, const moxin_embedding *embedding) {
     moxin_error *error = NULL;
     moxin_session *session = begin(model), *other = begin(model);
@@ -947,7 +947,7 @@ static void check_frees(const char *path, const moxin_image *image) {
                 moxin_session_free(session);
                 session = NULL;
             }
-            /* What is left still works. */
+            /* The rest still works. */
             if (session != NULL) {
                 NEED(moxin_session_step(session, &event, &error));
             }
@@ -991,7 +991,7 @@ static void set_flag(struct shared *shared, int *flag) {
     pthread_mutex_unlock(&shared->lock);
 }
 
-/* One step, of the encoders: the longest there is. */
+/* Performs one step, of the encoders: the longest there is. */
 static void *one_step(void *argument) {
     struct shared *shared = argument;
     do { /* the other thread may have the session for a moment */
@@ -1004,8 +1004,7 @@ static void *one_step(void *argument) {
 static void check_busy(const moxin_model *model, const moxin_image *image) {
     moxin_error *error = NULL;
     int busy = 0;
-    /* The step takes tens of milliseconds at least; should this thread sleep through one, there are
-     * more. */
+    /* The step takes at least tens of milliseconds; if this thread misses one, there are more. */
     for (int attempt = 0; attempt < 20 && !busy; attempt++) {
         struct shared shared = { begin(model), PTHREAD_MUTEX_INITIALIZER, 0, 0, MOXIN_STATUS_OK,
                                  empty_event() };
@@ -1025,7 +1024,7 @@ static void check_busy(const moxin_model *model, const moxin_image *image) {
         moxin_session_cancel(shared.session); /* never busy */
         pthread_join(thread, NULL);
         CHECK(shared.status == MOXIN_STATUS_OK);
-        /* The step ended at once where it had not begun to compute, else the next one does. */
+        /* If the step had not started computing, it ended at once; otherwise the next one does. */
         moxin_finish_reason finish = shared.event.finish;
         if (shared.event.kind != MOXIN_EVENT_KIND_FINISHED) {
             finish = finish_answer(shared.session).finish;
@@ -1044,7 +1043,7 @@ static void *ask_thread(void *argument) {
     return answer;
 }
 
-/* Sessions on threads of their own give what one alone gives. */
+/* Sessions on threads of their own have the results of a single one. */
 static void check_threads(const moxin_model *model, const moxin_embedding *embedding) {
     enum { THREADS = 3 };
     moxin_error *error = NULL;
@@ -1115,7 +1114,7 @@ static void exit_loading(char *path) {
 
 static void *encode_thread(void *argument) {
     for (uint32_t pixel = 0;;
-         pixel++) { /* another picture each time: one that it knows is not encoded again */
+         pixel++) { /* another picture each time, because a cached one is not encoded again */
         moxin_image *image = NULL;
         moxin_embedding *embedding = NULL;
         moxin_image_from_pixels(&pixel, 1, 1, 4, MOXIN_PIXEL_FORMAT_RGBA8, &image, NULL);

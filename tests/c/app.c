@@ -1,12 +1,12 @@
 /*
- * Uses the C ABI as an app does, and checks what comes of it. Run by tests/c.rs.
+ * Uses the C ABI as an app does, and checks the results. Run by tests/c.rs.
  *
  *   app check MODEL OTHER IMAGE     everything below; OTHER is a model of another kind than MODEL
  *   app quantize MODEL IMAGE PLACE  quantizing, saving to PLACE, and loading back
  *   app kill-saving MODEL FOLDER    ends with SIGKILL while a model is saved to FOLDER
- *   app faults MODEL IMAGE          failures on purpose, which only a debug build of the library
- * knows app first NAME MODEL            calls one function first of all app exit-streaming MODEL MS
- * ends with exit(42) while answers are streamed
+ *   app faults MODEL IMAGE          injected failures, which only debug builds support
+ *   app first NAME MODEL            calls one function before all others
+ *   app exit-streaming MODEL MS     ends with exit(42) while answers are streamed
  */
 #include "check.h"
 
@@ -26,7 +26,7 @@ static uint64_t handles(void) {
     return stats.handles;
 }
 
-/* What is freed is dropped in the engine's turn: this waits for it. */
+/* Freed objects are dropped in the engine's turn: this waits for it. */
 static moxin_memory_stats settled_memory(const moxin_model *model) {
     moxin_memory_stats stats = { 0 };
     moxin_error *error = NULL;
@@ -57,7 +57,7 @@ static moxin_image *dot(uint32_t colour) {
     return image;
 }
 
-/* ---------------------------------------------------------------- what is known of a model */
+/* ---------------------------------------------------------------- properties of a model */
 
 static void check_model_facts(const moxin_model *model, const char *path) {
     moxin_error *error = NULL;
@@ -77,7 +77,7 @@ static void check_model_facts(const moxin_model *model, const char *path) {
     uint32_t tokens = 0;
     moxin_pixel_budget budget = { sizeof budget, 0, 1000 };
     NEED(moxin_model_image_tokens(model, 3000, 20, &budget, &tokens, &error));
-    CHECK(tokens == loaded.tokens_per_image); /* whatever its size */
+    CHECK(tokens == loaded.tokens_per_image); /* of any size */
 
     NEED(moxin_model_metadata(model, "model_type", &value, &error));
     CHECK(strcmp(value.data, "prismatic") == 0 && value.len == 9);
@@ -97,7 +97,7 @@ static void check_model_facts(const moxin_model *model, const char *path) {
           strstr(info, moxin_version()) != NULL);
 }
 
-/* An error says what lies behind it. */
+/* An error has its causes. */
 static void check_causes(const char *path) {
     moxin_error *error = NULL;
     moxin_model *model = NULL;
@@ -126,7 +126,7 @@ static void check_fork_and_rewind(const moxin_model *model, const moxin_image *i
     struct answer first = ask(session, QUESTION);
     CHECK(stats_of(session).message_count == 2);
 
-    /* Both go on from the same point, and neither knows of the other. */
+    /* Both continue from the same point, independently. */
     NEED(moxin_session_fork(session, &fork, &error));
     CHECK(stats_of(fork).message_count == 2);
     struct answer here = ask(session, COUNT);
@@ -138,15 +138,14 @@ static void check_fork_and_rewind(const moxin_model *model, const moxin_image *i
     CHECK(same_answer(&first, &plain_first) && same_answer(&here, &plain_here) &&
           !same_answer(&here, &there));
 
-    /* Back to the first answer: the other question from there is answered as the fork answered it.
-     */
+    /* Back to the first answer: the other question is answered as in the fork. */
     NEED(moxin_session_rewind(session, 2, &error));
     CHECK(stats_of(session).message_count == 2);
     struct answer again = ask(session, "What is written?");
     CHECK(same_answer(&there, &again));
     CHECK(stats_of(session).reused_tokens > stats_of(session).image_tokens);
 
-    /* Other parameters count from the next answer on, and what was computed stays. */
+    /* Other parameters apply from the next answer, and what was computed is kept. */
     moxin_session_params params;
     moxin_session_params_init(&params, sizeof params);
     params.max_tokens = 2;
@@ -159,8 +158,8 @@ static void check_fork_and_rewind(const moxin_model *model, const moxin_image *i
     EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, moxin_session_set_params(session, &params, &error));
     NEED(moxin_session_set_params(session, NULL, &error));
 
-    /* One message fewer, and the same question is answered anew; all of them, and the picture is
-     * still there. */
+    /* With one message fewer, the same question is answered again; after removing all, the picture
+     * is still there. */
     NEED(moxin_session_rewind(session, 3, &error));
     again = finish_answer(session);
     CHECK(same_answer(&there, &again));
@@ -234,8 +233,8 @@ static void check_prefill(const moxin_model *model, const moxin_image *image) {
     }
     CHECK(stats_of(session).generated_tokens == (uint32_t)expected.count);
 
-    /* Cancelled on the way, the question is taken back, and the next one is answered as if it had
-     * never been. */
+    /* Cancelled in the middle, the question is rolled back, and the next one is answered as if it
+     * had never been asked. */
     NEED(moxin_session_reset(session, &error));
     NEED(moxin_session_add_image(session, image, NULL, &error));
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, COUNT, MOXIN_STRLEN, &error));
@@ -247,7 +246,7 @@ static void check_prefill(const moxin_model *model, const moxin_image *image) {
     CHECK(same_answer(&expected, &after));
     moxin_session_free(session);
 
-    /* A picture is read before there is a question, and is there when it comes. */
+    /* A picture is read before there is a question, and used when it comes. */
     session = looking(model, image);
     NEED(moxin_session_prefill(session, NULL, &error));
     CHECK(stats_of(session).prompt_tokens > stats_of(session).image_tokens &&
@@ -394,7 +393,7 @@ static void wait_for(struct stream *stream, const int *flag) {
     pthread_mutex_unlock(&stream->lock);
 }
 
-/* Waits for the end of a stream and checks that it is one. */
+/* Waits for the end of a stream and checks it. */
 static void wait_for_end(struct stream *stream) {
     wait_for(stream, &stream->destroyed);
     CHECK(stream->last == 1 && stream->destroyed == 1 && stream->after_last == 0);
@@ -406,7 +405,8 @@ static void check_streams(const moxin_model *model, const moxin_image *image) {
     struct answer expected = ask(plain, QUESTION), expected_second = ask(plain, COUNT);
     moxin_session_free(plain);
 
-    /* The same as step by step, from inside busy; the next question is asked in the last event. */
+    /* The same answer as step by step; calls from inside are busy; the next question is asked in
+     * the last event. */
     struct stream stream = new_stream(), second = new_stream();
     stream.session = session;
     stream.next = COUNT;
@@ -420,8 +420,8 @@ static void check_streams(const moxin_model *model, const moxin_image *image) {
     CHECK(same_answer(&expected_second, &second.answer) && second.last == 1);
     moxin_session_free(session);
 
-    /* Nothing to answer, or an op that is not for streams: no event, but the user data is
-     * destroyed. */
+    /* With nothing to answer, or an op that is not for streams, there is no event, but the user
+     * data is destroyed. */
     session = looking(model, image);
     stream = new_stream();
     EXPECT(MOXIN_STATUS_INVALID_STATE,
@@ -440,7 +440,8 @@ static void check_streams(const moxin_model *model, const moxin_image *image) {
            moxin_session_start(session, &op, on_event, &stream, on_destroy, &error));
     CHECK(stream.destroyed == 3 && stream.events == 0);
 
-    /* Busy while it runs; stopped by its own callback, its end is told and the turn taken back. */
+    /* Busy while it runs; stopped by its own callback, it ends with FINISHED and the turn is rolled
+     * back. */
     stream = new_stream();
     stream.stop_at = 2;
     stream.linger_ms = 5;
@@ -481,7 +482,8 @@ static void check_streams(const moxin_model *model, const moxin_image *image) {
     struct answer after = ask(session, QUESTION);
     CHECK(same_answer(&expected, &after));
 
-    /* Freed while it runs: when the call returns, all is told and destroyed. */
+    /* Freed while it runs: when the call returns, all events were delivered and the user data
+     * destroyed. */
     stream = new_stream();
     stream.linger_ms = 10;
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, QUESTION, MOXIN_STRLEN, &error));
@@ -491,7 +493,7 @@ static void check_streams(const moxin_model *model, const moxin_image *image) {
     CHECK(stream.last == 1 && stream.destroyed == 1 && stream.after_last == 0);
     CHECK(stream.answer.finish == MOXIN_FINISH_REASON_CANCELLED);
 
-    /* Freed inside its own callback: its end is told all the same. */
+    /* Freed inside its own callback: the last event still comes. */
     session = looking(model, image);
     stream = new_stream();
     stream.to_free = session;
@@ -515,7 +517,7 @@ static void check_streams(const moxin_model *model, const moxin_image *image) {
     moxin_session_free(session);
 }
 
-/* ---------------------------------------------------------------- pictures seen before */
+/* ---------------------------------------------------------------- cached pictures */
 
 static void check_image_cache(const char *path, const moxin_image *image) {
     moxin_error *error = NULL;
@@ -553,7 +555,7 @@ static void check_image_cache(const char *path, const moxin_image *image) {
     CHECK(memcmp(numbers, numbers + 2 * count, count * sizeof *numbers) == 0);
     free(numbers);
 
-    /* Trimmed, it is empty; what is in use stays. */
+    /* After trimming, the cache is empty; memory in use stays. */
     moxin_memory_trim();
     CHECK(settled_memory(model).image_cache == 0);
     NEED(moxin_embedding_info_get(embedding, &first, &error));
@@ -568,7 +570,7 @@ static void check_image_cache(const char *path, const moxin_image *image) {
     moxin_model_free(model);
     model = NULL;
 
-    /* A budget of one picture keeps the latest; of none, none. */
+    /* A budget of one picture keeps the latest; a budget of 0 keeps none. */
     for (int pictures = 0; pictures < 2; pictures++) {
         moxin_model_params params;
         moxin_model_params_init(&params, sizeof params);
@@ -618,7 +620,7 @@ static void check_memory(const moxin_model *any, const char *path, const moxin_i
     CHECK(small.kv_total == 256 * small.kv_per_token && small.total < estimate.total &&
           small.weights == estimate.weights);
 
-    /* Less than the load takes: refused, with both figures. */
+    /* Less than loading needs: refused, with both figures. */
     NEED(moxin_memory_set_limits(before.active + estimate.load_peak - 1, UINT64_MAX, &error));
     CHECK(moxin_model_load(path, NULL, NULL, &model, &error) == MOXIN_STATUS_OUT_OF_MEMORY);
     char figures[64];
@@ -645,8 +647,8 @@ static void check_memory(const moxin_model *any, const char *path, const moxin_i
     NEED(moxin_memory_set_limits(UINT64_MAX, UINT64_MAX, &error));
     NEED(moxin_session_new(model, NULL, &session, &error));
 
-    /* Short of memory in the middle of a conversation: refused, taken back, and well again when
-     * there is some. */
+    /* Too little memory in the middle of a conversation: refused, rolled back, and working again
+     * later. */
     NEED(moxin_memory_stats_get(&now, &error));
     NEED(moxin_memory_set_limits(now.active + 1000, 0, &error));
     NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, COUNT, MOXIN_STRLEN, &error));
@@ -688,11 +690,11 @@ static void check_unload(const char *path, const char *other_path, const moxin_i
     CHECK(no_session == NULL && no_embedding == NULL);
     moxin_model_info info = { 0 };
     info.struct_size = sizeof info;
-    NEED(moxin_model_info_get(model, &info, &error)); /* what it was is still known */
+    NEED(moxin_model_info_get(model, &info, &error)); /* its properties are still known */
     moxin_session_free(session);
     moxin_model_free(model);
 
-    /* The embedding fits the same model loaded again, and no other. */
+    /* The embedding works with the same model loaded again, and no other. */
     model = load(path);
     session = begin(model);
     NEED(moxin_session_add_embedding(session, embedding, &error));
@@ -733,7 +735,7 @@ static void check_suspension(const moxin_model *model, const moxin_image *image,
     EXPECT(suspended, moxin_model_encode_image(model, image, NULL, NULL, &no_embedding, &error));
     EXPECT(suspended, moxin_session_prefill(session, NULL, &error));
     CHECK(no_model == NULL && no_embedding == NULL);
-    sleep_ms(50); /* what was told before the suspension may still be on its way */
+    sleep_ms(50); /* events from before the suspension may still be on their way */
     pthread_mutex_lock(&stream.lock);
     const int events = stream.events;
     pthread_mutex_unlock(&stream.lock);
@@ -741,14 +743,14 @@ static void check_suspension(const moxin_model *model, const moxin_image *image,
     pthread_mutex_lock(&stream.lock);
     CHECK(stream.events == events && stream.last == 0);
     pthread_mutex_unlock(&stream.lock);
-    /* What computes nothing works. */
+    /* Calls that compute nothing work. */
     NEED(moxin_session_add_text(plain, MOXIN_ROLE_USER, COUNT, MOXIN_STRLEN, &error));
     NEED(moxin_session_rewind(plain, 2, &error));
     moxin_session_free(begin(model));
     moxin_memory_trim();
-    NEED(moxin_suspend(60000, &error)); /* twice is once */
+    NEED(moxin_suspend(60000, &error)); /* twice has the same effect as once */
 
-    /* A cancelled answer ends though nothing computes, step by step or streamed. */
+    /* A cancelled answer ends although nothing computes, step by step or streamed. */
     moxin_session *cancelled = looking(model, image);
     NEED(moxin_session_add_text(cancelled, MOXIN_ROLE_USER, QUESTION, MOXIN_STRLEN, &error));
     struct stream stopped = new_stream();
@@ -860,7 +862,7 @@ static void check_dtypes(const char *path, const moxin_image *image) {
         moxin_session_free(session);
         moxin_model_free(model);
     }
-    /* The small model is sure of its answers: rounding does not change them. */
+    /* The small model is certain of its answers: rounding does not change them. */
     CHECK(same_answer(&answers[0], &answers[1]) && same_answer(&answers[0], &answers[2]));
 }
 
@@ -906,7 +908,7 @@ static void check_quantize(const char *path, const moxin_image *image, const cha
     EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_model_quantize(model, &quant, NULL, &error));
     NEED(moxin_model_info_get(model, &info, &error));
     CHECK(info.quant_bits == 4 && info.quant_group_size == 64);
-    CHECK(ask(before, COUNT).count > 0); /* a conversation goes on */
+    CHECK(ask(before, COUNT).count > 0); /* a conversation continues */
     moxin_session_free(before);
 
     NEED(moxin_model_save(model, folder, false, &op, &error));
@@ -921,7 +923,7 @@ static void check_quantize(const char *path, const moxin_image *image, const cha
     moxin_model_free(loaded);
     moxin_model_free(model);
 
-    /* Quantized while it is read. */
+    /* Quantized while loading. */
     moxin_model_params_init(&params, sizeof params);
     CHECK(params.quant_bits == 0 && params.quant_group_size == 64);
     NEED(moxin_model_estimate(path, &params, NULL, &dense, &error));
@@ -931,10 +933,10 @@ static void check_quantize(const char *path, const moxin_image *image, const cha
     NEED(moxin_model_load(path, &params, NULL, &model, &error));
     NEED(moxin_model_info_get(model, &info, &error));
     CHECK(info.quant_bits == 8);
-    CHECK(strcmp(answer_of(model, image).text, here.text) == 0); /* this model is that sure */
+    CHECK(strcmp(answer_of(model, image).text, here.text) == 0); /* this model is that certain */
     moxin_model_free(model);
 
-    /* Another mode, for a model that is read and for one in memory: the same. */
+    /* Another mode, while loading and in memory: the same. */
     moxin_model_params_init(&params, sizeof params);
     params.quant_mode = MOXIN_QUANT_MODE_MXFP8;
     NEED(moxin_model_load(path, &params, NULL, &model, &error));
@@ -946,7 +948,7 @@ static void check_quantize(const char *path, const moxin_image *image, const cha
     quant.mode = MOXIN_QUANT_MODE_MXFP8;
     NEED(moxin_model_quantize(loaded, &quant, NULL, &error));
     here = answer_of(model, image);
-    CHECK(moxin_set_cpu_threads(1) == MOXIN_STATUS_OK); /* makes no difference to an answer */
+    CHECK(moxin_set_cpu_threads(1) == MOXIN_STATUS_OK); /* does not change the answer */
     there = answer_of(loaded, image);
     CHECK(moxin_set_cpu_threads(1000000) == MOXIN_STATUS_INVALID_ARGUMENT);
     CHECK(moxin_set_cpu_threads(0) == MOXIN_STATUS_OK);
@@ -954,7 +956,7 @@ static void check_quantize(const char *path, const moxin_image *image, const cha
     moxin_model_free(loaded);
     moxin_model_free(model);
 
-    /* A disk that is full: an error, and nothing is left. */
+    /* A full disk: an error, and nothing is left. */
     struct rlimit limit, tight;
     getrlimit(RLIMIT_FSIZE, &limit);
     tight = limit;
@@ -992,7 +994,7 @@ static void kill_saving(const char *path, const char *folder) {
     exit(1);
 }
 
-/* ---------------------------------------------------------------- failures on purpose */
+/* ---------------------------------------------------------------- injected failures */
 
 static void expect_fault(const char *fault, moxin_status wanted, const char *text,
                          moxin_status found, moxin_error **error, int line) {
@@ -1045,7 +1047,7 @@ static void check_faults(const char *path, const moxin_image *image) {
         FAULT(wanted, faults[i].text,
               moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error));
         NEED(moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error));
-        /* In the middle of a conversation: it can go on. */
+        /* In the middle of a conversation, which can continue. */
         session = looking(model, image);
         struct answer now = ask(session, QUESTION);
         CHECK(same_answer(&first, &now));
@@ -1071,7 +1073,7 @@ static void check_faults(const char *path, const moxin_image *image) {
         model = NULL;
         embedding = NULL;
     }
-    /* In the middle of quantizing: what was replaced is brought back. */
+    /* In the middle of quantizing: replaced matrices are restored. */
     for (size_t i = 0; i < sizeof faults / sizeof faults[0]; i++) {
         char fault[32];
         snprintf(fault, sizeof fault, "%s@quantize9", faults[i].what);
@@ -1087,7 +1089,7 @@ static void check_faults(const char *path, const moxin_image *image) {
 
 /* ---------------------------------------------------------------- any function first */
 
-/* None ends the process because the library was not set up yet. */
+/* No function ends the process because the library was not set up yet. */
 static int call_first(const char *name, const char *path) {
     moxin_error *error = NULL;
     moxin_model *model = NULL;
@@ -1149,7 +1151,7 @@ static void exit_streaming(const char *path, long ms) {
         moxin_session_params params;
         moxin_session *session = NULL;
         moxin_session_params_init(&params, sizeof params);
-        params.temperature = 50; /* rambles */
+        params.temperature = 50; /* generates a long answer */
         NEED(moxin_session_new(model, &params, &session, &error));
         NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, "Describe", MOXIN_STRLEN, &error));
         streams[i] = new_stream();

@@ -1,5 +1,5 @@
 /*
- * What moxin_session_step costs beyond the work itself: its time on the caller's clock beside the
+ * Measures the cost of moxin_session_step beyond its work: its time on the caller's clock, and the
  * time that the library measured inside. Run by `cargo xtask call-cost`. Prints for each answer:
  * steps, nanoseconds outside, nanoseconds inside; then the nanoseconds of a call that needs no turn
  * on the library's thread.
@@ -35,8 +35,8 @@ int main(int argc, char **argv) {
         while (event.kind != MOXIN_EVENT_KIND_FINISHED) {
             const double before = now_ns();
             NEED(moxin_session_step(session, &event, &error));
-            /* The library counts the steps after the first token, the last one, which ends the
-             * answer, included. */
+            /* The library counts the steps after the first token, including the last one, which
+             * ends the answer. */
             outside +=
                 event.kind == MOXIN_EVENT_KIND_PREFILL || texts++ == 0 ? 0 : now_ns() - before;
         }

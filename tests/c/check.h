@@ -1,4 +1,5 @@
-/* What the C tests share: checks that count their failures, and how to load, begin and ask. */
+/* Shared by the C tests: checks that count their failures, and functions for loading, starting and
+ * asking. */
 #ifndef CHECK_H
 #define CHECK_H
 
@@ -12,7 +13,7 @@
 
 #include "moxin_vlm.h"
 
-static int failures; /* a check that fails counts here and goes on */
+static int failures; /* a failed check is counted here and does not stop the test */
 
 static inline void check(int holds, const char *what, const char *file, int line) {
     if (!holds) {
@@ -21,11 +22,11 @@ static inline void check(int holds, const char *what, const char *file, int line
     }
 }
 
-/* Like assert, but cannot be compiled out and goes on. */
+/* Like assert, but cannot be compiled out and does not stop. */
 #define CHECK(condition) check(condition, #condition, __FILE__, __LINE__)
 
-/* Checks the status of a call whose last argument is `&error`: that the error says the same, and
- * has a message. */
+/* Checks the status of a call whose last argument is `&error`, and that the error has the same
+ * status and a message. */
 #define EXPECT(wanted, call) expect(wanted, call, &error, #call, __FILE__, __LINE__)
 
 static inline void expect(moxin_status wanted, moxin_status found, moxin_error **error,
@@ -46,7 +47,7 @@ static inline void expect(moxin_status wanted, moxin_status found, moxin_error *
     *error = NULL;
 }
 
-/* Stops at once where what follows cannot work. */
+/* Stops at once if the rest cannot work. */
 #define NEED(call) need(call, &error, #call, __FILE__, __LINE__)
 
 static inline void need(moxin_status found, moxin_error **error, const char *call, const char *file,

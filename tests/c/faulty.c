@@ -1,11 +1,11 @@
 /*
- * Faults on purpose, which whatever watches over the C programs must see. Run by tests/c.rs.
+ * Deliberate faults that the sanitizers and Valgrind must detect. Run by tests/c.rs.
  *
  *   faulty nothing    none
  *   faulty leak       a picture that is never freed
- *   faulty past-end   pixels that are fewer than the call says
+ *   faulty past-end   fewer pixels than the call says
  *   faulty freed      a picture used after it was freed
- *   faulty overflow   arithmetic that C does not define
+ *   faulty overflow   undefined arithmetic
  */
 #include <limits.h>
 #include <stdlib.h>
@@ -24,8 +24,7 @@ static moxin_image *picture(uint32_t width) {
     return image;
 }
 
-/* What the library does with memory too short, AddressSanitizer does not see: it watches C only. So
- * C reads it too. */
+/* AddressSanitizer only checks C, not the library's own accesses. So C reads beyond the end too. */
 static int past_end(void) {
     moxin_image *image = NULL;
     unsigned char *pixels = calloc(5, 1);
@@ -36,7 +35,7 @@ static int past_end(void) {
     moxin_image_free(image);
     const int last = ((volatile unsigned char *)pixels)[5];
     free(pixels);
-    return last == 99; /* used, so that the reading counts */
+    return last == 99; /* used, so that the read is not removed */
 }
 
 static int freed(void) {

@@ -1,7 +1,7 @@
 /*
- * Begins conversations, has them answered and frees them, again and again, and prints after every
- * hundredth: cycles, resident bytes, bytes in use by MLX, live handles. Run by `cargo xtask soak`;
- * Linux, for it reads /proc.
+ * Starts conversations, generates answers and frees them, again and again. Prints after every
+ * hundredth: cycles, resident bytes, bytes in use by MLX, live handles. Run by `cargo xtask soak`.
+ * Linux only, because it reads /proc.
  *
  *   soak MODEL CYCLES
  */
@@ -42,8 +42,8 @@ static void on_destroy(void *user_data) {
     pthread_mutex_unlock(&end->lock);
 }
 
-/* Every way to an answer in its turn: to the end, cancelled, left in its middle, streamed; each
- * with one of 40 pictures, which are more than the cache of this program holds. */
+/* Every kind of answer in turn: to the end, cancelled, abandoned, streamed; each with one of 40
+ * pictures, which are more than this program's cache can hold. */
 static void cycle(const moxin_model *model, long number) {
     moxin_error *error = NULL;
     moxin_image *image = NULL;

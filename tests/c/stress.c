@@ -1,6 +1,6 @@
 /*
- * Eight threads that begin, fork, step, stream, cancel, suspend and free whatever they come upon.
- * Run by tests/c.rs.
+ * Eight threads that start, fork, step, stream, cancel, suspend and free sessions at random. Run by
+ * tests/c.rs.
  *
  *   stress MODEL ROUNDS [SEED]      ROUNDS for each thread
  */
@@ -14,7 +14,7 @@ static moxin_model *model;
 static moxin_embedding *picture;
 static const char *model_path;
 
-/* Sessions that every thread may cancel, or take out and free. The lock is for the pointer, not for
+/* Sessions that every thread may cancel, or take out and free. The lock protects the pointer, not
  * the session. */
 static struct {
     pthread_mutex_t lock;
@@ -38,7 +38,7 @@ static uint32_t draw(uint32_t *state, uint32_t below) {
     return *state % below;
 }
 
-/* Whatever other threads do, no call may fail in another way than these. */
+/* Whatever other threads do, a call may only fail in these ways. */
 static void allow(moxin_status status, moxin_error **error, const char *call, int line) {
     switch (status) {
     case MOXIN_STATUS_OK:
@@ -79,7 +79,7 @@ static moxin_session *ready(uint32_t *random) {
 }
 
 struct stream {
-    moxin_session *session; /* is freed at the event with this number; 0: never */
+    moxin_session *session; /* freed at the event with this number; 0: never */
     int free_at;
     int stop_at; /* returns false there */
     int events;
@@ -142,7 +142,7 @@ static bool free_in_progress(void *user_data, moxin_stage stage, float fraction)
     moxin_session **session = user_data;
     (void)stage;
     (void)fraction;
-    moxin_session_free(*session); /* the call that it is in goes on */
+    moxin_session_free(*session); /* its current call continues */
     *session = NULL;
     return true;
 }
@@ -155,7 +155,7 @@ static void one_round(uint32_t *random) {
     op.struct_size = sizeof op;
     switch (draw(random, 12)) {
     case 0:
-    case 1: /* step by step, maybe not to the end */
+    case 1: /* step by step, perhaps not to the end */
         session = ready(random);
         pull(session, random);
         moxin_session_free(session);
@@ -169,7 +169,7 @@ static void one_round(uint32_t *random) {
     case 3: /* streamed, and freed by its own callback */
         stream(ready(random), random, 1);
         break;
-    case 4: /* streamed where others come upon it; the one that was there is freed */
+    case 4: /* streamed where other threads can use it; the previous one is freed */
     case 5:
         session = ready(random);
         stream(session, random, 0);
@@ -179,7 +179,7 @@ static void one_round(uint32_t *random) {
         pthread_mutex_unlock(&slots[slot].lock);
         moxin_session_free(fork);
         break;
-    case 6: /* others' sessions */
+    case 6: /* other threads' sessions */
     case 7:
         pthread_mutex_lock(&slots[slot].lock);
         session = slots[slot].session;
@@ -216,7 +216,7 @@ static void one_round(uint32_t *random) {
         CHECK(session == NULL || error == NULL);
         moxin_session_free(session);
         break;
-    case 10: { /* a picture, cancelled on the way or not */
+    case 10: { /* a picture, cancelled in the middle or not */
         const uint32_t pixel = draw(random, 1000);
         moxin_image *image = NULL;
         moxin_embedding *embedding = NULL;
@@ -233,7 +233,7 @@ static void one_round(uint32_t *random) {
         moxin_embedding_free(embedding);
         break;
     }
-    case 11: /* what concerns all */
+    case 11: /* functions for the whole library */
         switch (draw(random, 8)) {
         case 0:
             ALLOW(moxin_suspend(draw(random, 5), &error));

@@ -1,4 +1,4 @@
-// What moxin_vlm.hpp adds to the C header, tried out: `wrapper MODEL IMAGE`.
+// Tests what moxin_vlm.hpp adds to the C header: `wrapper MODEL IMAGE`.
 #include <atomic>
 #include <cstdlib>
 #include <fstream>
@@ -24,7 +24,7 @@ namespace {
 
 const char *const QUESTION = "What is written?";
 
-// Something that no library throws.
+// An exception type that no library throws.
 struct Thrown {
     int number;
 };
@@ -38,7 +38,7 @@ static_assert(moves_only<moxin::Model> && moves_only<moxin::Image> && moves_only
 static_assert(moves_only<moxin::Session> && moves_only<moxin::Cancel>);
 static_assert(std::is_nothrow_copy_constructible_v<moxin::Error>);
 
-// The status of the Error that a call throws, MOXIN_STATUS_OK where it throws none.
+// Returns the status of the Error that a call throws, or MOXIN_STATUS_OK if it throws none.
 template <class Call>
 moxin_status status_of(Call call) {
     try {
@@ -50,7 +50,7 @@ moxin_status status_of(Call call) {
     return MOXIN_STATUS_OK;
 }
 
-// The number that a call throws, 0 where it throws none.
+// Returns the number that a call throws, or 0 if it throws none.
 template <class Call>
 int thrown_by(Call call) {
     try {
@@ -163,7 +163,7 @@ void steps(const moxin::Model &model, const moxin::Image &image, const std::stri
             text += event.text;
             CHECK(event.top.size() == 3 && event.top[0].token_id == event.token_id &&
                   event.logprob <= 0);
-            break; // the answer goes on below
+            break; // the answer continues below
         }
         CHECK(event.kind == MOXIN_EVENT_KIND_PREFILL && event.top.empty());
     }
@@ -248,7 +248,7 @@ void conversations(const moxin::Model &model, const moxin::Image &image,
     CHECK(answer(session) == expected);
     CHECK(status_of([&] { session.add_text(MOXIN_ROLE_USER, "\xff"); }) ==
           MOXIN_STATUS_INVALID_ARGUMENT);
-    session.add_text(MOXIN_ROLE_USER, {}); // an empty view has no data
+    session.add_text(MOXIN_ROLE_USER, {}); // an empty view has a null pointer
 }
 
 void pushing(const moxin::Model &model, const moxin::Image &image, const std::string &expected) {
@@ -350,7 +350,7 @@ void library(const std::string &folder, const moxin::Image &image) {
     CHECK(model.info().quant_bits == 4 && told > 1);
     bool refused = false;
     try {
-        model.save(folder, true); // where it comes from
+        model.save(folder, true); // its own source
     } catch (const moxin::Error &error) {
         refused = error.status() == MOXIN_STATUS_INVALID_ARGUMENT;
     }

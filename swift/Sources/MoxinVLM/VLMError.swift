@@ -88,25 +88,25 @@ public enum VLMError: LocalizedError, Sendable, Equatable {
     public var recoverySuggestion: String? {
         switch self {
         case .nullArgument, .internalFailure, .unknown:
-            "This is a fault of moxin-vlm. Please report it, with this message."
-        case .invalidArgument: "Correct the value that the message names."
-        case .invalidState: "Do first what the message says, or begin a new session."
+            "This is a bug in moxin-vlm. Please report it with this message."
+        case .invalidArgument: "Fix the value that the message names."
+        case .invalidState: "Do what the message says first, or start a new session."
         case .cancelled: "Ask again."
-        case .timedOut: "Allow more time, or ask for less: a shorter answer, a smaller context."
+        case .timedOut: "Allow more time, or reduce the work: a shorter answer, a smaller context."
         case .sessionBusy:
-            "Wait for the answer that is under way, or cancel it. For two answers at once take two sessions."
+            "Wait for the current answer, or cancel it. Use two sessions for two answers at once."
         case .suspended: "Call VLMRuntime.resume() when the app is in the foreground again."
         case .notFound: "Check the path that the message names, and that the download is complete."
         case .io:
             "Check that the file can be read, that the folder can be written to, and that the disk is not full."
         case .corruptModel: "Download the model again."
-        case .unsupportedModel: "Choose a model of a kind that VLMRuntime.buildInfo lists."
+        case .unsupportedModel: "Choose one of the models that VLMRuntime.buildInfo lists."
         case .unsupportedImage: "Choose another picture: PNG, JPEG, WebP, GIF, BMP or TIFF."
-        case .contextFull: "Ask less, rewind or reset the session, or raise maxContext."
+        case .contextFull: "Ask a shorter question, rewind or reset the session, or raise maxContext."
         case .outOfMemory:
             "Load the model quantized, lower maxContext, unload other models, or close other apps."
         case .backendUnavailable: "Choose another backend, or .automatic."
-        case .backend: "Try again. If it goes on, load the model anew."
+        case .backend: "Try again. If it persists, load the model again."
         case .incompatibleLibrary: "Use the library and the Swift package of the same release."
         }
     }

@@ -27,7 +27,7 @@ extension All {
             }
         }
 
-        @Test func aRawPromptIsAnsweredAsItIs() async throws {
+        @Test func aRawPromptIsUsedUnchanged() async throws {
             try await withModel { model in
                 let session = try await model.makeSession()
                 let response = try await session.stream(
@@ -55,7 +55,7 @@ extension All {
             .enabled(
                 if: expected != nil,
                 "MOXIN_C_ANSWERS names no output of examples/c/describe.c --json"))
-        func tokensAreThoseOfTheCExample() async throws {
+        func tokensMatchTheCExample() async throws {
             let file = URL(fileURLWithPath: try #require(Answers.expected))
             let answers = try #require(
                 JSONDecoder().decode([String: [Answer]].self, from: Data(contentsOf: file))[
@@ -114,7 +114,7 @@ extension All {
             }
         }
 
-        @Test func optionsAreKeptTo() async throws {
+        @Test func optionsAreRespected() async throws {
             try await withModel { model in
                 let session = try await answered(model)
                 let brief = try await session.respond(
@@ -146,7 +146,7 @@ extension All {
             }
         }
 
-        @Test func theSameSeedDrawsTheSameTokens() async throws {
+        @Test func theSameSeedSamplesTheSameTokens() async throws {
             try await withModel { model in
                 let session = try await model.makeSession()
                 try await session.prewarm(images: [picture])
@@ -174,7 +174,7 @@ extension All {
             }
         }
 
-        @Test func aForkGoesItsOwnWay() async throws {
+        @Test func aForkIsIndependent() async throws {
             try await withModel { model in
                 let session = try await answered(model)
                 let fork = try await session.fork()
@@ -219,7 +219,7 @@ extension All {
             }
         }
 
-        @Test func aTranscriptIsTakenUpAgain() async throws {
+        @Test func aTranscriptIsContinued() async throws {
             try await withModel { model in
                 let session = try await model.makeSession()
                 _ = try await session.respond(to: written)
@@ -239,7 +239,7 @@ extension All {
             }
         }
 
-        @Test func whatWasReadAheadIsNotReadAgain() async throws {
+        @Test func textReadAheadIsNotReadAgain() async throws {
             try await withModel { model in
                 let session = try await model.makeSession()
                 let told = Locked<[VLMProgress]>([])

@@ -32,7 +32,7 @@ extension All {
             }
         }
 
-        @Test func cancelledBeforeItBegins() async throws {
+        @Test func cancelledBeforeItStarts() async throws {
             try await withModel { model in
                 let session = try await model.makeSession()
                 let task = Task {
@@ -116,7 +116,7 @@ extension All {
             }
         }
 
-        @Test func leavingTheLoopTakesTheTurnBack() async throws {
+        @Test func leavingTheLoopRollsTheTurnBack() async throws {
             try await withModel { model in
                 let session = try await model.makeSession()
                 for length in 0..<6 {
@@ -182,7 +182,7 @@ extension All {
             }
         }
 
-        @Test func readingAheadHoldsUpNobodyAndCanBeCancelled() async throws {
+        @Test func readingAheadBlocksNobodyAndCanBeCancelled() async throws {
             try await withModel { model in
                 let other = try await answered(model)
                 let session = try await model.makeSession()
@@ -229,7 +229,7 @@ extension All {
             }
         }
 
-        @Test func aQuietLibraryPausesAnswers() async throws {
+        @Test func aSuspendedLibraryPausesAnswers() async throws {
             try await withModel { model in
                 let session = try await model.makeSession()
                 let texts = Locked(0)

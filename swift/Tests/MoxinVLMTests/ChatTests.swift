@@ -55,7 +55,7 @@ extension All {
             }
         }
 
-        @Test func aFailureIsTold() async throws {
+        @Test func aFailureIsReported() async throws {
             try await withModel { model in
                 let chat = VLMChat(session: try await answered(model))
                 chat.draft = describe
@@ -90,7 +90,7 @@ extension All {
             }
         }
 
-        @Test func aChatThatIsLetGoEndsItsAnswer() async throws {
+        @Test func aReleasedChatEndsItsAnswer() async throws {
             try await withModel { model in
                 let session = try await answered(model)
                 var chat: VLMChat? = VLMChat(session: session)

@@ -86,7 +86,7 @@ extension All {
             #expect(other.localizedDescription.contains("ABI 3") && other.recoverySuggestion != nil)
         }
 
-        @Test func foldersThatAreNoModels() async throws {
+        @Test func foldersWithoutModels() async throws {
             try await leavingNothing {
                 let missing = await failure {
                     _ = try await VLMModel.load(from: URL(fileURLWithPath: "/nowhere"))
@@ -177,7 +177,7 @@ extension All {
             }
         }
 
-        @Test func whatTheModelDoesNotTake() async throws {
+        @Test func unsupportedMessages() async throws {
             try await withModel { model in
                 #expect(
                     await failure { _ = try await model.makeSession(system: "Be brief.") }?.name

@@ -16,7 +16,7 @@ extension All {
             }
         }
 
-        @Test func aThousandStreamsBrokenOffLeaveNothing() async throws {
+        @Test func aThousandAbandonedStreamsLeaveNothing() async throws {
             try await withModel { model in
                 _ = try await answered(model)
                 let threads = threadCount()

@@ -36,7 +36,7 @@ extension All {
             }
         }
 
-        @Test func loadingTellsHowFarItIs() async throws {
+        @Test func loadingReportsProgress() async throws {
             try await leavingNothing {
                 let told = Locked<[VLMProgress]>([])
                 _ = try await VLMModel.load(from: tiny) { progress in
@@ -96,7 +96,7 @@ extension All {
             }
         }
 
-        @Test func anEmbeddingStandsForItsPicture() async throws {
+        @Test func anEmbeddingReplacesItsPicture() async throws {
             try await withModel { model in
                 let embedding = try await model.encode(picture)
                 #expect(embedding.tokenCount == 64 && embedding.hiddenSize == 192)
@@ -180,7 +180,7 @@ extension All {
             }
         }
 
-        @Test func picturesAreTurnedUprightUnlessToldNotTo() async throws {
+        @Test func picturesAreTurnedUprightUnlessDisabled() async throws {
             try await leavingNothing {
                 for orientation in 1...8 {
                     var image = VLMImage(
@@ -196,7 +196,7 @@ extension All {
 
         private let turned = repository.appendingPathComponent("tests/image")
 
-        @Test func memoryIsToldLimitedAndGivenBack() async throws {
+        @Test func memoryIsReportedLimitedAndReleased() async throws {
             try await withModel { model in
                 _ = try await answered(model)
                 let before = try model.memory()
@@ -221,7 +221,7 @@ extension All {
             }
         }
 
-        @Test func theLibraryTellsAboutItself() throws {
+        @Test func theLibraryDescribesItself() throws {
             #expect(VLMRuntime.version.contains("."))
             let info = try #require(
                 JSONSerialization.jsonObject(with: Data(VLMRuntime.buildInfo.utf8))
@@ -231,7 +231,7 @@ extension All {
             #expect(VLMBackend.automatic.isAvailable && VLMBackend.cpu.isAvailable)
         }
 
-        @Test func messagesReachTheHandlerAndItIsLetGo() async throws {
+        @Test func messagesReachTheHandlerWhichIsReleased() async throws {
             final class Ear: Sendable {
                 let messages = Locked<[VLMLog.Message]>([])
             }

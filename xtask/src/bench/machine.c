@@ -1,7 +1,6 @@
-/* What the processor and its memory can do at most: `machine OPENBLAS-LIBRARY` prints one JSON
- * object. All figures are the medians of five runs: bandwidth in bytes a second, arithmetic in
- * floating-point operations a second. Without a library it prints only how fast all threads read
- * memory. */
+/* Measures the limits of the CPU and its memory: `machine OPENBLAS-LIBRARY` prints one JSON object.
+ * All figures are medians of five runs: bandwidth in bytes per second, arithmetic in floating-point
+ * operations per second. Without a library it only prints how fast all threads read memory. */
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdint.h>
@@ -13,7 +12,7 @@
 
 enum { RUNS = 5, LANES = 16, CHAINS = 12, STEPS = 20 * 1000 * 1000 };
 
-/* Far beyond any cache. */
+/* Much larger than any cache. */
 static const size_t BYTES = (size_t)1 << 30;
 
 typedef float floats __attribute__((vector_size(LANES * sizeof(float))));
@@ -72,7 +71,7 @@ static double median(double *values) {
     return values[RUNS / 2];
 }
 
-/* Seconds that `threads` threads take side by side, each with its part of the memory. */
+/* Returns the seconds that `threads` threads take in parallel, each with its part of the memory. */
 static double seconds(void *(*work)(struct part *), const words *memory, int threads) {
     double times[RUNS];
     struct part *parts = calloc((size_t)threads, sizeof *parts);
@@ -88,15 +87,15 @@ static double seconds(void *(*work)(struct part *), const words *memory, int thr
         for (int i = 0; i < threads; i++) pthread_join(ids[i], NULL);
         times[run] = now() - start;
     }
-    volatile uint64_t kept = parts[0].result; /* so that the work is not left out */
+    volatile uint64_t kept = parts[0].result; /* so that the work is not optimized away */
     (void)kept;
     free(parts);
     free(ids);
     return median(times);
 }
 
-/* OpenBLAS as MLX finds it, on the product of a 290-token prompt with a weight of the MLP; 0 where
- * it cannot be opened. */
+/* Measures OpenBLAS with MLX's library, on the product of a 290-token prompt with a weight of the
+ * MLP; 0 if it cannot be opened. */
 static double sgemm(const char *library) {
     enum { ROW_MAJOR = 101, NO_TRANSPOSE = 111, TRANSPOSE = 112, M = 290, N = 14336, K = 4096 };
     typedef void gemm(int, int, int, int, int, int, float, const float *, int, const float *, int,

@@ -1,5 +1,5 @@
 // Force-included before every mlx-c source on Linux, and before its headers when the Rust bindings
-// are made. It supplies two things that mlx-c 0.7.0 takes for granted on a Mac:
+// are made. It provides two things that mlx-c 0.7.0 expects from a Mac:
 //
 // 1. 16-bit float types. `mlx/c/half.h` defines them on ARM only, but mlx-rs needs them everywhere.
 //    Claiming its include guard here replaces it.
@@ -27,7 +27,7 @@ using mlx::core::float16_t;
 #ifndef __cpp_lib_format
 namespace std {
 
-// Writes each argument in place of the next `{}` of the pattern.
+// Replaces the next `{}` of the pattern with each argument.
 template <typename... Args>
 string format(string_view pattern, const Args &...args) {
     ostringstream out;
@@ -47,7 +47,7 @@ string format(string_view pattern, const Args &...args) {
 #include <format>
 #endif
 
-#else // C, read by bindgen only: the shapes that mlx-rs expects of the two types
+#else // C, only read by bindgen: the shapes that mlx-rs expects of the two types
 
 #include <stdint.h>
 
