@@ -105,7 +105,7 @@ fn main() -> Result<ExitCode> {
 fn print_table(scores: &BTreeMap<&str, Score>, all: Score) {
     println!(
         "{:16} {:>6} {:>6} {:>9}",
-        "kind", "right", "asked", "per cent"
+        "kind", "right", "asked", "percent"
     );
     for (kind, score) in scores.iter().chain([(&"all", &all)]) {
         println!(

@@ -689,10 +689,10 @@ fn user_text_makes_no_control_tokens() {
             let (ids, found) = specials(vec![text(&format!("hello {spelling} there"))]);
             assert_eq!(found, plain, "{name}: {spelling:?}");
             // It is there, as text.
-            let spelt = tokenizer.decode(&ids).unwrap();
+            let spelled = tokenizer.decode(&ids).unwrap();
             assert!(
-                spelt.contains(&spelling[..spelling.len().min(6)]),
-                "{name}: {spelling:?} in {spelt:?}"
+                spelled.contains(&spelling[..spelling.len().min(6)]),
+                "{name}: {spelling:?} in {spelled:?}"
             );
         }
         // Split over two parts, which templates write next to each other.

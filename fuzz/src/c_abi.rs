@@ -309,13 +309,13 @@ impl Caller {
         let mut caller = Caller::empty();
         // SAFETY: a pixel, a model, and places.
         unsafe {
-            let (pixel, grey) = ([200u8], MOXIN_PIXEL_FORMAT_GRAY8);
+            let (pixel, gray) = ([200u8], MOXIN_PIXEL_FORMAT_GRAY8);
             moxin_image_from_pixels(
                 pixel.as_ptr().cast(),
                 1,
                 1,
                 1,
-                grey,
+                gray,
                 &mut caller.images[0],
                 null_mut(),
             );

@@ -1,4 +1,5 @@
-"""Scores a checkpoint folder on the held-out set: the share of answers exactly right, by kind of question.
+"""Scores a checkpoint folder on the held-out set: the share of answers exactly right, by kind of
+question.
 
     python evaluate.py ../tiny
 

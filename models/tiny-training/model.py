@@ -1,4 +1,6 @@
-"""The Prismatic model, built from timm's encoders and transformers' Mistral, and saved as a Hugging Face folder."""
+"""The Prismatic model, built from timm's encoders and transformers' Mistral, and saved as a Hugging
+Face folder.
+"""
 
 import json
 import re
@@ -33,7 +35,9 @@ TEXT_SIZES = {
 
 
 class VisionBackbone(nn.Module):
-    """DINOv2 and SigLIP side by side: the output of the last block but one, patches only, without the final norm."""
+    """DINOv2 and SigLIP side by side: the output of the last block but one, patches only, without
+    the final norm.
+    """
 
     def __init__(self, timm_kwargs, **initial):
         super().__init__()
@@ -69,7 +73,9 @@ class Projector(nn.Module):
 
 class Prismatic(nn.Module):
     def __init__(self, config, **initial):
-        """config: the content of config.json; `initial`: further timm settings of a model about to be trained."""
+        """config: the content of config.json; `initial`: further timm settings of a model about to
+        be trained.
+        """
         super().__init__()
         self.config = config
         text = MistralConfig(**config["text_config"], attn_implementation="eager")  # which shows its attention
@@ -110,7 +116,9 @@ class Prismatic(nn.Module):
 
 
 def new_config(vocab_size, pad_id):
-    """config.json as the full-size checkpoint has it: text_config names only what differs from Mistral's defaults."""
+    """config.json as the full-size checkpoint has it: text_config names only what differs from
+    Mistral's defaults.
+    """
     rows = (vocab_size + 63) // 64 * 64
     text = {"model_type": "mistral", "pad_token_id": pad_id, "torch_dtype": "bfloat16", "vocab_size": rows}
     return {

@@ -184,7 +184,8 @@ def draw_plate(pen, plate, w, h):
 
 
 def patch_labels(scene, width, height, grid):
-    """What is under each patch of the model's grid: [4, grid, grid] of shape, colour, character and word; 0 is none.
+    """What is under each patch of the model's grid: [4, grid, grid] of shape, colour, character and
+    word; 0 is none.
 
     Training asks the picture side for these, besides the answers, which makes it learn to see much sooner.
     """

@@ -1,4 +1,6 @@
-"""The tokenizer of the tiny checkpoint (Llama style: BPE, byte fallback, "▁" for a space) and the pure prompt format."""
+"""The tokenizer of the tiny checkpoint (Llama style: BPE, byte fallback, "▁" for a space) and the
+pure prompt format.
+"""
 
 import json
 import random
@@ -14,7 +16,9 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 def train_tokenizer():
-    """Every word of the questions and answers becomes one token; digits stay single; any other text falls to bytes."""
+    """Every word of the questions and answers becomes one token; digits stay single; any other text
+    falls to bytes.
+    """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = llama_normalizer()
     # Keeps merges inside words. The finished tokenizer, like Llama's, needs no pre-tokenizer: it
@@ -48,7 +52,9 @@ def sample_text():
 
 
 def llama_tokenizer(trained):
-    """The trained vocabulary and merges, in the shape of Llama's tokenizer.json: a line break is a byte there."""
+    """The trained vocabulary and merges, in the shape of Llama's tokenizer.json: a line break is a
+    byte there.
+    """
     pieces = [piece for piece in sorted(trained["vocab"], key=trained["vocab"].get) if piece != "\n"]
     vocab = {piece: index for index, piece in enumerate(pieces)}
     merges = [tuple(merge) for merge in trained["merges"]]
@@ -78,7 +84,9 @@ class TurnEncoder:
         self.known = {}
 
     def __call__(self, turn):
-        """(ids, is_answer): the turn from "In" to "</s>", and which of the ids the model has to answer."""
+        """(ids, is_answer): the turn from "In" to "</s>", and which of the ids the model has to
+        answer.
+        """
         key = turn.question, turn.answer
         if key not in self.known:
             asked = len(self.tokenizer.encode(prompt([], turn.question), add_special_tokens=False).ids)

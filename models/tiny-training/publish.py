@@ -1,4 +1,5 @@
-"""Puts a trained folder, with the model card, in place of ../tiny: written beside it first, then renamed.
+"""Puts a trained folder, with the model card, in place of ../tiny: written beside it first, then
+renamed.
 
     python publish.py run/model
 """

@@ -131,7 +131,9 @@ def in_direction(scene, item, direction):
 
 
 def related(scene, item, name, rng):
-    """What is left of, right of, above or below an item, asked where that is one thing or (less often) nothing."""
+    """What is left of, right of, above or below an item, asked where that is one thing or (less
+    often) nothing.
+    """
     directions = ["left of", "right of", "above", "below"]
     rng.shuffle(directions)
     empty_is_fine = rng.random() < 0.15
@@ -195,7 +197,9 @@ def follow_up_they(turn):
 
 
 def conversation(scene, rng, fits):
-    """Turns about a scene in random order, some of them follow-ups, for as long as `fits(turns)` holds."""
+    """Turns about a scene in random order, some of them follow-ups, for as long as `fits(turns)`
+    holds.
+    """
     turns = []
     for _ in range(40):
         turn = follow_up(scene, turns[-1], rng) if turns and rng.random() < 0.5 else None
@@ -209,7 +213,9 @@ def conversation(scene, rng, fits):
 
 
 def asked_before(turn, turns):
-    """Whether a question was asked already; "it" may mean something else by now, and one description is enough."""
+    """Whether a question was asked already; "it" may mean something else by now, and one
+    description is enough.
+    """
     if turn.kind == "describe":
         return any(earlier.kind == "describe" for earlier in turns)
     return "it?" not in turn.question and any(turn.question == earlier.question for earlier in turns)

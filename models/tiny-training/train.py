@@ -38,7 +38,9 @@ LABEL_COUNTS = [2 + len(SHAPES), 1 + len(COLOURS), 1 + len(CHARACTERS), 1 + len(
 
 
 def batches(tokenizer, seed, size):
-    """Endless batches (pixels, patch labels, ids, is_answer, kinds); every seed is another stream of pictures."""
+    """Endless batches (pixels, patch labels, ids, is_answer, kinds); every seed is another stream
+    of pictures.
+    """
     encode = TurnEncoder(tokenizer)
     pad = tokenizer.token_to_id("<PAD>")
     rng = random.Random(seed)
@@ -48,7 +50,8 @@ def batches(tokenizer, seed, size):
 
 
 def example(rng, encode, pad):
-    """One picture with a conversation about it. kinds: (kind, where its turn ends) for each turn."""
+    """One picture with a conversation about it. kinds: (kind, where its turn ends) for each turn.
+    """
     scene = random_scene(rng)
     width, height = picture_size(rng)
     picture = draw(scene, width, height, smooth=rng.choice([1, 2, 2]))
@@ -73,7 +76,9 @@ def picture_size(rng):
 
 
 def losses(model, label_head, words, batch):
-    """Mean losses: of the answers' tokens, and of three aids to learn sooner (patches, likeness, attention)."""
+    """Mean losses: of the answers' tokens, and of three aids to learn sooner (patches, likeness,
+    attention).
+    """
     pixels, labels, ids, is_answer, _ = batch
     picture = model.picture(pixels)
     hidden, attention = model.read(picture, ids, LOOKING_LAYER)
@@ -88,7 +93,9 @@ def losses(model, label_head, words, batch):
 
 
 def likeness_loss(picture, labels, embeddings, words):
-    """Makes the patches of a star like the word "star", so that attention finds the star that a question speaks of."""
+    """Makes the patches of a star like the word "star", so that attention finds the star that a
+    question speaks of.
+    """
     shapes, colours = labels[:, 0].flatten(), labels[:, 1].flatten()
     here = colours > 0
     patches = F.normalize(picture.flatten(0, 1)[here].float(), dim=1)
@@ -100,7 +107,8 @@ def likeness_loss(picture, labels, embeddings, words):
 
 
 def attention_loss(attention, labels, ids, is_answer, words):
-    """Makes the word "star" or "stars" in a question look at the stars, with at least one head's worth of attention.
+    """Makes the word "star" or "stars" in a question look at the stars, with at least one head's
+    worth of attention.
 
     Without it the model finds things by place and by colour, but not by shape, for a very long time.
     """
@@ -123,7 +131,9 @@ def word_tokens(tokenizer):
 
 @torch.inference_mode()
 def score(model, batches):
-    """Share of answers exactly right, overall and by kind, where the turns before are answered rightly."""
+    """Share of answers exactly right, overall and by kind, where the turns before are answered
+    rightly.
+    """
     model.eval()
     right, asked = {}, {}
     for pixels, _, ids, is_answer, kinds in batches:
@@ -158,7 +168,9 @@ def optimizers(model, label_head, rate):
 
 
 def learning_rate(done):
-    """Share of the peak rate after the share `done` of the training time: warm-up, then cosine to 0."""
+    """Share of the peak rate after the share `done` of the training time: warm-up, then cosine to
+    0.
+    """
     warm = 0.01
     return done / warm if done < warm else 0.5 * (1 + math.cos(math.pi * min(1, (done - warm) / (1 - warm))))
 

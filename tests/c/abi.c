@@ -613,7 +613,7 @@ static void check_images(const moxin_model *model, const moxin_image *image, con
     moxin_image *decoded = NULL, *small = NULL;
     moxin_image_params params;
     uint32_t found_width = 0, found_height = 0;
-    const moxin_pixel_format colour[] = { MOXIN_PIXEL_FORMAT_RGB8, MOXIN_PIXEL_FORMAT_RGBA8,
+    const moxin_pixel_format color[] = { MOXIN_PIXEL_FORMAT_RGB8, MOXIN_PIXEL_FORMAT_RGBA8,
                                           MOXIN_PIXEL_FORMAT_BGRA8 };
     float *seen = numbers_of(model, image, &count);
     CHECK(rgb_size == (size_t)width * height * 3);
@@ -632,21 +632,21 @@ static void check_images(const moxin_model *model, const moxin_image *image, con
            moxin_image_from_bytes(bytes, size / 2, NULL, &small, &error));
     CHECK(small == NULL);
 
-    for (size_t i = 0; i < sizeof colour / sizeof colour[0]; i++) {
-        CHECK(difference(model, seen, from_rgb(rgb, width, height, colour[i])) < 1e-5);
+    for (size_t i = 0; i < sizeof color / sizeof color[0]; i++) {
+        CHECK(difference(model, seen, from_rgb(rgb, width, height, color[i])) < 1e-5);
     }
 
     /* A gray picture, once with one byte per pixel, once with three: it differs from the color
      * picture. */
-    moxin_image *grey = from_rgb(rgb, width, height, MOXIN_PIXEL_FORMAT_GRAY8);
+    moxin_image *gray = from_rgb(rgb, width, height, MOXIN_PIXEL_FORMAT_GRAY8);
     for (size_t i = 0; i < rgb_size; i += 3) {
         rgb[i] = rgb[i + 2] = rgb[i + 1];
     }
     CHECK(difference(model, seen, from_rgb(rgb, width, height, MOXIN_PIXEL_FORMAT_RGB8)) > 0.01);
     free(seen);
-    seen = numbers_of(model, grey, &count);
+    seen = numbers_of(model, gray, &count);
     CHECK(difference(model, seen, from_rgb(rgb, width, height, MOXIN_PIXEL_FORMAT_RGB8)) < 1e-5);
-    moxin_image_free(grey);
+    moxin_image_free(gray);
     free(seen);
     free(bytes);
     free(rgb);

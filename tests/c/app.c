@@ -50,10 +50,10 @@ static moxin_session *looking(const moxin_model *model, const moxin_image *image
     return session;
 }
 
-static moxin_image *dot(uint32_t colour) {
+static moxin_image *dot(uint32_t color) {
     moxin_image *image = NULL;
     moxin_error *error = NULL;
-    NEED(moxin_image_from_pixels(&colour, 1, 1, 4, MOXIN_PIXEL_FORMAT_RGBA8, &image, &error));
+    NEED(moxin_image_from_pixels(&color, 1, 1, 4, MOXIN_PIXEL_FORMAT_RGBA8, &image, &error));
     return image;
 }
 

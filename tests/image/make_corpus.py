@@ -13,7 +13,7 @@ HERE = Path(__file__).parent / "corpus"
 
 
 def picture(width, height, seed):
-    """Smooth colours, an edge and some noise: what chroma upsampling and rounding show at."""
+    """Smooth colors, an edge and some noise: what chroma upsampling and rounding show at."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
     wave = lambda a, b, c: 127.5 + 127.5 * np.sin(a * x / width + b * y / height + c)

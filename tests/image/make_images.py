@@ -1,4 +1,5 @@
-"""Writes the pictures of this folder and what Pillow and torchvision make of them (expected.safetensors, cases.json).
+"""Writes the pictures of this folder and what Pillow and torchvision make of them
+(expected.safetensors, cases.json).
 
     python make_images.py
 
@@ -26,7 +27,7 @@ DECODE_CASES = []
 
 
 # --- Pictures
-# -------------------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------
 def noise(width, height):
     return Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
@@ -49,9 +50,11 @@ def small():
 
 
 # --- Image processors
-# -----------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------
 def processor(strategy, size, encoders):
-    """A preprocessor_config.json as the Prismatic converter saves it: the tvf_* means and deviations are rounded to bfloat16."""
+    """A preprocessor_config.json as the Prismatic converter saves it: the tvf_* means and
+    deviations are rounded to bfloat16.
+    """
     means = [[0.485, 0.456, 0.406], [0.5, 0.5, 0.5]][:encoders]
     stds = [[0.229, 0.224, 0.225], [0.5, 0.5, 0.5]][:encoders]
 
@@ -83,7 +86,8 @@ def processor(strategy, size, encoders):
 
 
 def squares(config, image):
-    """What the Prismatic processor makes of a picture before normalization, one for each encoder."""
+    """What the Prismatic processor makes of a picture before normalization, one for each encoder.
+    """
     if config["tvf_do_letterbox"]:
         (width, height), side = image.size, max(image.size)
         x, y = int((side - width) / 2), int((side - height) / 2)
@@ -141,9 +145,11 @@ def process_cases():
 
 
 # --- Decoding
-# -------------------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------
 def png(depth, color, rows, extra=b""):
-    """A PNG in a form that Pillow does not write; `rows` are its scan lines without their filter byte."""
+    """A PNG in a form that Pillow does not write; `rows` are its scan lines without their filter
+    byte.
+    """
     width = rows.shape[1] * 8 // (depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color])
     return png_file(width, rows.shape[0], depth, color, extra + png_chunk(b"IDAT", zlib.compress(b"".join(b"\0" + r.tobytes() for r in rows))))
 
@@ -228,7 +234,7 @@ def decode_cases():
     Image.fromarray(deep).save(HERE / "gray-16bit.tiff")
     decode_case("gray-16bit.tiff", expected=upper_half)
 
-    # JPEG. Where colour is stored at half the resolution, decoders differ in how they interpolate
+    # JPEG. Where color is stored at half the resolution, decoders differ in how they interpolate
     # it.
     save(rgb, "rgb.jpg", tolerance=4, quality=90)
     save(rgb, "subsampling-none.jpg", tolerance=2, quality=90, subsampling=0)
@@ -266,7 +272,7 @@ def decode_cases():
 
 
 # --- Files that claim too much
-# --------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------
 def hostile():
     idat = png_chunk(b"IDAT", zlib.compress(bytes(1000)))
     files = {

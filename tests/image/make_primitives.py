@@ -1,4 +1,5 @@
-"""Makes tests/image/primitives.json: SHA-256 of what Pillow 12.0.0 and transformers 5.24 make of the
+"""Makes tests/image/primitives.json: SHA-256 of what Pillow 12.0.0 and transformers 5.24 make of
+the
 pictures in tests/models/pictures, and sizes of transformers' smart_resize.
 `python tests/image/make_primitives.py`, with tests/models/requirements.txt.
 """

@@ -1,4 +1,5 @@
-"""Loads a folder with mlx-vlm and compares its logits with those that `examples/stages` wrote of it:
+"""Loads a folder with mlx-vlm and compares its logits with those that `examples/stages` wrote of
+it:
 `python tests/models/check_with_mlx_vlm.py FOLDER stages.safetensors`, with requirements-mlx.txt.
 """
 

@@ -1,4 +1,5 @@
-"""Makes tests/models/llava, a small random checkpoint in the hub's form, and what transformers makes
+"""Makes tests/models/llava, a small random checkpoint in the hub's form, and what transformers
+makes
 of it. `python tests/models/make_llava.py`, with requirements.txt.
 """
 

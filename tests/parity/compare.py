@@ -1,4 +1,5 @@
-"""The PyTorch reference on any checkpoint folder of this format, and how far another program's numbers are from it.
+"""The PyTorch reference on any checkpoint folder of this format, and how far another program's
+numbers are from it.
 
     python compare.py MODEL_DIR IMAGE --prompt "What is this?" [--prompt ...] [--out stages.safetensors] [--ours stages.safetensors]
 

@@ -81,11 +81,11 @@ SENTENCES = [
     "In: Where is the dog?\nOut: The dog is on the left of the tree, and it looks at the other dog.",
     "In: How many people are there?\nOut: There are three people in front of the house on the right.",
     "In: Describe the picture.\nOut: A man with a hat stands on the street and holds a green umbrella over his head.",
-    "In: What colour is the car?\nOut: The car on the other side of the street is white, the one in front of it is blue.",
+    "In: What color is the car?\nOut: The car on the other side of the street is white, the one in front of it is blue.",
     "In: What does the sign say?\nOut: The sign says that the station is closed in winter.",
 ]
 THINGS = [
-    "this", "there", "the colour", "on the left", "near the tree", "the dog",
+    "this", "there", "the color", "on the left", "near the tree", "the dog",
     "on the water", "a house", "in front", "the sign", "over there", "white",
 ]
 LONG = (
@@ -121,7 +121,9 @@ def make_pictures(folder):
 # Tokenizer
 
 def make_tokenizer(pieces=110):
-    """A Llama tokenizer: merges learned on SENTENCES, bytes for any other text, and <PAD> added after the vocabulary."""
+    """A Llama tokenizer: merges learned on SENTENCES, bytes for any other text, and <PAD> added
+    after the vocabulary.
+    """
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split("\n", "removed"), pre_tokenizers.Metaspace()])
     learner.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=pieces, show_progress=False))
@@ -273,7 +275,9 @@ def save_checkpoint(folder, recipe, tokenizer):
 # References
 
 def answer_case(model, tokenizer, transformers_tokenizer, turns, projected):
-    """One case of expected.json, or None where rounding could turn its greedy answer or where the answer is no valid text."""
+    """One case of expected.json, or None where rounding could turn its greedy answer or where the
+    answer is no valid text.
+    """
     text = prompt_text(turns)
     ids = tokenizer.encode(text).ids
     assert ids == transformers_tokenizer(text)["input_ids"], text

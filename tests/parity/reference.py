@@ -1,4 +1,5 @@
-"""The Prismatic model in PyTorch, f32 on the CPU: timm's encoders, transformers' Mistral, torchvision's transforms on Pillow pictures.
+"""The Prismatic model in PyTorch, f32 on the CPU: timm's encoders, transformers' Mistral,
+torchvision's transforms on Pillow pictures.
 
 What lies between those classes (which block the features come from, where the picture stands among the tokens, how a prompt is
 written) follows the published Prismatic code. Everything the Rust library computes is compared with what this module computes.
@@ -70,7 +71,9 @@ class Projector(nn.Module):
 
 
 class Prismatic(nn.Module):
-    """Module and parameter names are those of the checkpoint, but for LayerScale's (see `checkpoint_name`)."""
+    """Module and parameter names are those of the checkpoint, but for LayerScale's (see
+    `checkpoint_name`).
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -96,7 +99,9 @@ class Prismatic(nn.Module):
         return list(self.vision_backbone.values())
 
     def tower_features(self, tower, pixels):
-        """[1, patches, width]: the output of the last block but one, without prefix tokens and without the final norm."""
+        """[1, patches, width]: the output of the last block but one, without prefix tokens and
+        without the final norm.
+        """
         return tower.get_intermediate_layers(pixels, n={len(tower.blocks) - 2})[0]
 
     def features(self, pixels):
@@ -113,7 +118,8 @@ class Prismatic(nn.Module):
         return words if projected is None else torch.cat([words[:, :1], projected, words[:, 1:]], dim=1)
 
     def hidden(self, ids, projected):
-        """[positions, text width] after the final norm, computed from the whole sequence at once."""
+        """[positions, text width] after the final norm, computed from the whole sequence at once.
+        """
         return self.language_model.model(inputs_embeds=self.embed(ids, projected), use_cache=False).last_hidden_state[0]
 
     def logits(self, ids, projected=None):
@@ -125,7 +131,9 @@ class Prismatic(nn.Module):
         return self.language_model.lm_head(self.hidden(ids, projected))
 
     def greedy(self, ids, projected=None, steps=24):
-        """The answer's ids, their log-probabilities and, per step, how far the best logit is above the second; without a cache."""
+        """The answer's ids, their log-probabilities and, per step, how far the best logit is above
+        the second; without a cache.
+        """
         answer, logprobs, gaps = [], [], []
         for _ in range(steps):
             row = self.logits(ids + answer, projected)
@@ -146,12 +154,16 @@ class Prismatic(nn.Module):
 
 
 def tower_names(model):
-    """What the features of each encoder are called in fixtures and in the output of `examples/stages.rs`: DINOv2 has a class token."""
+    """What the features of each encoder are called in fixtures and in the output of
+    `examples/stages.rs`: DINOv2 has a class token.
+    """
     return ["dino_features" if tower.has_class_token else "siglip_features" for tower in model.towers]
 
 
 def checkpoint_name(name):
-    """The converter of the published checkpoint renames LayerScale: transformers rewrites names that contain "gamma"."""
+    """The converter of the published checkpoint renames LayerScale: transformers rewrites names
+    that contain "gamma".
+    """
     return name.replace(".ls1.gamma", ".ls1.scale_factor").replace(".ls2.gamma", ".ls2.scale_factor")
 
 
@@ -182,7 +194,9 @@ def load_picture(path):
 
 
 def prompt_text(turns):
-    """PurePromptBuilder: `turns` alternate between a question and its answer and end with a question."""
+    """PurePromptBuilder: `turns` alternate between a question and its answer and end with a
+    question.
+    """
     text = ""
     for number, message in enumerate(turns):
         message = message.replace("<image>", "").strip()

@@ -1,4 +1,5 @@
-"""Puts mistakes one could make into the reference, one at a time, and prints how far each moves features and last-row logits.
+"""Puts mistakes one could make into the reference, one at a time, and prints how far each moves
+features and last-row logits.
 
     python sensitivity.py [NAME...]
 
@@ -43,7 +44,8 @@ def other_theta(model, _):
 
 
 def traditional_rope(model, _):
-    """Rotating neighbours instead of halves equals this reordering of each head's queries and keys."""
+    """Rotating neighbors instead of halves equals this reordering of each head's queries and keys.
+    """
     for layer in decoder_layers(model):
         width = layer.self_attn.head_dim
         order = [*range(0, width, 2), *range(1, width, 2)]
@@ -163,7 +165,7 @@ def fill_of_first(_, preprocess):
 
 ALWAYS = {
     "RMSNorm eps 1e-5 for 1e-6, or the other way round": other_rms_eps,
-    "RoPE over neighbours (traditional)": traditional_rope,
+    "RoPE over neighbors (traditional)": traditional_rope,
     "RoPE theta 2 % off in its logarithm": other_theta,
     "key heads interleaved among query heads": interleaved_kv_heads,
     "decoder: softmax scale of head_dim + 1": decoder_scale,

@@ -1,4 +1,5 @@
-"""Opens a quantized folder that the library saved with MLX's own loader, and compares every tensor with the model that it was made of.
+"""Opens a quantized folder that the library saved with MLX's own loader, and compares every tensor
+with the model that it was made of.
 
     python check_saved.py FOLDER [SOURCE]
 

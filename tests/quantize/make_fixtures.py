@@ -1,4 +1,5 @@
-"""Writes what MLX's own Python package makes of a matrix and of a model, and what PyTorch computes from that model.
+"""Writes what MLX's own Python package makes of a matrix and of a model, and what PyTorch computes
+from that model.
 
     python make_fixtures.py
 
@@ -47,7 +48,9 @@ QUESTION = "What is there in the picture?"
 
 
 def make_schemes(path):
-    """Rows of several magnitudes and the odd ones: nothing but zeros, one number only, all negative, a far outlier."""
+    """Rows of several magnitudes and the odd ones: nothing but zeros, one number only, all
+    negative, a far outlier.
+    """
     random = numpy.random.default_rng(5)
     rows = random.normal(0, 1, (8, 256)) * numpy.array([[1], [0.02], [30], [1e-6], [0], [1], [1], [1]])
     rows[5] = 0.7
@@ -65,7 +68,9 @@ def make_schemes(path):
 
 
 def scheme_of(module, weight):
-    """None where MLX's community leaves it: what is no linear layer or embedding, and rows that the group size does not divide."""
+    """None where MLX's community leaves it: what is no linear layer or embedding, and rows that the
+    group size does not divide.
+    """
     scheme = EXCEPTIONS.get(module, DEFAULT)
     is_matrix = weight.ndim == 2
     return scheme if scheme and is_matrix and weight.shape[1] % scheme["group_size"] == 0 else None

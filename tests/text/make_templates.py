@@ -1,4 +1,5 @@
-"""Writes templates.json: chat templates that use what published ones use, and what transformers makes of them.
+"""Writes templates.json: chat templates that use what published ones use, and what transformers
+makes of them.
 
     python tests/text/make_templates.py
 

@@ -51,7 +51,9 @@ SPECIAL = ["<unk>", "<s>", "</s>", "<PAD>"]
 
 
 def llama_style():
-    """Byte fallback as Llama and Mistral have it: a `▁` in front of every stretch of text, bytes for what the vocabulary lacks."""
+    """Byte fallback as Llama and Mistral have it: a `▁` in front of every stretch of text, bytes
+    for what the vocabulary lacks.
+    """
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -128,7 +130,7 @@ def prompt_cases(builder, tokenizer):
     """Prompts by the models' own builder, and their tokens."""
     conversations = [
         ["What is in the picture?"],
-        ["What is in the picture?", "A red square.", "And what colour is it?"],
+        ["What is in the picture?", "A red square.", "And what color is it?"],
         ["q1", "", "q2", " \t ", "q3"],
         ["  <image>\n What? <image> ", "<image> a b \n", "and<image>then"],
         [""],
@@ -170,7 +172,9 @@ def warped(logits, history, temperature, top_k, top_p, min_p, penalty):
 
 
 def chacha8(seed):
-    """The random numbers: ChaCha with 8 rounds, its key filled by PCG32 as rand_core's `seed_from_u64` does."""
+    """The random numbers: ChaCha with 8 rounds, its key filled by PCG32 as rand_core's
+    `seed_from_u64` does.
+    """
     mask = 0xFFFFFFFF
     rotated = lambda x, n: ((x << n) | (x >> (32 - n))) & mask if n else x
     key = []

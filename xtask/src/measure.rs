@@ -126,14 +126,14 @@ fn draw(path: &Path, samples: &[Sample]) -> Result<()> {
         .iter()
         .map(|sample| (sample.cycle, sample.active / 1e6))
         .collect();
-    for (name, colour, points) in [
+    for (name, color, points) in [
         ("resident", RGBColor(31, 119, 180), resident),
         ("in use by MLX", RGBColor(214, 120, 40), active),
     ] {
-        let series = chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?;
+        let series = chart.draw_series(LineSeries::new(points, color.stroke_width(2)))?;
         series
             .label(name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
     }
     chart
         .configure_series_labels()

@@ -140,13 +140,13 @@ fn plot(report: &Value) -> Result<()> {
     let whole = |value: &f64| format!("{value:.0}");
     let mut mesh = chart.configure_mesh();
     mesh.x_desc("bits")
-        .y_desc("per cent")
+        .y_desc("percent")
         .x_labels(7)
         .x_label_formatter(&whole)
         .y_label_formatter(&whole)
         .light_line_style(WHITE)
         .draw()?;
-    for (group_size, colour) in [
+    for (group_size, color) in [
         (32, RGBColor(31, 119, 180)),
         (64, RGBColor(214, 120, 40)),
         (128, RGBColor(60, 150, 80)),
@@ -164,13 +164,13 @@ fn plot(report: &Value) -> Result<()> {
         chart.draw_series(
             points
                 .iter()
-                .map(|point| Circle::new(*point, 3, colour.filled())),
+                .map(|point| Circle::new(*point, 3, color.filled())),
         )?;
-        let series = chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?;
+        let series = chart.draw_series(LineSeries::new(points, color.stroke_width(2)))?;
         let name = format!("groups of {group_size}");
         series
             .label(name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
     }
     let mut labels = chart.configure_series_labels();
     labels

@@ -143,7 +143,7 @@ const EXTRAS: [Extra; 4] = [
         lacks: || unless_runs(&["valgrind", "--version"], "apt-get install valgrind"),
     },
     Extra {
-        step: Step::new("licences", &["xtask", "deny"]),
+        step: Step::new("licenses", &["xtask", "deny"]),
         lacks: deny::lacks,
     },
     Extra {

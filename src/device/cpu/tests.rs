@@ -269,11 +269,11 @@ fn affine_products_are_those_of_float64() {
                     random.floats(rows * groups),
                     random.floats(rows),
                 );
-                let centre = f32::from(1u8 << (bits - 1));
+                let center = f32::from(1u8 << (bits - 1));
                 let biases: Vec<f32> = scales
                     .iter()
                     .zip(&biases)
-                    .map(|(scale, bias)| bias - scale * centre)
+                    .map(|(scale, bias)| bias - scale * center)
                     .collect();
                 let halves = (bf16(&scales), bf16(&biases), f16(&scales), f16(&biases));
                 let stored = [
@@ -666,11 +666,11 @@ fn normalized_rows_are_those_of_float64() {
                 let mean = |f: &dyn Fn(f64) -> f64| {
                     x.iter().map(|x| f(f64::from(*x))).sum::<f64>() / width as f64
                 };
-                let centre = if centred { mean(&|x| x) } else { 0.0 };
-                let factor = 1.0 / (mean(&|x| (x - centre).powi(2)) + 1e-5).sqrt();
+                let center = if centred { mean(&|x| x) } else { 0.0 };
+                let factor = 1.0 / (mean(&|x| (x - center).powi(2)) + 1e-5).sqrt();
                 let bias = |i: usize| if centred { f64::from(bias[i]) } else { 0.0 };
                 (0..width)
-                    .map(|i| (f64::from(x[i]) - centre) * factor * f64::from(weight[i]) + bias(i))
+                    .map(|i| (f64::from(x[i]) - center) * factor * f64::from(weight[i]) + bias(i))
                     .collect()
             };
             x.chunks_exact(width).flat_map(row).collect::<Vec<f64>>()

@@ -90,14 +90,14 @@ fn bars(
     area.draw(&Text::new(title.to_owned(), (left, 24), ("sans-serif", 13)))?;
     for (i, ((row, value), ceiling)) in rows.iter().zip(values).zip(ceilings).enumerate() {
         let (top, bottom) = (TOP + BAR * i as i32, TOP + BAR * (i as i32 + 1) - 6);
-        let colour = if row.is_ours() {
+        let color = if row.is_ours() {
             RGBColor(31, 119, 180)
         } else {
             RGBColor(175, 175, 175)
         };
         area.draw(&Rectangle::new(
             [(left, top), (pixels(*value).max(left + 1), bottom)],
-            colour.filled(),
+            color.filled(),
         ))?;
         let mut end = pixels(*value);
         if let Some(ceiling) = ceiling {

@@ -15,7 +15,7 @@
 
 mod archive;
 mod libraries;
-mod licences;
+mod licenses;
 mod package;
 
 pub use archive::write_checksum;
@@ -135,7 +135,7 @@ fn make(
     steps.say("linking");
     libraries::write(steps, &library, &release, mlx, part, &prefix.join("lib"))?;
     package::write(&release, &prefix)?;
-    licences::write(metadata, mlx, &prefix.join("licenses"))?;
+    licenses::write(metadata, mlx, &prefix.join("licenses"))?;
     steps.say("compressing");
     archive::write(part, &release.name())?;
     Ok(release)

@@ -1,4 +1,5 @@
-"""What the peers have in common: the decoder's sizes (Moxin-7B: https://huggingface.co/moxin-org/Moxin-7B-LLM), the clock, and the row that each
+"""What the peers have in common: the decoder's sizes (Moxin-7B:
+https://huggingface.co/moxin-org/Moxin-7B-LLM), the clock, and the row that each
 prints for `cargo xtask bench`."""
 
 import argparse
@@ -29,7 +30,9 @@ def arguments(description):
 
 
 def times(runs, work):
-    """The seconds that each run takes, after one that warms up. What takes a minute is run once, and cold."""
+    """The seconds that each run takes, after one that warms up. What takes a minute is run once,
+    and cold.
+    """
     start = time.perf_counter()
     work()
     first = time.perf_counter() - start
@@ -48,7 +51,8 @@ def stage(count, seconds, extrapolated=None):
 
 
 def row(program, scheme, device, *, image=None, prefill=None, decode=None, load=None, whole=True):
-    """Prints a result. `whole`: all of the model was in memory, so that the peak means something."""
+    """Prints a result. `whole`: all of the model was in memory, so that the peak means something.
+    """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if whole else None
     result = {"program": program, "scheme": scheme, "device": device, "load": load, "resident_peak": peak}
     print(json.dumps(result | {"image": image, "prefill": prefill, "decode": decode}), flush=True)

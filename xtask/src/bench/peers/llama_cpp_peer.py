@@ -1,4 +1,6 @@
-"""llama.cpp, through llama-cpp-python, which builds it for this machine: the decoder of the real size with random numbers, in its own formats."""
+"""llama.cpp, through llama-cpp-python, which builds it for this machine: the decoder of the real
+size with random numbers, in its own formats.
+"""
 
 import ctypes
 import importlib.metadata
@@ -31,7 +33,9 @@ def matrix(scheme, rows, columns):
 
 
 def write(path, scheme):
-    """A GGUF file without a tokenizer. All layers have the same numbers, each its own copy in the file."""
+    """A GGUF file without a tokenizer. All layers have the same numbers, each its own copy in the
+    file.
+    """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(4096)
     writer.add_embedding_length(common.HIDDEN)

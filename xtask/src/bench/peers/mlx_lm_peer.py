@@ -1,4 +1,6 @@
-"""mlx-lm's Mistral on MLX's own Python package. On the CPU a whole model would take hours: a few layers are measured, and the rest is extrapolated."""
+"""mlx-lm's Mistral on MLX's own Python package. On the CPU a whole model would take hours: a few
+layers are measured, and the rest is extrapolated.
+"""
 
 import importlib.metadata
 

@@ -1,4 +1,6 @@
-"""PyTorch: transformers' Mistral and timm's two vision encoders, in bfloat16, of the real size with random numbers."""
+"""PyTorch: transformers' Mistral and timm's two vision encoders, in bfloat16, of the real size with
+random numbers.
+"""
 
 import importlib.metadata
 
@@ -12,7 +14,9 @@ ENCODERS = ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_
 
 
 def fill(model, device):
-    """Gives a model that was made without memory memory and numbers; drawing each of 8 billion would take longer than all the rest."""
+    """Gives a model that was made without memory memory and numbers; drawing each of 8 billion
+    would take longer than all the rest.
+    """
     model.to_empty(device=device)
     pool = torch.randn(1 << 22, device=device, dtype=torch.float32) * 0.02
     with torch.no_grad():

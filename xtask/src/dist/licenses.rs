@@ -100,7 +100,7 @@ fn copy(source: &Path, destination: &Path) -> Result<()> {
         if entry.file_type()?.is_file()
             && NAMES
                 .iter()
-                .any(|licence| name.to_lowercase().starts_with(licence))
+                .any(|license| name.to_lowercase().starts_with(license))
         {
             fs::copy(entry.path(), destination.join(name))?;
         }
