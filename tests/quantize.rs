@@ -409,7 +409,7 @@ fn errors_in_a_config_are_named() {
         ),
         (
             serde_json::json!({"group_size": 64, "bits": 4, "mode": "mxfp4"}),
-            "mxfp4 has 4 bits and groups of 32",
+            "mxfp4 always has 4 bits and a group size of 32",
         ),
         (
             serde_json::json!({"group_size": 32, "bits": 4, "mode": "mxfp4"}),

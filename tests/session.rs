@@ -1127,7 +1127,7 @@ fn invalid_messages_are_refused() {
     refused(session.add_text(Role::System, "Be brief."), "system");
     refused(
         session.add_text(Role::Assistant, "Yes."),
-        "begins with the user's text",
+        "starts with the user's text",
     );
     refused(session.add_image(demo()), "one image");
     session.add_text(Role::User, DESCRIBE).unwrap();

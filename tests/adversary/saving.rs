@@ -238,7 +238,7 @@ fn the_source_is_never_replaced() {
             ] {
                 let refused = save(&model, way);
                 assert!(
-                    matches!(&refused, Err(Error::InvalidArgument(what)) if what.contains("comes from")),
+                    matches!(&refused, Err(Error::InvalidArgument(what)) if what.contains("was loaded from")),
                     "{way}: {refused:?}"
                 );
             }

@@ -81,11 +81,11 @@ SENTENCES = [
     "In: Where is the dog?\nOut: The dog is on the left of the tree, and it looks at the other dog.",
     "In: How many people are there?\nOut: There are three people in front of the house on the right.",
     "In: Describe the picture.\nOut: A man with a hat stands on the street and holds a green umbrella over his head.",
-    "In: What color is the car?\nOut: The car on the other side of the street is white, the one in front of it is blue.",
+    "In: What colour is the car?\nOut: The car on the other side of the street is white, the one in front of it is blue.",
     "In: What does the sign say?\nOut: The sign says that the station is closed in winter.",
 ]
 THINGS = [
-    "this", "there", "the color", "on the left", "near the tree", "the dog",
+    "this", "there", "the colour", "on the left", "near the tree", "the dog",
     "on the water", "a house", "in front", "the sign", "over there", "white",
 ]
 LONG = (

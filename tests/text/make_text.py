@@ -130,7 +130,7 @@ def prompt_cases(builder, tokenizer):
     """Prompts by the models' own builder, and their tokens."""
     conversations = [
         ["What is in the picture?"],
-        ["What is in the picture?", "A red square.", "And what color is it?"],
+        ["What is in the picture?", "A red square.", "And what colour is it?"],
         ["q1", "", "q2", " \t ", "q3"],
         ["  <image>\n What? <image> ", "<image> a b \n", "and<image>then"],
         [""],
