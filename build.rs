@@ -1,23 +1,9 @@
-//! Writes the C header to OUT_DIR. `cargo xtask header` copies it to include/, and a test compares
-//! the two.
+//! Sets linker arguments.
 
-use std::{env, path::PathBuf};
+use std::env;
 
 fn main() {
-    println!("cargo::rerun-if-changed=src/ffi");
-    println!("cargo::rerun-if-changed=cbindgen.toml");
-    let root =
-        PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
-    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).expect("cbindgen.toml");
-    let builder = cbindgen::Builder::new()
-        .with_config(config)
-        .with_src(root.join("src/ffi/mod.rs"));
-    builder
-        .generate()
-        .expect("the C header")
-        .write_to_file(out.join("moxin_vlm.h"));
-
+    println!("cargo::rerun-if-changed=build.rs");
     // `cargo xtask setup` sets the location of MLX. Its run path in cargo's configuration is lost
     // if RUSTFLAGS is set.
     if let Some(libdir) = env::var_os("DEP_MLX_LIBDIR") {

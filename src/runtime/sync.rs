@@ -1,4 +1,4 @@
-//! Threads, locks and channels, imported in one place: `tests/shuttle.rs` compiles the files that
+//! Threads, locks and channels, imported in one place: `threads/threads.rs` compiles the files that
 //! use them against shuttle's versions, which try the possible orders of threads.
 
 pub use std::{

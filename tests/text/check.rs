@@ -127,7 +127,7 @@ fn steps_that_multiply_text_are_refused() {
                 "normalizers",
                 &vec![json!({"type": "Strip", "strip_left": true, "strip_right": true}); 1000],
             ),
-            "steps; at most 64",
+            "steps; expected at most 64",
         ),
         (
             "normalizer",
@@ -191,7 +191,7 @@ fn steps_that_multiply_text_are_refused() {
     .unwrap_err();
     assert!(
         matches!(refused, Error::CorruptModel { .. })
-            && refused.to_string().contains("2 times; once"),
+            && refused.to_string().contains("2 times; expected once"),
         "{refused}"
     );
 }

@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use crate::{cargo, setup};
+use crate::{cargo, repository, run as run_program};
 
 const MODEL: &str = "models/tiny";
 const PICTURE: &str = "models/demo.png";
@@ -14,13 +14,14 @@ const QUESTIONS: [&str; 3] = [
 ];
 
 pub fn run() -> Result<()> {
-    setup::ensure()?;
-    cargo::build_example("generate")?;
-    println!(
-        "The picture: {}",
-        setup::repository().join(PICTURE).display()
-    );
-    let mut arguments = vec!["--model", MODEL, "--image", PICTURE, "--show-image"];
-    arguments.extend(QUESTIONS.iter().flat_map(|question| ["--prompt", question]));
-    cargo::run_example("generate", &arguments)
+    moxin_vlm_setup::ensure(repository())?;
+    run_program(cargo().args(["build", "--example", "generate"]))?;
+    println!("The picture: {}", repository().join(PICTURE).display());
+    let questions = QUESTIONS.iter().flat_map(|question| ["--prompt", question]);
+    run_program(
+        cargo()
+            .args(["run", "--quiet", "--example", "generate", "--"])
+            .args(["--model", MODEL, "--image", PICTURE, "--show-image"])
+            .args(questions),
+    )
 }

@@ -1,103 +1,52 @@
-//! The project's chores: `cargo xtask CHORE`, and `cargo xtask help` lists them.
+//! `cargo xtask CHORE`. The demo and the set-up are here, so that they compile little; every other
+//! chore is in the package `chores`, which is compiled when it is first needed.
 
-mod apple;
-mod bench;
-mod cargo;
 mod demo;
-mod deny;
-mod dist;
-mod full_size;
-mod fuzz;
-mod header;
-mod kernels;
-mod measure;
-mod processor;
-mod quality;
-mod reference;
-mod score;
-mod setup;
-mod swift;
-mod test;
 
-use std::process::ExitCode;
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{self, Command, ExitCode};
 
+use anyhow::{Context, Result, bail};
 use clap::Parser;
+use moxin_vlm_setup::Backend;
 
+/// The project's chores
 #[derive(Parser)]
-#[command(bin_name = "cargo xtask", about = "The project's chores")]
+#[command(
+    bin_name = "cargo xtask",
+    disable_help_subcommand = true,
+    allow_external_subcommands = true,
+    after_help = "`cargo xtask chores` lists all other chores."
+)]
 enum Chore {
     /// Show the small model describing a picture
     Demo,
+    /// Get MLX and tell cargo where it is; needed once on Linux, never on macOS
+    Setup {
+        /// The device that MLX computes on [default: the previous choice, otherwise cpu]
+        #[arg(long)]
+        backend: Option<Backend>,
+        /// Also write the cargo configuration for another project that depends on this crate
+        #[arg(long, value_name = "DIR")]
+        project: Option<PathBuf>,
+    },
     /// Check everything: format, lints, documentation, all tests, licenses
     Test,
-    /// Check licenses, origins and known vulnerabilities of all dependencies, with cargo-deny
-    Deny,
-    /// Get MLX and tell cargo where it is; needed once on Linux, never on macOS
-    Setup(setup::Options),
-    /// Ask the small model about 500 unseen pictures, and count the correct answers
-    Score(score::Options),
-    /// Copy the C header that the build writes to include/, and write its reference
-    Header,
-    /// Write docs/c-api.md, the reference of the C API, from the header
-    Reference,
-    /// Package the library for C and C++ programs: a folder that can be moved anywhere, and an
-    /// archive of it
-    Dist(dist::Options),
-    /// Test the CPU kernels under AddressSanitizer, and with NEON on an emulated Arm CPU
-    KernelsTest,
-    /// Build and test the Swift package, with this machine's Swift or, as root, with that of a
-    /// Debian in the cache folder
-    SwiftTest(swift::Options),
-    /// Measure what quantization costs in quality, and write docs/quantization.md
-    Quality(quality::Options),
-    /// Run 10,000 conversations through the C ABI, and plot their memory
-    Soak(measure::SoakOptions),
-    /// Measure what a call of the C ABI costs relative to a step of the small model
-    CallCost(measure::CallCostOptions),
-    /// Measure the real size next to the machine's limits and other programs, and write
-    /// docs/performance.md
-    Bench(bench::Options),
-    /// Run a random checkpoint of a real size: up to 17 GB on disk, and about as much memory
-    FullSize(full_size::Options),
-    /// Type-check the library for macOS and iOS, from Linux
-    AppleCheck,
-    /// Link the library for macOS from Linux, against MLX's own, and check the result
-    AppleLink(apple::link::Options),
-    /// Make the xcframework that Swift packages and apps embed: complete on a Mac, partial on Linux
-    Xcframework(apple::xcframework::Options),
-    /// Fuzz everything that reads untrusted bytes, under libFuzzer and AddressSanitizer
-    Fuzz(fuzz::Options),
-    /// Write the Rust bindings of mlx-c; a step of `setup`, in a process of its own
-    #[command(hide = true)]
-    Bindings(setup::bindings::Options),
-    /// Print the path of a CMake, after getting one if the system has none; for the tests
-    #[command(hide = true)]
-    Cmake,
+    /// List all other chores
+    Chores,
+    #[command(external_subcommand)]
+    Other(Vec<OsString>),
 }
 
 fn main() -> ExitCode {
     let outcome = match Chore::parse() {
         Chore::Demo => demo::run(),
-        Chore::Test => test::run(),
-        Chore::Deny => deny::run(),
-        Chore::Setup(options) => setup::run(options),
-        Chore::Score(options) => score::run(options),
-        Chore::Header => header::run().and_then(|()| reference::run()),
-        Chore::Reference => reference::run(),
-        Chore::Dist(options) => dist::run(options),
-        Chore::KernelsTest => kernels::run(),
-        Chore::SwiftTest(options) => swift::run(options),
-        Chore::Quality(options) => quality::run(options),
-        Chore::Soak(options) => measure::soak(options),
-        Chore::CallCost(options) => measure::call_cost(options),
-        Chore::AppleCheck => apple::check::run(),
-        Chore::AppleLink(options) => apple::link::run(options),
-        Chore::Xcframework(options) => apple::xcframework::run(options),
-        Chore::Bench(options) => bench::run(options),
-        Chore::FullSize(options) => full_size::run(options),
-        Chore::Fuzz(options) => fuzz::run(options),
-        Chore::Bindings(options) => setup::bindings::run(options),
-        Chore::Cmake => setup::cmake::run(),
+        Chore::Setup { backend, project } => setup(backend, project.as_deref()),
+        Chore::Test => chore(&["test".into()]),
+        Chore::Chores => chore(&["--help".into()]),
+        Chore::Other(arguments) => chore(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -106,4 +55,57 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn setup(backend: Option<Backend>, project: Option<&Path>) -> Result<()> {
+    moxin_vlm_setup::for_project(repository(), backend)?;
+    match project {
+        Some(project) => moxin_vlm_setup::for_project(project, backend),
+        None => Ok(()),
+    }
+}
+
+/// Runs a chore of the package `chores`.
+fn chore(arguments: &[OsString]) -> Result<()> {
+    let mut command = cargo();
+    command
+        .args(["run", "--profile", "chores", "--package", "chores"])
+        .arg("--manifest-path")
+        .arg(repository().join("Cargo.toml"))
+        .arg("--")
+        .args(arguments)
+        // The arguments may name files relative to the user's folder.
+        .current_dir(env::current_dir()?);
+    let status = command.status().context("cannot run cargo")?;
+    // The chore has said what failed.
+    if !status.success() {
+        process::exit(status.code().unwrap_or(1));
+    }
+    Ok(())
+}
+
+/// Returns the root of the repository.
+fn repository() -> &'static Path {
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().unwrap_or(xtask)
+}
+
+/// Returns cargo in the root of the repository.
+fn cargo() -> Command {
+    // Cargo sets this for the programs it runs.
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
+    command.current_dir(repository());
+    command
+}
+
+/// Runs a program whose output goes to the user.
+fn run(command: &mut Command) -> Result<()> {
+    let program = command.get_program().to_owned();
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run {}", program.display()))?;
+    if !status.success() {
+        bail!("{} failed ({status})", program.display());
+    }
+    Ok(())
 }

@@ -73,7 +73,7 @@ pub fn install(steps: &Steps, cache: &Path, peers: &[Peer], gpu: bool) -> Result
 }
 
 fn folder() -> PathBuf {
-    setup::repository().join("xtask/src/bench/peers")
+    setup::repository().join("chores/src/bench/peers")
 }
 
 /// Returns the Python of an environment with these packages. A marker shows that it is complete.

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::step::Steps;
+use crate::step::Steps;
 
 /// apt-get with lists of its own.
 pub struct Apt<'a> {

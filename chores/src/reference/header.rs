@@ -151,7 +151,7 @@ impl<'a> Lines<'a> {
             .and_then(|index| self.lines.get(index))
             .unwrap_or(&"");
         anyhow!(
-            "line {} of the header: `{line}` has a form that xtask/src/reference/header.rs does \
+            "line {} of the header: `{line}` has a form that chores/src/reference/header.rs does \
                 not know",
             self.read
         )

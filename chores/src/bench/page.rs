@@ -305,7 +305,7 @@ fn commands(rows: &[&Row]) -> String {
             text += &format!("{}\n", row.command);
         }
     }
-    text + "```\n\nThe scripts are in [xtask/src/bench/peers](../xtask/src/bench/peers).\n"
+    text + "```\n\nThe scripts are in [chores/src/bench/peers](../chores/src/bench/peers).\n"
 }
 
 fn time(seconds: f64) -> String {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{apple, cargo, deny, setup, swift};
+use crate::{apple, bindings, cargo, deny, setup, swift};
 
 /// One step: a name, and cargo's arguments.
 struct Step {
@@ -76,7 +76,15 @@ const STEPS: [Step; 7] = [
     },
     Step::new(
         "tests of the chores",
-        &["test", "--profile", "chores", "--package", "xtask"],
+        &[
+            "test",
+            "--profile",
+            "chores",
+            "--package",
+            "chores",
+            "--package",
+            "moxin-vlm-setup",
+        ],
     ),
     // The models of the tests are small: two threads of OpenBLAS cost more by waiting for each
     // other than they save.
@@ -90,6 +98,8 @@ const STEPS: [Step; 7] = [
                 "moxin-vlm",
                 "--package",
                 "moxin-vlm-fuzz",
+                "--package",
+                "moxin-vlm-threads",
             ],
         )
     },
@@ -118,7 +128,11 @@ struct Extra {
     lacks: fn() -> Option<String>,
 }
 
-const EXTRAS: [Extra; 4] = [
+const EXTRAS: [Extra; 5] = [
+    Extra {
+        step: Step::new("bindings", &["xtask", "bindings", "--check"]),
+        lacks: bindings::lacks,
+    },
     Extra {
         // The tests that take seconds; without names, all C programs run, which takes many minutes.
         step: Step {

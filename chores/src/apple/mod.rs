@@ -19,7 +19,6 @@ mod simulator;
 mod verify;
 pub mod xcframework;
 
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,6 +26,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
+use crate::bindings;
 use crate::cargo::add_target;
 use crate::setup::{self, step::Steps, wheels};
 
@@ -132,17 +132,9 @@ impl Home {
         fs::write(&empty, "")?;
         let headers = self.path.join("ziglang/lib");
         let apple = headers.join("libc/include/any-darwin-any");
-        let mut command = Command::new(env::current_exe()?);
-        command
-            .arg("bindings")
-            .arg(setup::mlx_c_sources(setup::repository())?)
-            .arg(empty)
-            .arg(headers.join("include"))
-            .arg(folder.join("bindings.rs"));
-        command.env(
-            "LIBCLANG_PATH",
-            wheels::find_below(tools, "native/libclang.so")?,
-        );
+        let libclang = wheels::find_below(tools, "native/libclang.so")?;
+        let output = folder.join("bindings.rs");
+        let mut command = bindings::generate(&libclang, &empty, &headers.join("include"), &output)?;
         let arguments = format!(
             "--target={clang} -march=armv8.6-a+bf16 -nostdlibinc -isystem '{}'",
             apple.display()

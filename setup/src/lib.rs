@@ -1,8 +1,8 @@
 //! Sets up MLX on Linux. On macOS, mlx-sys builds MLX itself; on Linux its build script cannot.
-//! This chore assembles MLX from published parts and tells cargo to use that instead:
+//! This crate assembles MLX from published parts and tells cargo to use that instead:
 //!
 //! 1. `wheels`: MLX, OpenBLAS and the build tools, as wheels pinned by version and hash.
-//! 2. `bindings`: the Rust declarations of mlx-c that mlx-sys would have generated.
+//! 2. `bindings.rs`: the Rust declarations of mlx-c that mlx-sys would have generated.
 //! 3. `native`: mlx-c, from the sources inside mlx-sys; OpenBLAS in place of the wheel's BLAS.
 //! 4. `cargo_config`: `.cargo/mlx.toml`, which makes cargo skip the build script of mlx-sys.
 //!
@@ -10,14 +10,13 @@
 //! shared by all clones. It is built next to its final path and renamed when complete.
 
 pub mod apt;
-pub mod bindings;
 mod cargo_config;
 pub mod cmake;
 mod native;
 pub mod step;
 pub mod wheels;
 
-pub use native::{executable, mlx_c_sources, openblas};
+pub use native::{executable, half_shim, mlx_c_sources, openblas};
 
 use std::env::{
     self,
@@ -37,19 +36,14 @@ use step::Steps;
 const MLX_VERSION: &str = "0.32.2";
 const MLX_SYS_VERSION: &str = "0.7.0";
 
+/// The Rust declarations of mlx-c. A chore of the repository writes them with bindgen, and checks
+/// that they are those of [`MLX_SYS_VERSION`].
+const BINDINGS: &str = include_str!("../bindings/x86_64-unknown-linux-gnu.rs");
+
 /// The prefix of the folders in which a set-up is built.
 const PART: &str = "part-";
 
-#[derive(clap::Args)]
-pub struct Options {
-    /// The device that MLX computes on [default: the previous choice, otherwise cpu]
-    #[arg(long)]
-    backend: Option<Backend>,
-    /// Also write the cargo configuration for another project that depends on this crate
-    #[arg(long, value_name = "DIR")]
-    project: Option<PathBuf>,
-}
-
+/// The device that MLX computes on.
 #[derive(Clone, Copy, PartialEq, Debug, ValueEnum)]
 pub enum Backend {
     Cpu,
@@ -66,13 +60,15 @@ impl Backend {
     }
 }
 
-/// Gets MLX if it is missing, and reports what it finds and does.
-pub fn run(options: Options) -> Result<()> {
+/// Gets MLX for the project in a folder if it is missing, configures cargo there to use it, and
+/// reports what it finds and does.
+pub fn for_project(project: &Path, backend: Option<Backend>) -> Result<()> {
     if !is_needed(OS, ARCH)? {
         println!("Nothing to set up: on macOS cargo builds MLX itself, with Metal.");
         return Ok(());
     }
-    let home = prepare(options.backend)?;
+    cargo_config::check_project(project)?;
+    let home = prepare(project, backend)?;
     println!("MLX {MLX_VERSION} is ready in {}", home.path.display());
     if env::var_os("RUSTFLAGS").is_some() {
         println!(
@@ -81,19 +77,16 @@ pub fn run(options: Options) -> Result<()> {
             home.library_folder().display()
         );
     }
-    match options.project {
-        Some(project) => cargo_config::write_for_project(&project, &home),
-        None => Ok(()),
-    }
+    cargo_config::include(project)
 }
 
-/// Gets MLX if it is missing; silent otherwise. Other chores call this first. Returns its folder if
-/// MLX needs a set-up.
-pub fn ensure() -> Result<Option<PathBuf>> {
+/// Gets MLX for the project in a folder if it is missing; silent otherwise. The project's
+/// `.cargo/config.toml` must include `mlx.toml`. Returns MLX's folder if it needs a set-up.
+pub fn ensure(project: &Path) -> Result<Option<PathBuf>> {
     if !is_needed(OS, ARCH)? {
         return Ok(None);
     }
-    Ok(Some(prepare(None)?.path))
+    Ok(Some(prepare(project, None)?.path))
 }
 
 /// Returns whether this kind of machine needs the set-up; an error if there is no MLX for it.
@@ -119,24 +112,17 @@ fn is_needed(os: &str, arch: &str) -> Result<bool> {
     }
 }
 
-/// Returns a complete MLX, after configuring cargo in this repository to use it.
-fn prepare(backend: Option<Backend>) -> Result<Home> {
-    let repository = repository();
+/// Returns a complete MLX, after configuring cargo in a project to use it.
+fn prepare(project: &Path, backend: Option<Backend>) -> Result<Home> {
     let backend = backend
-        .or_else(|| cargo_config::backend(repository))
+        .or_else(|| cargo_config::backend(project))
         .unwrap_or(Backend::Cpu);
     let home = Home::new(&cache_folder()?, backend);
     if !home.is_complete() {
-        install(&home)?;
+        install(&home, project)?;
     }
-    cargo_config::write(repository, &home)?;
+    cargo_config::write(project, &home)?;
     Ok(home)
-}
-
-/// Returns the root of the repository.
-pub fn repository() -> &'static Path {
-    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
-    xtask.parent().unwrap_or(xtask)
 }
 
 /// Returns the folder for complete set-ups and other large files: `$MOXIN_MLX_HOME`, or `moxin-vlm`
@@ -207,7 +193,7 @@ impl Home {
 /// Returns twelve hexadecimal digits that change with every input of a set-up.
 fn recipe_hash(backend: Backend) -> String {
     let mut hash = Sha256::new_with_prefix(MLX_SYS_VERSION);
-    hash.update(bindings::RECIPE);
+    hash.update(BINDINGS);
     for text in wheels::requirements(backend) {
         hash.update(text);
     }
@@ -221,14 +207,15 @@ fn recipe_hash(backend: Backend) -> String {
         .collect()
 }
 
-/// Makes `home`, and explains disk problems.
-fn install(home: &Home) -> Result<()> {
+/// Makes `home` from the mlx-c sources that a project depends on, and explains disk problems.
+fn install(home: &Home, project: &Path) -> Result<()> {
     let cache = home.path.parent().unwrap_or(&home.path);
-    make(&home.path, || home.is_complete(), |part| build(part, home)).map_err(|error| {
+    let build = |part: &Path| build(part, home, project);
+    make(&home.path, || home.is_complete(), build).map_err(|error| {
         match error.downcast_ref::<io::Error>() {
             Some(io) if io.kind() == io::ErrorKind::StorageFull => anyhow!(
                 "the disk of {} is full: free some space (0.5 GB, for cuda 6 GB), or set \
-                    MOXIN_MLX_HOME to a folder on another disk",
+                 MOXIN_MLX_HOME to a folder on another disk",
                 cache.display()
             ),
             Some(io) => anyhow!(
@@ -271,7 +258,7 @@ pub fn make(
 }
 
 /// Builds everything in `part`; returns the folder of the result.
-fn build(part: &Path, home: &Home) -> Result<PathBuf> {
+fn build(part: &Path, home: &Home, project: &Path) -> Result<PathBuf> {
     let folder = |name: &str| -> Result<PathBuf> {
         let path = part.join(name);
         fs::create_dir_all(&path)?;
@@ -287,7 +274,7 @@ fn build(part: &Path, home: &Home) -> Result<PathBuf> {
     native::check_c_library()?;
     wheels::check_python()?;
     let compiler = native::Compiler::find()?;
-    let mlx_c = mlx_c_sources(repository())?;
+    let mlx_c = mlx_c_sources(project)?;
 
     steps.say(&format!(
         "fetching MLX {MLX_VERSION} ({}) and its build tools",
@@ -301,16 +288,9 @@ fn build(part: &Path, home: &Home) -> Result<PathBuf> {
     )?;
     steps.say("unpacking");
     wheels::unpack(&steps, &downloads, &made.path, &tools)?;
-    steps.say("writing the Rust bindings of mlx-c");
+    fs::create_dir_all(made.bindings_folder())?;
+    fs::write(made.bindings_folder().join("bindings.rs"), BINDINGS)?;
     let recipe = native::write_recipe(&folder("native")?)?;
-    bindings::generate(
-        &steps,
-        &tools,
-        &mlx_c,
-        &recipe,
-        &compiler,
-        &made.bindings_folder(),
-    )?;
     steps.say("building mlx-c (a minute or so)");
     let built = native::build(&steps, &tools, &recipe, &mlx_c, &compiler, &made)?;
     let found = native::check(&steps, &built, home.backend)?;

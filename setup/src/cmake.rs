@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::step::{Steps, runs};
-use super::{cache_folder, make, native, wheels};
+use crate::step::{Steps, runs};
+use crate::{cache_folder, make, native, wheels};
 
 /// Prints its path.
 pub fn run() -> Result<()> {

@@ -164,7 +164,7 @@ impl<'a> Page<'a> {
         let present: Vec<_> = statuses.iter().map(|status| status.name.clone()).collect();
         ensure!(
             known == present,
-            "the advice in xtask/src/reference/texts.rs is for {known:?}; the header has \
+            "the advice in chores/src/reference/texts.rs is for {known:?}; the header has \
              {present:?}"
         );
         let failures = self.failures_of_all();
@@ -231,7 +231,7 @@ impl<'a> Page<'a> {
         let paragraphs: Vec<_> = function
             .comment
             .split("\n\n")
-            .filter_map(|paragraph| paragraph.strip_prefix("Errors: "))
+            .filter_map(|paragraph| Some(paragraph.strip_prefix("Errors:")?.trim_start()))
             .collect();
         let own = paragraphs
             .iter()
@@ -240,8 +240,8 @@ impl<'a> Page<'a> {
             .filter(|word| self.is_status(word));
         let names = paragraphs
             .iter()
-            .filter_map(|text| text.strip_prefix("those of "))
-            .filter_map(|text| text.split(|c| !is_name_character(c)).next());
+            .filter_map(|text| text.strip_prefix("those of"))
+            .filter_map(|text| text.trim_start().split(|c| !is_name_character(c)).next());
         let others = names.filter_map(|name| {
             self.header
                 .items
@@ -357,7 +357,7 @@ fn topic_of(name: &str) -> Result<usize> {
         .unwrap_or_default();
     ensure!(
         fit.is_some(),
-        "{name} belongs to no topic: add it to one in xtask/src/reference/texts.rs"
+        "{name} belongs to no topic: add it to one in chores/src/reference/texts.rs"
     );
     Ok(index)
 }

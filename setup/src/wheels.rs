@@ -7,8 +7,8 @@ use std::process::Command;
 
 use anyhow::{Result, anyhow, bail};
 
-use super::Backend;
-use super::step::{Failure, Steps};
+use crate::Backend;
+use crate::step::{Failure, Steps};
 
 /// Returns what is fetched, in pip's format: name, version and hash of each wheel.
 pub fn requirements(backend: Backend) -> [&'static str; 3] {
@@ -217,7 +217,7 @@ mod tests {
             assert!(
                 wheels
                     .iter()
-                    .any(|wheel| wheel.contains(&format!("=={}", crate::setup::MLX_VERSION)))
+                    .any(|wheel| wheel.contains(&format!("=={}", crate::MLX_VERSION)))
             );
             for wheel in wheels {
                 let (name, hash) = wheel.split_once(" --hash=sha256:").expect(wheel);

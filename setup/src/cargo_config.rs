@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use toml::{Table, Value};
 
-use super::{Backend, Home, MLX_VERSION};
+use crate::{Backend, Home, MLX_VERSION};
 
 const INCLUDE: &str = r#"include = [{ path = "mlx.toml", optional = true }]"#;
 
@@ -25,15 +25,19 @@ pub fn write(project: &Path, home: &Home) -> Result<()> {
         .map_err(|error| anyhow::anyhow!("cannot write {}: {error}", file.display()))
 }
 
-/// Does the same for a project other than this repository, which must include the file.
-pub fn write_for_project(project: &Path, home: &Home) -> Result<()> {
+/// Fails unless there is a cargo project in a folder.
+pub fn check_project(project: &Path) -> Result<()> {
     if !project.join("Cargo.toml").is_file() {
         bail!(
             "{} has no Cargo.toml: name the folder of a cargo project",
             project.display()
         );
     }
-    write(project, home)?;
+    Ok(())
+}
+
+/// Makes a project's `config.toml` include `mlx.toml`, or prints how.
+pub fn include(project: &Path) -> Result<()> {
     let config = project.join(".cargo/config.toml");
     match fs::read_to_string(&config) {
         Err(_) => {
@@ -89,11 +93,15 @@ fn render(home: &Home) -> Result<String> {
     let libraries = quote(&home.library_folder())?;
     let run_path = value(format!("-Clink-arg=-Wl,-rpath,{libraries}"));
     Ok(format!(
-        r#"# Written by `cargo xtask setup` for this machine; not to be checked in.
+        r#"# Written by moxin-vlm-setup for this machine; not to be checked in.
 
 [target.x86_64-unknown-linux-gnu]
 rustflags = [{run_path}]
 rustdocflags = [{run_path}]
+
+# Read by moxin-vlm-check-setup.
+[env]
+MOXIN_MLX = {{ value = "{MLX_VERSION}", force = true }}
 
 # In place of the build script of mlx-sys.
 [target.x86_64-unknown-linux-gnu.mlx]
@@ -148,19 +156,18 @@ mod tests {
             path: "/home".into(),
             backend: Backend::Cpu,
         };
-        assert!(
-            write_for_project(project.path(), &home).is_err(),
-            "no Cargo.toml"
-        );
+        assert!(check_project(project.path()).is_err(), "no Cargo.toml");
 
         fs::write(project.path().join("Cargo.toml"), "").unwrap();
-        write_for_project(project.path(), &home).unwrap();
+        check_project(project.path()).unwrap();
+        write(project.path(), &home).unwrap();
+        include(project.path()).unwrap();
         let config = project.path().join(".cargo/config.toml");
         assert!(includes_mlx(&fs::read_to_string(&config).unwrap()));
 
         let own = "[alias]\nb = \"build\"\n";
         fs::write(&config, own).unwrap();
-        write_for_project(project.path(), &home).unwrap();
+        include(project.path()).unwrap();
         assert_eq!(fs::read_to_string(&config).unwrap(), own);
         assert!(!includes_mlx(own));
     }

@@ -8,9 +8,9 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::step::Steps;
-use super::wheels::find_below;
-use super::{Backend, Home, MLX_SYS_VERSION};
+use crate::step::Steps;
+use crate::wheels::find_below;
+use crate::{Backend, Home, MLX_SYS_VERSION};
 
 /// The CMake project.
 pub const RECIPE: [(&str, &str); 6] = [
@@ -22,7 +22,12 @@ pub const RECIPE: [(&str, &str); 6] = [
     ("check.cpp", include_str!("native/check.cpp")),
 ];
 
-/// OpenBLAS in a set-up.
+/// Returns the header that mlx-c's sources and bindings need on Linux.
+pub fn half_shim() -> &'static str {
+    include_str!("native/half_shim.h")
+}
+
+/// Returns OpenBLAS in a set-up.
 pub fn openblas(home: &Path) -> PathBuf {
     home.join("scipy_openblas32/lib/libscipy_openblas.so")
 }
@@ -87,22 +92,12 @@ impl Compiler {
                 one (Debian and Ubuntu: apt install g++; Fedora: dnf install gcc-c++), or set CXX",
             )
     }
-
-    /// Returns the folder with the compiler's own headers, such as `stddef.h`.
-    pub fn headers(&self) -> Result<String> {
-        let output = Command::new(&self.0[0])
-            .args(&self.0[1..])
-            .arg("-print-file-name=include")
-            .output()
-            .map_err(|error| anyhow!("cannot run {}: {error}", self.0[0]))?;
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    }
 }
 
 /// Returns the mlx-c sources inside mlx-sys, which cargo fetches if needed.
-pub fn mlx_c_sources(repository: &Path) -> Result<PathBuf> {
+pub fn mlx_c_sources(project: &Path) -> Result<PathBuf> {
     let output = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()))
-        .current_dir(repository)
+        .current_dir(project)
         .args(["metadata", "--quiet", "--format-version=1"])
         .arg("--filter-platform=x86_64-unknown-linux-gnu")
         .output()
@@ -120,11 +115,16 @@ pub fn mlx_c_sources(repository: &Path) -> Result<PathBuf> {
     let mlx_sys = packages
         .into_iter()
         .find(|package| package["name"] == "mlx-sys")
-        .context("this repository does not depend on mlx-sys")?;
+        .with_context(|| {
+            format!(
+                "{} does not depend on moxin-vlm: add it first (`cargo add moxin-vlm`)",
+                project.display()
+            )
+        })?;
     if mlx_sys["version"] != MLX_SYS_VERSION {
         bail!(
-            "Cargo.lock has mlx-sys {}, but this set-up is for {MLX_SYS_VERSION}: make the two \
-                match (xtask/src/setup)",
+            "Cargo.lock has mlx-sys {}, but this set-up is for {MLX_SYS_VERSION}: use the \
+             moxin-vlm-setup of the same version as moxin-vlm",
             mlx_sys["version"]
         );
     }
