@@ -1,5 +1,5 @@
 //! Tests the result of `cargo xtask dist`: a folder that is moved before it is used, and its
-//! archive. Programs are built with it in every way that the README names, by the tools that users
+//! archive. Programs are built with it in every way that the README and docs/packaging.md name, by the tools that users
 //! have, and all must give the answers of the Rust API.
 #![cfg(unix)]
 
@@ -22,6 +22,7 @@ use programs::{compiler, succeed};
 const HEADER: &str = include_str!("../include/moxin_vlm.h");
 const CPP_HEADER: &str = include_str!("../include/moxin_vlm.hpp");
 const README: &str = include_str!("../README.md");
+const PACKAGING: &str = include_str!("../docs/packaging.md");
 const STRICT: [&str; 5] = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"];
 const QUESTIONS: [&str; 2] = ["What is written?", "Describe the picture."];
 const EXAMPLES: [&str; 3] = ["c/describe.c", "c/chat.c", "cpp/describe.cpp"];
@@ -31,35 +32,35 @@ const EXAMPLES: [&str; 3] = ["c/describe.c", "c/chat.c", "cpp/describe.cpp"];
 #[test]
 fn programs_build_with_the_lines_of_the_readme() {
     let folder = scratch("readme");
-    for (fence, name) in [
-        ("```c\n", "ask.c"),
-        ("```cpp\n", "ask.cpp"),
-        ("```cmake\n", "CMakeLists.txt"),
-    ] {
-        fs::write(folder.join(name), readme_block(fence)).unwrap();
+    for (fence, name) in [("```c\n", "ask.c"), ("```cpp\n", "ask.cpp")] {
+        fs::write(folder.join(name), block(fence)).unwrap();
     }
     std::os::unix::fs::symlink(in_repository("models"), folder.join("models")).unwrap();
-    let lines: Vec<&str> = README
-        .lines()
-        .filter(|line| line.starts_with("cc ") || line.starts_with("c++ "))
+    let shells: Vec<&str> = [README, PACKAGING]
+        .iter()
+        .flat_map(|page| page.split("```sh\n").skip(1))
+        .filter_map(|rest| rest.split_once("```"))
+        .map(|(block, _)| block)
+        .filter(|block| block.contains("-o ask"))
         .collect();
-    assert_eq!(lines.len(), 4, "{lines:?}");
-    for line in &lines {
-        let (command, expected) = line.split_once("# prints: ").expect(line);
-        if command.contains("pkg-config") && !has_pkg_config() {
+    assert_eq!(shells.len(), 5, "{shells:?}");
+    for shell in shells {
+        if shell.contains("pkg-config") && !has_pkg_config() {
             continue;
         }
-        let mut shell = Command::new("sh");
-        shell
-            .args(["-c", command])
+        // All lines but those that make the package, which is there.
+        let lines = shell
+            .lines()
+            .filter(|line| !line.starts_with("cargo ") && !line.starts_with("PREFIX="));
+        let script: Vec<&str> = lines.collect();
+        let (_, expected) = script.last().unwrap().split_once("./ask    # ").unwrap();
+        let mut command = Command::new("sh");
+        command
+            .args(["-ec", &script.join("\n")])
             .current_dir(&folder)
-            .env("PREFIX", &prefix().folder)
-            .env("PKG_CONFIG_PATH", prefix().pkg_config());
-        assert_eq!(
-            succeed(own_environment(&mut shell)).trim(),
-            expected,
-            "{line}"
-        );
+            .env("PREFIX", &prefix().folder);
+        let answer = succeed(own_environment(&mut command));
+        assert_eq!(answer.trim(), expected, "{shell}");
     }
 
     // The same lines build the examples.
@@ -69,8 +70,8 @@ fn programs_build_with_the_lines_of_the_readme() {
         } else {
             ("c++ ", "ask.cpp")
         };
-        let line = lines
-            .iter()
+        let line = README
+            .lines()
             .find(|line| line.starts_with(compiler))
             .unwrap()
             .split(" -o ")
@@ -169,10 +170,10 @@ fn programs_build_with_cmake() {
         }
     }
 
-    // The project of the README, and one that asks for a missing version.
+    // The project of docs/packaging.md, and one that asks for a missing version.
     let readme = scratch("cmake-readme");
-    fs::write(readme.join("ask.c"), readme_block("```c\n")).unwrap();
-    fs::write(readme.join("CMakeLists.txt"), readme_block("```cmake\n")).unwrap();
+    fs::write(readme.join("ask.c"), block("```c\n")).unwrap();
+    fs::write(readme.join("CMakeLists.txt"), block("```cmake\n")).unwrap();
     configure_and_build(&cmake, &readme);
     let answer = succeed(
         own_environment(&mut Command::new(readme.join("build/ask"))).current_dir(in_repository("")),
@@ -180,7 +181,7 @@ fn programs_build_with_cmake() {
     assert_eq!(answer, "The word FISH.\n");
     fs::write(
         readme.join("CMakeLists.txt"),
-        readme_block("```cmake\n").replace("moxin_vlm 0.3", "moxin_vlm 0.4"),
+        block("```cmake\n").replace("moxin_vlm 0.3", "moxin_vlm 0.4"),
     )
     .unwrap();
     let output = configure(&cmake, &readme).output().unwrap();
@@ -621,9 +622,14 @@ fn in_repository(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-/// Returns the first block of a kind in the README's section about C and C++.
-fn readme_block(fence: &str) -> &'static str {
-    let (_, rest) = README.split_once(fence).expect(fence);
+/// Returns the first block of a kind in the README or docs/packaging.md.
+fn block(fence: &str) -> &'static str {
+    let page = if README.contains(fence) {
+        README
+    } else {
+        PACKAGING
+    };
+    let (_, rest) = page.split_once(fence).expect(fence);
     rest.split_once("```").unwrap().0
 }
 

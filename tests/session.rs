@@ -779,7 +779,7 @@ fn cancelling_rolls_the_turn_back() {
         let session = looking(options.clone());
         ask(&session, DESCRIBE);
         let turns = session.messages().unwrap();
-        session.add_text(Role::User, "What color is it?").unwrap();
+        session.add_text(Role::User, "What colour is it?").unwrap();
         (0..steps).for_each(|_| drop(session.step().unwrap()));
         assert_cancelled(&session, &turns);
         let answer = ask(&session, COUNT);

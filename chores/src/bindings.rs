@@ -105,21 +105,7 @@ pub fn run_bindgen(options: Generate) -> Result<()> {
 fn libclang() -> Result<PathBuf> {
     const WHEEL: &str = include_str!("libclang.txt");
     let home = setup::cache_folder()?.join("libclang-18.1.1");
-    if !home.is_dir() {
-        setup::make(
-            &home,
-            || home.is_dir(),
-            |part| {
-                let (downloads, made) = (part.join("wheels"), part.join("made"));
-                fs::create_dir_all(&downloads)?;
-                let steps = Steps::new(part.with_file_name("libclang.log"), part.to_owned());
-                wheels::check_python()?;
-                wheels::download(&steps, WHEEL, &[], &downloads)?;
-                wheels::unpack(&steps, &downloads, &made, &made)?;
-                Ok(made)
-            },
-        )?;
-    }
+    setup::wheel(&home, WHEEL)?;
     wheels::find_below(&home, "native/libclang.so")
 }
 

@@ -6,11 +6,13 @@ mod bindings;
 mod cargo;
 mod deny;
 mod dist;
+mod format;
 mod full_size;
 mod fuzz;
 mod header;
 mod kernels;
 mod measure;
+mod packaged;
 mod processor;
 mod quality;
 mod reference;
@@ -32,7 +34,11 @@ enum Chore {
     Deny,
     /// Ask the small model about 500 unseen pictures, and count the correct answers
     Score(score::Options),
-    /// Copy the C header that the build writes to include/, and write its reference
+    /// Format C, C++ and Swift
+    Format(format::Options),
+    /// Package the crates, unpack them elsewhere, and build the README's Rust program from them
+    Packaged,
+    /// Write the C header from src/ffi, and its reference
     Header,
     /// Write docs/c-api.md, the reference of the C API, from the header
     Reference,
@@ -78,6 +84,8 @@ fn main() -> ExitCode {
         Chore::Test => test::run(),
         Chore::Deny => deny::run(),
         Chore::Score(options) => score::run(options),
+        Chore::Format(options) => format::run(options),
+        Chore::Packaged => packaged::run(),
         Chore::Header => header::run().and_then(|()| reference::run()),
         Chore::Reference => reference::run(),
         Chore::Dist(options) => dist::run(options),

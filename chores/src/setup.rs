@@ -1,5 +1,6 @@
 //! The set-up of MLX, for this repository.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -18,4 +19,20 @@ pub fn repository() -> &'static Path {
 /// Gets MLX if it is missing; silent otherwise. Returns its folder if MLX needs a set-up.
 pub fn ensure() -> Result<Option<PathBuf>> {
     moxin_vlm_setup::ensure(repository())
+}
+
+/// Unpacks a wheel, given in pip's format with its hash, into a folder of the cache folder, unless
+/// the folder exists.
+pub fn wheel(home: &Path, requirement: &str) -> Result<()> {
+    let build = |part: &Path| {
+        let (downloads, made) = (part.join("wheels"), part.join("made"));
+        fs::create_dir_all(&downloads)?;
+        fs::create_dir_all(&made)?;
+        let steps = step::Steps::new(part.with_file_name("wheel.log"), part.to_owned());
+        wheels::check_python()?;
+        wheels::download(&steps, requirement, &[], &downloads)?;
+        wheels::unpack(&steps, &downloads, &made, &made)?;
+        Ok(made)
+    };
+    make(home, || home.is_dir(), build)
 }

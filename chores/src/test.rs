@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{apple, bindings, cargo, deny, setup, swift};
+use crate::{apple, bindings, cargo, deny, format, setup, swift};
 
 /// One step: a name, and cargo's arguments.
 struct Step {
@@ -128,7 +128,15 @@ struct Extra {
     lacks: fn() -> Option<String>,
 }
 
-const EXTRAS: [Extra; 5] = [
+const EXTRAS: [Extra; 7] = [
+    Extra {
+        step: Step::new("format of C", &["xtask", "format", "--check"]),
+        lacks: format::lacks,
+    },
+    Extra {
+        step: Step::new("packaged", &["xtask", "packaged"]),
+        lacks: || None,
+    },
     Extra {
         step: Step::new("bindings", &["xtask", "bindings", "--check"]),
         lacks: bindings::lacks,

@@ -43,8 +43,26 @@ pub fn lacks() -> Option<String> {
     }
 }
 
+/// Formats the Swift sources, or checks them. Returns what it lacks.
+pub fn format(check: bool) -> Result<Option<String>> {
+    let repository = setup::repository().canonicalize()?;
+    let mut command = match (system_version(), Debian::is_there()) {
+        (Some(_), _) => Command::new("swift"),
+        (None, true) => Debian::open()?.command("swift", &repository, &[&repository]),
+        (None, false) => return Ok(Some("Swift 6; `cargo xtask swift-test` gets it".to_owned())),
+    };
+    command.current_dir(&repository).arg("format");
+    match check {
+        true => command.args(["lint", "--strict"]),
+        false => command.args(["format", "--in-place"]),
+    };
+    visible(command.args(["--recursive", "swift", "Package.swift"]))?;
+    Ok(None)
+}
+
 pub fn run(options: Options) -> Result<()> {
     let workshop = Workshop::open(&options.profile)?;
+    format(true)?;
     workshop.package()?;
     workshop.example()?;
     workshop.app()?;
