@@ -614,7 +614,7 @@ static void check_images(const moxin_model *model, const moxin_image *image, con
     moxin_image_params params;
     uint32_t found_width = 0, found_height = 0;
     const moxin_pixel_format color[] = { MOXIN_PIXEL_FORMAT_RGB8, MOXIN_PIXEL_FORMAT_RGBA8,
-                                          MOXIN_PIXEL_FORMAT_BGRA8 };
+                                         MOXIN_PIXEL_FORMAT_BGRA8 };
     float *seen = numbers_of(model, image, &count);
     CHECK(rgb_size == (size_t)width * height * 3);
 
