@@ -59,10 +59,10 @@ fn main() -> Result<()> {
         let (right, asked) = score(&arguments, &seen, scheme)?;
         let guesses = forced.guesses(scheme)?;
         if scheme.is_none() {
-            reference = guesses.likeliest.clone();
+            reference = guesses.top_tokens.clone();
         }
         let same = guesses
-            .likeliest
+            .top_tokens
             .iter()
             .zip(&reference)
             .filter(|(a, b)| a == b)
@@ -129,7 +129,7 @@ struct Forced {
 
 /// The model's predictions for each token of the correct answers.
 struct Guesses {
-    likeliest: Vec<usize>,
+    top_tokens: Vec<usize>,
     perplexity: f64,
 }
 
@@ -167,7 +167,7 @@ impl Forced {
                     ..QuantizeOptions::default()
                 })?;
             }
-            let (mut likeliest, mut loss) = (Vec::new(), 0.0);
+            let (mut top_tokens, mut loss) = (Vec::new(), 0.0);
             for (ids, answer, picture) in &self.texts {
                 let embeds = model.embed(ids, Some(picture))?;
                 let logits = model
@@ -183,16 +183,16 @@ impl Forced {
                     let most = row.iter().copied().fold(f32::MIN, f32::max);
                     let sum: f64 = row.iter().map(|logit| f64::from(logit - most).exp()).sum();
                     loss += sum.ln() - f64::from(row[*id as usize] - most);
-                    likeliest.push(
+                    top_tokens.push(
                         row.iter()
                             .position(|logit| *logit == most)
                             .context("a logit is not a number")?,
                     );
                 }
             }
-            let perplexity = (loss / likeliest.len().max(1) as f64).exp();
+            let perplexity = (loss / top_tokens.len().max(1) as f64).exp();
             Ok(Guesses {
-                likeliest,
+                top_tokens,
                 perplexity,
             })
         })

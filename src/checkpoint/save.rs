@@ -18,8 +18,8 @@ use crate::{Error, Result, device::room, file::Folder};
 /// The maximum size of a weight file, as mlx-community uses it.
 const SHARD_BYTES: u64 = 5_000_000_000;
 
-/// The other files of a model, besides its weights and its configuration, which are written anew.
-/// Nothing else is copied.
+/// The files of a model that are copied. Its weights and its configuration are written by this
+/// module, and nothing else is taken over.
 const TEXTS: [&str; 23] = [
     "tokenizer.json",
     "tokenizer.model",

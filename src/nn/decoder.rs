@@ -495,19 +495,19 @@ impl Block {
     /// Gemma 2; otherwise it is the one before the MLP.
     fn load(weights: &Weights, settings: &DecoderSettings, dtype: Dtype) -> Result<Block> {
         let norm = |name: &str| load_norm(weights, name, settings, dtype);
-        let behind = |name: &str| settings.post_norms.then(|| norm(name)).transpose();
+        let post_norm = |name: &str| settings.post_norms.then(|| norm(name)).transpose();
         let (hidden, inner) = (settings.hidden_size, settings.intermediate_size);
         Ok(Block {
             before_attention: norm("input_layernorm")?,
             attention: Attention::load(&weights.at("self_attn"), settings, dtype)?,
-            after_attention: behind("post_attention_layernorm")?,
+            after_attention: post_norm("post_attention_layernorm")?,
             before_mlp: norm(if settings.post_norms {
                 "pre_feedforward_layernorm"
             } else {
                 "post_attention_layernorm"
             })?,
             mlp: GatedMlp::load(&weights.at("mlp"), hidden, inner, settings.gate, dtype)?,
-            after_mlp: behind("post_feedforward_layernorm")?,
+            after_mlp: post_norm("post_feedforward_layernorm")?,
         })
     }
 

@@ -192,7 +192,7 @@ impl PromptEncoder {
         let expected = self.forbidden(frame(controls.iter().map(|(_, id)| *id).collect())?);
         let mut ids = Vec::new();
         let mut found = None;
-        if !self.is_spelt_in_text(prompt) {
+        if !self.text_spells_control(prompt) {
             ids = self.shared.tokenizer.encode(prompt.text(), framed)?;
             found = Some(self.forbidden(ids.iter().copied()));
         }
@@ -241,7 +241,7 @@ impl PromptEncoder {
     }
 
     /// Returns whether text spells a control token, even in part.
-    fn is_spelt_in_text(&self, prompt: &Prompt) -> bool {
+    fn text_spells_control(&self, prompt: &Prompt) -> bool {
         let mut markup = prompt.markup().iter().peekable();
         self.shared
             .every

@@ -98,7 +98,7 @@ static void check_turns(const moxin_model *model, const moxin_image *image) {
     }
 }
 
-static struct answer ask_anew(const moxin_model *model, const moxin_image *image) {
+static struct answer ask_in_new_session(const moxin_model *model, const moxin_image *image) {
     moxin_session *session = look(model, image);
     struct answer answer = ask(session, QUESTION);
     moxin_session_free(session);
@@ -109,15 +109,15 @@ static struct answer ask_anew(const moxin_model *model, const moxin_image *image
 static void check_quantize(const char *path, const moxin_image *image) {
     moxin_error *error = NULL;
     moxin_model *model = load(path), *plain = load(path);
-    const struct answer dense = ask_anew(plain, image);
+    const struct answer dense = ask_in_new_session(plain, image);
     NEED(moxin_model_quantize(plain, NULL, NULL, &error));
-    const struct answer quantized = ask_anew(plain, image);
+    const struct answer quantized = ask_in_new_session(plain, image);
     set_fault("eval@quantizing:7");
     expect_fault(moxin_model_quantize(model, NULL, NULL, &error), &error, "quantizing");
-    struct answer answer = ask_anew(model, image);
+    struct answer answer = ask_in_new_session(model, image);
     CHECK(same_answer(&answer, &dense));
     NEED(moxin_model_quantize(model, NULL, NULL, &error));
-    answer = ask_anew(model, image);
+    answer = ask_in_new_session(model, image);
     CHECK(same_answer(&answer, &quantized));
     moxin_model_free(model);
     moxin_model_free(plain);

@@ -142,7 +142,7 @@ def pictures():
 
 
 def greedy(step, count=24):
-    """The likeliest tokens, each from the whole sequence anew: no cache can hide a mistake."""
+    """Returns the greedy tokens. Each is computed from the whole sequence: there is no cache to test."""
     tokens = []
     for _ in range(count):
         tokens.append(int(step(tokens).argmax()))

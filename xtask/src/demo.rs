@@ -15,13 +15,18 @@ const QUESTIONS: [&str; 3] = [
 
 pub fn run() -> Result<()> {
     moxin_vlm_setup::ensure(repository())?;
-    run_program(cargo().args(["build", "--example", "generate"]))?;
+    let generate = ["--profile", "demo", "--example", "generate"];
+    run_program(cargo().arg("build").args(generate))?;
+    println!(
+        "This build compiles fast and runs slowly: times and rates are not those of a release."
+    );
     println!("The picture: {}", repository().join(PICTURE).display());
     let questions = QUESTIONS.iter().flat_map(|question| ["--prompt", question]);
     run_program(
         cargo()
-            .args(["run", "--quiet", "--example", "generate", "--"])
-            .args(["--model", MODEL, "--image", PICTURE, "--show-image"])
+            .args(["run", "--quiet"])
+            .args(generate)
+            .args(["--", "--model", MODEL, "--image", PICTURE, "--show-image"])
             .args(questions),
     )
 }

@@ -590,7 +590,7 @@ enum moxin_status moxin_image_show(struct moxin_error **error);
         assert_eq!(default("Default: 1, from all."), Some("1"));
         assert_eq!(default("Bytes. 0, the default: what is there."), Some("0"));
         assert_eq!(
-            default("0: always the likeliest, the default. Higher: more varied."),
+            default("0: always the most likely, the default. Higher: more varied."),
             Some("0")
         );
         assert_eq!(default("Bytes."), None);

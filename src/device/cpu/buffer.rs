@@ -3,15 +3,15 @@
 //! Kernels run deep inside tasks that several threads share. A kernel that cannot allocate memory
 //! therefore unwinds with [`NoMemory`], and the function that returns the array turns that into an
 //! error: see [`or_no_memory`].
-#![allow(unsafe_code)]
 
 use std::{
-    alloc::{Layout, alloc_zeroed},
     cell::RefCell,
     ops::{Deref, DerefMut},
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::atomic::{AtomicU64, Ordering},
 };
+
+use bytemuck::{Zeroable, allocation::try_zeroed_vec};
 
 /// The unwind payload of a kernel that could not allocate so many bytes.
 pub(super) struct NoMemory(pub usize);
@@ -24,19 +24,6 @@ pub(super) fn or_no_memory<T>(f: impl FnOnce() -> T) -> Result<T, NoMemory> {
     })
 }
 
-/// A number whose bytes are all zero if it is zero.
-///
-/// # Safety
-/// Zero bytes are a valid value of the type.
-pub(super) unsafe trait Number: Copy {}
-
-// SAFETY: zero bytes are the number 0 in all of these types.
-unsafe impl Number for f32 {}
-// SAFETY: as above.
-unsafe impl Number for u32 {}
-// SAFETY: as above.
-unsafe impl Number for i32 {}
-
 /// Allocates room for so many numbers. Unwinds if there is no memory for them.
 pub(super) fn room<T>(len: usize) -> Vec<T> {
     let mut room = Vec::new();
@@ -47,21 +34,9 @@ pub(super) fn room<T>(len: usize) -> Vec<T> {
 }
 
 /// Allocates so many zeros. Unwinds if there is no memory for them.
-pub(super) fn zeros<T: Number>(len: usize) -> Vec<T> {
-    if len == 0 {
-        return Vec::new();
-    }
-    let Ok(layout) = Layout::array::<T>(len) else {
-        resume_unwind(Box::new(NoMemory(usize::MAX)))
-    };
-    // SAFETY: the layout is not empty.
-    let start = unsafe { alloc_zeroed(layout) };
-    if start.is_null() {
-        resume_unwind(Box::new(NoMemory(layout.size())));
-    }
-    // SAFETY: allocated by the global allocator with the layout of so many numbers, whose zero
-    // bytes are valid.
-    unsafe { Vec::from_raw_parts(start.cast(), len, len) }
+pub(super) fn zeros<T: Zeroable>(len: usize) -> Vec<T> {
+    try_zeroed_vec(len)
+        .unwrap_or_else(|()| resume_unwind(Box::new(NoMemory(len.saturating_mul(size_of::<T>())))))
 }
 
 /// The bytes of all buffers, their peak since the last [`reset_peak`], and those that are kept for
@@ -73,7 +48,7 @@ static KEPT: AtomicU64 = AtomicU64::new(0);
 /// Numbers that a kernel works with or returns.
 pub(super) struct Buffer<T>(Vec<T>);
 
-impl<T: Number> Buffer<T> {
+impl<T: Zeroable> Buffer<T> {
     /// Allocates so many zeros. Unwinds if there is no memory for them.
     pub fn zeros(len: usize) -> Buffer<T> {
         let buffer = Buffer(zeros(len));

@@ -98,11 +98,12 @@ public enum VLMError: LocalizedError, Sendable, Equatable {
         case .suspended: "Call VLMRuntime.resume() when the app is in the foreground again."
         case .notFound: "Check the path that the message names, and that the download is complete."
         case .io:
-            "Check that the file can be read, that the folder can be written to, and that the disk is not full."
+            "Check the permissions of the file and its folder, and that the disk is not full."
         case .corruptModel: "Download the model again."
         case .unsupportedModel: "Choose one of the models that VLMRuntime.buildInfo lists."
         case .unsupportedImage: "Choose another picture: PNG, JPEG, WebP, GIF, BMP or TIFF."
-        case .contextFull: "Ask a shorter question, rewind or reset the session, or raise maxContext."
+        case .contextFull:
+            "Ask a shorter question, rewind or reset the session, or raise maxContext."
         case .outOfMemory:
             "Load the model quantized, lower maxContext, unload other models, or close other apps."
         case .backendUnavailable: "Choose another backend, or .automatic."

@@ -39,7 +39,7 @@ def build(layers, bits, dtype):
 
 
 def measure(model, positions, tokens, runs):
-    """Seconds of a prompt, and of so many tokens behind it."""
+    """Returns the seconds for a prompt, and for so many tokens after it."""
     prompt = mx.arange(positions)[None] + 3
     token = mx.array([[5]])
     held = []
