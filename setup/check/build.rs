@@ -4,9 +4,17 @@ use std::env;
 
 fn main() {
     println!("cargo::rerun-if-env-changed=MOXIN_MLX");
-    let system = env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
-    // `.cargo/mlx.toml` sets the variable.
-    if system == "linux" && env::var_os("MOXIN_MLX").is_none() {
+    let vendor = env::var("CARGO_CFG_TARGET_VENDOR").unwrap_or_default();
+    // `.cargo/mlx.toml` defines the cfg and the variable.
+    if vendor == "apple" || env::var_os("CARGO_CFG_MOXIN_MLX").is_some() {
+        return;
+    }
+    if env::var_os("MOXIN_MLX").is_some() {
+        println!(
+            "cargo::error=cargo ignores the flags in .cargo/mlx.toml, probably because RUSTFLAGS is \
+             set. Unset it, or add the rustflags of .cargo/mlx.toml to it"
+        );
+    } else {
         println!(
             "cargo::error=MLX is not set up for this project. Run `cargo install moxin-vlm-setup`, \
              then `moxin-vlm-setup` in the project's folder (in moxin-vlm's own repository: `cargo \

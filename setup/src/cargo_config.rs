@@ -96,10 +96,11 @@ fn render(home: &Home) -> Result<String> {
         r#"# Written by moxin-vlm-setup for this machine; not to be checked in.
 
 [target.x86_64-unknown-linux-gnu]
-rustflags = [{run_path}]
+# Without this flag moxin-vlm has no dependencies, and says that the set-up is missing.
+rustflags = ["--cfg=moxin_mlx", {run_path}]
 rustdocflags = [{run_path}]
 
-# Read by moxin-vlm-check-setup.
+# Read by moxin-vlm-check-setup, to tell whether the flags are ignored.
 [env]
 MOXIN_MLX = {{ value = "{MLX_VERSION}", force = true }}
 

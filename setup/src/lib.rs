@@ -72,8 +72,8 @@ pub fn for_project(project: &Path, backend: Option<Backend>) -> Result<()> {
     println!("MLX {MLX_VERSION} is ready in {}", home.path.display());
     if env::var_os("RUSTFLAGS").is_some() {
         println!(
-            "Note: RUSTFLAGS is set, so cargo ignores the run path in .cargo/mlx.toml; add \
-             -Clink-arg=-Wl,-rpath,{}",
+            "Note: RUSTFLAGS is set, so cargo ignores the flags in .cargo/mlx.toml; add \
+             --cfg=moxin_mlx -Clink-arg=-Wl,-rpath,{}",
             home.library_folder().display()
         );
     }
