@@ -11,8 +11,9 @@ fn main() {
     }
     if env::var_os("MOXIN_MLX").is_some() {
         println!(
-            "cargo::error=cargo ignores the flags in .cargo/mlx.toml, probably because RUSTFLAGS is \
-             set. Unset it, or add the rustflags of .cargo/mlx.toml to it"
+            "cargo::error=The compiler does not get the flags in .cargo/mlx.toml. If RUSTFLAGS is \
+             set, unset it, or add the flags to it; otherwise the file is old: run `moxin-vlm-setup` \
+             (here: `cargo xtask setup`) again"
         );
     } else {
         println!(

@@ -100,6 +100,9 @@ pub fn mlx_c_sources(project: &Path) -> Result<PathBuf> {
         .current_dir(project)
         .args(["metadata", "--quiet", "--format-version=1"])
         .arg("--filter-platform=x86_64-unknown-linux-gnu")
+        // As `.cargo/mlx.toml` does, which may be missing; without it there is no mlx-sys.
+        .arg("--config=target.x86_64-unknown-linux-gnu.rustflags=['--cfg=moxin_mlx']")
+        .env_remove("RUSTFLAGS")
         .output()
         .map_err(|error| anyhow!("cannot run cargo: {error}"))?;
     if !output.status.success() {
