@@ -12,8 +12,8 @@ fn main() {
     if env::var_os("MOXIN_MLX").is_some() {
         println!(
             "cargo::error=The compiler does not get the flags in .cargo/mlx.toml. If RUSTFLAGS is \
-             set, unset it, or add the flags to it; otherwise the file is old: run `moxin-vlm-setup` \
-             (here: `cargo xtask setup`) again"
+             set, unset it, or add the flags to it. Otherwise the file is old: run \
+             `moxin-vlm-setup` again (here: `cargo xtask setup`)"
         );
     } else {
         println!(

@@ -16,9 +16,9 @@ pub fn page(report: &Report, output: &Path) -> Result<String> {
     let mut text = format!(
         "# Performance\n\
         \n\
-        Made by `cargo xtask bench` on {}, possibly beside other work. The figures are for this machine\n\
-        only, and all of them are from one run: medians of {} runs. [{name}.json]({name}.json) has all\n\
-        measurements.\n\
+        Made by `cargo xtask bench` on {}, possibly beside other work.\n\
+        The figures are for this machine only, and all of them are from one run: medians of {} runs.\n\
+        [{name}.json]({name}.json) has all measurements.\n\
         \n\
         The work is Moxin-7B's, with random weights: one picture through both encoders, a prompt of\n\
         {POSITIONS} positions (256 of them the picture), then {TOKENS} tokens one at a time. The decoder has\n\
@@ -248,8 +248,9 @@ fn kernels(report: &Report) -> String {
             .collect();
         text += &format!(
             "\n\
-            `layer_rest` is everything in a layer except products with a matrix (norms, rotary positions, the\n\
-            cache, attention, SwiGLU's product, the residual stream): of a prompt's time in a layer {}.\n\
+            `layer_rest` is everything in a layer except products with a matrix (norms, rotary positions,\n\
+            the cache, attention, SwiGLU's product, the residual stream). Of a prompt's time in a layer:\n\
+            {}.\n\
             ",
             shares.join(", ")
         );

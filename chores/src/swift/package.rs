@@ -139,7 +139,7 @@ impl Workshop {
         for source in OBSERVABLE {
             let text = fs::read_to_string(self.repository.join(source))?;
             ensure!(
-                text.contains("#if canImport(Darwin)\n@Observable\n"),
+                text.contains("#if canImport(Darwin)\n    @Observable\n"),
                 "{source} is not observable"
             );
             let file = folder.join(
