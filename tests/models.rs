@@ -9,6 +9,7 @@ use moxin_vlm::{
     Role, Session,
     device::{CpuKernels, Device},
     generate::{ChatImage, ImageContent, Prompt, PromptRequest, PromptWriter},
+    image::Pixels,
     load_tokenizer,
     models::{LoadedModel, MediaKey, MediumSize, ModelFolder},
     nn::{Features, Input, KeyValueCache, Row, Segment, Want},
@@ -158,6 +159,16 @@ impl Rooms {
         }
     }
 
+    /// Returns a picture for prompts, with its pixels and its features.
+    fn encode(&self, name: &str) -> (ChatImage, Pixels, Features) {
+        let (image, picture) = self.image(name);
+        let blueprint = &self.folder.blueprint;
+        let pixels = blueprint.preprocess(&picture, &image.plan).unwrap();
+        let vision = &self.model.vision;
+        let features = vision.encode(&pixels, &image.plan, &|_| Ok(())).unwrap();
+        (image, pixels, features)
+    }
+
     fn image(&self, name: &str) -> (ChatImage, Picture) {
         let picture = picture(name);
         let size = MediumSize {
@@ -240,19 +251,8 @@ fn compare(name: &'static str) {
 fn compare_case(reference: &Reference, rooms: &Rooms, scenario: &str, case: &Case, what: &str) {
     let (mut images, mut features, mut pixels) = (Vec::new(), Vec::new(), Vec::new());
     for name in &case.images {
-        let (image, picture) = rooms.image(name);
-        let made = rooms
-            .folder
-            .blueprint
-            .preprocess(&picture, &image.plan)
-            .unwrap();
-        features.push(
-            rooms
-                .model
-                .vision
-                .encode(&made, &image.plan, &|_| Ok(()))
-                .unwrap(),
-        );
+        let (image, made, encoded) = rooms.encode(name);
+        features.push(encoded);
         pixels.extend(made.data);
         images.push(image);
     }
@@ -432,19 +432,8 @@ fn compare_folder(
     let rooms = Rooms::open(path, device);
     let (mut images, mut features) = (Vec::new(), Vec::new());
     for name in &case.images {
-        let (image, picture) = rooms.image(name);
-        let pixels = rooms
-            .folder
-            .blueprint
-            .preprocess(&picture, &image.plan)
-            .unwrap();
-        features.push(
-            rooms
-                .model
-                .vision
-                .encode(&pixels, &image.plan, &|_| Ok(()))
-                .unwrap(),
-        );
+        let (image, _, encoded) = rooms.encode(name);
+        features.push(encoded);
         images.push(image);
     }
     let prompt = rooms

@@ -1,6 +1,6 @@
 //! Calls cargo.
 
-use std::env::{self, consts::ARCH};
+use std::env::consts::ARCH;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -9,12 +9,11 @@ use serde_json::Value;
 
 use crate::setup::repository;
 
+pub use moxin_vlm_setup::run;
+
 /// Returns cargo in the root of the repository.
 pub fn cargo() -> Command {
-    // Cargo sets this for the programs it runs.
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
-    command.current_dir(repository());
-    command
+    moxin_vlm_setup::cargo(repository())
 }
 
 /// Returns the output of `cargo metadata`.
@@ -23,14 +22,33 @@ pub fn metadata(arguments: &[&str]) -> Result<Value> {
     command
         .args(["metadata", "--quiet", "--format-version=1"])
         .args(arguments);
+    let output = output(&mut command, "`cargo metadata` fails")?;
+    serde_json::from_slice(&output).context("what `cargo metadata` printed")
+}
+
+/// Runs cargo with its progress on the terminal, and returns what it printed. `failure` says what
+/// it means if it fails.
+pub fn output(command: &mut Command, failure: &str) -> Result<Vec<u8>> {
     let output = command
         .stderr(Stdio::inherit())
         .output()
         .context("cannot run cargo")?;
     if !output.status.success() {
-        bail!("`cargo metadata` fails, see above");
+        bail!("{failure}, see above");
     }
-    serde_json::from_slice(&output.stdout).context("what `cargo metadata` printed")
+    Ok(output.stdout)
+}
+
+/// Returns the library's version.
+pub fn version(metadata: &Value) -> Result<String> {
+    let mut packages = metadata["packages"].as_array().into_iter().flatten();
+    let package = packages
+        .find(|package| package["name"] == "moxin-vlm")
+        .context("cargo knows no moxin-vlm")?;
+    Ok(package["version"]
+        .as_str()
+        .context("the version of moxin-vlm")?
+        .to_owned())
 }
 
 /// Returns cargo's target folder.
@@ -39,18 +57,6 @@ pub fn target_folder(metadata: &Value) -> Result<PathBuf> {
         .as_str()
         .map(PathBuf::from)
         .context("cargo's target folder")
-}
-
-/// Runs a program whose output goes to the user.
-pub fn run(command: &mut Command) -> Result<()> {
-    let program = command.get_program().to_owned();
-    let status = command
-        .status()
-        .with_context(|| format!("cannot run {}", program.display()))?;
-    if !status.success() {
-        bail!("{} failed ({status})", program.display());
-    }
-    Ok(())
 }
 
 /// Returns whether a program, with these arguments, runs and succeeds.

@@ -35,11 +35,10 @@ pub fn run(options: Options) -> Result<()> {
         false => command.arg("-i"),
     };
     cargo::run(command.args(files(&["*.c", "*.cpp", "*.h", "*.hpp"])?))?;
-    check_editorconfig()?;
     if let Some(lacking) = swift::format(options.check)? {
         println!("Swift is not formatted here; it needs: {lacking}");
     }
-    Ok(())
+    check_editorconfig()
 }
 
 /// Returns the files in git that match one of the patterns.
@@ -120,12 +119,8 @@ fn clang_format() -> Result<PathBuf> {
         };
     }
     let home = cache_folder()?.join(format!("clang-format-{VERSION}"));
-    let program = home.join("clang_format/data/bin/clang-format");
-    if !program.is_file() {
-        setup::wheel(&home, WHEEL)?;
-        executable(program.clone())?;
-    }
-    Ok(program)
+    setup::wheel(&home, WHEEL)?;
+    executable(home.join("clang_format/data/bin/clang-format"))
 }
 
 #[cfg(test)]

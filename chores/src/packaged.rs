@@ -70,13 +70,7 @@ pub fn run() -> Result<()> {
 fn unpack(folder: &Path) -> Result<String> {
     let metadata = cargo::metadata(&["--no-deps"])?;
     let target = cargo::target_folder(&metadata)?;
-    let packages = metadata["packages"].as_array().into_iter().flatten();
-    let version = packages
-        .into_iter()
-        .find(|package| package["name"] == "moxin-vlm")
-        .and_then(|package| package["version"].as_str())
-        .context("cargo knows no moxin-vlm")?
-        .to_owned();
+    let version = cargo::version(&metadata)?;
     let mut package = cargo();
     package.args(["package", "--no-verify", "--allow-dirty"]);
     for name in CRATES {

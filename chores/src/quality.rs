@@ -2,9 +2,8 @@
 //! plot.
 
 use std::fs;
-use std::process::Stdio;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use plotters::prelude::*;
 use serde_json::Value;
 
@@ -35,15 +34,9 @@ pub fn run(options: Options) -> Result<()> {
             &limit,
         ])
         .env("OPENBLAS_NUM_THREADS", "1");
-    let output = command
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot run cargo")?;
-    if !output.status.success() {
-        bail!("the example quality failed, see above");
-    }
+    let output = cargo::output(&mut command, "the example quality failed")?;
     let report: Value =
-        serde_json::from_slice(&output.stdout).context("what the example quality printed")?;
+        serde_json::from_slice(&output).context("what the example quality printed")?;
     let root = setup::repository();
     fs::create_dir_all(root.join("docs"))?;
     fs::write(root.join(PAGE), page(&report)?).with_context(|| format!("cannot write {PAGE}"))?;

@@ -25,6 +25,7 @@ use std::env::{
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
@@ -110,6 +111,26 @@ fn is_needed(os: &str, arch: &str) -> Result<bool> {
              Apple silicon"
         ),
     }
+}
+
+/// Returns cargo in a folder.
+pub fn cargo(folder: &Path) -> Command {
+    // Cargo sets this for the programs it runs.
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
+    command.current_dir(folder);
+    command
+}
+
+/// Runs a program whose output goes to the user.
+pub fn run(command: &mut Command) -> Result<()> {
+    let program = command.get_program().to_owned();
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run {}", program.display()))?;
+    if !status.success() {
+        bail!("{} failed ({status})", program.display());
+    }
+    Ok(())
 }
 
 /// Returns a complete MLX, after configuring cargo in a project to use it.

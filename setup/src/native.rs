@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::step::Steps;
 use crate::wheels::find_below;
-use crate::{Backend, Home, MLX_SYS_VERSION};
+use crate::{Backend, Home, MLX_SYS_VERSION, cargo};
 
 /// The CMake project.
 pub const RECIPE: [(&str, &str); 6] = [
@@ -96,8 +96,7 @@ impl Compiler {
 
 /// Returns the mlx-c sources inside mlx-sys, which cargo fetches if needed.
 pub fn mlx_c_sources(project: &Path) -> Result<PathBuf> {
-    let output = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()))
-        .current_dir(project)
+    let output = cargo(project)
         .args(["metadata", "--quiet", "--format-version=1"])
         .arg("--filter-platform=x86_64-unknown-linux-gnu")
         // As `.cargo/mlx.toml` does, which may be missing; without it there is no mlx-sys.

@@ -104,6 +104,13 @@ pub struct Features {
 }
 
 impl Features {
+    /// Evaluates the features of one picture, `[1, features, hidden]`.
+    pub fn from_batch(batch: &Tensor) -> Result<Features> {
+        let rows = batch.reshape(&[batch.dim(1), batch.dim(2)])?;
+        rows.eval()?;
+        Ok(Features { rows })
+    }
+
     /// Returns the size in bytes.
     pub fn bytes(&self) -> u64 {
         self.rows.nbytes() as u64

@@ -99,14 +99,7 @@ impl Model {
             engine::on_device(options.backend, |device| {
                 let device = options.device(device)?;
                 let loaded = parts.load(&options, &device, &|done, total| {
-                    reporter.report(
-                        Stage::Load,
-                        if total == 0 {
-                            1.0
-                        } else {
-                            (done as f64 / total as f64) as f32
-                        },
-                    )
+                    reporter.report(Stage::Load, fraction(done, total))
                 })?;
                 Ok(Inner::new(loaded, device.backend, options.cpu_kernels))
             })
@@ -344,14 +337,7 @@ impl Model {
             let mut loaded = lock(&inner.loaded);
             let chat = loaded.as_mut().ok_or_else(unloaded)?;
             inner.folder.save(&mut chat.weights, &part, &|done, total| {
-                reporter.report(
-                    Stage::Save,
-                    if total == 0 {
-                        1.0
-                    } else {
-                        (done as f64 / total as f64) as f32
-                    },
-                )
+                reporter.report(Stage::Save, fraction(done, total))
             })
         })?;
         folder.publish()
@@ -424,4 +410,12 @@ pub fn trim_memory() {
 
 fn unloaded() -> Error {
     Error::InvalidState("the model was unloaded; load it again".into())
+}
+
+fn fraction(done: u64, total: u64) -> f32 {
+    if total == 0 {
+        1.0
+    } else {
+        (done as f64 / total as f64) as f32
+    }
 }

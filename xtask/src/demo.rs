@@ -3,7 +3,9 @@
 
 use anyhow::Result;
 
-use crate::{cargo, repository, run as run_program};
+use moxin_vlm_setup::run as run_program;
+
+use crate::{cargo, repository};
 
 const MODEL: &str = "models/tiny";
 const PICTURE: &str = "models/demo.png";

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, ExitCode};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Parser;
 use moxin_vlm_setup::Backend;
 
@@ -92,20 +92,5 @@ fn repository() -> &'static Path {
 
 /// Returns cargo in the root of the repository.
 fn cargo() -> Command {
-    // Cargo sets this for the programs it runs.
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
-    command.current_dir(repository());
-    command
-}
-
-/// Runs a program whose output goes to the user.
-fn run(command: &mut Command) -> Result<()> {
-    let program = command.get_program().to_owned();
-    let status = command
-        .status()
-        .with_context(|| format!("cannot run {}", program.display()))?;
-    if !status.success() {
-        bail!("{} failed ({status})", program.display());
-    }
-    Ok(())
+    moxin_vlm_setup::cargo(repository())
 }

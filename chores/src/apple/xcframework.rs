@@ -38,7 +38,7 @@ const UNPROVEN: &str = "This xcframework was assembled on Linux. It has never be
 pub fn run(options: Options) -> Result<()> {
     let tools = Tools::find()?;
     let metadata = cargo::metadata(&["--no-deps"])?;
-    let version = dist::version(&metadata)?;
+    let version = cargo::version(&metadata)?;
     if let Some(folder) = options.verify {
         check(&tools, &folder, &version)?;
         println!("{}: no problem can be detected here", folder.display());

@@ -23,9 +23,9 @@ pub use libraries::metallib;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::cargo::{self, cargo};
@@ -116,7 +116,7 @@ fn make(
 ) -> Result<Release> {
     let header = header()?;
     let release = Release {
-        version: version(metadata)?,
+        version: cargo::version(metadata)?,
         abi: abi(&header)?,
         target: target()?,
         functions: functions(&header),
@@ -176,17 +176,6 @@ fn remove_parts(output: &Path) -> Result<()> {
     Ok(())
 }
 
-pub fn version(metadata: &Value) -> Result<String> {
-    let mut packages = metadata["packages"].as_array().into_iter().flatten();
-    let package = packages
-        .find(|package| package["name"] == "moxin-vlm")
-        .context("cargo knows no moxin-vlm")?;
-    Ok(package["version"]
-        .as_str()
-        .context("the version of moxin-vlm")?
-        .to_owned())
-}
-
 /// Returns the target that cargo builds for, such as `x86_64-unknown-linux-gnu`.
 fn target() -> Result<String> {
     let output = cargo().arg("-vV").output().context("cannot run cargo")?;
@@ -209,14 +198,8 @@ pub fn static_library(arguments: &[&str]) -> Result<PathBuf> {
         ])
         .args(arguments);
     command.arg("--message-format=json-render-diagnostics");
-    let output = command
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot run cargo")?;
-    if !output.status.success() {
-        bail!("the library does not build, see above");
-    }
-    let messages = String::from_utf8_lossy(&output.stdout);
+    let output = cargo::output(&mut command, "the library does not build")?;
+    let messages = String::from_utf8_lossy(&output);
     let messages = messages
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok());

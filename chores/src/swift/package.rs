@@ -198,13 +198,7 @@ impl Workshop {
 
     /// Makes a repository of the package in its current state, with its version as a tag.
     fn tag(&self, package: &Path) -> Result<String> {
-        let metadata = cargo::metadata(&["--no-deps"])?;
-        let packages = metadata["packages"].as_array().into_iter().flatten();
-        let version = packages
-            .into_iter()
-            .find(|package| package["name"] == "moxin-vlm")
-            .and_then(|package| package["version"].as_str());
-        let version = version.context("cargo knows no moxin-vlm")?;
+        let version = cargo::version(&cargo::metadata(&["--no-deps"])?)?;
 
         let git = |folder: &Path, arguments: &[&str]| -> Result<String> {
             let output = Command::new("git")
@@ -253,8 +247,8 @@ impl Workshop {
                 "test",
             ],
         )?;
-        git(package, &["tag", version])?;
-        Ok(version.to_owned())
+        git(package, &["tag", &version])?;
+        Ok(version)
     }
 
     /// Builds the documentation, without a warning and without an undocumented public name.

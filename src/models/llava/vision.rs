@@ -66,9 +66,7 @@ impl Vision for LlavaVision {
         };
         let inner = activate(&self.linear_1.forward(&encoded)?, self.activation)?;
         let rows = inject_into("projector", self.linear_2.forward(&inner)?)?;
-        let rows = rows.reshape(&[rows.dim(1), rows.dim(2)])?;
-        rows.eval()?;
-        Ok(Features { rows })
+        Features::from_batch(&rows)
     }
 
     fn matrices(&mut self) -> Vec<(String, &mut Matrix)> {

@@ -53,9 +53,7 @@ impl Vision for PaliGemmaVision {
     ) -> Result<Features> {
         let encoded = self.encoder.forward(&pixels.data, progress)?;
         let rows = inject_into("projector", self.projector.forward(&encoded)?)?;
-        let rows = rows.reshape(&[rows.dim(1), rows.dim(2)])?;
-        rows.eval()?;
-        Ok(Features { rows })
+        Features::from_batch(&rows)
     }
 
     fn matrices(&mut self) -> Vec<(String, &mut Matrix)> {

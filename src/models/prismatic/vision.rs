@@ -110,9 +110,7 @@ impl Vision for PrismaticVision {
     ) -> Result<Features> {
         let features = self.encode_by_blocks(pixels, progress)?;
         let rows = self.project_by_layers(&features, &|| progress(1.0))?;
-        let rows = rows.reshape(&[rows.dim(1), rows.dim(2)])?;
-        rows.eval()?;
-        Ok(Features { rows })
+        Features::from_batch(&rows)
     }
 
     fn matrices(&mut self) -> Vec<(String, &mut Matrix)> {
