@@ -98,12 +98,11 @@ fn write_program(program: &Path, version: &str) -> Result<()> {
         .iter()
         .map(|name| format!("{name} = {{ path = \"../{name}\" }}\n"));
     let patches: String = patches.collect();
-    // The same profile as the library's, so that dependencies are compiled once.
+    // Little is compiled without optimization, and one answer needs none.
     let manifest = format!(
         "[package]\nname = \"my-program\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n\
          [dependencies]\nmoxin-vlm = \"{version}\"\n\n[patch.crates-io]\n{patches}\n\
-         [profile.dev]\nopt-level = 1\ndebug = \"line-tables-only\"\n\n\
-         [profile.dev.package.\"*\"]\nopt-level = 1\ndebug = false\n"
+         [profile.dev]\ndebug = false\n"
     );
     fs::write(program.join("Cargo.toml"), manifest)?;
     fs::copy(

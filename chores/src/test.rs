@@ -1,5 +1,6 @@
 //! Runs all checks that a change must pass, in one command.
 
+use std::env;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -44,8 +45,8 @@ impl Step {
 }
 
 /// Quick steps first. So that each dependency is checked once and built once, every step on the
-/// library includes the development dependencies (with the examples): without them some crates
-/// would have fewer features, which makes them other crates. The chores' own tests use the chores'
+/// library includes the development dependencies (with the examples), and names the same packages:
+/// otherwise some crates would have fewer features, which makes them other crates. The chores' own tests use the chores'
 /// profile, in which their dependencies are already built.
 const STEPS: [Step; 7] = [
     Step::new("format", &["fmt", "--all", "--check"]),
@@ -90,33 +91,11 @@ const STEPS: [Step; 7] = [
     // other than they save.
     Step {
         environment: &[("OPENBLAS_NUM_THREADS", "1")],
-        ..Step::new(
-            "tests",
-            &[
-                "test",
-                "--package",
-                "moxin-vlm",
-                "--package",
-                "moxin-vlm-fuzz",
-                "--package",
-                "moxin-vlm-threads",
-            ],
-        )
+        ..Step::new("tests", &["tests"])
     },
     Step {
         environment: &[("OPENBLAS_NUM_THREADS", "1"), ("MOXIN_WATCH", "sanitizers")],
-        ..Step::new(
-            "sanitizers",
-            &[
-                "test",
-                "--package",
-                "moxin-vlm",
-                "--package",
-                "moxin-vlm-fuzz",
-                "--test",
-                "c",
-            ],
-        )
+        ..Step::new("sanitizers", &["tests", "--test", "c"])
     },
     Step::new("kernels", &["xtask", "kernels-test"]),
 ];
@@ -148,11 +127,7 @@ const EXTRAS: [Extra; 7] = [
             ..Step::new(
                 "valgrind",
                 &[
-                    "test",
-                    "--package",
-                    "moxin-vlm",
-                    "--package",
-                    "moxin-vlm-fuzz",
+                    "tests",
                     "--test",
                     "c",
                     "--",
@@ -226,6 +201,13 @@ pub fn run() -> Result<()> {
     );
     println!("\nAll is well: {parts}, in {}.", seconds(start.elapsed()));
     Ok(())
+}
+
+/// Returns whether the tests may get large tools, such as Swift, which a person may not want.
+pub fn may_download() -> bool {
+    ["MOXIN_DOWNLOAD", "CI"]
+        .iter()
+        .any(|name| env::var_os(name).is_some())
 }
 
 fn run_step(step: &Step, count: &mut Count) -> Result<Duration> {

@@ -29,6 +29,7 @@ use sha2::{Digest, Sha256};
 use crate::bindings;
 use crate::cargo::add_target;
 use crate::setup::{self, step::Steps, wheels};
+use crate::test;
 
 /// The oldest supported systems. Package.swift has the same numbers.
 const MACOS: &str = "14.0";
@@ -57,18 +58,22 @@ impl Home {
             );
         }
         setup::ensure()?;
-        let cache = setup::cache_folder()?;
-        let hash = Sha256::new_with_prefix(WHEELS)
-            .chain_update(include_str!("mod.rs"))
-            .finalize();
-        let hash: String = hash[..6].iter().map(|byte| format!("{byte:02x}")).collect();
-        let home = Home {
-            path: cache.join(format!("apple-{hash}")),
-        };
+        let home = Home::locate()?;
         if !home.path.is_dir() {
             setup::make(&home.path, || home.path.is_dir(), Home::build)?;
         }
         Ok(home)
+    }
+
+    /// Returns where the tools are, or would be.
+    fn locate() -> Result<Home> {
+        let hash = Sha256::new_with_prefix(WHEELS)
+            .chain_update(include_str!("mod.rs"))
+            .finalize();
+        let hash: String = hash[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Home {
+            path: setup::cache_folder()?.join(format!("apple-{hash}")),
+        })
     }
 
     /// Installs everything in `part`; returns the folder.
@@ -173,6 +178,12 @@ impl Home {
 pub fn lacks() -> Option<String> {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         return Some("x86-64 Linux; on a Mac the other steps compile for it".to_owned());
+    }
+    let is_there = Home::locate().is_ok_and(|home| home.path.is_dir());
+    if !is_there && !test::may_download() {
+        return Some(
+            "`cargo xtask apple-check` once, which gets 170 MB, or MOXIN_DOWNLOAD=1".to_owned(),
+        );
     }
     TARGETS.iter().find_map(|(target, _)| {
         add_target(target)

@@ -5,7 +5,6 @@
 mod debian;
 mod package;
 
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use crate::cargo;
 use crate::dist;
 use crate::setup;
+use crate::test;
 use debian::Debian;
 
 #[derive(clap::Args)]
@@ -29,17 +29,16 @@ pub fn lacks() -> Option<String> {
     if system_version().is_some() {
         return None;
     }
-    let is_wanted = ["MOXIN_SWIFT", "CI"]
-        .iter()
-        .any(|name| env::var_os(name).is_some());
     match Debian::obstacle() {
         Some(obstacle) => Some(obstacle.to_owned()),
         None if Debian::is_there() => None,
         // An unreachable mirror is not a fault of the package.
-        None if is_wanted => Debian::open()
+        None if test::may_download() => Debian::open()
             .err()
             .map(|error| format!("a Debian with Swift, and none could be made: {error:#}")),
-        None => Some("`cargo xtask swift-test` once, which gets 3 GB, or MOXIN_SWIFT=1".to_owned()),
+        None => {
+            Some("`cargo xtask swift-test` once, which gets 3 GB, or MOXIN_DOWNLOAD=1".to_owned())
+        }
     }
 }
 
