@@ -65,14 +65,7 @@ const STEPS: [Step; 7] = [
         environment: &[("RUSTDOCFLAGS", "-D warnings")],
         ..Step::new(
             "documentation",
-            &[
-                "doc",
-                "--package",
-                "moxin-vlm",
-                "--no-deps",
-                "--lib",
-                "--examples",
-            ],
+            &["doc", "--workspace", "--no-deps", "--lib", "--examples"],
         )
     },
     Step::new(
@@ -132,8 +125,8 @@ const EXTRAS: [Extra; 7] = [
                     "c",
                     "--",
                     "describe_answers",
-                    "describe_says",
-                    "what_watches",
+                    "describe_explains",
+                    "sanitizers_and_valgrind",
                 ],
             )
         },
@@ -304,11 +297,37 @@ mod tests {
         );
     }
 
+    /// A name that selects nothing is no error for cargo.
+    #[test]
+    fn steps_name_tests_that_exist() {
+        let names: Vec<&str> = EXTRAS
+            .iter()
+            .filter(|extra| extra.step.arguments.starts_with(&["tests"]))
+            .flat_map(|extra| {
+                extra
+                    .step
+                    .arguments
+                    .iter()
+                    .skip_while(|word| **word != "--")
+                    .skip(1)
+            })
+            .copied()
+            .collect();
+        assert!(!names.is_empty());
+        for name in names {
+            let tests = include_str!("../../tests/c.rs");
+            assert!(
+                tests.contains(&format!("\nfn {name}")),
+                "tests/c.rs has no {name}"
+            );
+        }
+    }
+
     #[test]
     fn a_step_can_be_repeated_by_hand() {
         assert_eq!(
             STEPS[2].line(),
-            "RUSTDOCFLAGS='-D warnings' cargo doc --package moxin-vlm --no-deps --lib --examples"
+            "RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --lib --examples"
         );
     }
 }
