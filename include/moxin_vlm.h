@@ -541,6 +541,10 @@ typedef struct moxin_memory_stats {
      * program that has freed everything.
      */
     uint64_t handles;
+    /**
+     * The part of active that keeps ended conversations for others; moxin_memory_trim releases it.
+     */
+    uint64_t prefix_cache;
 } moxin_memory_stats;
 
 /**
@@ -609,6 +613,14 @@ typedef struct moxin_model_params {
      * only during the call. Default: NULL, the folder's template.
      */
     const char *chat_template;
+    /**
+     * The size in bytes of the cache of ended conversations, by their keys and values
+     * (moxin_memory_estimate.kv_per_token). When a session is freed, its conversation stays there,
+     * and a new session that starts with the same prompt reads only the rest:
+     * moxin_stats.reused_tokens. Conversations are removed when other work needs the memory.
+     * Default: 0, none is kept.
+     */
+    uint64_t prefix_cache_bytes;
 } moxin_model_params;
 
 /**
@@ -767,6 +779,22 @@ typedef struct moxin_session_params {
      * The number of stop texts, 0 to 64.
      */
     size_t stop_count;
+    /**
+     * Is subtracted from a token's logit once for each time that the answer already contains it: -2
+     * to 2. Default: 0.
+     */
+    float frequency_penalty;
+    /**
+     * Is subtracted from the logits of all tokens that the answer already contains: -2 to 2.
+     * Default: 0.
+     */
+    float presence_penalty;
+    /**
+     * Separates conversations in the prefix cache: an ended one is only continued by those with the
+     * same number. Give each user of a server another one, so that times tell nobody what others
+     * asked. Default: 0.
+     */
+    uint64_t prefix_scope;
 } moxin_session_params;
 
 /**
@@ -1378,7 +1406,8 @@ enum moxin_status moxin_memory_set_limits(uint64_t total_bytes,
                                           struct moxin_error **error);
 
 /**
- * Releases memory kept for reuse: MLX's free buffers and the cache of encoded pictures. Call it
+ * Releases memory kept for reuse: MLX's free buffers, the cache of encoded pictures, and ended
+ * conversations. Call it
  * when the system reports memory pressure. Does not block: the memory is released as soon as
  * nothing is being computed.
  */
@@ -1671,6 +1700,17 @@ void moxin_session_cancel(const struct moxin_session *session);
 enum moxin_status moxin_session_set_params(const struct moxin_session *session,
                                            const struct moxin_session_params *params,
                                            struct moxin_error **error);
+
+/**
+ * Gets the number of positions of the prompt that the next step would read, including image
+ * tokens. Nothing is computed.
+ *
+ * Errors: INVALID_STATE if there is nothing to read; CONTEXT_FULL, and INVALID_STATE if the model's
+ * template refuses the conversation, after which the question is rolled back; BUSY.
+ */
+enum moxin_status moxin_session_prompt_tokens(const struct moxin_session *session,
+                                              uint32_t *out_tokens,
+                                              struct moxin_error **error);
 
 /**
  * Removes all but the first messages of the conversation; its pictures stay. To generate the last

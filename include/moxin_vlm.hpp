@@ -672,6 +672,13 @@ public:
         });
     }
 
+    /// Returns the number of positions of the prompt that the next step would read.
+    std::uint32_t prompt_tokens() const {
+        std::uint32_t tokens = 0;
+        detail::call(moxin_session_prompt_tokens, get(), &tokens);
+        return tokens;
+    }
+
     /// Removes all but the first messages.
     void rewind(std::size_t messages_to_keep) {
         detail::call(moxin_session_rewind, get(), messages_to_keep);

@@ -14,7 +14,8 @@ use moxin_vlm::models::prismatic::pure_prompt;
 use moxin_vlm::{
     Cancel, ConcatKeyValueCache, Embedding, Error, Event, FinishReason, Generate,
     GenerationOptions, KVCache, KeyValueCache, LoadOptions, Model, MoxinVLM, Op, Picture,
-    Processor, Role, SamplingParams, Session, Stage, Tokenizer, load_model, load_tokenizer,
+    Processor, QuantizeOptions, Role, SamplingParams, Session, Stage, Tokenizer, load_model,
+    load_tokenizer,
 };
 
 const DESCRIBE: &str = "Describe the picture.";
@@ -371,6 +372,88 @@ fn a_second_turn_reuses_the_first() {
     assert_eq!((&second.tokens, &second.text), (&fresh.tokens, &fresh.text));
     assert_close(&second.logprobs, &fresh.logprobs);
     assert_eq!(cold.messages().unwrap(), warm.messages().unwrap());
+}
+
+// Ended conversations that others continue.
+
+fn pooling() -> Model {
+    let options = LoadOptions {
+        prefix_cache: 8 << 20,
+        ..Default::default()
+    };
+    Model::load(tiny(), options, Op::default()).unwrap()
+}
+
+/// Asks two questions in a new session, the first with a given answer; returns the second answer
+/// and the number of reused positions.
+fn ask_after(model: &Model, options: GenerationOptions, answer: &str) -> (Answer, usize) {
+    let session = model.session(options).unwrap();
+    session.add_image(demo()).unwrap();
+    session.add_text(Role::User, DESCRIBE).unwrap();
+    session.add_text(Role::Assistant, answer).unwrap();
+    let answer = ask(&session, COUNT);
+    (answer, session.stats().reused_tokens)
+}
+
+#[test]
+fn a_new_session_continues_an_ended_one() {
+    let model = pooling();
+    let session = model.session(greedy()).unwrap();
+    session.add_image(demo()).unwrap();
+    let first = ask(&session, DESCRIBE);
+    let read = session.stats().prompt_tokens;
+    let expected = ask(&session, COUNT);
+    session.rewind(2).unwrap();
+    // While it lives, it is its own.
+    let (fresh, reused) = ask_after(&model, greedy(), &first.text);
+    assert_eq!((fresh.tokens, reused), (expected.tokens.clone(), 0));
+    drop(session);
+    let (again, reused) = ask_after(&model, greedy(), &first.text);
+    assert_eq!(again.tokens, expected.tokens);
+    assert!(reused > read + first.tokens.len(), "{reused} of {read}");
+    // Whatever differs is read, from the first difference on.
+    let (_, other) = ask_after(&model, greedy(), "Something else.");
+    assert!((1..read + 3).contains(&other), "{other} of {read}");
+    let elsewhere = GenerationOptions {
+        prefix_scope: 7,
+        ..greedy()
+    };
+    assert_eq!(ask_after(&model, elsewhere, &first.text).1, 0);
+    assert_eq!(ask_after(&load(), greedy(), &first.text).1, 0);
+}
+
+#[test]
+fn ended_conversations_are_dropped_with_the_weights_they_belong_to() {
+    let model = pooling();
+    let earlier = model.session(greedy()).unwrap();
+    earlier.add_image(demo()).unwrap();
+    let first = ask(&earlier, DESCRIBE);
+    ask_after(&model, greedy(), &first.text);
+    model
+        .quantize(QuantizeOptions::default(), Op::default())
+        .unwrap();
+    assert_eq!(ask_after(&model, greedy(), &first.text).1, 0);
+    // A session that began before keeps what it has read, and nobody continues it.
+    drop(earlier);
+    moxin_vlm::trim_memory();
+    let (_, reused) = ask_after(&model, greedy(), &first.text);
+    assert_eq!(reused, 0);
+    assert!(ask_after(&model, greedy(), &first.text).1 > 0);
+}
+
+#[test]
+fn a_prompt_is_counted_without_reading_it() {
+    let session = session(greedy());
+    assert!(matches!(
+        session.prompt_tokens(),
+        Err(Error::InvalidState(_))
+    ));
+    session.add_embedding(&DEMO).unwrap();
+    session.add_text(Role::User, COUNT).unwrap();
+    let tokens = session.prompt_tokens().unwrap();
+    assert_eq!(session.stats().prompt_tokens, 0);
+    answer(&session).unwrap();
+    assert_eq!(session.stats().prompt_tokens, tokens);
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use super::{HANDLES, Versioned, guard, moxin_error, moxin_status, out, write_result};
 use crate::runtime::{
-    available_memory, guarded, image_cache_bytes, memory_limit, memory_stats, set_memory_limits,
-    trim_memory,
+    available_memory, guarded, image_cache_bytes, memory_limit, memory_stats, prefix_pool_bytes,
+    set_memory_limits, trim_memory,
 };
 use std::sync::atomic::Ordering;
 
@@ -29,6 +29,8 @@ pub struct moxin_memory_stats {
     /// Not bytes: the number of handles of all kinds, errors included, that were not freed. 0 in a
     /// program that has freed everything.
     pub handles: u64,
+    /// The part of active that keeps ended conversations for others; moxin_memory_trim releases it.
+    pub prefix_cache: u64,
 }
 
 // SAFETY: repr(C), starts with its size, otherwise integers.
@@ -51,6 +53,7 @@ pub unsafe extern "C" fn moxin_memory_stats_get(
             available: available_memory()?,
             image_cache: image_cache_bytes(),
             handles: HANDLES.load(Ordering::Relaxed),
+            prefix_cache: prefix_pool_bytes(),
             ..moxin_memory_stats::defaults()
         };
         // SAFETY: `out` was checked; it is the caller's struct with its size.
@@ -73,7 +76,8 @@ pub unsafe extern "C" fn moxin_memory_set_limits(
     guard(error, || set_memory_limits(total_bytes, cache_bytes))
 }
 
-/// Releases memory kept for reuse: MLX's free buffers and the cache of encoded pictures. Call it
+/// Releases memory kept for reuse: MLX's free buffers, the cache of encoded pictures, and ended
+/// conversations. Call it
 /// when the system reports memory pressure. Does not block: the memory is released as soon as
 /// nothing is being computed.
 #[unsafe(no_mangle)]

@@ -83,6 +83,12 @@ pub struct moxin_model_params {
     /// A Jinja chat template to use instead of the one in the folder; NUL-terminated UTF-8, read
     /// only during the call. Default: NULL, the folder's template.
     pub chat_template: *const c_char,
+    /// The size in bytes of the cache of ended conversations, by their keys and values
+    /// (moxin_memory_estimate.kv_per_token). When a session is freed, its conversation stays there,
+    /// and a new session that starts with the same prompt reads only the rest:
+    /// moxin_stats.reused_tokens. Conversations are removed when other work needs the memory.
+    /// Default: 0, none is kept.
+    pub prefix_cache_bytes: u64,
 }
 
 /// Properties of a model.
@@ -175,6 +181,7 @@ unsafe impl Versioned for moxin_model_params {
             quant_mode: MOXIN_QUANT_MODE_AFFINE,
             cpu_kernels: MOXIN_CPU_KERNELS_AUTO,
             chat_template: ptr::null(),
+            prefix_cache_bytes: LoadOptions::default().prefix_cache,
         }
     }
 }
@@ -495,6 +502,7 @@ unsafe fn load_options(params: *const moxin_model_params) -> Result<LoadOptions>
         cpu_kernels,
         memory_limit: (params.memory_limit > 0).then_some(params.memory_limit),
         image_cache: params.image_cache_bytes,
+        prefix_cache: params.prefix_cache_bytes,
         chat_template,
     })
 }

@@ -77,6 +77,16 @@ pub struct moxin_session_params {
     pub stop: *const *const c_char,
     /// The number of stop texts, 0 to 64.
     pub stop_count: usize,
+    /// Is subtracted from a token's logit once for each time that the answer already contains it: -2
+    /// to 2. Default: 0.
+    pub frequency_penalty: f32,
+    /// Is subtracted from the logits of all tokens that the answer already contains: -2 to 2.
+    /// Default: 0.
+    pub presence_penalty: f32,
+    /// Separates conversations in the prefix cache: an ended one is only continued by those with the
+    /// same number. Give each user of a server another one, so that times tell nobody what others
+    /// asked. Default: 0.
+    pub prefix_scope: u64,
 }
 
 // SAFETY: repr(C), starts with its size, otherwise numbers and pointers that are checked before
@@ -100,6 +110,9 @@ unsafe impl Versioned for moxin_session_params {
             logprobs: 0,
             stop: ptr::null(),
             stop_count: 0,
+            frequency_penalty: sampling.frequency_penalty,
+            presence_penalty: sampling.presence_penalty,
+            prefix_scope: options.prefix_scope,
         }
     }
 }
@@ -312,6 +325,29 @@ pub unsafe extern "C" fn moxin_session_set_params(
     })
 }
 
+/// Gets the number of positions of the prompt that the next step would read, including image
+/// tokens. Nothing is computed.
+///
+/// Errors: INVALID_STATE if there is nothing to read; CONTEXT_FULL, and INVALID_STATE if the model's
+/// template refuses the conversation, after which the question is rolled back; BUSY.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn moxin_session_prompt_tokens(
+    session: *const moxin_session,
+    out_tokens: *mut u32,
+    error: *mut *mut moxin_error,
+) -> moxin_status {
+    guard(error, || {
+        let place = out(out_tokens, "out_tokens")?;
+        // SAFETY: NULL, or a handle of this library that was not freed; the output pointer was
+        // checked.
+        unsafe {
+            let tokens = retain(session, "session")?.session.prompt_tokens()?;
+            place.write(tokens as u32);
+        }
+        Ok(())
+    })
+}
+
 /// Removes all but the first messages of the conversation; its pictures stay. To generate the last
 /// answer again, keep one message fewer than there are (moxin_stats.message_count) and take steps.
 /// To rephrase the question, keep two fewer. The part of the prompt that still matches is not read
@@ -392,12 +428,15 @@ pub(super) unsafe fn options(params: *const moxin_session_params) -> Result<Gene
             min_p: params.min_p,
             repetition_penalty: params.repetition_penalty,
             repetition_window: params.repetition_window as usize,
+            frequency_penalty: params.frequency_penalty,
+            presence_penalty: params.presence_penalty,
             seed: params.seed,
         },
         max_tokens: params.max_tokens as usize,
         max_context: (params.max_context > 0).then_some(params.max_context as usize),
         prefill_chunk: params.prefill_chunk as usize,
         stop,
+        prefix_scope: params.prefix_scope,
         top_logprobs: params.logprobs as usize,
     })
 }

@@ -9,15 +9,15 @@ use jiff::ZonedDateTime;
 
 use self::reading::Reading;
 use super::{
-    Answer, ChatImage, ChatModel, Conversation, Event, FinishReason, GenerationOptions, Prompt,
-    PromptRequest, PromptWriter, Source, Stats, Watch, Written,
+    Answer, CachedRow, ChatImage, ChatModel, Conversation, Event, FinishReason, GenerationOptions,
+    Prefix, Prompt, PromptRequest, PromptWriter, Stats, Watch, Written,
 };
 use crate::{
     Error, Result,
     device::inject,
-    device::{memory_stats, require},
+    device::memory_stats,
     error::guarded,
-    nn::{KVCache, KeyValueCache, Row},
+    nn::{KVCache, KeyValueCache},
     text::{Message, Role},
 };
 
@@ -40,10 +40,9 @@ pub struct Chat {
     answered: Vec<Written>,
     phase: Phase,
     stats: Stats,
+    /// The state of the weights that the keys and values were computed with.
+    revision: u64,
 }
-
-/// A row and the feature in it. Equal rows after equal rows have equal keys and values.
-type CachedRow = (Row, Source);
 
 enum Phase {
     Idle,
@@ -95,6 +94,7 @@ impl Chat {
             answered: Vec::new(),
             phase: Phase::Idle,
             stats: Stats::default(),
+            revision: model.revision,
         })
     }
 
@@ -139,7 +139,7 @@ impl Chat {
     /// Copies the conversation. Keys and values are copied when one of the two continues.
     pub fn fork(&self, model: &ChatModel) -> Result<Chat> {
         self.between_turns()?;
-        require(
+        model.require(
             "a fork of the conversation",
             model.memory.cache(self.positions()),
         )?;
@@ -159,7 +159,21 @@ impl Chat {
                 messages: self.messages().len(),
                 ..Stats::default()
             },
+            revision: self.revision,
         })
+    }
+
+    /// Adds what an ended conversation has read to the model's pool, for conversations that continue
+    /// it.
+    pub fn retire(mut self, model: &ChatModel) {
+        if self.revision == model.revision {
+            self.rows.truncate(self.positions());
+            model.prefixes.borrow_mut().insert(Prefix {
+                scope: self.options.prefix_scope,
+                rows: self.rows,
+                cache: self.cache,
+            });
+        }
     }
 
     /// Removes all but the first `messages`, with their pictures. A picture that comes before all
@@ -223,6 +237,18 @@ impl Chat {
     /// Sets the prompt that [`Chat::unwritten`] asked for, and when it was requested.
     pub fn set_prompt(&mut self, prompt: Prompt, since: Instant) {
         self.prompt = Some((prompt, since));
+    }
+
+    /// Returns the number of positions of the prompt that the next step reads, once it is written.
+    ///
+    /// # Errors
+    /// [`Error::InvalidState`] if there is nothing to read.
+    pub fn prompt_tokens(&self) -> Result<usize> {
+        match (&self.prompt, &self.phase) {
+            (Some((prompt, _)), _) => Ok(prompt.rows.len()),
+            (None, Phase::Read { .. } | Phase::Decode { .. }) => Ok(self.stats.prompt_tokens),
+            (None, _) => Err(nothing_to_answer()),
+        }
     }
 
     /// Returns the request for the conversation's prompt.

@@ -2,11 +2,11 @@
 
 use std::{cell::RefCell, collections::BTreeMap, sync::Arc, time::Instant};
 
-use super::{GenerationOptions, ImageCache, PromptWriter};
+use super::{GenerationOptions, ImageCache, PrefixPool, PromptWriter};
 use crate::{
-    Result,
+    Error, Result,
     checkpoint::Quantization,
-    device::{Arithmetic, require},
+    device::{Arithmetic, clear_cache, require},
     image::Picture,
     models::{
         Limits, LoadedModel, MediaKey, MediaPlan, MediumSize, MemoryNeeds, ModelFolder, Sizes,
@@ -35,6 +35,10 @@ pub struct ChatModel {
     pub schemes: BTreeMap<String, Quantization>,
     /// The features of encoded pictures.
     pub images: RefCell<ImageCache>,
+    /// Ended conversations, which others may continue.
+    pub prefixes: RefCell<PrefixPool>,
+    /// Counts changes of the weights, after which earlier keys and values are not continued.
+    pub revision: u64,
 }
 
 impl ChatModel {
@@ -60,7 +64,7 @@ impl ChatModel {
             width: picture.width() as usize,
             height: picture.height() as usize,
         };
-        require("encoding a picture", self.vision_memory(size, plan))?;
+        self.require("encoding a picture", self.vision_memory(size, plan))?;
         let clock = Instant::now();
         let pixels = self.folder.blueprint.preprocess(picture, plan)?;
         let features = self.weights.vision.encode(&pixels, plan, progress)?;
@@ -71,6 +75,19 @@ impl ChatModel {
         );
         self.images.borrow_mut().insert(key, features.clone());
         Ok((features, false))
+    }
+
+    /// Fails with [`Error::OutOfMemory`] if `needed` bytes for `what` are not available, even without
+    /// the pool of ended conversations.
+    pub fn require(&self, what: &str, needed: u64) -> Result<()> {
+        loop {
+            match require(what, needed) {
+                Err(Error::OutOfMemory { .. }) if self.prefixes.borrow_mut().evict() => {
+                    clear_cache()?
+                }
+                result => return result,
+            }
+        }
     }
 
     /// Returns the bytes that encoding a picture needs in addition to the weights.
@@ -86,7 +103,7 @@ impl ChatModel {
         options.validate()?;
         let max_context = options.context(&self.limits());
         let needed = self.memory.conversation(max_context, options.prefill_chunk);
-        require(&format!("a conversation of {max_context} tokens"), needed)?;
+        self.require(&format!("a conversation of {max_context} tokens"), needed)?;
         Ok(max_context)
     }
 }

@@ -20,6 +20,9 @@ pub struct GenerationOptions {
     pub max_context: Option<usize>,
     /// The number of positions that one step of prefill reads.
     pub prefill_chunk: usize,
+    /// Separates conversations: an ended one is only continued by those with the same number. A
+    /// server gives each of its users another one, so that times tell nobody what others asked.
+    pub prefix_scope: u64,
     /// The number of most likely tokens that each [`Event::Text`](super::Event::Text) lists, at
     /// most 20.
     pub top_logprobs: usize,
@@ -33,6 +36,7 @@ impl Default for GenerationOptions {
             stop: Vec::new(),
             max_context: None,
             prefill_chunk: 256,
+            prefix_scope: 0,
             top_logprobs: 0,
         }
     }

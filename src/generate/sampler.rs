@@ -1,10 +1,12 @@
 //! Sampling the next token from the logits, in the order of transformers: repetition penalty,
-//! temperature, top-k, top-p, min-p, then a random draw.
+//! temperature, top-k, top-p, min-p, then a random draw. Frequency and presence penalty, which
+//! transformers does not have, follow the repetition penalty, as in
+//! [vLLM](https://docs.vllm.ai/en/latest/api/vllm/sampling_params/).
 //!
 //! The draw is reproducible on every platform: ChaCha8, keyed by rand's `seed_from_u64`, provides
 //! one 53-bit number for each sampled token.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, collections::BTreeMap};
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -29,6 +31,12 @@ pub struct SamplingParams {
     pub repetition_penalty: f32,
     /// The number of latest tokens of the history that the penalty applies to. 0 = all.
     pub repetition_window: usize,
+    /// Is subtracted from a token's logit once for each time that the answer already contains it: -2
+    /// to 2. 0 = off.
+    pub frequency_penalty: f32,
+    /// Is subtracted from the logits of all tokens that the answer already contains: -2 to 2. 0 =
+    /// off.
+    pub presence_penalty: f32,
     /// The seed of the random numbers. The same seed and the same logits result in the same tokens.
     pub seed: u64,
 }
@@ -42,6 +50,8 @@ impl Default for SamplingParams {
             min_p: 0.0,
             repetition_penalty: 1.0,
             repetition_window: 0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
             seed: 0,
         }
     }
@@ -83,7 +93,19 @@ impl SamplingParams {
             "repetition_penalty",
             "a finite number above 0",
             penalty,
-        )
+        )?;
+        for (field, penalty) in [
+            ("frequency_penalty", self.frequency_penalty),
+            ("presence_penalty", self.presence_penalty),
+        ] {
+            check(
+                (-2.0..=2.0).contains(&penalty),
+                field,
+                "from -2 to 2",
+                penalty,
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -97,11 +119,13 @@ pub struct Choice {
     pub logprob: f32,
 }
 
-/// Samples tokens one after the other, with one stream of random numbers.
+/// Samples the tokens of an answer one after the other, with one stream of random numbers.
 #[derive(Debug)]
 pub struct Sampler {
     params: SamplingParams,
     random: ChaCha8Rng,
+    /// How often each token was sampled.
+    counts: BTreeMap<u32, u32>,
 }
 
 impl Sampler {
@@ -112,7 +136,11 @@ impl Sampler {
     pub fn new(params: SamplingParams) -> Result<Self> {
         params.validate()?;
         let random = ChaCha8Rng::seed_from_u64(params.seed);
-        Ok(Self { params, random })
+        Ok(Self {
+            params,
+            random,
+            counts: BTreeMap::new(),
+        })
     }
 
     /// Samples a token. `logits` has one value per token id; -inf rules a token out. `history` has
@@ -128,6 +156,7 @@ impl Sampler {
             0.0 => argmax(&scores),
             _ => self.draw(&self.candidates(&scores)?),
         };
+        *self.counts.entry(index as u32).or_default() += 1;
         Ok(choice(logits, index, normalizer))
     }
 
@@ -153,13 +182,19 @@ impl Sampler {
     fn penalized(&self, logits: &[f32], history: &[u32]) -> Result<Vec<f32>> {
         let mut scores = room_for_all(logits)?;
         scores.extend(logits);
+        self.penalize_history(logits, history, &mut scores);
+        self.penalize_answer(&mut scores);
+        Ok(scores)
+    }
+
+    fn penalize_history(&self, logits: &[f32], history: &[u32], scores: &mut [f32]) {
         let SamplingParams {
             repetition_penalty: penalty,
             repetition_window: window,
             ..
         } = self.params;
         if penalty == 1.0 {
-            return Ok(scores);
+            return;
         }
         let recent = if window == 0 {
             history
@@ -179,7 +214,21 @@ impl Sampler {
             };
             scores[index] = score.clamp(f32::MIN, f32::MAX);
         }
-        Ok(scores)
+    }
+
+    fn penalize_answer(&self, scores: &mut [f32]) {
+        let SamplingParams {
+            frequency_penalty: frequency,
+            presence_penalty: presence,
+            ..
+        } = self.params;
+        for (&token, &count) in &self.counts {
+            if let Some(score) = scores.get_mut(token as usize)
+                && score.is_finite()
+            {
+                *score = (*score - (frequency * count as f32 + presence)).clamp(f32::MIN, f32::MAX);
+            }
+        }
     }
 
     /// Returns the tokens that pass top-k, top-p and min-p, with weights relative to the most

@@ -65,8 +65,18 @@ pub fn post(job: impl FnOnce() + Send + 'static) {
 
 /// Drops a value that contains MLX arrays on the engine thread, without waiting.
 pub fn dispose(thing: impl Send + 'static) {
+    match ENGINE_THREAD.get() {
+        // What is counted in the next turn must not include it.
+        true => drop(thing),
+        false => hand_over(thing, drop),
+    }
+}
+
+/// Calls `last` with a value that contains MLX arrays on the engine thread, without waiting. Where
+/// no engine runs, the value is only dropped.
+pub fn hand_over<T: Send + 'static>(thing: T, last: impl FnOnce(T) + Send + 'static) {
     match engine() {
-        Ok(engine) => engine.dispose(thing),
+        Ok(engine) => engine.post(move || last(thing)),
         // MLX's locks may be held by a thread that does not exist here.
         Err(_) if process::is_forked() => mem::forget(thing),
         // MLX allows it for evaluated arrays.

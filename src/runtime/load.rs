@@ -9,7 +9,7 @@ use crate::{
     Error, Result,
     checkpoint::{Quantization, open_folder, read_json},
     device::{Backend, CpuKernels, Device, Dtype, clear_cache},
-    generate::{ChatModel, ImageCache, PromptWriter},
+    generate::{ChatModel, ImageCache, PrefixPool, PromptWriter},
     models::{ModelFolder, PromptFormat, QuantizeOptions, TokenIds},
     process,
     text::{Template, Tokenizer},
@@ -37,6 +37,10 @@ pub struct LoadOptions {
     /// The size in bytes of the cache of encoded pictures. A picture takes 4 MiB in the largest
     /// case, Moxin-7B in float32.
     pub image_cache: u64,
+    /// The size in bytes of the pool of ended conversations, by their keys and values. When a session
+    /// is dropped, its conversation stays there, and a new session that starts with the same prompt
+    /// reads only the rest. Conversations are removed when other work needs the memory.
+    pub prefix_cache: u64,
     /// A Jinja chat template to use instead of the folder's. `None`: the folder's.
     pub chat_template: Option<String>,
 }
@@ -50,6 +54,7 @@ impl Default for LoadOptions {
             quantize: None,
             cpu_kernels: CpuKernels::Auto,
             image_cache: 64 << 20,
+            prefix_cache: 0,
             chat_template: None,
         }
     }
@@ -210,6 +215,7 @@ impl Parts {
         );
         let memory = folder.memory(device.arithmetic(), &|path, _| schemes.get(path).copied());
         let images = RefCell::new(ImageCache::new(options.image_cache));
+        let prefixes = RefCell::new(PrefixPool::new(options.prefix_cache));
         let (arithmetic, folder) = (device.arithmetic(), Arc::new(folder));
         let chat = ChatModel {
             weights,
@@ -221,6 +227,8 @@ impl Parts {
             arithmetic,
             schemes,
             images,
+            prefixes,
+            revision: 0,
         };
         Ok(Loaded {
             chat,

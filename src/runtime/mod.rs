@@ -29,7 +29,8 @@ pub(crate) use crate::{
     },
     error::guarded,
     generate::{
-        Event, FinishReason, GenerationOptions, MAX_STOP_STRINGS, SamplingParams, image_cache_bytes,
+        Event, FinishReason, GenerationOptions, MAX_STOP_STRINGS, SamplingParams,
+        image_cache_bytes, prefix_pool_bytes,
     },
     image::{DecodeOptions, Picture, PixelFormat},
     models::{Budget, QuantizeOptions, model_types},

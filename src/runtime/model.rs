@@ -16,7 +16,7 @@ use crate::{
     Error, Result,
     checkpoint::{NewFolder, copy_texts},
     device::{Backend, CpuKernels, available_memory, clear_cache},
-    generate::{ChatImage, ChatModel, GenerationOptions, ImageContent},
+    generate::{Chat, ChatImage, ChatModel, GenerationOptions, ImageContent},
     image::Picture,
     models::{
         Budget, MediaKey, MediaPlan, MediumSize, ModelFolder, QuantizeFailure, QuantizeOptions,
@@ -38,6 +38,8 @@ struct Inner {
     folder: Arc<ModelFolder>,
     /// A hash of all weights as stored, except for the language model's; part of the fingerprint.
     vision_hash: blake3::Hash,
+    /// Whether ended conversations are kept for others.
+    pools: bool,
     /// Used on the engine thread only.
     loaded: Mutex<Option<ChatModel>>,
     tokenizing: Arc<Places>,
@@ -52,6 +54,7 @@ impl Inner {
         }: Loaded,
         backend: Backend,
         cpu_kernels: CpuKernels,
+        pools: bool,
     ) -> Inner {
         let (folder, info) = (chat.folder.clone(), Mutex::new(info));
         Inner {
@@ -60,6 +63,7 @@ impl Inner {
             cpu_kernels,
             folder,
             vision_hash,
+            pools,
             loaded: Mutex::new(Some(chat)),
             tokenizing: Arc::default(),
         }
@@ -101,7 +105,13 @@ impl Model {
                 let loaded = parts.load(&options, &device, &|done, total| {
                     reporter.report(Stage::Load, fraction(done, total))
                 })?;
-                Ok(Inner::new(loaded, device.backend, options.cpu_kernels))
+                let pools = options.prefix_cache > 0;
+                Ok(Inner::new(
+                    loaded,
+                    device.backend,
+                    options.cpu_kernels,
+                    pools,
+                ))
             })
         })?;
         let model = Arc::new(model);
@@ -288,6 +298,9 @@ impl Model {
             chat.memory = inner
                 .folder
                 .memory(chat.arithmetic, &|path, _| chat.schemes.get(path).copied());
+            // Earlier keys and values were computed with other weights.
+            chat.revision += 1;
+            chat.prefixes.borrow_mut().clear();
             // Cached pictures stay valid only if their encoders were not quantized.
             if options.vision || !options.modules.is_empty() {
                 chat.images.borrow_mut().clear();
@@ -369,6 +382,19 @@ impl Model {
         })
     }
 
+    /// Keeps what an ended conversation has read for others, if the model was loaded so, and drops
+    /// the rest, without waiting.
+    pub(super) fn retire(&self, chat: Chat) {
+        if !self.0.pools {
+            return engine::dispose(chat);
+        }
+        engine::hand_over((self.clone(), chat), |(model, chat)| {
+            if let Some(loaded) = lock(&model.0.loaded).as_ref() {
+                chat.retire(loaded);
+            }
+        });
+    }
+
     /// Returns the threads that tokenize prompts of this model.
     pub(super) fn tokenizing(&self) -> &Arc<Places> {
         &self.0.tokenizing
@@ -388,8 +414,8 @@ impl Model {
     }
 }
 
-/// Releases memory kept for reuse, without blocking: the features of cached pictures, and MLX's
-/// free buffers. Call it when the system reports memory pressure.
+/// Releases memory kept for reuse, without blocking: the features of cached pictures, ended
+/// conversations, and MLX's free buffers. Call it when the system reports memory pressure.
 pub fn trim_memory() {
     if process::is_forked() {
         return;
@@ -400,6 +426,7 @@ pub fn trim_memory() {
         for model in &models {
             if let Some(loaded) = lock(&model.loaded).as_ref() {
                 loaded.images.borrow_mut().clear();
+                loaded.prefixes.borrow_mut().clear();
             }
         }
         // Nobody waits for this, and the buffers can be released later.

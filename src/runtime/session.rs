@@ -42,12 +42,26 @@ struct Shared {
     streams: Arc<Streams>,
 }
 
-/// A chat that is dropped on the engine thread.
-struct Conversation(Option<Chat>);
+/// A chat that ends on the engine thread.
+struct Conversation {
+    chat: Option<Chat>,
+    model: Model,
+}
+
+impl Conversation {
+    fn new(chat: Chat, model: &Model) -> Conversation {
+        Conversation {
+            chat: Some(chat),
+            model: model.clone(),
+        }
+    }
+}
 
 impl Drop for Conversation {
     fn drop(&mut self) {
-        engine::dispose(self.0.take());
+        if let Some(chat) = self.chat.take() {
+            self.model.retire(chat);
+        }
     }
 }
 
@@ -64,7 +78,7 @@ impl Session {
     pub(super) fn new(model: Model, options: GenerationOptions) -> Result<Session> {
         let for_chat = model.clone();
         let chat = engine::turn(move || {
-            for_chat.with(|loaded| Ok(Conversation(Some(Chat::new(loaded, options)?))))
+            for_chat.with(|loaded| Ok(Conversation::new(Chat::new(loaded, options)?, &for_chat)))
         })?;
         Ok(Session::with(model, chat, Stats::default()))
     }
@@ -456,7 +470,7 @@ impl Session {
             session.at(&slot, |chat, loaded| {
                 let fork = chat.fork(loaded)?;
                 let stats = fork.stats();
-                Ok((Conversation(Some(fork)), stats))
+                Ok((Conversation::new(fork, &session.model), stats))
             })
         })?;
         Ok(Session::with(self.model.clone(), fork, stats))
@@ -495,6 +509,19 @@ impl Session {
     pub fn messages(&self) -> Result<Vec<Message>> {
         let claim = self.shared.slot.claim()?;
         lock_chat(claim.slot(), |chat| Ok(chat.messages().to_vec()))
+    }
+
+    /// Returns the number of positions of the prompt that the next step would read, including image
+    /// tokens; nothing is computed.
+    ///
+    /// # Errors
+    /// [`Error::InvalidState`] if there is nothing to read; those of [`Session::step`] for a prompt
+    /// that is too long or that the model's template refuses: the question is then rolled back.
+    pub fn prompt_tokens(&self) -> Result<usize> {
+        let claim = self.shared.slot.claim()?;
+        let control = Control::new(Some(self.shared.cancel.clone()), None);
+        self.tokenize(&claim, &control)?;
+        lock_chat(claim.slot(), |chat| chat.prompt_tokens())
     }
 
     /// Returns counts and times of the latest turn, as of its latest step, even while an answer is
@@ -571,7 +598,7 @@ impl Session {
 fn lock_chat<T>(slot: &Slot<Conversation>, f: impl FnOnce(&mut Chat) -> Result<T>) -> Result<T> {
     let mut conversation = slot.lock();
     let chat = conversation
-        .0
+        .chat
         .as_mut()
         .ok_or_else(|| Error::InvalidState("the session was freed".into()))?;
     f(chat)

@@ -92,6 +92,7 @@ static void check_null(const moxin_model *model, const moxin_image *image,
     uint32_t no_tokens = 0;
     EXPECT(null_argument, moxin_model_image_tokens(NULL, 8, 8, NULL, &no_tokens, &error));
     EXPECT(null_argument, moxin_model_image_tokens(model, 8, 8, NULL, NULL, &error));
+    EXPECT(null_argument, moxin_session_prompt_tokens(NULL, &no_tokens, &error));
     EXPECT(null_argument, moxin_model_encode_image(NULL, image, NULL, NULL, &no_embedding, &error));
     EXPECT(null_argument, moxin_model_encode_image(model, NULL, NULL, NULL, &no_embedding, &error));
     EXPECT(null_argument, moxin_model_encode_image(model, image, NULL, NULL, NULL, &error));
@@ -303,6 +304,9 @@ static void check_arguments(const moxin_model *model, moxin_session *session, co
     REFUSED(top_p, (float)NAN);
     REFUSED(min_p, -0.5f);
     REFUSED(repetition_penalty, 0);
+    REFUSED(frequency_penalty, 2.5f);
+    REFUSED(frequency_penalty, (float)NAN);
+    REFUSED(presence_penalty, -2.5f);
     REFUSED(max_tokens, 0);
     REFUSED(max_tokens, UINT32_MAX);
     REFUSED(max_context, UINT32_MAX);

@@ -595,6 +595,48 @@ static void check_image_cache(const char *path, const moxin_image *image) {
     moxin_image_free(almost_red);
 }
 
+/* ---------------------------------------------------------------- the prefix cache */
+
+/* Asks a question in a new session of this scope, which is freed; returns its statistics. */
+static moxin_stats ask_once(const moxin_model *model, const moxin_image *image, uint64_t scope) {
+    moxin_error *error = NULL;
+    moxin_session *session = NULL;
+    moxin_session_params params;
+    moxin_session_params_init(&params, sizeof params);
+    params.prefix_scope = scope;
+    NEED(moxin_session_new(model, &params, &session, &error));
+    NEED(moxin_session_add_image(session, image, NULL, &error));
+    NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, QUESTION, MOXIN_STRLEN, &error));
+    uint32_t tokens = 0;
+    NEED(moxin_session_prompt_tokens(session, &tokens, &error));
+    struct answer answer = finish_answer(session);
+    CHECK(answer.count > 0);
+    moxin_stats stats = stats_of(session);
+    CHECK(stats.prompt_tokens == tokens);
+    EXPECT(MOXIN_STATUS_INVALID_STATE, moxin_session_prompt_tokens(session, &tokens, &error));
+    moxin_session_free(session);
+    return stats;
+}
+
+static void check_prefix_cache(const char *path, const moxin_image *image) {
+    moxin_error *error = NULL;
+    moxin_model *model = NULL;
+    moxin_model_params params;
+    moxin_model_params_init(&params, sizeof params);
+    CHECK(params.prefix_cache_bytes == 0);
+    params.prefix_cache_bytes = 1 << 20;
+    NEED(moxin_model_load(path, &params, NULL, &model, &error));
+    CHECK(ask_once(model, image, 0).reused_tokens == 0);
+    CHECK(ask_once(model, image, 1).reused_tokens == 0);
+    moxin_stats again = ask_once(model, image, 1);
+    CHECK(again.reused_tokens == again.prompt_tokens - 1); /* its logits start the answer */
+    CHECK(settled_memory(model).prefix_cache > 0);
+    moxin_memory_trim();
+    CHECK(settled_memory(model).prefix_cache == 0);
+    CHECK(ask_once(model, image, 1).reused_tokens == 0);
+    moxin_model_free(model);
+}
+
 /* ---------------------------------------------------------------- memory, unloading, suspension */
 
 static void check_memory(const moxin_model *any, const char *path, const moxin_image *image) {
@@ -1201,6 +1243,7 @@ int main(int argc, char **argv) {
     check_logprobs(model, image);
     check_streams(model, image);
     check_image_cache(path, image);
+    check_prefix_cache(path, image);
     check_memory(model, path, image);
     check_unload(path, other_path, image);
     check_suspension(model, image, path);

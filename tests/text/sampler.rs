@@ -308,6 +308,8 @@ fn holds_at_the_extremes() {
             min_p: *random.pick(&[0.0, 0.5, 1.0]),
             repetition_penalty: *random.pick(&[1e-45, tiny, 1.0, f32::MAX]),
             repetition_window: random.below(3),
+            frequency_penalty: *random.pick(&[-2.0, 0.0, 2.0]),
+            presence_penalty: *random.pick(&[-2.0, 0.0, 2.0]),
             seed: random.below(1000) as u64,
         };
         let history = [0, 1, 1, 77];
@@ -363,4 +365,56 @@ fn validates_each_field() {
         );
     }
     SamplingParams::default().validate().unwrap();
+}
+
+#[derive(Deserialize)]
+struct Penalties {
+    logits: Vec<f32>,
+    cases: Vec<Penalized>,
+}
+
+#[derive(Deserialize)]
+struct Penalized {
+    frequency: f32,
+    presence: f32,
+    repetition: f32,
+    answer: Vec<u32>,
+    penalized: Vec<f64>,
+}
+
+/// Makes the sampler sample these tokens.
+fn sample_exactly(sampler: &mut Sampler, tokens: &[u32], vocabulary: usize) {
+    for &token in tokens {
+        let mut only = vec![f32::NEG_INFINITY; vocabulary];
+        only[token as usize] = 0.0;
+        assert_eq!(sampler.sample(&only, &[]).unwrap().token, token);
+    }
+}
+
+#[test]
+fn what_the_answer_contains_is_penalized_like_in_mlx_lm() {
+    let Penalties { logits, cases } = fixture("penalties");
+    assert!(cases.len() > 4);
+    for case in cases {
+        let mut sampler = sampler(SamplingParams {
+            frequency_penalty: case.frequency,
+            presence_penalty: case.presence,
+            repetition_penalty: case.repetition,
+            ..at_temperature(1.0)
+        });
+        sample_exactly(&mut sampler, &case.answer, logits.len());
+        let weights: Vec<f64> = case.penalized.iter().map(|logit| logit.exp()).collect();
+        let total: f64 = weights.iter().sum();
+        // The history is longer than the answer: only the repetition penalty looks at it.
+        let found = sampler.distribution(&logits, &case.answer).unwrap();
+        assert_eq!(found.len(), logits.len());
+        for (token, probability) in found {
+            let expected = weights[token as usize] / total;
+            assert!(
+                (probability - expected).abs() < 1e-6,
+                "{token} of {:?}",
+                case.answer
+            );
+        }
+    }
 }

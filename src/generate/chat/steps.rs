@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use super::{Chat, Next, Phase, Turn, nothing_to_answer, reading::Reading};
+use super::{CachedRow, Chat, Next, Phase, Turn, nothing_to_answer, reading::Reading};
 use crate::{
     Error, Result,
-    device::{Tensor, floats, require},
-    generate::{Answer, ChatModel, Event, FinishReason, ImageContent, Prompt, Watch},
+    device::{Tensor, floats},
+    generate::{Answer, ChatModel, Event, FinishReason, ImageContent, Prompt, Watch, common},
     nn::{Input, KVCache, Row, Segment, Want},
 };
 
@@ -54,7 +54,7 @@ impl Chat {
             .memory
             .conversation(most, chunk)
             .saturating_sub(cached);
-        require(
+        model.require(
             &format!("a prompt of {total} tokens and its answer"),
             needed,
         )?;
@@ -65,7 +65,7 @@ impl Chat {
             .filter(|source| source.is_some())
             .count();
         self.written = prompt.written.clone();
-        if self.keep(&prompt, turn) == total {
+        if self.keep(model, &prompt, turn) == total {
             self.phase = Phase::Idle;
             return Ok(Event::Prefill { done: total, total });
         }
@@ -73,32 +73,29 @@ impl Chat {
         self.read(model, turn, Box::new(Reading { prompt, features }), watch)
     }
 
-    /// Truncates the cache to the prefix that it has in common with a prompt; returns its length.
-    /// Never cuts a span.
-    fn keep(&mut self, prompt: &Prompt, turn: Turn) -> usize {
-        let rows = || {
-            prompt
-                .rows
-                .iter()
-                .copied()
-                .zip(prompt.sources.iter().copied())
-        };
-        let same = self
-            .rows
-            .iter()
-            .copied()
-            .zip(rows())
-            .take_while(|(cached, new)| cached == new)
-            .count();
+    /// Truncates the cache to the prefix that it has in common with a prompt, or continues a longer
+    /// one from the model's pool; returns its length. Never cuts a span.
+    fn keep(&mut self, model: &ChatModel, prompt: &Prompt, turn: Turn) -> usize {
+        let rows: Vec<CachedRow> = (prompt.rows.iter().copied())
+            .zip(prompt.sources.iter().copied())
+            .collect();
         // An answer starts with the logits of the last position.
-        let most = same
-            .min(self.positions())
-            .min(prompt.rows.len() - usize::from(turn.answers));
-        let kept = prompt.cut(most);
+        let most = rows.len() - usize::from(turn.answers);
+        let own = common(&self.rows, &rows).min(self.positions());
+        let mut kept = prompt.cut(own.min(most));
+        let mut pool = model.prefixes.borrow_mut();
+        let scope = self.options.prefix_scope;
+        let pooled = prompt.cut(pool.longest(scope, &rows).min(most));
+        if self.revision == model.revision
+            && pooled > kept
+            && let Some(prefix) = pool.take(scope, &rows)
+        {
+            (self.cache, kept) = (prefix.cache, pooled);
+        }
         self.cache
             .iter_mut()
             .for_each(|layer| layer.truncate(kept as i32));
-        self.rows = rows().collect();
+        self.rows = rows;
         self.stats.reused_tokens = kept;
         kept
     }

@@ -14,6 +14,11 @@ public struct GenerationOptions: Sendable, Equatable {
     public var repetitionPenalty: Float = 1
     /// The number of latest tokens that the penalty looks at. `nil`: the whole conversation.
     public var repetitionWindow: Int?
+    /// Is subtracted from a token's logit once for each time that the answer already contains it: -2
+    /// to 2.
+    public var frequencyPenalty: Float = 0
+    /// Is subtracted from the logits of all tokens that the answer already contains: -2 to 2.
+    public var presencePenalty: Float = 0
     /// The same seed samples the same tokens.
     public var seed: UInt64 = 0
     /// The maximum number of tokens in an answer.
@@ -23,6 +28,9 @@ public struct GenerationOptions: Sendable, Equatable {
     public var maxContext: Int?
     /// The number of prompt positions read per step.
     public var prefillChunk: Int = 256
+    /// Separates conversations in the cache of ended ones (``LoadOptions/prefixCacheBytes``): one is
+    /// only continued by those with the same number.
+    public var prefixScope: UInt64 = 0
     /// The number of most likely tokens that each ``Token`` lists, 0 to 20.
     public var alternatives: Int = 0
     /// Texts that end an answer and are not part of it. At most 64, of 1 to 1,024 bytes of UTF-8
@@ -59,6 +67,9 @@ public struct GenerationOptions: Sendable, Equatable {
                 params.min_p = minP
                 params.repetition_penalty = repetitionPenalty
                 params.repetition_window = repetitionWindow.map(UInt32.init(positive:)) ?? 0
+                params.frequency_penalty = frequencyPenalty
+                params.presence_penalty = presencePenalty
+                params.prefix_scope = prefixScope
                 params.seed = seed
                 params.max_tokens = UInt32(positive: maxTokens)
                 params.max_context = maxContext.map(UInt32.init(positive:)) ?? 0

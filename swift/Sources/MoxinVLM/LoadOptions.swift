@@ -8,6 +8,10 @@ public struct LoadOptions: Sendable, Equatable {
     /// The size in bytes of the cache of encoded pictures. A cached picture is not encoded again. 0
     /// disables the cache.
     public var imageCacheBytes: UInt64
+    /// The size in bytes of the cache of ended conversations. When a session ends, its conversation
+    /// stays there, and a new session that starts with the same prompt reads only the rest. 0 keeps
+    /// none.
+    public var prefixCacheBytes: UInt64
     /// The device.
     public var backend: VLMBackend
     /// The type of activations.
@@ -17,15 +21,17 @@ public struct LoadOptions: Sendable, Equatable {
     /// A Jinja chat template to use instead of the folder's. `nil`: the folder's.
     public var chatTemplate: String?
 
-    /// Creates options. The defaults: the available memory, 64 MiB for pictures, the best backend,
-    /// weights and template as stored.
+    /// Creates options. The defaults: the available memory, 64 MiB for pictures, no ended
+    /// conversations, the best backend, weights and template as stored.
     public init(
         memoryLimit: UInt64? = nil, imageCacheBytes: UInt64 = 64 << 20,
+        prefixCacheBytes: UInt64 = 0,
         backend: VLMBackend = .automatic, dtype: VLMDType = .automatic,
         quantization: Quantization.Scheme? = nil, chatTemplate: String? = nil
     ) {
         self.memoryLimit = memoryLimit
         self.imageCacheBytes = imageCacheBytes
+        self.prefixCacheBytes = prefixCacheBytes
         self.backend = backend
         self.dtype = dtype
         self.quantization = quantization
@@ -38,6 +44,7 @@ public struct LoadOptions: Sendable, Equatable {
         moxin_model_params_init(&params, MemoryLayout<moxin_model_params>.size)
         params.memory_limit = memoryLimit ?? 0
         params.image_cache_bytes = imageCacheBytes
+        params.prefix_cache_bytes = prefixCacheBytes
         params.backend = backend.rawValue
         params.dtype = dtype.rawValue
         if let quantization {

@@ -92,6 +92,8 @@ public struct MemorySnapshot: Sendable, Equatable {
     public var imageCache: UInt64
     /// Not bytes: the number of library objects in use. 0 in an app that has released everything.
     public var liveHandles: UInt64
+    /// The part of ``active`` that keeps ended conversations for others.
+    public var prefixCache: UInt64
 
     init(_ stats: moxin_memory_stats) {
         active = stats.active
@@ -101,5 +103,6 @@ public struct MemorySnapshot: Sendable, Equatable {
         available = stats.available
         imageCache = stats.image_cache
         liveHandles = stats.handles
+        prefixCache = stats.prefix_cache
     }
 }
