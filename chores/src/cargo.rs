@@ -69,13 +69,14 @@ pub fn runs(program: &[&str]) -> bool {
 
 /// Builds an example, with cargo's progress on the terminal.
 pub fn build_example(name: &str) -> Result<()> {
-    run(cargo().args(["build", "--example", name]))
+    run(cargo().args(["build", "--package", "moxin-vlm", "--example", name]))
 }
 
 /// Runs an example that was built.
 pub fn run_example(name: &str, arguments: &[&str]) -> Result<()> {
     run(cargo()
-        .args(["run", "--quiet", "--example", name, "--"])
+        .args(["run", "--quiet", "--package", "moxin-vlm"])
+        .args(["--example", name, "--"])
         .args(arguments))
     .with_context(|| format!("the example {name}"))
 }

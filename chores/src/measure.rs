@@ -193,7 +193,7 @@ pub fn median(values: impl Iterator<Item = f64>) -> f64 {
 /// list of numbers.
 fn run(name: &str, arguments: &[&str], mut line: impl FnMut(&[f64]) -> Result<()>) -> Result<()> {
     setup::ensure()?;
-    cargo::run(cargo::cargo().args(["build", "--release", "--lib"]))?;
+    cargo::run(cargo::cargo().args(["build", "--release", "--package", "moxin-vlm", "--lib"]))?;
     let root = setup::repository();
     let libraries = cargo::target_folder(&cargo::metadata(&["--no-deps"])?)?.join("release");
     let program = libraries.join(name);

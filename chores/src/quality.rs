@@ -27,6 +27,8 @@ pub fn run(options: Options) -> Result<()> {
         .args([
             "run",
             "--release",
+            "--package",
+            "moxin-vlm",
             "--example",
             "quality",
             "--",

@@ -17,8 +17,9 @@ const QUESTIONS: [&str; 3] = [
 
 pub fn run() -> Result<()> {
     moxin_vlm_setup::ensure(repository())?;
-    let generate = ["--profile", "demo", "--example", "generate"];
-    run_program(cargo().arg("build").args(generate))?;
+    let generate = ["--profile", "demo", "--package", "moxin-vlm"];
+    let generate = [&generate[..], &["--example", "generate"]].concat();
+    run_program(cargo().arg("build").args(&generate))?;
     println!(
         "This build compiles fast and runs slowly: times and rates are not those of a release."
     );
@@ -27,7 +28,7 @@ pub fn run() -> Result<()> {
     run_program(
         cargo()
             .args(["run", "--quiet"])
-            .args(generate)
+            .args(&generate)
             .args(["--", "--model", MODEL, "--image", PICTURE, "--show-image"])
             .args(questions),
     )

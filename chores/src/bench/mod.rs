@@ -74,7 +74,8 @@ pub fn run(options: Options) -> Result<()> {
 
     steps.say("building");
     for example in ["bench", "generate", "kernels", "save_quantized"] {
-        cargo::run(cargo::cargo().args(["build", "--quiet", "--release", "--example", example]))?;
+        let release = ["build", "--quiet", "--release", "--package", "moxin-vlm"];
+        cargo::run(cargo::cargo().args(release).args(["--example", example]))?;
     }
     let checkpoints = ours::checkpoints(
         &steps,

@@ -182,7 +182,9 @@ fn row(
 
 fn example(name: &str) -> Command {
     let mut command = cargo::cargo();
-    command.args(["run", "--quiet", "--release", "--example", name, "--"]);
+    command
+        .args(["run", "--quiet", "--release", "--package", "moxin-vlm"])
+        .args(["--example", name, "--"]);
     command
 }
 

@@ -1,0 +1,5 @@
+//! The server as a program of its own.
+
+fn main() -> std::process::ExitCode {
+    moxin_server::main()
+}
