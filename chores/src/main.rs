@@ -14,9 +14,11 @@ mod kernels;
 mod measure;
 mod packaged;
 mod processor;
+mod python;
 mod quality;
 mod reference;
 mod score;
+mod server;
 mod setup;
 mod swift;
 mod test;
@@ -67,6 +69,14 @@ enum Chore {
     AppleLink(apple::link::Options),
     /// Make the xcframework that Swift packages and apps embed: complete on a Mac, partial on Linux
     Xcframework(apple::xcframework::Options),
+    /// Test the server with the clients that others wrote, and against its own description
+    Clients,
+    /// Lint or build the server's container, and rate its systemd unit
+    Deploy,
+    /// Load the server for ten minutes, compare it with llama.cpp's, and write docs/server-load.md
+    Load(server::load::Options),
+    /// Drive the server's page in Chromium
+    Page(server::page::Options),
     /// Fuzz everything that reads untrusted bytes, under libFuzzer and AddressSanitizer
     Fuzz(fuzz::Options),
     /// Write the Rust bindings of mlx-c for the set-up
@@ -99,6 +109,10 @@ fn main() -> ExitCode {
         Chore::Xcframework(options) => apple::xcframework::run(options),
         Chore::Bench(options) => bench::run(options),
         Chore::FullSize(options) => full_size::run(options),
+        Chore::Clients => server::clients::run(),
+        Chore::Deploy => server::deploy::run(),
+        Chore::Load(options) => server::load::run(options),
+        Chore::Page(options) => server::page::run(options),
         Chore::Fuzz(options) => fuzz::run(options),
         Chore::Bindings(options) => bindings::run(options),
         Chore::GenerateBindings(options) => bindings::run_bindgen(options),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{apple, bindings, cargo, deny, format, setup, swift};
+use crate::{apple, bindings, cargo, deny, format, server, setup, swift};
 
 /// One step: a name, and cargo's arguments.
 struct Step {
@@ -100,7 +100,7 @@ struct Extra {
     lacks: fn() -> Option<String>,
 }
 
-const EXTRAS: [Extra; 7] = [
+const EXTRAS: [Extra; 10] = [
     Extra {
         step: Step::new("format of C", &["xtask", "format", "--check"]),
         lacks: format::lacks,
@@ -131,6 +131,18 @@ const EXTRAS: [Extra; 7] = [
             )
         },
         lacks: || unless_runs(&["valgrind", "--version"], "apt-get install valgrind"),
+    },
+    Extra {
+        step: Step::new("clients", &["xtask", "clients"]),
+        lacks: server::clients::missing,
+    },
+    Extra {
+        step: Step::new("page", &["xtask", "page"]),
+        lacks: server::page::missing,
+    },
+    Extra {
+        step: Step::new("deploy", &["xtask", "deploy"]),
+        lacks: server::deploy::missing,
     },
     Extra {
         step: Step::new("licenses", &["xtask", "deny"]),

@@ -70,7 +70,7 @@ impl App {
             access: Access::new(&args.access)?,
             metrics: Metrics::new(),
             models: Models::new(args)?,
-            page: Page::new(),
+            page: Page::new(args.example_image.as_deref())?,
             queue: Queue::new(&args.limits),
             fetcher,
             bodies: Arc::new(Semaphore::new(args.limits.max_bodies << 10)),

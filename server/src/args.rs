@@ -26,6 +26,9 @@ pub struct Args {
     /// Uses the CPU even if there is a GPU.
     #[arg(long)]
     pub cpu: bool,
+    /// A picture that the page begins with.
+    #[arg(long, value_name = "FILE")]
+    pub example_image: Option<PathBuf>,
     #[command(flatten)]
     pub access: AccessArgs,
     #[command(flatten)]

@@ -77,6 +77,8 @@ impl Fetcher {
     }
 
     fn with(rules: Rules, max_bytes: usize) -> anyhow::Result<Fetcher> {
+        // Another one may be installed already; either will do.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let redirects = Policy::custom(move |attempt| {
             if attempt.previous().len() > MAX_REDIRECTS {
                 return attempt.error("too many redirects");

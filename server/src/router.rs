@@ -17,6 +17,7 @@ use crate::{
     app::App,
     args::AccessArgs,
     error::{ApiError, for_anthropic},
+    page::EXAMPLE,
 };
 
 /// The scope of a request's conversations in the prefix cache: 0, or the key's.
@@ -41,6 +42,7 @@ pub fn router(app: Arc<App>, access: &AccessArgs) -> anyhow::Result<Router> {
     let rules = from_fn_with_state(app.clone(), check_origin);
     let open = Router::new()
         .route("/", get(service::page))
+        .route(EXAMPLE, get(service::example))
         .route("/health", get(service::health))
         .route("/openapi.json", get(openapi::document))
         .method_not_allowed_fallback(wrong_method);

@@ -15,7 +15,8 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-fn find() -> Result<PathBuf> {
+/// Returns its path, after getting it if the system has none.
+pub fn find() -> Result<PathBuf> {
     let system = PathBuf::from("cmake");
     if runs(&system) {
         return Ok(system);

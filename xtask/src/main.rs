@@ -2,6 +2,7 @@
 //! chore is in the package `chores`, which is compiled when it is first needed.
 
 mod demo;
+mod serve_demo;
 
 use std::env;
 use std::ffi::OsString;
@@ -23,6 +24,12 @@ use moxin_vlm_setup::Backend;
 enum Chore {
     /// Show the small model describing a picture
     Demo,
+    /// Serve the small model, and open a page to ask it about a picture
+    ServeDemo {
+        /// The port to listen on; 0 for any free one
+        #[arg(long, default_value_t = 8080)]
+        port: u16,
+    },
     /// Get MLX and tell cargo where it is; needed once on Linux, never on macOS
     Setup {
         /// The device that MLX computes on [default: the previous choice, otherwise cpu]
@@ -43,6 +50,7 @@ enum Chore {
 fn main() -> ExitCode {
     let outcome = match Chore::parse() {
         Chore::Demo => demo::run(),
+        Chore::ServeDemo { port } => serve_demo::run(port),
         Chore::Setup { backend, project } => setup(backend, project.as_deref()),
         Chore::Test => chore(&["test".into()]),
         Chore::Chores => chore(&["--help".into()]),

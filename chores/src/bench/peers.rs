@@ -7,12 +7,14 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use super::report::{Device, Report, Row};
 use super::{POSITIONS, TOKENS};
-use crate::setup::{self, step::Steps};
+use crate::{
+    python::environment,
+    setup::{self, step::Steps},
+};
 
 #[derive(Clone, Copy, PartialEq, Debug, ValueEnum)]
 pub enum Peer {
@@ -58,7 +60,7 @@ pub fn install(steps: &Steps, cache: &Path, peers: &[Peer], gpu: bool) -> Result
         let python = environment(
             steps,
             cache,
-            peer.stem(),
+            &format!("peer-{}", peer.stem()),
             &fs::read_to_string(folder().join(list))?,
         );
         if let Err(error) = &python {
@@ -74,43 +76,6 @@ pub fn install(steps: &Steps, cache: &Path, peers: &[Peer], gpu: bool) -> Result
 
 fn folder() -> PathBuf {
     setup::repository().join("chores/src/bench/peers")
-}
-
-/// Returns the Python of an environment with these packages. A marker shows that it is complete.
-fn environment(steps: &Steps, cache: &Path, name: &str, requirements: &str) -> Result<PathBuf> {
-    let hash: String = Sha256::digest(requirements)[..4]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let home = cache.join(format!("peer-{name}-{hash}"));
-    let (python, complete) = (home.join("bin/python"), home.join("complete"));
-    if complete.is_file() {
-        return Ok(python);
-    }
-    steps.say(&format!("installing {name} (minutes)"));
-    fs::create_dir_all(&home)?;
-    let list = home.join("requirements.txt");
-    fs::write(&list, requirements)?;
-    steps.expect(
-        Command::new("python3")
-            .args(["-m", "venv", "--clear"])
-            .arg(&home),
-        "no Python environment could be made",
-    )?;
-    fs::write(&list, requirements)?;
-    let mut pip = Command::new(&python);
-    pip.args([
-        "-m",
-        "pip",
-        "--disable-pip-version-check",
-        "--no-input",
-        "install",
-        "--requirement",
-    ])
-    .arg(&list);
-    steps.expect(&mut pip, "pip could not install it")?;
-    fs::write(complete, "")?;
-    Ok(python)
 }
 
 /// Runs a program's script; each line that it prints is a row.

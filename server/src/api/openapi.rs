@@ -103,7 +103,13 @@ fn operation<Q: JsonSchema, A: JsonSchema>(
 ) -> Value {
     let mut content = json!({"application/json": {"schema": schemas.subschema_for::<A>()}});
     if streams {
-        content["text/event-stream"] = json!({"schema": {"type": "string"}});
+        let text = json!({"type": "string"});
+        let event = json!({
+            "type": "object",
+            "required": ["data"],
+            "properties": {"data": text, "event": text},
+        });
+        content["text/event-stream"] = json!({"schema": event});
     }
     let schema = schemas.subschema_for::<Q>();
     let request = json!({"application/json": {"schema": schema, "example": example}});

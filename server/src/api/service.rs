@@ -113,6 +113,11 @@ pub async fn page(State(app): State<Arc<App>>) -> Response {
     app.page.response()
 }
 
+/// Returns the picture that the page begins with.
+pub async fn example(State(app): State<Arc<App>>) -> Response {
+    app.page.example()
+}
+
 /// Lists the models.
 pub async fn models(State(app): State<Arc<App>>) -> Json<ModelList> {
     Json(ModelList {
