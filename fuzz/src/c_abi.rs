@@ -603,7 +603,13 @@ impl Caller {
                     moxin_session_fork(from, &mut self.sessions[own], place)
                 }
                 25 => moxin_session_rewind(self.sessions[slot], number(input)? as usize, place),
-                26 => moxin_session_reset(self.sessions[slot], place),
+                26 => match input.int_in_range(0..=3)? {
+                    0..=2 => moxin_session_reset(self.sessions[slot], place),
+                    _ => {
+                        let mut tokens = 0;
+                        moxin_session_prompt_tokens(self.sessions[slot], &mut tokens, place)
+                    }
+                },
                 27 => match input.int_in_range(0..=3)? {
                     0 => moxin_suspend(input.int_in_range(0..=20)?, place),
                     1 => moxin_memory_set_limits(number(input)?, number(input)?, place),

@@ -504,3 +504,23 @@ async fn a_second_signal_ends_at_once() {
     assert!(server.ended().await.success());
     assert!(clock.elapsed() < Duration::from_secs(60));
 }
+
+/// SECURITY.md names every test of this file, and no other.
+#[test]
+fn security_md_names_every_attack() {
+    let page = include_str!("../../SECURITY.md");
+    let (_, section) = page
+        .split_once("### A hostile client of the server")
+        .unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let mut promised: Vec<&str> = section.split('`').skip(1).step_by(2).collect();
+    promised.sort();
+    promised.dedup();
+    let source = include_str!("attacks.rs");
+    let after = source.split("#[tokio::test]\n").skip(1);
+    let mut tests: Vec<&str> = after
+        .filter_map(|rest| rest.strip_prefix("async fn ")?.split('(').next())
+        .collect();
+    tests.sort();
+    assert_eq!(promised, tests);
+}

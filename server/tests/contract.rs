@@ -494,10 +494,56 @@ async fn the_server_tells_about_itself() {
     );
     let policy = page.header("content-security-policy").unwrap();
     assert!(policy.contains("default-src 'none'") && !policy.contains("unsafe"));
+    server.get("/example-image").await.check_error(404, None);
     let document = server.get("/openapi.json").await.json();
     assert!(document["paths"]["/v1/chat/completions"]["post"].is_object());
     for answer in [server.get("/").await, server.get("/nothing").await] {
         assert_eq!(answer.header("x-content-type-options").unwrap(), "nosniff");
+    }
+}
+
+#[tokio::test]
+async fn the_page_begins_with_a_picture_if_there_is_one() {
+    let demo = repository("models/demo.png");
+    let server = Server::start(&["--example-image", demo.to_str().unwrap()]).await;
+    let page = server.get("/").await.text();
+    assert!(page.contains("<body data-example=\"/example-image\">"));
+    let picture = server.get("/example-image").await;
+    assert_eq!(picture.body, std::fs::read(demo).unwrap());
+}
+
+#[tokio::test]
+async fn the_commands_of_the_documentation_work() {
+    let server = Server::start(&[]).await;
+    for (page, expected) in [
+        (include_str!("../../README.md"), "A red circle"),
+        (include_str!("../../docs/server.md"), "Three."),
+    ] {
+        let at = page.find("curl ").unwrap();
+        let script = page[at..].split("```").next().unwrap();
+        let script = script.replace("127.0.0.1:8080", &server.address);
+        let mut shell = tokio::process::Command::new("sh");
+        shell.args(["-ec", &script]).current_dir(repository("."));
+        let output = shell.output().await.unwrap();
+        let answer = String::from_utf8(output.stdout).unwrap();
+        assert!(answer.contains(expected), "{script}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn the_limits_are_documented() {
+    let help = std::process::Command::new(env!("CARGO_BIN_EXE_moxin-server"))
+        .arg("--help")
+        .output()
+        .unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let flags = help
+        .split_whitespace()
+        .filter(|word| word.starts_with("--"));
+    for flag in flags.filter(|flag| !["--help", "--version"].contains(flag)) {
+        let flag = flag.trim_end_matches([',', ')', '.']);
+        let documented = include_str!("../../docs/server.md");
+        assert!(documented.contains(&format!("`{flag}")), "{flag}");
     }
 }
 

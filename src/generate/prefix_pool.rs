@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    hash::{DefaultHasher, Hash, Hasher},
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -29,21 +30,22 @@ pub struct Prefix {
     pub cache: Vec<KVCache>,
 }
 
-impl Prefix {
-    fn bytes(&self) -> u64 {
-        let arrays = self.cache.iter().flat_map(KVCache::arrays);
-        arrays.map(|array| array.nbytes() as u64).sum()
-    }
-}
-
 /// Keeps the conversations that ended last, up to a number of bytes.
 pub struct PrefixPool {
     budget: u64,
     bytes: u64,
-    /// Least recently used first. A conversation takes megabytes, so there are never many entries
-    /// to search.
-    entries: VecDeque<Prefix>,
+    /// Least recently used first.
+    entries: VecDeque<Entry>,
 }
+
+struct Entry {
+    prefix: Prefix,
+    bytes: u64,
+    marks: Vec<u64>,
+}
+
+/// The number of rows between two marks.
+const BLOCK: usize = 32;
 
 impl PrefixPool {
     /// Creates an empty pool of at most `budget` bytes.
@@ -57,12 +59,14 @@ impl PrefixPool {
 
     /// Adds a conversation; removes those that it continues, and the least recently used ones.
     pub fn insert(&mut self, prefix: Prefix) {
-        let bytes = prefix.bytes();
+        let arrays = prefix.cache.iter().flat_map(KVCache::arrays);
+        let bytes = arrays.map(|array| array.nbytes() as u64).sum();
         if prefix.rows.is_empty() || bytes > self.budget {
             return;
         }
-        let kin = |other: &Prefix| {
-            (other.scope == prefix.scope).then(|| common(&other.rows, &prefix.rows))
+        let marks = marks(&prefix.rows);
+        let kin = |other: &Entry| {
+            (other.prefix.scope == prefix.scope).then(|| other.common(&prefix.rows, &marks))
         };
         if let Some(at) = self
             .entries
@@ -74,10 +78,14 @@ impl PrefixPool {
             return;
         }
         self.entries
-            .retain(|other| kin(other) != Some(other.rows.len()));
+            .retain(|other| kin(other) != Some(other.prefix.rows.len()));
         self.count();
         while self.bytes + bytes > self.budget && self.evict() {}
-        self.entries.push_back(prefix);
+        self.entries.push_back(Entry {
+            prefix,
+            bytes,
+            marks,
+        });
         self.count();
     }
 
@@ -91,10 +99,10 @@ impl PrefixPool {
     /// otherwise copies it.
     pub fn take(&mut self, scope: u64, rows: &[CachedRow]) -> Option<Prefix> {
         let (at, length) = self.best(scope, rows)?;
-        if self.entries[at].rows.len() == length {
-            let prefix = self.entries.remove(at);
+        if self.entries[at].prefix.rows.len() == length {
+            let entry = self.entries.remove(at)?;
             self.count();
-            return prefix;
+            return Some(entry.prefix);
         }
         let prefix = self.touch(at)?;
         Some(Prefix {
@@ -118,26 +126,54 @@ impl PrefixPool {
     }
 
     fn best(&self, scope: u64, rows: &[CachedRow]) -> Option<(usize, usize)> {
+        if self.entries.is_empty() {
+            return None;
+        }
+        let marks = marks(rows);
         let entries = self.entries.iter().enumerate();
-        entries
-            .filter(|(_, prefix)| prefix.scope == scope)
-            .map(|(at, prefix)| (at, common(&prefix.rows, rows)))
-            .max_by_key(|(_, length)| *length)
-            .filter(|(_, length)| *length > 0)
+        let (at, _) = entries
+            .filter(|(_, entry)| entry.prefix.scope == scope)
+            .map(|(at, entry)| (at, entry.common(rows, &marks)))
+            .max_by_key(|(_, length)| *length)?;
+        // Every row is compared before it is reused: marks of different rows may be equal.
+        let length = common(&self.entries[at].prefix.rows, rows);
+        (length > 0).then_some((at, length))
     }
 
     /// Marks a conversation as the most recently used one.
     fn touch(&mut self, at: usize) -> Option<&Prefix> {
-        let prefix = self.entries.remove(at)?;
-        self.entries.push_back(prefix);
-        self.entries.back()
+        let entry = self.entries.remove(at)?;
+        self.entries.push_back(entry);
+        self.entries.back().map(|entry| &entry.prefix)
     }
 
     fn count(&mut self) {
-        let bytes = self.entries.iter().map(Prefix::bytes).sum::<u64>();
+        let bytes = self.entries.iter().map(|entry| entry.bytes).sum::<u64>();
         POOLED_BYTES.fetch_add(bytes.wrapping_sub(self.bytes), Ordering::Relaxed);
         self.bytes = bytes;
     }
+}
+
+impl Entry {
+    /// Returns the number of rows in common with `rows`, which have these marks. Equal marks count
+    /// as equal rows: a small model's pool has a thousand conversations with the same beginning.
+    fn common(&self, rows: &[CachedRow], marks: &[u64]) -> usize {
+        let pairs = self.marks.iter().zip(marks);
+        let from = BLOCK * pairs.take_while(|(mark, other)| mark == other).count();
+        from + common(&self.prefix.rows[from..], &rows[from..])
+    }
+}
+
+/// Returns a hash of all rows up to the end of each block.
+fn marks(rows: &[CachedRow]) -> Vec<u64> {
+    let mut hasher = DefaultHasher::new();
+    let blocks = rows.chunks_exact(BLOCK);
+    blocks
+        .map(|block| {
+            block.hash(&mut hasher);
+            hasher.finish()
+        })
+        .collect()
 }
 
 impl Drop for PrefixPool {
@@ -158,7 +194,7 @@ mod tests {
     use crate::{device::ops::floats, nn::KeyValueCache};
 
     /// The bytes of the keys and values of a test conversation: one block of positions.
-    const BLOCK: u64 = 256 * 2 * 4 * 2;
+    const BYTES: u64 = 256 * 2 * 4 * 2;
 
     fn conversation(scope: u64, ids: &[u32]) -> Prefix {
         let rows = ids.iter().enumerate();
@@ -182,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_conversation_is_continued() {
-        let mut pool = PrefixPool::new(4 * BLOCK);
+        let mut pool = PrefixPool::new(4 * BYTES);
         pool.insert(conversation(0, &[1, 2, 3]));
         assert_eq!(pool.longest(0, &rows(&[1, 2, 3, 4])), 3);
         assert_eq!(pool.longest(1, &rows(&[1, 2, 3, 4])), 0);
@@ -195,8 +231,26 @@ mod tests {
     }
 
     #[test]
+    fn long_conversations_are_compared_to_the_end() {
+        let ids: Vec<u32> = (0..200).collect();
+        for different in [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 100, 199] {
+            let mut pool = PrefixPool::new(8 * BYTES);
+            pool.insert(conversation(0, &ids));
+            let mut others = ids.clone();
+            others[different] = 999;
+            pool.insert(conversation(0, &others[..different + 1]));
+            let mut asked = others.clone();
+            asked.push(7);
+            assert_eq!(pool.longest(0, &rows(&asked)), different + 1);
+            assert_eq!(pool.longest(0, &rows(&ids)), 200);
+            let taken = pool.take(0, &rows(&ids[..150])).unwrap();
+            assert_eq!(taken.rows, rows(&ids[..150]));
+        }
+    }
+
+    #[test]
     fn a_conversation_is_kept_once() {
-        let mut pool = PrefixPool::new(4 * BLOCK);
+        let mut pool = PrefixPool::new(4 * BYTES);
         pool.insert(conversation(0, &[1, 2, 3]));
         pool.insert(conversation(0, &[1, 2, 3, 4]));
         pool.insert(conversation(0, &[1, 2]));
@@ -204,12 +258,12 @@ mod tests {
         pool.insert(conversation(1, &[1, 2]));
         pool.insert(conversation(0, &[1, 2, 5]));
         assert_eq!(pool.entries.len(), 3);
-        assert_eq!(pool.bytes, 3 * BLOCK);
+        assert_eq!(pool.bytes, 3 * BYTES);
     }
 
     #[test]
     fn the_least_recently_used_one_goes_first() {
-        let mut pool = PrefixPool::new(2 * BLOCK);
+        let mut pool = PrefixPool::new(2 * BYTES);
         pool.insert(conversation(0, &[1, 2]));
         pool.insert(conversation(0, &[3, 4]));
         assert!(pool.take(0, &rows(&[1, 9])).is_some());
@@ -217,7 +271,7 @@ mod tests {
         assert_eq!(pool.longest(0, &rows(&[3, 4])), 0);
         assert_eq!(pool.longest(0, &rows(&[1, 2])), 2);
         assert!(pool.evict() && pool.evict() && !pool.evict());
-        PrefixPool::new(BLOCK - 1).insert(conversation(0, &[1]));
+        PrefixPool::new(BYTES - 1).insert(conversation(0, &[1]));
         let mut none = PrefixPool::new(0);
         none.insert(conversation(0, &[1]));
         assert!(none.entries.is_empty());

@@ -64,7 +64,7 @@ pub struct DecoderSettings {
 }
 
 /// A position of a prompt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Row {
     /// The token; a placeholder in rows of features.
     pub id: u32,
