@@ -153,6 +153,25 @@ public actor VLMSession {
         }
     }
 
+    /// Returns the number of positions that the prompt for a question would have, with the
+    /// conversation so far and all pictures. Nothing is computed, and the question is not asked.
+    ///
+    /// - Throws: ``VLMError/contextFull(_:)`` if its length already shows that it cannot fit;
+    ///   ``VLMError/sessionBusy(_:)`` while this session answers.
+    public func promptTokens(for prompt: String, images: [VLMImage] = []) throws -> Int {
+        try claim()
+        try restoreImages()
+        var tokens: UInt32 = 0
+        let counted = Result {
+            try add(images)
+            try handle.add(.user, prompt)
+            try handle.call { moxin_session_prompt_tokens($0, &tokens, $1) }
+        }
+        try forgetQuestion()
+        try counted.get()
+        return Int(tokens)
+    }
+
     /// Copies the session with its conversation so far, for example to ask two questions about one
     /// picture without reading it twice.
     ///

@@ -36,6 +36,35 @@ extension All {
             }
         }
 
+        @Test func aPromptIsCountedWithoutAskingIt() async throws {
+            try await withModel { model in
+                let session = try await model.makeSession()
+                let tokens = try await session.promptTokens(for: written, images: [picture])
+                #expect(await session.transcript.isEmpty)
+                let response = try await session.respond(to: written, images: [picture])
+                #expect(response.stats.promptTokens == tokens && response.text == "The word FISH.")
+                let second = try await session.promptTokens(for: describe)
+                let answer = try await session.respond(to: describe)
+                #expect(answer.stats.promptTokens == second && second > tokens)
+            }
+        }
+
+        @Test func anEndedConversationIsContinued() async throws {
+            try await withModel(LoadOptions(prefixCacheBytes: 1 << 20)) { model in
+                var reused: [Int] = []
+                for scope in [0, 0, 1] as [UInt64] {
+                    var options = GenerationOptions(maxTokens: 4)
+                    options.prefixScope = scope
+                    options.frequencyPenalty = 0.5
+                    let session = try await model.makeSession(options: options)
+                    let response = try await session.respond(to: written, images: [picture])
+                    reused.append(response.stats.reusedTokens)
+                }
+                #expect(reused[0] == 0 && reused[1] > 64 && reused[2] == 0)
+                #expect(try VLMRuntime.memory().prefixCache > 0)
+            }
+        }
+
         @Test func loadingReportsProgress() async throws {
             try await leavingNothing {
                 let told = Locked<[VLMProgress]>([])
