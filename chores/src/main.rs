@@ -70,7 +70,7 @@ enum Chore {
     /// Make the xcframework that Swift packages and apps embed: complete on a Mac, partial on Linux
     Xcframework(apple::xcframework::Options),
     /// Test the server with the clients that others wrote, and against its own description
-    Clients,
+    Clients(server::clients::Options),
     /// Lint or build the server's container, and rate its systemd unit
     Deploy,
     /// Load the server for ten minutes, compare it with llama.cpp's, and write docs/server-load.md
@@ -109,7 +109,7 @@ fn main() -> ExitCode {
         Chore::Xcframework(options) => apple::xcframework::run(options),
         Chore::Bench(options) => bench::run(options),
         Chore::FullSize(options) => full_size::run(options),
-        Chore::Clients => server::clients::run(),
+        Chore::Clients(options) => server::clients::run(options),
         Chore::Deploy => server::deploy::run(),
         Chore::Load(options) => server::load::run(options),
         Chore::Page(options) => server::page::run(options),

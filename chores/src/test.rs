@@ -3,9 +3,11 @@
 use std::env;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::{apple, bindings, cargo, deny, format, server, setup, swift};
 
@@ -44,13 +46,30 @@ impl Step {
     }
 }
 
+/// A step that needs a program which not everyone has.
+struct Extra {
+    step: Step,
+    /// Returns how to get the program if it is missing.
+    lacks: fn() -> Option<String>,
+}
+
+impl Extra {
+    /// A step that everyone can run.
+    const fn always(step: Step) -> Extra {
+        Extra {
+            step,
+            lacks: || None,
+        }
+    }
+}
+
 /// Quick steps first. So that each dependency is checked once and built once, every step on the
 /// library includes the development dependencies (with the examples), and names the same packages:
-/// otherwise some crates would have fewer features, which makes them other crates. The chores' own tests use the chores'
-/// profile, in which their dependencies are already built.
-const STEPS: [Step; 7] = [
-    Step::new("format", &["fmt", "--all", "--check"]),
-    Step::new(
+/// otherwise some crates would have fewer features, which makes them other crates. The chores' own
+/// tests use the chores' profile, in which their dependencies are already built.
+const STEPS: [Extra; 13] = [
+    Extra::always(Step::new("format", &["fmt", "--all", "--check"])),
+    Extra::always(Step::new(
         "clippy",
         &[
             "clippy",
@@ -60,15 +79,15 @@ const STEPS: [Step; 7] = [
             "-D",
             "warnings",
         ],
-    ),
-    Step {
+    )),
+    Extra::always(Step {
         environment: &[("RUSTDOCFLAGS", "-D warnings")],
         ..Step::new(
             "documentation",
             &["doc", "--workspace", "--no-deps", "--lib", "--examples"],
         )
-    },
-    Step::new(
+    }),
+    Extra::always(Step::new(
         "tests of the chores",
         &[
             "test",
@@ -79,39 +98,20 @@ const STEPS: [Step; 7] = [
             "--package",
             "moxin-vlm-setup",
         ],
-    ),
+    )),
     // The models of the tests are small: two threads of OpenBLAS cost more by waiting for each
     // other than they save.
-    Step {
+    Extra::always(Step {
         environment: &[("OPENBLAS_NUM_THREADS", "1")],
         ..Step::new("tests", &["tests"])
-    },
-    Step {
+    }),
+    Extra::always(Step {
         environment: &[("OPENBLAS_NUM_THREADS", "1"), ("MOXIN_WATCH", "sanitizers")],
         ..Step::new("sanitizers", &["tests", "--test", "c"])
-    },
-    Step::new("kernels", &["xtask", "kernels-test"]),
-];
-
-/// A step that needs a program which not everyone has.
-struct Extra {
-    step: Step,
-    /// Returns how to get the program if it is missing.
-    lacks: fn() -> Option<String>,
-}
-
-const EXTRAS: [Extra; 10] = [
+    }),
     Extra {
         step: Step::new("format of C", &["xtask", "format", "--check"]),
         lacks: format::lacks,
-    },
-    Extra {
-        step: Step::new("packaged", &["xtask", "packaged"]),
-        lacks: || None,
-    },
-    Extra {
-        step: Step::new("bindings", &["xtask", "bindings", "--check"]),
-        lacks: bindings::lacks,
     },
     Extra {
         // The tests that take seconds; without names, all C programs run, which takes many minutes.
@@ -144,17 +144,36 @@ const EXTRAS: [Extra; 10] = [
         step: Step::new("deploy", &["xtask", "deploy"]),
         lacks: server::deploy::missing,
     },
+    Extra::always(Step::new("packaged", &["xtask", "packaged"])),
+    Extra {
+        step: Step::new("swift", &["xtask", "swift-test"]),
+        lacks: swift::lacks,
+    },
+];
+
+/// Steps beside those above, in an order of their own: most of them wait for downloads or use one
+/// processor, or build in folders of their own.
+const BESIDE: [Extra; 6] = [
     Extra {
         step: Step::new("licenses", &["xtask", "deny"]),
         lacks: deny::lacks,
     },
     Extra {
-        step: Step::new("apple", &["xtask", "apple-check"]),
-        lacks: apple::lacks,
+        step: Step::new("get clients", &["xtask", "clients", "--install"]),
+        lacks: server::clients::missing,
     },
     Extra {
-        step: Step::new("swift", &["xtask", "swift-test"]),
-        lacks: swift::lacks,
+        step: Step::new("get page", &["xtask", "page", "--install"]),
+        lacks: server::page::missing,
+    },
+    Extra {
+        step: Step::new("bindings", &["xtask", "bindings", "--check"]),
+        lacks: bindings::lacks,
+    },
+    Extra::always(Step::new("kernels", &["xtask", "kernels-test"])),
+    Extra {
+        step: Step::new("apple", &["xtask", "apple-check"]),
+        lacks: apple::lacks,
     },
 ];
 
@@ -177,15 +196,20 @@ pub fn run() -> Result<()> {
     setup::ensure()?;
     let mut lines = vec![("set-up", seconds(start.elapsed()))];
     let mut count = Count::default();
-    for step in &STEPS {
-        lines.push((step.name, seconds(run_step(step, &mut count)?)));
-    }
-    for Extra { step, lacks } in &EXTRAS {
-        let outcome = match lacks() {
-            Some(get) => format!("SKIPPED; it needs: {get}"),
-            None => seconds(run_step(step, &mut count)?),
-        };
-        lines.push((step.name, outcome));
+    let failed = AtomicBool::new(false);
+    let (first, beside) = thread::scope(|scope| {
+        let beside = scope.spawn(|| run_lane(&BESIDE, "| ", &failed));
+        let first = run_lane(&STEPS, "", &failed);
+        if beside.is_finished() || first.is_err() {
+            return (first, beside.join());
+        }
+        println!("\nWaiting for the steps beside these");
+        (first, beside.join())
+    });
+    for lane in [first, beside.map_err(|_| anyhow!("a panic, see above"))?] {
+        let lane = lane?;
+        lines.extend(lane.lines);
+        count.merge(lane.count);
     }
 
     println!();
@@ -208,6 +232,34 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
+/// The results of steps that ran one after the other.
+#[derive(Default)]
+struct Lane {
+    lines: Vec<(&'static str, String)>,
+    count: Count,
+}
+
+/// Runs steps one after the other, until one of them, or of another lane, fails. Each line of their
+/// output starts with `mark`.
+fn run_lane(steps: &[Extra], mark: &str, failed: &AtomicBool) -> Result<Lane> {
+    let mut lane = Lane::default();
+    for Extra { step, lacks } in steps {
+        if failed.load(Ordering::SeqCst) {
+            break;
+        }
+        let outcome = match lacks() {
+            Some(get) => format!("SKIPPED; it needs: {get}"),
+            None => {
+                let time = run_step(step, mark, &mut lane.count)
+                    .inspect_err(|_| failed.store(true, Ordering::SeqCst))?;
+                seconds(time)
+            }
+        };
+        lane.lines.push((step.name, outcome));
+    }
+    Ok(lane)
+}
+
 /// Returns whether the tests may get large tools, such as Swift, which a person may not want.
 pub fn may_download() -> bool {
     ["MOXIN_DOWNLOAD", "CI"]
@@ -215,8 +267,8 @@ pub fn may_download() -> bool {
         .any(|name| env::var_os(name).is_some())
 }
 
-fn run_step(step: &Step, count: &mut Count) -> Result<Duration> {
-    println!("\n=== {}: {}", step.name, step.line());
+fn run_step(step: &Step, mark: &str, count: &mut Count) -> Result<Duration> {
+    println!("\n{mark}=== {}: {}", step.name, step.line());
     let start = Instant::now();
     let mut child = step
         .command()
@@ -225,7 +277,7 @@ fn run_step(step: &Step, count: &mut Count) -> Result<Duration> {
         .context("cannot run cargo")?;
     for line in BufReader::new(child.stdout.take().context("no output")?).lines() {
         let line = line?;
-        println!("{line}");
+        println!("{mark}{line}");
         count.add(&line);
     }
     let status = child.wait()?;
@@ -238,11 +290,17 @@ fn run_step(step: &Step, count: &mut Count) -> Result<Duration> {
             step.line()
         );
     }
-    println!("=== {}: {}", step.name, seconds(time));
+    println!("{mark}=== {}: {}", step.name, seconds(time));
     Ok(time)
 }
 
 impl Count {
+    fn merge(&mut self, other: Count) {
+        self.passed += other.passed;
+        self.ignored += other.ignored;
+        self.skipped.extend(other.skipped);
+    }
+
     /// Reads the last line of one test program,
     /// `test result: ok. 3 passed; 0 failed; 1 ignored; …`, or Swift's
     /// `✔ Test run with 3 tests passed …`, and `SKIPPED: …` from a test that lacks a tool.
@@ -312,7 +370,7 @@ mod tests {
     /// A name that selects nothing is no error for cargo.
     #[test]
     fn steps_name_tests_that_exist() {
-        let names: Vec<&str> = EXTRAS
+        let names: Vec<&str> = STEPS
             .iter()
             .filter(|extra| extra.step.arguments.starts_with(&["tests"]))
             .flat_map(|extra| {
@@ -338,7 +396,7 @@ mod tests {
     #[test]
     fn a_step_can_be_repeated_by_hand() {
         assert_eq!(
-            STEPS[2].line(),
+            STEPS[2].step.line(),
             "RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --lib --examples"
         );
     }

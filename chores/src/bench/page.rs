@@ -19,6 +19,7 @@ pub fn page(report: &Report, output: &Path) -> Result<String> {
         Made by `cargo xtask bench` on {}, possibly beside other work.\n\
         The figures are for this machine only, and all of them are from one run: medians of {} runs.\n\
         [{name}.json]({name}.json) has all measurements.\n\
+        The server under load, beside llama.cpp's: [server-load.md](server-load.md).\n\
         \n\
         The work is Moxin-7B's, with random weights: one picture through both encoders, a prompt of\n\
         {POSITIONS} positions (256 of them the picture), then {TOKENS} tokens one at a time. The decoder has\n\

@@ -30,13 +30,24 @@ pub fn missing() -> Option<String> {
     )
 }
 
-pub fn run() -> Result<()> {
+#[derive(clap::Args)]
+pub struct Options {
+    /// Only install the clients
+    #[arg(long)]
+    install: bool,
+}
+
+pub fn run(options: Options) -> Result<()> {
     setup::ensure()?;
     let (steps, cache) = steps("clients")?;
     let source = setup::repository().join(FOLDER);
     let requirements = fs::read_to_string(source.join("requirements.txt"))?;
     let python = python::environment(&steps, &cache, "clients-python", &requirements)?;
     let node = node_folder(&steps, &cache, "clients-node", &source)?;
+    let ray = ray(&steps, &cache)?;
+    if options.install {
+        return Ok(());
+    }
     steps.say("building");
     let program = build()?;
     let scratch = tempfile::tempdir_in(&cache)?;
@@ -66,7 +77,7 @@ pub fn run() -> Result<()> {
     }
     check_description(&steps, &python, &server.url, scratch.path())?;
     drop(server);
-    passed += check_ray(&steps, &cache, &program)?;
+    passed += check_ray(&steps, &ray, &program)?;
     // Counted like the tests of cargo.
     println!("test result: ok. {passed} passed; 0 failed; 0 ignored");
     Ok(())
@@ -96,11 +107,15 @@ fn check_description(steps: &Steps, python: &Path, url: &str, scratch: &Path) ->
     Ok(())
 }
 
-/// Runs the test of examples/ray with two servers.
-fn check_ray(steps: &Steps, cache: &Path, server: &Path) -> Result<usize> {
+/// Returns a Python with what examples/ray needs.
+fn ray(steps: &Steps, cache: &Path) -> Result<PathBuf> {
     let folder = setup::repository().join("examples/ray");
     let requirements = fs::read_to_string(folder.join("requirements.txt"))?;
-    let python = python::environment(steps, cache, "clients-ray", &requirements)?;
+    python::environment(steps, cache, "clients-ray", &requirements)
+}
+
+/// Runs the test of examples/ray with two servers.
+fn check_ray(steps: &Steps, python: &Path, server: &Path) -> Result<usize> {
     steps.say("examples/ray");
     let mut test = Command::new(python);
     test.arg("examples/ray/test_caption.py")

@@ -20,6 +20,9 @@ pub struct Options {
     /// Also write docs/page.png, the picture in the README
     #[arg(long)]
     screenshot: bool,
+    /// Only install Chromium and the packages
+    #[arg(long)]
+    install: bool,
 }
 
 /// Returns what this chore lacks for `cargo xtask test`.
@@ -39,6 +42,9 @@ pub fn run(options: Options) -> Result<()> {
     };
     let source = setup::repository().join(FOLDER);
     let node = node_folder(&steps, &cache, "page-node", &source)?;
+    if options.install {
+        return Ok(());
+    }
     steps.say("building");
     let program = build()?;
     let server = Running::start(&program, &["--model", MODEL])?;

@@ -21,9 +21,10 @@ pub const NAME: &str = "llama-server";
 
 /// What was compared.
 pub const ABOUT: &str = "llama.cpp's `llama-server`, as llama-cpp-python 0.3.36 has it, with a \
-                         decoder of the same size in BF16 with\nrandom numbers and the same tokens; \
-                         both with two threads and four places. 64 connections ask without\na \
-                         picture for 32 tokens, in turns of a minute.";
+                         decoder of the same size in\nBF16, with random numbers and the same \
+                         tokens; both with two threads and four places. 64 connections\nask \
+                         without a picture for 32 tokens, in turns of a minute. It computes the \
+                         requests of its places\ntogether; this server computes them in turns.";
 
 const SOURCES: &str = "llama-cpp-python==0.3.36";
 const GGUF: &str = "gguf==0.19.0\nnumpy>=2,<3\n";
