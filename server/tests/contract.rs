@@ -652,3 +652,28 @@ async fn models_make_room_for_each_other() {
     assert_eq!(ask("a").await.text_of_choice(), "Three.");
     assert_eq!(loaded().await, [true, false]);
 }
+
+/// Adds the words for programs that the sources under a folder have in errors.
+fn codes_in(folder: &std::path::Path, codes: &mut Vec<String>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            codes_in(&path, codes);
+        } else {
+            let source = std::fs::read_to_string(path).unwrap();
+            let after = source.split(".code(\"").skip(1);
+            codes.extend(after.map(|rest| rest.split('"').next().unwrap().to_owned()));
+        }
+    }
+}
+
+#[test]
+fn the_errors_are_documented() {
+    let mut codes = Vec::new();
+    codes_in(&repository("server/src"), &mut codes);
+    assert!(codes.len() > 15, "{codes:?}");
+    for code in codes {
+        let documented = include_str!("../../docs/server.md");
+        assert!(documented.contains(&format!("`{code}`")), "{code}");
+    }
+}
