@@ -8,7 +8,7 @@ use std::{
 
 use moxin_vlm::{
     DecodeOptions, Event, FinishReason, GenerationOptions, Model, Picture, Role, Session, Stats,
-    StreamOptions,
+    StreamOptions, generate::Choice,
 };
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
@@ -56,6 +56,17 @@ pub struct Token {
     pub logprob: f32,
     /// The most likely tokens and their log-probabilities.
     pub top: Vec<(u32, f32)>,
+}
+
+impl Token {
+    /// Collects what an event tells about a token.
+    pub fn new(id: u32, logprob: f32, top: &[Choice]) -> Token {
+        Token {
+            id,
+            logprob,
+            top: top.iter().map(|top| (top.token, top.logprob)).collect(),
+        }
+    }
 }
 
 /// A conversation that is ready to be answered.
@@ -135,11 +146,7 @@ impl Answer {
                     top,
                 } => {
                     whole.text += &text;
-                    whole.tokens.push(Token {
-                        id: token,
-                        logprob,
-                        top: top.iter().map(|top| (top.token, top.logprob)).collect(),
-                    });
+                    whole.tokens.push(Token::new(token, logprob, &top));
                 }
                 Event::Finished { reason, text } => {
                     whole.text += &text;

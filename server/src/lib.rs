@@ -1,8 +1,8 @@
 //! `moxin-server`: vision-language models over HTTP, with the APIs of OpenAI and Anthropic.
 //!
-//! A request passes the checks of [`router`] and is read by its module in [`api`], which turns it
-//! into a [`question`]. [`answer`] waits for a place in the [`queue`], starts a session of the
-//! library, and passes its events on; the module writes them in its API's form.
+//! A request passes the checks of `router` and is read by its module in `api`, which turns it into
+//! a `question`. `answer` waits for a place in the `queue`, starts a session of the library, and
+//! passes its events on; the module writes them in its API's form.
 #![forbid(unsafe_code)]
 
 mod access;

@@ -589,11 +589,7 @@ impl Writer for ChatWriter {
                 top,
             } => {
                 let logprobs = self.logprobs.then(|| {
-                    let token = Token {
-                        id: token,
-                        logprob,
-                        top: top.iter().map(|top| (top.token, top.logprob)).collect(),
-                    };
+                    let token = Token::new(token, logprob, &top);
                     Logprobs::new(&self.served, self.latest, &[token])
                 });
                 self.latest = Some(token);
