@@ -63,6 +63,9 @@ impl Streams {
             // `next` is dropped before the last event: the program may want to use the session
             // there.
             drop(next);
+            // It may be the last owner of the session, which must not outlive the wait for streams:
+            // a process that exits in between would leak it.
+            drop(refuse);
             release();
             last.and_then(tell);
             let mut on_event = Some(on_event);
