@@ -9,7 +9,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use support::{Server, count_shapes, data_url, look, other_url, ramble, read_answer};
+use support::{Server, count_shapes, data_url, look, other_url, ramble, read_answer, read_rest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 #[tokio::test]
@@ -415,10 +415,7 @@ async fn clients_may_leave_at_any_stage() {
     let cancelled = async || server.metric("moxin_cancelled_requests_total").await;
 
     // While it waits.
-    let mut first = server.open_chat(&ramble()).await;
-    let mut begun = [0; 12];
-    first.read_exact(&mut begun).await.unwrap();
-    assert_eq!(&begun, b"HTTP/1.1 200");
+    let first = server.open_begun_chat(&ramble()).await;
     let second = server.open_chat(&count_shapes()).await;
     server.wait_for("waiting_requests", 1).await;
     drop(second);
@@ -451,12 +448,11 @@ async fn clients_may_leave_at_any_stage() {
 
 #[tokio::test]
 async fn the_end_waits_for_answers_but_not_forever() {
-    let mut server = Server::start(&["--max-active", "20", "--drain-seconds", "1"]).await;
+    let mut server = Server::start(&["--max-active", "20", "--drain-seconds", "4"]).await;
     let mut streams = Vec::new();
     for _ in 0..20 {
-        streams.push(server.open_chat(&ramble()).await);
+        streams.push(server.open_begun_chat(&ramble()).await);
     }
-    server.wait_for("active_requests", 20).await;
     server.signal("TERM");
     // New requests are refused meanwhile.
     let clock = Instant::now();
@@ -468,10 +464,9 @@ async fn the_end_waits_for_answers_but_not_forever() {
     assert!(answer.check_error(503, None).contains("shutting down"));
     assert!(answer.header("retry-after").is_some());
     for stream in streams {
-        let answer = read_answer(stream).await;
-        assert_eq!(answer.status, 200);
-        let events = answer.events();
-        let last: Value = serde_json::from_str(events.last().unwrap()).unwrap();
+        let rest = String::from_utf8(read_rest(stream).await).unwrap();
+        let mut data = rest.lines().filter_map(|line| line.strip_prefix("data: "));
+        let last: Value = serde_json::from_str(data.next_back().unwrap()).unwrap();
         assert_eq!(last["error"]["code"], "shutting_down", "{last}");
     }
     assert!(server.ended().await.success());

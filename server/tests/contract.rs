@@ -558,8 +558,7 @@ async fn the_queue_has_limits() {
         "1",
     ])
     .await;
-    let long = server.open_chat(&ramble()).await;
-    server.wait_for("active_requests", 1).await;
+    let long = server.open_begun_chat(&ramble()).await;
     let waits = server.open_chat(&count_shapes()).await;
     server.wait_for("waiting_requests", 1).await;
     let answer = server.chat(&count_shapes()).await;
@@ -642,8 +641,7 @@ async fn models_make_room_for_each_other() {
     // A model in use stays.
     let mut long = ramble();
     long["model"] = json!("b");
-    let stream = server.open_chat(&long).await;
-    server.wait_for("active_requests", 1).await;
+    let stream = server.open_begun_chat(&long).await;
     let answer = ask("a").await;
     answer.check_error(503, None);
     assert_eq!(answer.json()["error"]["code"], "out_of_memory");

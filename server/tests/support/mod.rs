@@ -167,6 +167,15 @@ impl Server {
         stream
     }
 
+    /// Opens a request for an answer, waits until the answer has begun, and leaves it open.
+    pub async fn open_begun_chat(&self, body: &Value) -> TcpStream {
+        let mut stream = self.open_chat(body).await;
+        let mut begun = [0; 12];
+        stream.read_exact(&mut begun).await.unwrap();
+        assert_eq!(&begun, b"HTTP/1.1 200");
+        stream
+    }
+
     /// Returns a number of the metrics; 0 if it is not there yet.
     pub async fn metric(&self, name: &str) -> u64 {
         let text = self.get("/metrics").await.text();
