@@ -44,6 +44,13 @@ struct Entry {
     marks: Vec<u64>,
 }
 
+/// A conversation in the pool, until the pool changes.
+pub struct Match {
+    at: usize,
+    /// The number of rows in common.
+    pub length: usize,
+}
+
 /// The number of rows between two marks.
 const BLOCK: usize = 32;
 
@@ -89,27 +96,33 @@ impl PrefixPool {
         self.count();
     }
 
-    /// Returns the number of rows that the best conversation of this scope has in common with
-    /// `rows`, at their start.
-    pub fn longest(&self, scope: u64, rows: &[CachedRow]) -> usize {
-        self.best(scope, rows).map_or(0, |(_, length)| length)
+    /// Returns the conversation of this scope that has the most rows in common with `rows`, at their
+    /// start.
+    pub fn longest(&self, scope: u64, rows: &[CachedRow]) -> Option<Match> {
+        if self.entries.is_empty() {
+            return None;
+        }
+        let marks = marks(rows);
+        let entries = self.entries.iter().enumerate();
+        let (at, _) = entries
+            .filter(|(_, entry)| entry.prefix.scope == scope)
+            .map(|(at, entry)| (at, entry.common(rows, &marks)))
+            .max_by_key(|(_, length)| *length)?;
+        // Every row is compared before it is reused: marks of different rows may be equal.
+        let length = common(&self.entries[at].prefix.rows, rows);
+        (length > 0).then_some(Match { at, length })
     }
 
-    /// Returns the best conversation for `rows`: moves it out if `rows` continue all of it,
-    /// otherwise copies it.
-    pub fn take(&mut self, scope: u64, rows: &[CachedRow]) -> Option<Prefix> {
-        let (at, length) = self.best(scope, rows)?;
-        if self.entries[at].prefix.rows.len() == length {
+    /// Returns the keys and values of a match: moves them out if the whole conversation matches,
+    /// otherwise copies them.
+    pub fn take(&mut self, Match { at, length }: Match) -> Option<Vec<KVCache>> {
+        if self.entries.get(at)?.prefix.rows.len() == length {
             let entry = self.entries.remove(at)?;
             self.count();
-            return Some(entry.prefix);
+            return Some(entry.prefix.cache);
         }
-        let prefix = self.touch(at)?;
-        Some(Prefix {
-            scope,
-            rows: prefix.rows[..length].to_vec(),
-            cache: prefix.cache.clone(),
-        })
+        self.touch(at);
+        Some(self.entries.back()?.prefix.cache.clone())
     }
 
     /// Removes the least recently used conversation; returns whether there was one.
@@ -125,26 +138,11 @@ impl PrefixPool {
         self.count();
     }
 
-    fn best(&self, scope: u64, rows: &[CachedRow]) -> Option<(usize, usize)> {
-        if self.entries.is_empty() {
-            return None;
-        }
-        let marks = marks(rows);
-        let entries = self.entries.iter().enumerate();
-        let (at, _) = entries
-            .filter(|(_, entry)| entry.prefix.scope == scope)
-            .map(|(at, entry)| (at, entry.common(rows, &marks)))
-            .max_by_key(|(_, length)| *length)?;
-        // Every row is compared before it is reused: marks of different rows may be equal.
-        let length = common(&self.entries[at].prefix.rows, rows);
-        (length > 0).then_some((at, length))
-    }
-
     /// Marks a conversation as the most recently used one.
-    fn touch(&mut self, at: usize) -> Option<&Prefix> {
-        let entry = self.entries.remove(at)?;
-        self.entries.push_back(entry);
-        self.entries.back().map(|entry| &entry.prefix)
+    fn touch(&mut self, at: usize) {
+        if let Some(entry) = self.entries.remove(at) {
+            self.entries.push_back(entry);
+        }
     }
 
     fn count(&mut self) {
@@ -216,17 +214,31 @@ mod tests {
         conversation(0, ids).rows
     }
 
+    /// The number of rows that the pool has for a conversation.
+    fn longest(pool: &PrefixPool, scope: u64, ids: &[u32]) -> usize {
+        pool.longest(scope, &rows(ids))
+            .map_or(0, |found| found.length)
+    }
+
+    /// Takes the best match for a conversation; returns its length, and the positions in its cache.
+    fn take(pool: &mut PrefixPool, ids: &[u32]) -> Option<(usize, usize)> {
+        let found = pool.longest(0, &rows(ids))?;
+        let length = found.length;
+        let cache = pool.take(found).unwrap();
+        Some((length, cache[0].offset() as usize))
+    }
+
     #[test]
     fn a_conversation_is_continued() {
         let mut pool = PrefixPool::new(4 * BYTES);
         pool.insert(conversation(0, &[1, 2, 3]));
-        assert_eq!(pool.longest(0, &rows(&[1, 2, 3, 4])), 3);
-        assert_eq!(pool.longest(1, &rows(&[1, 2, 3, 4])), 0);
-        assert_eq!(pool.longest(0, &rows(&[2, 2, 3])), 0);
+        assert_eq!(longest(&pool, 0, &[1, 2, 3, 4]), 3);
+        assert_eq!(longest(&pool, 1, &[1, 2, 3, 4]), 0);
+        assert_eq!(longest(&pool, 0, &[2, 2, 3]), 0);
         // A part of it is copied, the whole is moved.
-        assert_eq!(pool.take(0, &rows(&[1, 2, 4])).unwrap().rows.len(), 2);
-        assert_eq!(pool.take(0, &rows(&[1, 2, 3, 4])).unwrap().rows.len(), 3);
-        assert!(pool.take(0, &rows(&[1, 2, 3])).is_none());
+        assert_eq!(take(&mut pool, &[1, 2, 4]), Some((2, 3)));
+        assert_eq!(take(&mut pool, &[1, 2, 3, 4]), Some((3, 3)));
+        assert_eq!(take(&mut pool, &[1, 2, 3]), None);
         assert_eq!(pool.bytes, 0);
     }
 
@@ -241,10 +253,9 @@ mod tests {
             pool.insert(conversation(0, &others[..different + 1]));
             let mut asked = others.clone();
             asked.push(7);
-            assert_eq!(pool.longest(0, &rows(&asked)), different + 1);
-            assert_eq!(pool.longest(0, &rows(&ids)), 200);
-            let taken = pool.take(0, &rows(&ids[..150])).unwrap();
-            assert_eq!(taken.rows, rows(&ids[..150]));
+            assert_eq!(longest(&pool, 0, &asked), different + 1);
+            assert_eq!(longest(&pool, 0, &ids), 200);
+            assert_eq!(take(&mut pool, &ids[..150]), Some((150, 200)));
         }
     }
 
@@ -266,10 +277,10 @@ mod tests {
         let mut pool = PrefixPool::new(2 * BYTES);
         pool.insert(conversation(0, &[1, 2]));
         pool.insert(conversation(0, &[3, 4]));
-        assert!(pool.take(0, &rows(&[1, 9])).is_some());
+        assert!(take(&mut pool, &[1, 9]).is_some());
         pool.insert(conversation(0, &[5, 6]));
-        assert_eq!(pool.longest(0, &rows(&[3, 4])), 0);
-        assert_eq!(pool.longest(0, &rows(&[1, 2])), 2);
+        assert_eq!(longest(&pool, 0, &[3, 4]), 0);
+        assert_eq!(longest(&pool, 0, &[1, 2]), 2);
         assert!(pool.evict() && pool.evict() && !pool.evict());
         PrefixPool::new(BYTES - 1).insert(conversation(0, &[1]));
         let mut none = PrefixPool::new(0);

@@ -84,13 +84,15 @@ impl Chat {
         let own = common(&self.rows, &rows).min(self.positions());
         let mut kept = prompt.cut(own.min(most));
         let mut pool = model.prefixes.borrow_mut();
-        let scope = self.options.prefix_scope;
-        let pooled = prompt.cut(pool.longest(scope, &rows).min(most));
         if self.revision == model.revision
-            && pooled > kept
-            && let Some(prefix) = pool.take(scope, &rows)
+            && let Some(found) = pool.longest(self.options.prefix_scope, &rows)
         {
-            (self.cache, kept) = (prefix.cache, pooled);
+            let pooled = prompt.cut(found.length.min(most));
+            if pooled > kept
+                && let Some(cache) = pool.take(found)
+            {
+                (self.cache, kept) = (cache, pooled);
+            }
         }
         self.cache
             .iter_mut()
