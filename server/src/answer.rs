@@ -26,8 +26,6 @@ use crate::{
 /// An answer in progress. Dropping it cancels it within one layer of the model.
 pub struct Answer {
     pub served: Arc<Served>,
-    /// The number of positions of the prompt.
-    pub prompt_tokens: usize,
     pieces: UnboundedReceiver<Result<Piece>>,
     /// The first piece, which shows that the prompt can be read.
     first: Option<Result<Piece>>,
@@ -74,6 +72,8 @@ struct Ready {
     sessions: VecDeque<Session>,
     prompt_tokens: usize,
     place: Place,
+    /// When it got its place.
+    since: Instant,
     in_use: InUse,
 }
 
@@ -87,23 +87,15 @@ impl Answer {
         field: &'static str,
     ) -> Result<Answer> {
         question.options.prefix_scope = scope;
-        question.check(app.limits.max_images, field)?;
-        let served = app.models.find(question.model.as_deref())?.clone();
-        app.check_running()?;
-        let place = app.queue.enter().await?;
-        let clock = Instant::now();
-        let in_use = app.models.acquire(&served).await?;
-        app.fetch_images(&mut question.turns).await?;
-        let ready = prepare(app, question, in_use, place, field).await?;
-        let prompt_tokens = ready.prompt_tokens;
+        let ready = prepare(app, question, field).await?;
+        let served = ready.in_use.served.clone();
         let (sender, mut pieces) = unbounded_channel();
-        tokio::spawn(generate(app.clone(), ready, clock, sender, field));
+        tokio::spawn(generate(app.clone(), ready, sender, field));
         let first = pieces.recv().await;
         match first {
             Some(Err(error)) => Err(error),
             first => Ok(Answer {
                 served,
-                prompt_tokens,
                 pieces,
                 first,
             }),
@@ -156,29 +148,28 @@ impl Answer {
         }
         Ok(all)
     }
+
+    /// Collects the answer to a question that wants one.
+    pub async fn only(self) -> Result<Whole> {
+        let all = self.whole().await?;
+        all.into_iter().next().ok_or_else(ApiError::shutting_down)
+    }
 }
 
 /// Counts the tokens of a question's prompt without answering it.
-pub async fn count(app: &Arc<App>, mut question: Question, field: &'static str) -> Result<usize> {
+pub async fn count(app: &Arc<App>, question: Question, field: &'static str) -> Result<usize> {
+    Ok(prepare(app, question, field).await?.prompt_tokens)
+}
+
+/// Waits for a place and the model, decodes the pictures, and writes the prompt.
+async fn prepare(app: &Arc<App>, mut question: Question, field: &'static str) -> Result<Ready> {
     question.check(app.limits.max_images, field)?;
     let served = app.models.find(question.model.as_deref())?.clone();
     app.check_running()?;
     let place = app.queue.enter().await?;
+    let since = Instant::now();
     let in_use = app.models.acquire(&served).await?;
     app.fetch_images(&mut question.turns).await?;
-    Ok(prepare(app, question, in_use, place, field)
-        .await?
-        .prompt_tokens)
-}
-
-/// Decodes the pictures and writes the prompt.
-async fn prepare(
-    app: &Arc<App>,
-    question: Question,
-    in_use: InUse,
-    place: Place,
-    field: &'static str,
-) -> Result<Ready> {
     let app = app.clone();
     let work = move || {
         let Question {
@@ -216,6 +207,7 @@ async fn prepare(
             sessions,
             prompt_tokens,
             place,
+            since,
             in_use,
         })
     };
@@ -278,19 +270,19 @@ fn add(session: &Session, role: Role, part: Part, max_pixels: u64, field: &str) 
 async fn generate(
     app: Arc<App>,
     ready: Ready,
-    clock: Instant,
     sender: UnboundedSender<Result<Piece>>,
     field: &'static str,
 ) {
     let Ready {
         sessions,
         place,
+        since,
         in_use,
         ..
     } = ready;
     app.metrics.waited(place.waited);
     for (choice, session) in sessions.into_iter().enumerate() {
-        let left = app.limits.time().saturating_sub(clock.elapsed());
+        let left = app.limits.time().saturating_sub(since.elapsed());
         if let Err(error) = generate_one(&app, &session, choice, left, &sender).await {
             if let moxin_vlm::Error::Panic(_) | moxin_vlm::Error::Backend(_) = error {
                 tracing::error!("an answer failed: {error}");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::{
-    body::{Body, to_bytes},
+    body::{Body, Bytes, to_bytes},
     extract::Request,
     http::{HeaderMap, StatusCode, header},
 };
@@ -72,7 +72,7 @@ fn length(headers: &HeaderMap) -> Option<usize> {
         .ok()
 }
 
-async fn read(app: &App, body: Body, most: usize) -> Result<bytes::Bytes> {
+async fn read(app: &App, body: Body, most: usize) -> Result<Bytes> {
     let limit = Duration::from_secs(app.limits.body_seconds);
     match timeout(limit, to_bytes(body, most)).await {
         Ok(Ok(bytes)) => Ok(bytes),

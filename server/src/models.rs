@@ -15,7 +15,10 @@ use moxin_vlm::{
     Backend, Error, LoadOptions, Model, ModelInfo, Op, Quantization, QuantizeOptions, Tokenizer,
     load_tokenizer,
 };
-use tokio::{sync::Mutex as AsyncMutex, task::spawn_blocking};
+use tokio::{
+    sync::Mutex as AsyncMutex,
+    task::{block_in_place, spawn_blocking},
+};
 
 use crate::{args::Args, error::ApiError, lock};
 
@@ -137,7 +140,8 @@ impl Models {
                     *lock(&self.failure) = None;
                     *lock(&served.model) = Some(model);
                 }
-                Err(Error::OutOfMemory { .. }) if self.unload_one() => continue,
+                // It waits for its turn on the engine, which may be computing.
+                Err(Error::OutOfMemory { .. }) if block_in_place(|| self.unload_one()) => continue,
                 Err(error) => {
                     tracing::error!(model = served.name, "cannot be loaded: {error}");
                     *lock(&self.failure) = Some(format!("{}: {error}", served.name));

@@ -55,17 +55,10 @@ impl Question {
         }
         let mut images = 0;
         for turn in &self.turns {
-            let here = turn
-                .parts
-                .iter()
-                .filter(|part| matches!(part, Part::Image { .. }));
-            images += here.count();
-            if turn.role != Role::User
-                && turn
-                    .parts
-                    .iter()
-                    .any(|part| matches!(part, Part::Image { .. }))
-            {
+            let is_image = |part: &&Part| matches!(part, Part::Image { .. });
+            let here = turn.parts.iter().filter(is_image).count();
+            images += here;
+            if turn.role != Role::User && here > 0 {
                 return Err(ApiError::field(
                     &turn.field,
                     "pictures are only possible in the user's messages",

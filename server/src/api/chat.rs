@@ -7,14 +7,14 @@ use axum::{
     extract::{Request, State},
     response::{IntoResponse, Response, sse},
 };
-use moxin_vlm::{Event, FinishReason, Role, Stats, text::StreamDecoder};
+use moxin_vlm::{Event, FinishReason, Stats, text::StreamDecoder};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{new_id, now};
+use super::{Content, IGNORED, new_id, now, role};
 use crate::{
-    answer::{Answer, Piece, Token},
+    answer::{Answer, Piece, Token, Whole},
     app::App,
     error::{ApiError, Result},
     json::{receive, refuse_rest},
@@ -69,17 +69,6 @@ pub struct ChatRequest {
     rest: Map<String, Value>,
 }
 
-/// Fields of a request that need no effect.
-const IGNORED: &[&str] = &[
-    "user",
-    "metadata",
-    "safety_identifier",
-    "prompt_cache_key",
-    "prompt_cache_retention",
-    "service_tier",
-    "parallel_tool_calls",
-];
-
 /// Values that ask for what happens anyway.
 const HARMLESS: &[(&str, &[&str])] = &[
     ("response_format", &[r#"{"type":"text"}"#]),
@@ -94,16 +83,9 @@ pub struct ChatMessage {
     /// `system` or `developer` if the model supports it, `user`, `assistant`.
     role: String,
     /// A text, or parts.
-    content: Option<Content>,
+    content: Option<Content<ContentPart>>,
     #[serde(flatten)]
     rest: Map<String, Value>,
-}
-
-#[derive(Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "expected a string or a list of parts")]
-enum Content {
-    Text(String),
-    Parts(Vec<ContentPart>),
 }
 
 /// A text or a picture.
@@ -248,11 +230,10 @@ pub async fn complete(
     if streams {
         return stream(answer, ChatWriter::new(served, logprobs, usage)).await;
     }
-    let prompt_tokens = answer.prompt_tokens;
     let all = answer.whole().await?;
     let completion_tokens = all.iter().map(|whole| whole.stats.generated_tokens).sum();
-    let cached_tokens = all.first().map_or(0, |whole| whole.stats.reused_tokens);
-    let choice = |(index, whole): (usize, crate::answer::Whole)| Choice {
+    let prompt = all.first().map(|whole| whole.stats).unwrap_or_default();
+    let choice = |(index, whole): (usize, Whole)| Choice {
         index,
         logprobs: logprobs.then(|| Logprobs::new(&served, None, &whole.tokens)),
         message: AnswerMessage {
@@ -268,7 +249,11 @@ pub async fn complete(
         created: now(),
         model: served.name.clone(),
         choices: all.into_iter().enumerate().map(choice).collect(),
-        usage: Usage::new(prompt_tokens, completion_tokens, cached_tokens),
+        usage: Usage::new(
+            prompt.prompt_tokens,
+            completion_tokens,
+            prompt.reused_tokens,
+        ),
     })
     .into_response())
 }
@@ -360,25 +345,12 @@ impl ChatRequest {
 impl ChatMessage {
     fn turn(&self, field: String, max_pixels: Option<usize>) -> Result<Turn> {
         refuse_rest(&self.rest, &field, &["name"], &[])?;
-        let role = match self.role.as_str() {
-            "system" | "developer" => Role::System,
-            "user" => Role::User,
-            "assistant" => Role::Assistant,
-            other => {
-                let message = format!(
-                    "{field}.role is {other:?}; expected system, developer, user or assistant"
-                );
-                return Err(ApiError::field(format!("{field}.role"), message));
-            }
-        };
+        let role = role(&self.role, &field)?;
         let parts = match &self.content {
             None => vec![Part::Text(String::new())],
-            Some(Content::Text(text)) => vec![Part::Text(text.clone())],
-            Some(Content::Parts(parts)) => parts
-                .iter()
-                .enumerate()
-                .map(|(i, part)| part.part(&format!("{field}.content[{i}]"), max_pixels))
-                .collect::<Result<_>>()?,
+            Some(content) => content.parts(&format!("{field}.content"), |part, field| {
+                part.part(field, max_pixels)
+            })?,
         };
         Ok(Turn { role, parts, field })
     }

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use crate::{
     answer::Answer,
     app::App,
-    error::{ApiError, Result},
+    error::Result,
     json::{receive, refuse_rest},
     options::{Asked, budget, source},
     question::{Part, Question, Turn},
@@ -58,11 +58,10 @@ pub async fn describe(
     let received = receive::<DescribeRequest>(&app, request).await?;
     let question = received.content.question(&app)?;
     drop(received);
-    let all = Answer::start(&app, question, scope, "prompt")
+    let whole = Answer::start(&app, question, scope, "prompt")
         .await?
-        .whole()
+        .only()
         .await?;
-    let whole = all.into_iter().next().ok_or_else(ApiError::shutting_down)?;
     Ok(Json(Description {
         description: whole.text,
         tokens: whole.stats.generated_tokens,

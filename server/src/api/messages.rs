@@ -159,8 +159,7 @@ pub async fn create(
     if streams {
         return stream(answer, writer).await;
     }
-    let all = answer.whole().await?;
-    let whole = all.into_iter().next().ok_or_else(ApiError::shutting_down)?;
+    let whole = answer.only().await?;
     writer.ids = whole.tokens.iter().map(|token| token.id).collect();
     writer.finish(whole.reason, &whole.stats);
     writer.body.content = vec![TextBlock {

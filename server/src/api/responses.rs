@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{new_id, now};
+use super::{Content, IGNORED, new_id, now, role};
 use crate::{
     answer::{Answer, Piece},
     app::App,
@@ -61,16 +61,9 @@ struct Item {
     /// `system` or `developer` if the model supports it, `user`, `assistant`.
     role: Option<String>,
     /// A text, or parts.
-    content: Option<Content>,
+    content: Option<Content<ContentPart>>,
     #[serde(flatten)]
     rest: Map<String, Value>,
-}
-
-#[derive(Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "expected a string or a list of parts")]
-enum Content {
-    Text(String),
-    Parts(Vec<ContentPart>),
 }
 
 /// A text or a picture.
@@ -174,8 +167,7 @@ pub async fn respond(
     if streams {
         return stream(answer, ResponsesWriter::new(body)).await;
     }
-    let all = answer.whole().await?;
-    let whole = all.into_iter().next().ok_or_else(ApiError::shutting_down)?;
+    let whole = answer.only().await?;
     body.finish(whole.reason, &whole.stats);
     body.output = vec![message(new_id("msg_"), body.message_status(), whole.text)];
     Ok(Json(body).into_response())
@@ -183,15 +175,6 @@ pub async fn respond(
 
 impl ResponsesRequest {
     fn question(&self, app: &App) -> Result<Question> {
-        let ignored = [
-            "user",
-            "metadata",
-            "safety_identifier",
-            "prompt_cache_key",
-            "prompt_cache_retention",
-            "service_tier",
-            "parallel_tool_calls",
-        ];
         let harmless: [(&str, &[&str]); 5] = [
             ("text", &[r#"{"format":{"type":"text"}}"#]),
             ("tool_choice", &[r#""none""#, r#""auto""#]),
@@ -199,7 +182,7 @@ impl ResponsesRequest {
             ("stream_options", &[r#"{"include_obfuscation":false}"#]),
             ("top_logprobs", &["0"]),
         ];
-        refuse_rest(&self.rest, "", &ignored, &harmless)?;
+        refuse_rest(&self.rest, "", IGNORED, &harmless)?;
         let mut turns = Vec::new();
         if let Some(instructions) = &self.instructions {
             turns.push(Turn {
@@ -272,29 +255,14 @@ impl Item {
             let message = format!("{field}.type is {kind:?}; expected message");
             return Err(ApiError::field(format!("{field}.type"), message));
         }
-        let role = match self.role.as_deref().unwrap_or("missing") {
-            "system" | "developer" => Role::System,
-            "user" => Role::User,
-            "assistant" => Role::Assistant,
-            other => {
-                let message = format!(
-                    "{field}.role is {other:?}; expected system, developer, user or assistant"
-                );
-                return Err(ApiError::field(format!("{field}.role"), message));
-            }
-        };
+        let role = role(self.role.as_deref().unwrap_or("missing"), &field)?;
         let parts = match &self.content {
             None => {
                 let field = format!("{field}.content");
                 let message = format!("{field} is missing");
                 return Err(ApiError::field(field, message));
             }
-            Some(Content::Text(text)) => vec![Part::Text(text.clone())],
-            Some(Content::Parts(parts)) => parts
-                .iter()
-                .enumerate()
-                .map(|(i, part)| part.part(&format!("{field}.content[{i}]")))
-                .collect::<Result<_>>()?,
+            Some(content) => content.parts(&format!("{field}.content"), ContentPart::part)?,
         };
         Ok(Turn { role, parts, field })
     }
