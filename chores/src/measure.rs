@@ -67,17 +67,11 @@ pub fn soak(options: SoakOptions) -> Result<()> {
         samples.len() >= 10,
         "at least 1000 cycles are needed for a result"
     );
-    // The first tenth is the warm-up: caches fill, and the allocator reaches its size.
-    let settled = &samples[samples.len() / 10..];
     draw(&plot, &samples)?;
     println!("Drawn in {}", options.plot.display());
 
-    let quarter = settled.len().div_ceil(4);
-    let resident = |part: &[Sample]| median(part.iter().map(|sample| sample.resident));
-    let (first, last) = (
-        resident(&settled[..quarter]),
-        resident(&settled[settled.len() - quarter..]),
-    );
+    let resident: Vec<f64> = samples.iter().map(|sample| sample.resident).collect();
+    let (first, last) = quarters(&resident);
     let growth = last / first - 1.0;
     println!(
         "Resident memory, first and last quarter after warm-up: {:.2} and {:.2} MB, {:+.2} %",
@@ -88,23 +82,58 @@ pub fn soak(options: SoakOptions) -> Result<()> {
     ensure!(growth < 0.01, "resident memory grows");
     // The model, while it exists.
     ensure!(
-        settled.iter().all(|sample| sample.handles == 1.0),
+        settled(&samples).iter().all(|sample| sample.handles == 1.0),
         "handles grow"
     );
     Ok(())
 }
 
+/// Returns what was measured after the warm-up, the first tenth, in which caches fill and the
+/// allocator reaches its size.
+fn settled<T>(samples: &[T]) -> &[T] {
+    &samples[samples.len() / 10..]
+}
+
+/// Returns the medians of the first and the last quarter after the warm-up.
+pub fn quarters(samples: &[f64]) -> (f64, f64) {
+    let settled = settled(samples);
+    let quarter = settled.len().div_ceil(4);
+    let of = |part: &[f64]| median(part.iter().copied());
+    (
+        of(&settled[..quarter]),
+        of(&settled[settled.len() - quarter..]),
+    )
+}
+
 fn draw(path: &Path, samples: &[Sample]) -> Result<()> {
-    let last = samples.last().map_or(0.0, |sample| sample.cycle);
-    let most = samples
-        .iter()
-        .map(|sample| sample.resident)
-        .fold(0.0, f64::max)
-        / 1e6;
+    let line = |bytes: fn(&Sample) -> f64| -> Vec<(f64, f64)> {
+        let points = samples.iter();
+        points
+            .map(|sample| (sample.cycle, bytes(sample) / 1e6))
+            .collect()
+    };
+    let lines = [
+        ("resident", line(|sample| sample.resident)),
+        ("in use by MLX", line(|sample| sample.active)),
+    ];
+    plot_memory(path, "Conversations", "cycles", &lines)
+}
+
+/// Plots megabytes over something else; several lines have a legend.
+pub fn plot_memory(
+    path: &Path,
+    caption: &str,
+    over: &str,
+    lines: &[(&str, Vec<(f64, f64)>)],
+) -> Result<()> {
+    const COLORS: [RGBColor; 2] = [RGBColor(31, 119, 180), RGBColor(214, 120, 40)];
+    let points = || lines.iter().flat_map(|(_, points)| points);
+    let last = points().map(|(x, _)| *x).fold(0.0, f64::max);
+    let most = points().map(|(_, y)| *y).fold(0.0, f64::max);
     let area = SVGBackend::new(path, (760, 320)).into_drawing_area();
     area.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&area)
-        .caption("Conversations", ("sans-serif", 18))
+        .caption(caption, ("sans-serif", 18))
         .margin(12)
         .x_label_area_size(40)
         .y_label_area_size(56)
@@ -112,34 +141,26 @@ fn draw(path: &Path, samples: &[Sample]) -> Result<()> {
     let whole = |value: &f64| format!("{value:.0}");
     chart
         .configure_mesh()
-        .x_desc("cycles")
+        .x_desc(over)
         .y_desc("MB")
         .x_label_formatter(&whole)
         .y_label_formatter(&whole)
         .light_line_style(WHITE)
         .draw()?;
-    let resident = samples
-        .iter()
-        .map(|sample| (sample.cycle, sample.resident / 1e6))
-        .collect::<Vec<_>>();
-    let active = samples
-        .iter()
-        .map(|sample| (sample.cycle, sample.active / 1e6))
-        .collect();
-    for (name, color, points) in [
-        ("resident", RGBColor(31, 119, 180), resident),
-        ("in use by MLX", RGBColor(214, 120, 40), active),
-    ] {
-        let series = chart.draw_series(LineSeries::new(points, color.stroke_width(2)))?;
-        series
-            .label(name)
+    for ((name, points), color) in lines.iter().zip(COLORS) {
+        let line = LineSeries::new(points.iter().copied(), color.stroke_width(2));
+        chart
+            .draw_series(line)?
+            .label(*name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
     }
-    chart
-        .configure_series_labels()
-        .border_style(BLACK.mix(0.2))
-        .background_style(WHITE)
-        .draw()?;
+    if lines.len() > 1 {
+        chart
+            .configure_series_labels()
+            .border_style(BLACK.mix(0.2))
+            .background_style(WHITE)
+            .draw()?;
+    }
     area.present()
         .with_context(|| format!("cannot write {}", path.display()))
 }

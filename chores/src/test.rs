@@ -16,6 +16,8 @@ struct Step {
     name: &'static str,
     arguments: &'static [&'static str],
     environment: &'static [(&'static str, &'static str)],
+    /// Returns how to get the program that it needs and that not everyone has, if it is missing.
+    lacks: fn() -> Option<String>,
 }
 
 impl Step {
@@ -24,6 +26,7 @@ impl Step {
             name,
             arguments,
             environment: &[],
+            lacks: || None,
         }
     }
 
@@ -46,30 +49,13 @@ impl Step {
     }
 }
 
-/// A step that needs a program which not everyone has.
-struct Extra {
-    step: Step,
-    /// Returns how to get the program if it is missing.
-    lacks: fn() -> Option<String>,
-}
-
-impl Extra {
-    /// A step that everyone can run.
-    const fn always(step: Step) -> Extra {
-        Extra {
-            step,
-            lacks: || None,
-        }
-    }
-}
-
 /// Quick steps first. So that each dependency is checked once and built once, every step on the
 /// library includes the development dependencies (with the examples), and names the same packages:
 /// otherwise some crates would have fewer features, which makes them other crates. The chores' own
 /// tests use the chores' profile, in which their dependencies are already built.
-const STEPS: [Extra; 13] = [
-    Extra::always(Step::new("format", &["fmt", "--all", "--check"])),
-    Extra::always(Step::new(
+const STEPS: [Step; 13] = [
+    Step::new("format", &["fmt", "--all", "--check"]),
+    Step::new(
         "clippy",
         &[
             "clippy",
@@ -79,15 +65,15 @@ const STEPS: [Extra; 13] = [
             "-D",
             "warnings",
         ],
-    )),
-    Extra::always(Step {
+    ),
+    Step {
         environment: &[("RUSTDOCFLAGS", "-D warnings")],
         ..Step::new(
             "documentation",
             &["doc", "--workspace", "--no-deps", "--lib", "--examples"],
         )
-    }),
-    Extra::always(Step::new(
+    },
+    Step::new(
         "tests of the chores",
         &[
             "test",
@@ -98,82 +84,80 @@ const STEPS: [Extra; 13] = [
             "--package",
             "moxin-vlm-setup",
         ],
-    )),
+    ),
     // The models of the tests are small: two threads of OpenBLAS cost more by waiting for each
     // other than they save.
-    Extra::always(Step {
+    Step {
         environment: &[("OPENBLAS_NUM_THREADS", "1")],
         ..Step::new("tests", &["tests"])
-    }),
-    Extra::always(Step {
+    },
+    Step {
         environment: &[("OPENBLAS_NUM_THREADS", "1"), ("MOXIN_WATCH", "sanitizers")],
         ..Step::new("sanitizers", &["tests", "--test", "c"])
-    }),
-    Extra {
-        step: Step::new("format of C", &["xtask", "format", "--check"]),
+    },
+    Step {
         lacks: format::lacks,
+        ..Step::new("format of C", &["xtask", "format", "--check"])
     },
-    Extra {
-        // The tests that take seconds; without names, all C programs run, which takes many minutes.
-        step: Step {
-            environment: &[("MOXIN_WATCH", "valgrind")],
-            ..Step::new(
-                "valgrind",
-                &[
-                    "tests",
-                    "--test",
-                    "c",
-                    "--",
-                    "describe_answers",
-                    "describe_explains",
-                    "sanitizers_and_valgrind",
-                ],
-            )
-        },
+    // The tests that take seconds; without names, all C programs run, which takes many minutes.
+    Step {
+        environment: &[("MOXIN_WATCH", "valgrind")],
         lacks: || unless_runs(&["valgrind", "--version"], "apt-get install valgrind"),
+        ..Step::new(
+            "valgrind",
+            &[
+                "tests",
+                "--test",
+                "c",
+                "--",
+                "describe_answers",
+                "describe_explains",
+                "sanitizers_and_valgrind",
+            ],
+        )
     },
-    Extra {
-        step: Step::new("clients", &["xtask", "clients"]),
+    Step {
         lacks: server::clients::missing,
+        ..Step::new("clients", &["xtask", "clients"])
     },
-    Extra {
-        step: Step::new("page", &["xtask", "page"]),
+    Step {
         lacks: server::page::missing,
+        ..Step::new("page", &["xtask", "page"])
     },
-    Extra {
-        step: Step::new("deploy", &["xtask", "deploy"]),
+    Step {
         lacks: server::deploy::missing,
+        ..Step::new("deploy", &["xtask", "deploy"])
     },
-    Extra::always(Step::new("packaged", &["xtask", "packaged"])),
-    Extra {
-        step: Step::new("swift", &["xtask", "swift-test"]),
+    Step::new("packaged", &["xtask", "packaged"]),
+    Step {
         lacks: swift::lacks,
+        ..Step::new("swift", &["xtask", "swift-test"])
     },
 ];
 
 /// Steps beside those above, in an order of their own: most of them wait for downloads or use one
 /// processor, or build in folders of their own.
-const BESIDE: [Extra; 6] = [
-    Extra {
-        step: Step::new("licenses", &["xtask", "deny"]),
+const BESIDE: [Step; 6] = [
+    Step {
         lacks: deny::lacks,
+        ..Step::new("licenses", &["xtask", "deny"])
     },
-    Extra {
-        step: Step::new("get clients", &["xtask", "clients", "--install"]),
+    Step {
         lacks: server::clients::missing,
+        ..Step::new("get clients", &["xtask", "clients", "--install"])
     },
-    Extra {
-        step: Step::new("get page", &["xtask", "page", "--install"]),
+    Step {
         lacks: server::page::missing,
+        ..Step::new("get page", &["xtask", "page", "--install"])
     },
-    Extra {
-        step: Step::new("bindings", &["xtask", "bindings", "--check"]),
+    Step {
         lacks: bindings::lacks,
+        ..Step::new("bindings", &["xtask", "bindings", "--check"])
     },
-    Extra::always(Step::new("kernels", &["xtask", "kernels-test"])),
-    Extra {
-        step: Step::new("apple", &["xtask", "apple-check"]),
+    Step::new("kernels", &["xtask", "kernels-test"]),
+    Step {
         lacks: apple::lacks,
+        ..Step::new("apple", &["xtask", "apple-check"])
     },
 ];
 
@@ -200,10 +184,9 @@ pub fn run() -> Result<()> {
     let (first, beside) = thread::scope(|scope| {
         let beside = scope.spawn(|| run_lane(&BESIDE, "| ", &failed));
         let first = run_lane(&STEPS, "", &failed);
-        if beside.is_finished() || first.is_err() {
-            return (first, beside.join());
+        if !beside.is_finished() {
+            println!("\nWaiting for the steps beside these");
         }
-        println!("\nWaiting for the steps beside these");
         (first, beside.join())
     });
     for lane in [first, beside.map_err(|_| anyhow!("a panic, see above"))?] {
@@ -241,13 +224,13 @@ struct Lane {
 
 /// Runs steps one after the other, until one of them, or of another lane, fails. Each line of their
 /// output starts with `mark`.
-fn run_lane(steps: &[Extra], mark: &str, failed: &AtomicBool) -> Result<Lane> {
+fn run_lane(steps: &[Step], mark: &str, failed: &AtomicBool) -> Result<Lane> {
     let mut lane = Lane::default();
-    for Extra { step, lacks } in steps {
+    for step in steps {
         if failed.load(Ordering::SeqCst) {
             break;
         }
-        let outcome = match lacks() {
+        let outcome = match (step.lacks)() {
             Some(get) => format!("SKIPPED; it needs: {get}"),
             None => {
                 let time = run_step(step, mark, &mut lane.count)
@@ -372,11 +355,9 @@ mod tests {
     fn steps_name_tests_that_exist() {
         let names: Vec<&str> = STEPS
             .iter()
-            .filter(|extra| extra.step.arguments.starts_with(&["tests"]))
-            .flat_map(|extra| {
-                extra
-                    .step
-                    .arguments
+            .filter(|step| step.arguments.starts_with(&["tests"]))
+            .flat_map(|step| {
+                step.arguments
                     .iter()
                     .skip_while(|word| **word != "--")
                     .skip(1)
@@ -396,7 +377,7 @@ mod tests {
     #[test]
     fn a_step_can_be_repeated_by_hand() {
         assert_eq!(
-            STEPS[2].step.line(),
+            STEPS[2].line(),
             "RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --lib --examples"
         );
     }

@@ -7,10 +7,10 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::{MODEL, PICTURE, Running, build, lacks, node_folder, steps};
+use super::{MODEL, PICTURE, Running, build, checks, lacks, node_folder, report, steps};
 use crate::{
     cargo, python,
     setup::{self, step::Steps},
@@ -73,22 +73,13 @@ pub fn run(options: Options) -> Result<()> {
             .args([&server.url, "tiny", PICTURE])
             .arg(&expected)
             .env("PYTHONDONTWRITEBYTECODE", "1");
-        passed += checks(&steps, command.current_dir(setup::repository()), client)?;
+        passed += checks(&steps, &mut command, client)?.1;
     }
     check_description(&steps, &python, &server.url, scratch.path())?;
     drop(server);
     passed += check_ray(&steps, &ray, &program)?;
-    // Counted like the tests of cargo.
-    println!("test result: ok. {passed} passed; 0 failed; 0 ignored");
+    report(passed);
     Ok(())
-}
-
-/// Runs a program that prints its checks; returns how many passed.
-fn checks(steps: &Steps, command: &mut Command, name: &str) -> Result<usize> {
-    let text = steps.expect(command, &format!("{name} found a fault"))?;
-    let passed = text.lines().filter(|line| line.starts_with("ok: ")).count();
-    ensure!(passed > 0, "{name} checked nothing");
-    Ok(passed)
 }
 
 /// Runs schemathesis against /openapi.json.
@@ -121,7 +112,7 @@ fn check_ray(steps: &Steps, python: &Path, server: &Path) -> Result<usize> {
     test.arg("examples/ray/test_caption.py")
         .args([server, Path::new(MODEL)])
         .env("PYTHONDONTWRITEBYTECODE", "1");
-    checks(steps, test.current_dir(setup::repository()), "examples/ray")
+    Ok(checks(steps, &mut test, "examples/ray")?.1)
 }
 
 /// No server error, and no answer that the description does not have.

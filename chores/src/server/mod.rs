@@ -14,7 +14,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     cargo, python,
@@ -116,6 +116,20 @@ fn node_folder(steps: &Steps, cache: &Path, name: &str, source: &Path) -> Result
         }
     }
     Ok(home)
+}
+
+/// Runs a program that prints its checks, a line each; returns what it printed, and how many passed.
+fn checks(steps: &Steps, command: &mut Command, name: &str) -> Result<(String, usize)> {
+    command.current_dir(setup::repository());
+    let text = steps.expect(command, &format!("{name} found a fault"))?;
+    let passed = text.lines().filter(|line| line.starts_with("ok: ")).count();
+    ensure!(passed > 0, "{name} checked nothing");
+    Ok((text, passed))
+}
+
+/// Reports checks that passed, in the form in which the tests of cargo are counted.
+fn report(passed: usize) {
+    println!("test result: ok. {passed} passed; 0 failed; 0 ignored");
 }
 
 /// Returns what is missing, of these programs, for `cargo xtask test`. The packages are large, so

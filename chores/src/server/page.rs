@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, bail};
 
-use super::{MODEL, PICTURE, Running, build, lacks, node_folder, steps};
+use super::{MODEL, PICTURE, Running, build, checks, lacks, node_folder, report, steps};
 use crate::{
     cargo,
     setup::{self, step::Steps},
@@ -52,17 +52,14 @@ pub fn run(options: Options) -> Result<()> {
     command
         .arg(node.join("page.mjs"))
         .args([&server.url, PICTURE])
-        .current_dir(setup::repository())
         .env("CHROMIUM", chromium);
     if options.screenshot {
         command.arg(SCREENSHOT);
     }
     steps.say("the page in Chromium");
-    let text = steps.expect(&mut command, "the page has a fault")?;
+    let (text, passed) = checks(&steps, &mut command, "page.mjs")?;
     print!("{text}");
-    let passed = text.lines().filter(|line| line.starts_with("ok: ")).count();
-    // Counted like the tests of cargo.
-    println!("test result: ok. {passed} passed; 0 failed; 0 ignored");
+    report(passed);
     Ok(())
 }
 

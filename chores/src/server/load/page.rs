@@ -3,25 +3,25 @@
 use std::{fmt::Write, fs};
 
 use anyhow::{Context, Result};
-use plotters::prelude::*;
 
 use super::{
     Memory, Options,
     client::{Outcome, percentile},
     peer,
 };
-use crate::{measure::median, setup};
+use crate::{
+    measure::{median, plot_memory, quarters},
+    setup,
+};
 
 const PAGE: &str = "docs/server-load.md";
 const PLOT: &str = "docs/server-load.svg";
 
 /// Returns how much the memory of the last quarter is above that of the first, after warm-up.
 pub fn growth(memory: &Memory) -> f64 {
-    let settled = &memory[memory.len() / 10..];
-    let quarter = settled.len().div_ceil(4);
-    let resident = |part: &[(f64, f64)]| median(part.iter().map(|(_, bytes)| *bytes));
-    let first = resident(&settled[..quarter.min(settled.len())]);
-    resident(&settled[settled.len() - quarter.min(settled.len())..]) / first - 1.0
+    let resident: Vec<f64> = memory.iter().map(|(_, bytes)| *bytes).collect();
+    let (first, last) = quarters(&resident);
+    last / first - 1.0
 }
 
 /// Writes the page and the plot.
@@ -109,32 +109,11 @@ fn table(text: &mut String, rows: &[(&str, &Outcome)]) -> Result<()> {
 }
 
 fn draw(memory: &Memory) -> Result<()> {
+    let points = memory.iter();
+    let points = points.map(|(seconds, bytes)| (seconds / 60.0, bytes / 1e6));
+    let lines = [("resident", points.collect())];
     let path = setup::repository().join(PLOT);
-    let last = memory.last().map_or(0.0, |(seconds, _)| *seconds);
-    let most = memory.iter().map(|(_, bytes)| *bytes).fold(0.0, f64::max) / 1e6;
-    let area = SVGBackend::new(&path, (760, 320)).into_drawing_area();
-    area.fill(&WHITE)?;
-    let mut chart = ChartBuilder::on(&area)
-        .caption("Resident memory of the server", ("sans-serif", 18))
-        .margin(12)
-        .x_label_area_size(40)
-        .y_label_area_size(56)
-        .build_cartesian_2d(0.0..last / 60.0, 0.0..most * 1.15)?;
-    let whole = |value: &f64| format!("{value:.0}");
-    chart
-        .configure_mesh()
-        .x_desc("minutes")
-        .y_desc("MB")
-        .y_label_formatter(&whole)
-        .light_line_style(WHITE)
-        .draw()?;
-    let points = memory
-        .iter()
-        .map(|(seconds, bytes)| (seconds / 60.0, bytes / 1e6));
-    let color = RGBColor(31, 119, 180);
-    chart.draw_series(LineSeries::new(points, color.stroke_width(2)))?;
-    area.present()
-        .with_context(|| format!("cannot write {}", path.display()))
+    plot_memory(&path, "Resident memory of the server", "minutes", &lines)
 }
 
 #[cfg(test)]
