@@ -400,6 +400,7 @@ mod tests {
             kv_heads: size,
             head_dim: size,
             qkv_bias: false,
+            qk_norm: false,
             norm_eps: 1e-6,
             norm_adds_one: false,
             post_norms: false,

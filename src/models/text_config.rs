@@ -258,6 +258,7 @@ impl TextConfig {
             kv_heads,
             head_dim,
             qkv_bias: false,
+            qk_norm: false,
             norm_eps,
             norm_adds_one: false,
             post_norms: false,

@@ -38,6 +38,9 @@ pub struct DecoderSettings {
     pub head_dim: usize,
     /// Whether the query, key and value projections have biases, as in Qwen2.
     pub qkv_bias: bool,
+    /// Whether each head's queries and keys are normalized before they are rotated, as in Qwen3 and
+    /// Gemma 3.
+    pub qk_norm: bool,
     /// The epsilon of the norms.
     pub norm_eps: f32,
     /// Whether the norms multiply by `1 + weight`, as in Gemma.
@@ -185,7 +188,7 @@ impl Decoder {
         let blocks = (0..settings.layers)
             .map(|i| Block::load(&layers.at(i), &settings, dtype))
             .collect::<Result<_>>()?;
-        let norm = load_norm(&model, "norm", &settings, dtype)?;
+        let norm = load_norm(&model, "norm", hidden, &settings, dtype)?;
         Ok(Decoder {
             settings,
             embedding,
@@ -477,10 +480,11 @@ impl State {
 fn load_norm(
     weights: &Weights,
     name: &str,
+    width: usize,
     settings: &DecoderSettings,
     dtype: Dtype,
 ) -> Result<RmsNorm> {
-    let (weights, width, eps) = (weights.at(name), settings.hidden_size, settings.norm_eps);
+    let (weights, eps) = (weights.at(name), settings.norm_eps);
     match settings.norm_adds_one {
         true => RmsNorm::load_plus_one(&weights, width, eps, dtype),
         false => RmsNorm::load(&weights, width, eps, dtype),
@@ -501,9 +505,9 @@ impl Block {
     /// With norms after each block, `post_attention_layernorm` is the one after attention, as in
     /// Gemma 2; otherwise it is the one before the MLP.
     fn load(weights: &Weights, settings: &DecoderSettings, dtype: Dtype) -> Result<Block> {
-        let norm = |name: &str| load_norm(weights, name, settings, dtype);
-        let post_norm = |name: &str| settings.post_norms.then(|| norm(name)).transpose();
         let (hidden, inner) = (settings.hidden_size, settings.intermediate_size);
+        let norm = |name: &str| load_norm(weights, name, hidden, settings, dtype);
+        let post_norm = |name: &str| settings.post_norms.then(|| norm(name)).transpose();
         Ok(Block {
             before_attention: norm("input_layernorm")?,
             attention: Attention::load(&weights.at("self_attn"), settings, dtype)?,
@@ -566,6 +570,8 @@ struct Attention {
     keys: Linear,
     values: Linear,
     output: Linear,
+    query_norm: Option<RmsNorm>,
+    key_norm: Option<RmsNorm>,
     width: usize,
     factor: f32,
     softcap: Option<f32>,
@@ -583,11 +589,17 @@ impl Attention {
             }
             Ok::<_, Error>(linear)
         };
+        let norm = |name: &str| {
+            let norm = || load_norm(weights, name, width, settings, dtype);
+            settings.qk_norm.then(norm).transpose()
+        };
         Ok(Attention {
             queries: projection("q_proj", queries)?,
             keys: projection("k_proj", keys)?,
             values: projection("v_proj", keys)?,
             output: Linear::load(&weights.at("o_proj"), hidden, queries, dtype)?,
+            query_norm: norm("q_norm")?,
+            key_norm: norm("k_norm")?,
             width,
             factor: settings.attention_scale,
             softcap: settings.attention_softcap,
@@ -603,10 +615,12 @@ impl Attention {
         sees: Sees,
         cache: &mut C,
     ) -> Result<Tensor> {
-        let rotate = |x: Tensor| rope.rotate(&x, self.width, angles);
+        let rotate = |x: Tensor, norm: &Option<RmsNorm>| {
+            rope.rotate(&self.normalized(x, norm)?, self.width, angles)
+        };
         let (queries, keys) = (
-            rotate(self.queries.forward(x)?)?,
-            rotate(self.keys.forward(x)?)?,
+            rotate(self.queries.forward(x)?, &self.query_norm)?,
+            rotate(self.keys.forward(x)?, &self.key_norm)?,
         );
         let values = split_heads(&self.values.forward(x)?, self.width as i32)?;
         let (keys, values) = cache.update_and_fetch(keys, values)?;
@@ -616,5 +630,142 @@ impl Attention {
             self.softcap,
             sees,
         )?)
+    }
+
+    /// Normalizes every head of `[batch, rows, heads · width]`, if there is a norm.
+    fn normalized(&self, x: Tensor, norm: &Option<RmsNorm>) -> Result<Tensor> {
+        let Some(norm) = norm else {
+            return Ok(x);
+        };
+        let heads = x.reshape(&[x.dim(0), x.dim(1), -1, self.width as i32])?;
+        Ok(norm.forward(&heads)?.reshape(x.shape())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use safetensors::tensor::{Dtype as StoredDtype, TensorView};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::{
+        checkpoint::{Checkpoint, LoadContext},
+        device::{Backend, CpuKernels, Device},
+        nn::RopeKind,
+    };
+
+    fn settings(qk_norm: bool) -> DecoderSettings {
+        DecoderSettings {
+            vocab_size: 5,
+            hidden_size: 8,
+            intermediate_size: 12,
+            layers: 1,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 6,
+            qkv_bias: false,
+            qk_norm,
+            norm_eps: 1e-6,
+            norm_adds_one: false,
+            post_norms: false,
+            gate: Activation::Silu,
+            embedding_scale: None,
+            tied_head: true,
+            attention_scale: 1.0,
+            attention_softcap: None,
+            final_softcap: None,
+            windows: vec![None],
+            ropes: vec![Rope {
+                theta: 100.0,
+                scaling: 1.0,
+                kind: RopeKind::Sequential,
+            }],
+        }
+    }
+
+    /// Writes one layer whose query and key projections are multiplied by `factor`.
+    fn checkpoint(factor: f32) -> (TempDir, Checkpoint) {
+        let sizes: [(&str, &[usize]); 13] = [
+            ("embed_tokens", &[5, 8]),
+            ("norm", &[8]),
+            ("layers.0.input_layernorm", &[8]),
+            ("layers.0.post_attention_layernorm", &[8]),
+            ("layers.0.self_attn.q_proj", &[12, 8]),
+            ("layers.0.self_attn.k_proj", &[6, 8]),
+            ("layers.0.self_attn.v_proj", &[6, 8]),
+            ("layers.0.self_attn.o_proj", &[8, 12]),
+            ("layers.0.self_attn.q_norm", &[6]),
+            ("layers.0.self_attn.k_norm", &[6]),
+            ("layers.0.mlp.gate_proj", &[12, 8]),
+            ("layers.0.mlp.up_proj", &[12, 8]),
+            ("layers.0.mlp.down_proj", &[8, 12]),
+        ];
+        let tensor = |(name, shape): (&str, &[usize])| {
+            let scaled = name.ends_with("q_proj") || name.ends_with("k_proj");
+            let number = |i: usize| (i as f32 * 0.37 + name.len() as f32).sin();
+            let bytes: Vec<u8> = (0..shape.iter().product())
+                .map(|i| number(i) * if scaled { factor } else { 1.0 })
+                .flat_map(f32::to_le_bytes)
+                .collect();
+            (format!("model.{name}.weight"), shape.to_vec(), bytes)
+        };
+        let tensors: Vec<_> = sizes.into_iter().map(tensor).collect();
+        let views = tensors.iter().map(|(name, shape, bytes)| {
+            let view = TensorView::new(StoredDtype::F32, shape.clone(), bytes).unwrap();
+            (name, view)
+        });
+        let folder = TempDir::new().unwrap();
+        let bytes = safetensors::serialize(views, None).unwrap();
+        fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        (folder, checkpoint)
+    }
+
+    /// Returns the logits of four tokens, read in chunks of this size.
+    fn logits(settings: DecoderSettings, factor: f32, chunk: usize) -> Vec<f32> {
+        let (_folder, checkpoint) = checkpoint(factor);
+        let progress = |_, _| Ok(());
+        let context = LoadContext::new(&checkpoint, &progress);
+        let decoder = Decoder::load(&context.weights(), settings, Dtype::Float32).unwrap();
+        let rows: Vec<Row> = (0..4)
+            .map(|i| Row::causal(i as u32, [i; 3], i as usize))
+            .collect();
+        let mut cache = decoder.new_cache();
+        let mut all = Vec::new();
+        for rows in rows.chunks(chunk) {
+            let segment = Segment {
+                input: Input::Ids,
+                rows,
+                features: &[],
+                cache: &mut cache[..],
+                want: Want::All,
+            };
+            let logits = decoder.forward(&mut [segment], &|_| Ok(())).remove(0);
+            all.extend(logits.unwrap().unwrap().to_vec_cast::<f32>().unwrap());
+        }
+        all
+    }
+
+    /// With norms of queries and keys, the scale of their projections does not matter.
+    #[test]
+    fn norms_of_queries_and_keys_take_their_scale() {
+        let difference = |a: &[f32], b: &[f32]| {
+            let pairs = a.iter().zip(b);
+            pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+        };
+        for kernels in [CpuKernels::Own, CpuKernels::Mlx] {
+            let device = Device::new(Backend::Cpu).unwrap().with_cpu_kernels(kernels);
+            device.run(|| {
+                for (qk_norm, least, most) in [(true, 0.0, 1e-4), (false, 0.05, 100.0)] {
+                    let [small, large] = [1.0, 3.0].map(|x| logits(settings(qk_norm), x, 4));
+                    let moved = difference(&small, &large);
+                    assert!((least..most).contains(&moved), "{kernels:?}: {moved}");
+                    let single = logits(settings(qk_norm), 1.0, 1);
+                    assert!(difference(&small, &single) < 1e-4, "{kernels:?}");
+                }
+            });
+        }
     }
 }

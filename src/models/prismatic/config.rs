@@ -275,6 +275,7 @@ impl MistralConfig {
             kv_heads: self.num_key_value_heads,
             head_dim: self.head_dim(),
             qkv_bias: false,
+            qk_norm: false,
             norm_eps: self.rms_norm_eps,
             norm_adds_one: false,
             post_norms: false,
