@@ -208,6 +208,11 @@ typedef struct moxin_error moxin_error;
 typedef struct moxin_image moxin_image;
 
 /**
+ * The boxes and points in an answer.
+ */
+typedef struct moxin_locations moxin_locations;
+
+/**
  * A loaded model.
  */
 typedef struct moxin_model moxin_model;
@@ -504,6 +509,45 @@ typedef void (*moxin_log_fn)(void *user_data,
                              struct moxin_str message);
 
 /**
+ * Something in a picture that an answer names. Pixels of the upright original picture, from its
+ * top left corner.
+ */
+typedef struct moxin_location {
+    /**
+     * sizeof(moxin_location)
+     */
+    size_t struct_size;
+    /**
+     * The label; empty if the answer has none. Lives as long as the moxin_locations.
+     */
+    struct moxin_str label;
+    /**
+     * The left edge of a box; the x of a point.
+     */
+    float left;
+    /**
+     * The top edge of a box; the y of a point.
+     */
+    float top;
+    /**
+     * The right edge of a box, not less than left; equal to left for a point.
+     */
+    float right;
+    /**
+     * The bottom edge of a box, not less than top; equal to top for a point.
+     */
+    float bottom;
+    /**
+     * Not 0 if it is a point.
+     */
+    uint32_t is_point;
+    /**
+     * Must be ignored.
+     */
+    uint32_t reserved;
+} moxin_location;
+
+/**
  * The memory that the library uses in this process, in bytes.
  */
 typedef struct moxin_memory_stats {
@@ -704,9 +748,9 @@ typedef struct moxin_model_info {
      */
     uint32_t takes_turns;
     /**
-     * Must be ignored.
+     * Not 0 if answers can have boxes and points: see moxin_model_locate.
      */
-    uint32_t reserved;
+    uint32_t grounding;
     /**
      * The prompt to use when the user asks nothing, in the words that the model was trained with;
      * NUL-terminated.
@@ -1386,6 +1430,50 @@ enum moxin_status moxin_suspend(uint32_t drain_timeout_ms, struct moxin_error **
  * Resumes computing after moxin_suspend. Does nothing if the library is not suspended.
  */
 void moxin_resume(void);
+
+/**
+ * Reads the boxes and points in an answer about one picture. width, height and budget are those of
+ * the picture in the conversation. Places outside the picture are moved to its edge; the last box
+ * of an answer that was cut off is left out.
+ *
+ * The models write boxes in different forms: PaliGemma as <loc0123> tokens if the prompt is
+ * "detect cat ; dog", Qwen-VL as pairs or as JSON if the prompt asks for it.
+ *
+ * budget and error may be NULL. *out_locations receives the locations, in the order of the answer,
+ * which the caller frees with moxin_locations_free.
+ *
+ * Errors: INVALID_STATE if the model was not trained to write boxes or points:
+ * moxin_model_info.grounding; INVALID_ARGUMENT if the answer is not UTF-8, or the model cannot take
+ * the size or the budget.
+ */
+enum moxin_status moxin_model_locate(const struct moxin_model *model,
+                                     const char *answer,
+                                     size_t answer_len,
+                                     uint32_t width,
+                                     uint32_t height,
+                                     const struct moxin_pixel_budget *budget,
+                                     struct moxin_locations **out_locations,
+                                     struct moxin_error **error);
+
+/**
+ * Returns the number of locations; 0 for NULL.
+ */
+size_t moxin_locations_count(const struct moxin_locations *locations);
+
+/**
+ * Gets a location. out_location->struct_size must be set.
+ *
+ * Errors: INVALID_ARGUMENT if index is not less than moxin_locations_count.
+ */
+enum moxin_status moxin_locations_get(const struct moxin_locations *locations,
+                                      size_t index,
+                                      struct moxin_location *out_location,
+                                      struct moxin_error **error);
+
+/**
+ * Frees locations. NULL is ignored.
+ */
+void moxin_locations_free(struct moxin_locations *locations);
 
 /**
  * Gets the memory that the library uses now. out_stats->struct_size must be set. Never blocks.

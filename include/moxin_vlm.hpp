@@ -356,6 +356,17 @@ inline void check_abi() {
     }
 }
 
+/// Something in a picture that an answer names, in pixels of the upright original. For a point,
+/// left equals right, and top equals bottom.
+struct Location {
+    std::string label;
+    float left = 0;
+    float top = 0;
+    float right = 0;
+    float bottom = 0;
+    bool is_point = false;
+};
+
 /// A model in memory.
 class Model {
 public:
@@ -402,6 +413,25 @@ public:
         std::uint32_t tokens = 0;
         detail::call(moxin_model_image_tokens, get(), width, height, &budget, &tokens);
         return tokens;
+    }
+
+    /// Returns the boxes and points in an answer about one picture of this size, which was in the
+    /// conversation with this budget, in the pixels of that picture.
+    std::vector<Location> locate(std::string_view answer, std::uint32_t width, std::uint32_t height,
+                                 const PixelBudget &budget = {}) const {
+        detail::Handle<moxin_locations, moxin_locations_free> found(detail::make<moxin_locations>(
+            moxin_model_locate, get(), answer.data(), answer.size(), width, height, &budget));
+        std::vector<Location> locations(moxin_locations_count(found.get()));
+        for (std::size_t i = 0; i < locations.size(); ++i) {
+            auto location = detail::get<moxin_location>(moxin_locations_get, found.get(), i);
+            locations[i] = { detail::copy(location.label),
+                             location.left,
+                             location.top,
+                             location.right,
+                             location.bottom,
+                             location.is_point != 0 };
+        }
+        return locations;
     }
 
     /// Runs the vision encoders. Progress is reported with stage MOXIN_STAGE_ENCODE.

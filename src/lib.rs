@@ -47,7 +47,7 @@ pub use error::{Error, Result};
 pub use generate::{Event, FinishReason, GenerationOptions, SamplingParams, Stats};
 pub use image::{DecodeOptions, Picture, PixelFormat};
 pub use models::{
-    Budget, QuantizeOptions,
+    Budget, Location, Place, QuantizeOptions,
     prismatic::{FusedMLPProjector, MistralConfig, Processor, VLMConfig, load_projector},
 };
 pub use nn::{

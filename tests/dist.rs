@@ -449,12 +449,9 @@ fn the_cpp_header_keeps_its_promises() {
         &program,
         prefix(),
     );
-    let (model, picture) = (
-        in_repository("models/tiny"),
-        in_repository("models/demo.png"),
-    );
+    let arguments = ["models/tiny", "models/demo.png", "tests/models/qwen2_vl/model"];
     let mut command = Command::new(program);
-    succeed(own_environment(command.arg(model).arg(picture)));
+    succeed(own_environment(command.args(arguments.map(in_repository))));
 }
 
 #[test]

@@ -449,6 +449,116 @@ fn compare_folder(
     );
 }
 
+/// A white rectangle is found in the encoder's input, described as the model would, and located in
+/// the picture, whatever its resizing.
+fn rectangle_is_located(name: &str, describe: fn([f64; 4]) -> String) {
+    const SIZE: [usize; 2] = [301, 187];
+    const EDGES: [usize; 4] = [60, 40, 150, 140];
+    let [left, top, right, bottom] = EDGES;
+    let is_inside = |x: usize, y: usize| (left..right).contains(&x) && (top..bottom).contains(&y);
+    let rgb: Vec<u8> = (0..SIZE[0] * SIZE[1])
+        .map(|i| 255 * u8::from(is_inside(i % SIZE[0], i / SIZE[0])))
+        .flat_map(|white| [white; 3])
+        .collect();
+    let [width, height] = SIZE.map(|side| side as u32);
+    let stride = 3 * SIZE[0];
+    let picture =
+        Picture::from_pixels(&rgb, width, height, stride, moxin_vlm::PixelFormat::Rgb8).unwrap();
+    let blueprint = ModelFolder::open(&folder(name).join("model"))
+        .unwrap()
+        .blueprint;
+    let size = MediumSize {
+        width: SIZE[0],
+        height: SIZE[1],
+    };
+    let plan = blueprint.plan(size, Budget::default()).unwrap();
+    let pixels = blueprint.preprocess(&picture, &plan).unwrap();
+    let [columns, rows] = plan.pixels;
+    let at = |x: usize, y: usize| match plan.grids.first() {
+        None => pixels.data[y * columns + x],
+        // Patches of 14 pixels, in squares of two by two, as Qwen2-VL's processor orders them.
+        Some(_) => {
+            let (square, part) = (
+                (y / 28) * (columns / 28) + x / 28,
+                y / 14 % 2 * 2 + x / 14 % 2,
+            );
+            pixels.data[(square * 4 + part) * pixels.width + y % 14 * 14 + x % 14]
+        }
+    };
+    let all = (0..rows).flat_map(|y| (0..columns).map(move |x| (x, y)));
+    let (low, high) = pixels
+        .data
+        .iter()
+        .fold((f32::MAX, f32::MIN), |(low, high), x| {
+            (low.min(*x), high.max(*x))
+        });
+    let white: Vec<_> = all
+        .filter(|(x, y)| at(*x, *y) > (low + high) / 2.0)
+        .collect();
+    let range = |of: fn(&(usize, usize)) -> usize| {
+        let from = white.iter().map(of).min().unwrap();
+        [
+            from as f64,
+            white.iter().map(of).max().unwrap() as f64 + 1.0,
+        ]
+    };
+    let ([x0, x1], [y0, y1]) = (range(|at| at.0), range(|at| at.1));
+    let (columns, rows) = (columns as f64, rows as f64);
+    let answer = describe([x0 / columns, y0 / rows, x1 / columns, y1 / rows]);
+    let model = load(name);
+    let found = model
+        .locate(&answer, SIZE[0], SIZE[1], Budget::default())
+        .unwrap();
+    let moxin_vlm::Place::Box {
+        left,
+        top,
+        right,
+        bottom,
+    } = found[0].place
+    else {
+        panic!("{found:?}");
+    };
+    // Half a pixel of the encoder's input, and the rounding of the answer.
+    let tolerance = (SIZE[0] as f64 / columns).max(SIZE[1] as f64 / rows) as f32 / 2.0 + 0.5;
+    for (found, expected) in [left, top, right, bottom].into_iter().zip(EDGES) {
+        let difference = (found - expected as f32).abs();
+        assert!(
+            difference <= tolerance,
+            "{name}: {answer}: {found} for {expected}"
+        );
+    }
+    assert_eq!(found[0].label, "the box");
+}
+
+#[test]
+fn boxes_are_located_in_the_picture() {
+    rectangle_is_located("paligemma", |[x0, y0, x1, y1]| {
+        let token = |at: f64| format!("<loc{:04}>", (at * 1024.0).round().min(1023.0) as u32);
+        let [y0, x0, y1, x1] = [y0, x0, y1, x1].map(token);
+        format!("{y0}{x0}{y1}{x1} the box")
+    });
+    rectangle_is_located("qwen2_vl", |edges| {
+        let [x0, y0, x1, y1] = edges.map(|at| (at * 1000.0).round());
+        format!("the box({x0},{y0}),({x1},{y1})")
+    });
+}
+
+#[test]
+fn a_model_without_grounding_locates_nothing() {
+    let model = load("llava");
+    assert!(!model.info().grounding);
+    let error = model
+        .locate("(1,2),(3,4)", 10, 10, Budget::default())
+        .unwrap_err();
+    assert!(matches!(error, moxin_vlm::Error::InvalidState(what) if what.contains("llava")));
+    let budget = Budget {
+        max_pixels: Some(1),
+        ..Budget::default()
+    };
+    let refused = load("qwen2_vl").locate("", 10, 10, budget);
+    assert!(matches!(refused, Err(moxin_vlm::Error::InvalidArgument(_))));
+}
+
 /// Loads a model of the fixtures for sessions.
 fn load(name: &str) -> Model {
     Model::load(

@@ -135,8 +135,8 @@ pub struct moxin_model_info {
     pub takes_system: u32,
     /// Not 0 if a conversation can continue after an answer; 0 if it ends with the answer.
     pub takes_turns: u32,
-    /// Must be ignored.
-    pub reserved: u32,
+    /// Not 0 if answers can have boxes and points: see moxin_model_locate.
+    pub grounding: u32,
     /// The prompt to use when the user asks nothing, in the words that the model was trained with;
     /// NUL-terminated.
     pub default_prompt: [c_char; 64],
@@ -515,6 +515,7 @@ fn info_for_c(info: &ModelInfo) -> moxin_model_info {
         max_images: u32::try_from(info.max_images).unwrap_or(0),
         takes_system: info.system.into(),
         takes_turns: info.several_messages.into(),
+        grounding: info.grounding.into(),
         quant_bits: info
             .quantization
             .map_or(0, |quantization| quantization.bits as u32),

@@ -7,6 +7,7 @@
 mod clip_config;
 mod folder;
 pub mod llava;
+mod locations;
 mod memory;
 mod names;
 pub mod paligemma;
@@ -21,6 +22,7 @@ mod text_config;
 use std::{fmt, ops::Range};
 
 pub use folder::{Files, ModelFolder};
+pub use locations::{Grounding, Location, Place};
 pub use memory::{MemoryNeeds, Sizes};
 pub use processor::ProcessorSettings;
 pub use quantize::LoadedModel;
@@ -115,6 +117,11 @@ pub trait Blueprint: Send + Sync + fmt::Debug {
     fn spans(&self, rows: usize, media: &[PlacedMedium]) -> Vec<Range<usize>> {
         let _ = (rows, media);
         Vec::new()
+    }
+
+    /// Returns how the model writes boxes and points, if it was trained to. `None` by default.
+    fn grounding(&self) -> Option<Grounding> {
+        None
     }
 
     /// Loads the vision part. On the engine thread only.

@@ -34,6 +34,8 @@ pub struct ModelInfo {
     pub system: bool,
     /// Whether a conversation can continue after an answer.
     pub several_messages: bool,
+    /// Whether answers can have boxes and points: [`Model::locate`](crate::Model::locate).
+    pub grounding: bool,
     /// The prompt to use when the user asks nothing, in the words that the model was trained with.
     pub default_prompt: &'static str,
     /// The number of values per token in the decoder.
@@ -96,6 +98,7 @@ pub fn describe(folder: &ModelFolder, device: &Device) -> Result<ModelInfo> {
         max_images: limits.images,
         system: limits.system,
         several_messages: limits.several_messages,
+        grounding: blueprint.grounding().is_some(),
         default_prompt: limits.default_prompt,
         hidden_size: settings.hidden_size,
         fingerprint: 0,

@@ -33,7 +33,7 @@ pub(crate) use crate::{
         image_cache_bytes, prefix_pool_bytes,
     },
     image::{DecodeOptions, Picture, PixelFormat},
-    models::{Budget, QuantizeOptions, model_types},
+    models::{Budget, Location, Place, QuantizeOptions, model_types},
     process,
     text::Role,
 };

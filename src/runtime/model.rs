@@ -19,8 +19,8 @@ use crate::{
     generate::{Chat, ChatImage, ChatModel, GenerationOptions, ImageContent},
     image::Picture,
     models::{
-        Budget, MediaKey, MediaPlan, MediumSize, ModelFolder, QuantizeFailure, QuantizeOptions,
-        Sizes,
+        Budget, Location, MediaKey, MediaPlan, MediumSize, ModelFolder, QuantizeFailure,
+        QuantizeOptions, Sizes,
     },
     process,
 };
@@ -179,6 +179,49 @@ impl Model {
             .blueprint
             .plan(MediumSize { width, height }, budget)?
             .features())
+    }
+
+    /// Returns the boxes and points in an answer about one picture, in pixels of that picture.
+    /// `width`, `height` and `budget` are those of the picture in the conversation. Places outside
+    /// the picture are moved to its edge; the last box of an answer that was cut off is left out.
+    ///
+    /// The models write them in different forms: PaliGemma as `<loc0123>` tokens if the prompt is
+    /// `detect cat ; dog`, Qwen-VL as pairs or as JSON if the prompt asks for it.
+    ///
+    /// ```no_run
+    /// # use moxin_vlm::{Budget, LoadOptions, Model, Op, Place};
+    /// # fn main() -> moxin_vlm::Result<()> {
+    /// let model = Model::load("models/paligemma", LoadOptions::default(), Op::default())?;
+    /// let answer = "<loc0256><loc0512><loc0512><loc0768> cat";
+    /// for location in model.locate(answer, 1920, 1080, Budget::default())? {
+    ///     if let Place::Box { left, top, right, bottom } = location.place {
+    ///         println!("{}: {left}, {top} to {right}, {bottom}", location.label);
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::InvalidState`] if the model was not trained to write boxes or points:
+    /// [`ModelInfo::grounding`]; [`Error::InvalidArgument`] if it cannot take the size or the
+    /// budget.
+    pub fn locate(
+        &self,
+        answer: &str,
+        width: usize,
+        height: usize,
+        budget: Budget,
+    ) -> Result<Vec<Location>> {
+        let blueprint = &self.0.folder.blueprint;
+        let Some(grounding) = blueprint.grounding() else {
+            let name = self.info().model_type;
+            return Err(Error::InvalidState(format!(
+                "a model of type {name} writes no boxes or points"
+            )));
+        };
+        let plan = blueprint.plan(MediumSize { width, height }, budget)?;
+        Ok(grounding.locate(answer, [width, height], plan.pixels))
     }
 
     /// Returns the properties of the model.

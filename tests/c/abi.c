@@ -93,6 +93,18 @@ static void check_null(const moxin_model *model, const moxin_image *image,
     EXPECT(null_argument, moxin_model_image_tokens(NULL, 8, 8, NULL, &no_tokens, &error));
     EXPECT(null_argument, moxin_model_image_tokens(model, 8, 8, NULL, NULL, &error));
     EXPECT(null_argument, moxin_session_prompt_tokens(NULL, &no_tokens, &error));
+    moxin_locations *no_locations = NULL;
+    moxin_location location = { 0 };
+    location.struct_size = sizeof location;
+    EXPECT(null_argument, moxin_model_locate(NULL, "x", 1, 8, 8, NULL, &no_locations, &error));
+    EXPECT(null_argument, moxin_model_locate(model, "x", 1, 8, 8, NULL, NULL, &error));
+    EXPECT(null_argument, moxin_locations_get(NULL, 0, &location, &error));
+    CHECK(moxin_locations_count(NULL) == 0);
+    moxin_locations_free(NULL);
+    /* The model writes no boxes. */
+    EXPECT(MOXIN_STATUS_INVALID_STATE,
+           moxin_model_locate(model, "x", 1, 8, 8, NULL, &no_locations, &error));
+    CHECK(no_locations == NULL);
     EXPECT(null_argument, moxin_model_encode_image(NULL, image, NULL, NULL, &no_embedding, &error));
     EXPECT(null_argument, moxin_model_encode_image(model, NULL, NULL, NULL, &no_embedding, &error));
     EXPECT(null_argument, moxin_model_encode_image(model, image, NULL, NULL, NULL, &error));

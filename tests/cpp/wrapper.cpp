@@ -1,4 +1,4 @@
-// Tests what moxin_vlm.hpp adds to the C header: `wrapper MODEL IMAGE`.
+// Tests what moxin_vlm.hpp adds to the C header: `wrapper MODEL IMAGE QWEN2-VL`.
 #include <atomic>
 #include <cstdlib>
 #include <fstream>
@@ -361,6 +361,34 @@ void library(const std::string &folder, const moxin::Image &image) {
 
 } // namespace
 
+// A model that writes boxes: Qwen2-VL, in thousandths of the picture.
+void grounding(const std::string &folder) {
+    moxin::Model model(folder);
+    CHECK(model.info().grounding != 0);
+    std::string answer = "the cat(100,200),(300,400) [{\"point_2d\": [1, 2";
+    std::vector<moxin::Location> found = model.locate(answer, 2000, 1000);
+    CHECK(found.size() == 1 && found[0].label == "the cat" && !found[0].is_point);
+    CHECK(found[0].left == 200 && found[0].top == 200);
+    CHECK(found[0].right == 600 && found[0].bottom == 400);
+    found = model.locate("{\"point_2d\": [500, 5000], \"label\": \"tail\"}", 2000, 1000);
+    CHECK(found.size() == 1 && found[0].label == "tail" && found[0].is_point);
+    CHECK(found[0].left == 1000 && found[0].top == 1000 && found[0].bottom == 1000);
+    CHECK(model.locate("", 2000, 1000).empty());
+    CHECK(status_of([&] { model.locate("", 2000, 1); }) == MOXIN_STATUS_INVALID_ARGUMENT);
+
+    moxin_error *error = nullptr;
+    moxin_locations *locations = nullptr;
+    moxin_location location{};
+    location.struct_size = sizeof location;
+    CHECK(moxin_model_locate(model.get(), answer.c_str(), MOXIN_STRLEN, 2000, 1000, nullptr,
+                             &locations, nullptr) == MOXIN_STATUS_OK);
+    CHECK(moxin_locations_get(locations, 1, &location, &error) == MOXIN_STATUS_INVALID_ARGUMENT);
+    CHECK(std::string(moxin_error_message(error).data).find("index is 1; there are 1 locations") !=
+          std::string::npos);
+    moxin_error_free(error);
+    moxin_locations_free(locations);
+}
+
 int main(int, char **argv) {
     std::string folder = argv[1];
     std::string path = argv[2];
@@ -380,5 +408,6 @@ int main(int, char **argv) {
     conversations(model, image, expected);
     pushing(model, image, expected);
     library(folder, image);
+    grounding(argv[3]);
     return 0;
 }

@@ -114,7 +114,7 @@ pub const ADVICE: [(&str, &str); 18] = [
     ),
 ];
 
-pub const TOPICS: [Topic; 10] = [
+pub const TOPICS: [Topic; 11] = [
     Topic {
         title: "Statuses",
         about: "",
@@ -197,6 +197,11 @@ pub const TOPICS: [Topic; 10] = [
             "moxin_token_logprob",
             "moxin_stats",
         ],
+    },
+    Topic {
+        title: "Boxes and points",
+        about: "Places in a picture that an answer names, in the picture's own pixels.",
+        names: &["moxin_location", "moxin_locations", "moxin_model_locate"],
     },
     Topic {
         title: "Memory",

@@ -13,8 +13,8 @@ use serde_json::Value;
 
 use self::vision::{PaliGemmaVision, projector_memory};
 use super::{
-    Architecture, Blueprint, Budget, DEFAULT_CONTEXT, Files, Limits, Marker, MediaPlan, MediumSize,
-    PlacedMedium, PromptFormat, Sizes, TextConfig, Vision,
+    Architecture, Blueprint, Budget, DEFAULT_CONTEXT, Files, Grounding, Limits, Marker, MediaPlan,
+    MediumSize, PlacedMedium, PromptFormat, Sizes, TextConfig, Vision,
     clip_config::{VisionConfig, encoder_memory},
     names::{decoder_name, is_computed},
     squared::Squared,
@@ -225,6 +225,10 @@ impl Blueprint for PaliGemma {
     fn spans(&self, rows: usize, _: &[PlacedMedium]) -> Vec<Range<usize>> {
         let prefix = 0..rows;
         vec![prefix]
+    }
+
+    fn grounding(&self) -> Option<Grounding> {
+        Some(Grounding::LocTokens)
     }
 
     fn load_vision(&self, weights: &Weights, device: &Device) -> Result<Box<dyn Vision>> {

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use self::vision::{Qwen2Vision, encoder_memory};
 use super::{
-    Architecture, Blueprint, Budget, DEFAULT_CONTEXT, Files, Limits, Marker, MediaPlan, MediumSize,
-    PlacedMedium, PromptFormat, Sizes, TextConfig, Vision,
+    Architecture, Blueprint, Budget, DEFAULT_CONTEXT, Files, Grounding, Limits, Marker, MediaPlan,
+    MediumSize, PlacedMedium, PromptFormat, Sizes, TextConfig, Vision,
     names::{decoder_name, is_computed},
     squared::{CLIP_MEAN, CLIP_STD},
     text_config::token_id,
@@ -385,6 +385,10 @@ impl Blueprint for Qwen2Vl {
 
     fn positions(&self, rows: usize, media: &[PlacedMedium]) -> Vec<[i32; 3]> {
         positions::positions(rows, media, self.vision.merge as u32)
+    }
+
+    fn grounding(&self) -> Option<Grounding> {
+        Some(Grounding::Thousandths)
     }
 
     fn load_vision(&self, weights: &Weights, device: &Device) -> Result<Box<dyn Vision>> {
