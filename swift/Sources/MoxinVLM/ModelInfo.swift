@@ -74,6 +74,8 @@ public struct ModelInfo: Sendable, Equatable {
     public var takesSystem: Bool
     /// Whether a conversation can continue after an answer.
     public var takesTurns: Bool
+    /// Whether answers can have boxes and points: ``VLMModel/locate(in:width:height:budget:)``.
+    public var grounding: Bool
     /// The prompt to use when the user asks nothing, in the words that the model was trained with.
     public var defaultPrompt: String
     /// The device that the model runs on, or would run on; never ``VLMBackend/automatic``.
@@ -98,6 +100,7 @@ public struct ModelInfo: Sendable, Equatable {
         maxImages = info.max_images == 0 ? nil : Int(info.max_images)
         takesSystem = info.takes_system != 0
         takesTurns = info.takes_turns != 0
+        grounding = info.grounding != 0
         defaultPrompt = withUnsafeBytes(of: info.default_prompt) {
             String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)
         }

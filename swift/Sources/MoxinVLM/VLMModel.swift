@@ -157,6 +157,38 @@ public actor VLMModel {
         return Int(tokens)
     }
 
+    /// Returns the boxes and points in an answer about one picture of this size, which was in the
+    /// conversation with this budget. Places outside the picture are moved to its edge; the last
+    /// box of an answer that was cut off is left out.
+    ///
+    /// - Throws: ``VLMError/invalidState(_:)`` if the model was not trained to write boxes or
+    ///   points: ``ModelInfo/grounding``; ``VLMError/invalidArgument(_:)`` if it cannot take the
+    ///   size or the budget.
+    public func locate(
+        in answer: String, width: Int, height: Int, budget: VLMImage.PixelBudget = .init()
+    ) throws -> [Location] {
+        guard let width = UInt32(exactly: width), let height = UInt32(exactly: height) else {
+            throw VLMError.invalidArgument(
+                .init(message: "a picture of \(width) x \(height) pixels"))
+        }
+        var budget = budget.raw
+        let found = try withBytes(of: answer) { start, count in
+            try Handle(free: moxin_locations_free) { place, error in
+                handle.use {
+                    moxin_model_locate($0, start, count, width, height, &budget, place, error)
+                }
+            }
+        }
+        return try found.use { locations in
+            try (0..<moxin_locations_count(locations)).map { index in
+                var location = moxin_location()
+                location.struct_size = MemoryLayout<moxin_location>.size
+                try check { moxin_locations_get(locations, index, &location, $0) }
+                return Location(location)
+            }
+        }
+    }
+
     /// Returns a field of the model's config.json by its path, such as
     /// `text_config.num_hidden_layers`: a string without quotes, anything else as JSON.
     public func metadata(_ key: String) throws -> String {

@@ -427,19 +427,12 @@ extension Handle {
             case .assistant: moxin_role(MOXIN_ROLE_ASSISTANT)
             case .prompt: nil
             }
-        var text = text
-        try text.withUTF8 { bytes in
-            try bytes.withMemoryRebound(to: CChar.self) { bytes in
-                let start = bytes.baseAddress
-                try withUnsafePointer(to: 0 as CChar) { empty in
-                    let start = start ?? empty
-                    try call { session, error in
-                        guard let role else {
-                            return moxin_session_add_prompt(session, start, bytes.count, error)
-                        }
-                        return moxin_session_add_text(session, role, start, bytes.count, error)
-                    }
+        try withBytes(of: text) { start, count in
+            try call { session, error in
+                guard let role else {
+                    return moxin_session_add_prompt(session, start, count, error)
                 }
+                return moxin_session_add_text(session, role, start, count, error)
             }
         }
     }

@@ -36,6 +36,28 @@ extension All {
             }
         }
 
+        @Test func boxesAreInThePixelsOfThePicture() async throws {
+            try await leavingNothing {
+                let folder = repository.appendingPathComponent("tests/models/qwen2_vl/model")
+                let model = try await VLMModel.load(from: folder)
+                #expect(await model.info.grounding)
+                let found = try await model.locate(
+                    in: "the cat(100,200),(300,400)", width: 2000, height: 1000)
+                #expect(found.map(\.label) == ["the cat"])
+                #expect(
+                    found.first?.place == .box(left: 200, top: 200, right: 600, bottom: 400))
+                let point = try await model.locate(
+                    in: #"{"point_2d": [500, 5000]}"#, width: 2000, height: 1000)
+                #expect(point.first?.place == .point(x: 1000, y: 1000))
+                #expect(try await model.locate(in: "", width: 20, height: 10).isEmpty)
+            }
+            try await withModel { model in
+                #expect(
+                    await failure { _ = try await model.locate(in: "", width: 9, height: 9) }?.name
+                        == "invalidState")
+            }
+        }
+
         @Test func aPromptIsCountedWithoutAskingIt() async throws {
             try await withModel { model in
                 let session = try await model.makeSession()

@@ -47,6 +47,19 @@ func check(_ body: (UnsafeMutablePointer<OpaquePointer?>) -> moxin_status) throw
     }
 }
 
+/// Calls `body` with the bytes of a text and their number. The pointer is valid even if there are
+/// none.
+func withBytes<R>(of text: String, _ body: (UnsafePointer<CChar>, Int) throws -> R) rethrows -> R {
+    var text = text
+    return try text.withUTF8 { bytes in
+        try bytes.withMemoryRebound(to: CChar.self) { bytes in
+            try withUnsafePointer(to: 0 as CChar) { empty in
+                try body(bytes.baseAddress ?? empty, bytes.count)
+            }
+        }
+    }
+}
+
 extension String {
     init(_ text: moxin_str) {
         let bytes = UnsafeRawBufferPointer(start: text.data, count: text.len)
