@@ -7,7 +7,7 @@ use std::{
 };
 
 use moxin_vlm::{
-    DecodeOptions, Event, FinishReason, GenerationOptions, Model, Picture, Role, Session, Stats,
+    DecodeOptions, Event, FinishReason, GenerationOptions, Model, Picture, Session, Stats,
     StreamOptions, generate::Choice,
 };
 use tokio::{
@@ -26,6 +26,9 @@ use crate::{
 /// An answer in progress. Dropping it cancels it within one layer of the model.
 pub struct Answer {
     pub served: Arc<Served>,
+    pub model: Model,
+    /// The width and height of each picture.
+    pub images: Vec<[usize; 2]>,
     pieces: UnboundedReceiver<Result<Piece>>,
     /// The first piece, which shows that the prompt can be read.
     first: Option<Result<Piece>>,
@@ -70,6 +73,7 @@ impl Token {
 /// A conversation that is ready to be answered.
 struct Ready {
     sessions: VecDeque<Session>,
+    images: Vec<[usize; 2]>,
     prompt_tokens: usize,
     place: Place,
     /// When it got its place.
@@ -87,8 +91,9 @@ impl Answer {
         field: &'static str,
     ) -> Result<Answer> {
         question.options.prefix_scope = scope;
-        let ready = prepare(app, question, field).await?;
-        let served = ready.in_use.served.clone();
+        let mut ready = prepare(app, question, field).await?;
+        let (served, model) = (ready.in_use.served.clone(), ready.in_use.model.clone());
+        let images = std::mem::take(&mut ready.images);
         let (sender, mut pieces) = unbounded_channel();
         tokio::spawn(generate(app.clone(), ready, sender, field));
         let first = pieces.recv().await;
@@ -96,6 +101,8 @@ impl Answer {
             Some(Err(error)) => Err(error),
             first => Ok(Answer {
                 served,
+                model,
+                images,
                 pieces,
                 first,
             }),
@@ -179,7 +186,7 @@ async fn prepare(app: &Arc<App>, mut question: Question, field: &'static str) ->
             ..
         } = question;
         let seed = options.sampling.seed;
-        let session = converse(&app, &in_use.model, turns, options.clone(), field)?;
+        let (session, images) = converse(&app, &in_use.model, turns, options.clone(), field)?;
         let prompt_tokens = session
             .prompt_tokens()
             .map_err(|error| ApiError::library(error, field))?;
@@ -205,6 +212,7 @@ async fn prepare(app: &Arc<App>, mut question: Question, field: &'static str) ->
         }
         Ok(Ready {
             sessions,
+            images,
             prompt_tokens,
             place,
             since,
@@ -219,14 +227,14 @@ async fn prepare(app: &Arc<App>, mut question: Question, field: &'static str) ->
     })
 }
 
-/// Returns a session with a conversation.
+/// Returns a session with a conversation, and the width and height of its pictures.
 fn converse(
     app: &App,
     model: &Model,
     turns: Vec<Turn>,
     options: GenerationOptions,
     field: &str,
-) -> Result<Session> {
+) -> Result<(Session, Vec<[usize; 2]>)> {
     let session = loop {
         match model.session(options.clone()) {
             // A model that nobody uses makes room for the conversation.
@@ -234,35 +242,34 @@ fn converse(
             session => break session.map_err(|error| ApiError::library(error, field))?,
         }
     };
+    let mut images = Vec::new();
     for turn in turns {
         for part in turn.parts {
-            let max_pixels = app.limits.max_image_pixels;
-            add(&session, turn.role, part, max_pixels, &turn.field)?;
+            match part {
+                Part::Text(text) => session
+                    .add_text(turn.role, &text)
+                    .map_err(|error| ApiError::library(error, &turn.field))?,
+                Part::Image {
+                    source: Source::Bytes(bytes),
+                    budget,
+                    field,
+                } => {
+                    let options = DecodeOptions {
+                        max_pixels: app.limits.max_image_pixels,
+                        ..DecodeOptions::default()
+                    };
+                    let refuse = |error| ApiError::library(error, &field);
+                    let picture = Picture::decode(&bytes, &options).map_err(refuse)?;
+                    images.push([picture.width() as usize, picture.height() as usize]);
+                    session.add_image_within(picture, budget).map_err(refuse)?;
+                }
+                Part::Image { field, .. } => {
+                    return Err(ApiError::field(field, "the picture was not fetched"));
+                }
+            }
         }
     }
-    Ok(session)
-}
-
-fn add(session: &Session, role: Role, part: Part, max_pixels: u64, field: &str) -> Result<()> {
-    match part {
-        Part::Text(text) => session
-            .add_text(role, &text)
-            .map_err(|error| ApiError::library(error, field)),
-        Part::Image {
-            source: Source::Bytes(bytes),
-            budget,
-            field,
-        } => {
-            let options = DecodeOptions {
-                max_pixels,
-                ..DecodeOptions::default()
-            };
-            Picture::decode(&bytes, &options)
-                .and_then(|picture| session.add_image_within(picture, budget))
-                .map_err(|error| ApiError::library(error, &field))
-        }
-        Part::Image { field, .. } => Err(ApiError::field(field, "the picture was not fetched")),
-    }
+    Ok((session, images))
 }
 
 /// Generates the answers one after the other. Ends early when nobody receives them any more, the

@@ -6,7 +6,7 @@ use axum::{
     Extension, Json,
     extract::{Request, State},
 };
-use moxin_vlm::Role;
+use moxin_vlm::{Budget, Location, Place, Role};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use crate::{
     answer::Answer,
     app::App,
-    error::Result,
+    error::{ApiError, Result},
     json::{receive, refuse_rest},
     options::{Asked, budget, source},
     question::{Part, Question, Turn},
@@ -42,11 +42,47 @@ pub struct DescribeRequest {
 #[derive(Serialize, JsonSchema)]
 pub struct Description {
     description: String,
+    /// The boxes and points in the description, in pixels of the upright picture; missing if the
+    /// model writes none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    locations: Option<Vec<Located>>,
     /// The number of tokens in the description.
     tokens: usize,
     /// The time to the first token, in milliseconds.
     prefill_ms: f64,
     tokens_per_second: f64,
+}
+
+/// Something in the picture that the description names: a box or a point.
+#[derive(Serialize, JsonSchema)]
+struct Located {
+    /// Empty if the description has none.
+    label: String,
+    /// Left, top, right, bottom.
+    #[serde(rename = "box", skip_serializing_if = "Option::is_none")]
+    edges: Option<[f32; 4]>,
+    /// The distances from the left and from the top edge.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    point: Option<[f32; 2]>,
+}
+
+impl From<Location> for Located {
+    fn from(Location { label, place }: Location) -> Located {
+        let (edges, point) = match place {
+            Place::Box {
+                left,
+                top,
+                right,
+                bottom,
+            } => (Some([left, top, right, bottom]), None),
+            Place::Point { x, y } => (None, Some([x, y])),
+        };
+        Located {
+            label,
+            edges,
+            point,
+        }
+    }
 }
 
 /// Describes a picture.
@@ -58,11 +94,20 @@ pub async fn describe(
     let received = receive::<DescribeRequest>(&app, request).await?;
     let question = received.content.question(&app)?;
     drop(received);
-    let whole = Answer::start(&app, question, scope, "prompt")
-        .await?
-        .only()
-        .await?;
+    let answer = Answer::start(&app, question, scope, "prompt").await?;
+    let (model, images) = (answer.model.clone(), answer.images.clone());
+    let whole = answer.only().await?;
+    let locations = match images.first() {
+        Some([width, height]) if model.info().grounding => Some(
+            model
+                .locate(&whole.text, *width, *height, Budget::default())
+                .map_err(|error| ApiError::library(error, "image"))?,
+        ),
+        _ => None,
+    };
+    let locations = locations.map(|all| all.into_iter().map(Located::from).collect());
     Ok(Json(Description {
+        locations,
         description: whole.text,
         tokens: whole.stats.generated_tokens,
         prefill_ms: 1e3 * whole.stats.first_token.as_secs_f64(),
