@@ -6,18 +6,20 @@
 //!
 //! Several `--prompt`s make a conversation, and several `--image`s all belong to its first message.
 
+mod boxes;
+
 use std::{
     io::{IsTerminal, Write, stdout},
     path::PathBuf,
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use moxin_vlm::{
-    Backend, Budget, Event, FinishReason, GenerationOptions, LoadOptions, Model, Op, Picture,
-    Quantization, QuantizeOptions, Role, SamplingParams, Session, Stage, Stats,
+    Backend, Budget, Event, FinishReason, GenerationOptions, LoadOptions, Location, Model, Op,
+    Picture, Place, Quantization, QuantizeOptions, Role, SamplingParams, Session, Stage, Stats,
 };
 use serde_json::{Value, json};
 
@@ -74,6 +76,10 @@ struct Args {
     /// Print one JSON object with tokens, log-probabilities and times, and nothing else.
     #[arg(long)]
     json: bool,
+    /// Write the picture with the boxes and points of the last answer as a PNG file, for models
+    /// that write them.
+    #[arg(long, value_name = "FILE")]
+    draw: Option<PathBuf>,
     /// Show the picture in the terminal first.
     #[arg(long)]
     show_image: bool,
@@ -91,6 +97,11 @@ fn main() -> Result<()> {
     }
     let options = load_options(&args)?;
     let model = load(&args, options.clone())?;
+    // The answer to be drawn is about this picture.
+    let located = pictures.first().filter(|_| pictures.len() == 1).cloned();
+    if args.draw.is_some() && (located.is_none() || !model.info().grounding) {
+        bail!("--draw needs one --image, and a model that writes boxes or points");
+    }
     let session = model.session(GenerationOptions {
         sampling: SamplingParams {
             temperature: args.temp,
@@ -126,7 +137,17 @@ fn main() -> Result<()> {
         if !args.json {
             println!("\n> {prompt}");
         }
-        let answer = answer(&session, !args.json)?;
+        let mut answer = answer(&session, !args.json)?;
+        if let Some(picture) = located.as_ref().filter(|_| model.info().grounding) {
+            let locations = locate(&model, picture, &answer, args.max_pixels)?;
+            match args.json {
+                true => answer["locations"] = locations.iter().map(location_json).collect(),
+                false => boxes::print(&locations),
+            }
+            if let Some(path) = &args.draw {
+                boxes::draw(picture, &locations, path)?;
+            }
+        }
         if !args.json {
             print_stats(&session.stats());
         }
@@ -216,6 +237,34 @@ fn answer(session: &Session, print: bool) -> Result<Value> {
         "vision_ms": ms(stats.vision), "prefill_ms": ms(stats.prefill), "first_token_ms": ms(stats.first_token),
         "decode_ms": ms(stats.decode), "peak_bytes": stats.peak_bytes,
     }))
+}
+
+/// Returns the boxes and points in an answer.
+fn locate(
+    model: &Model,
+    picture: &Picture,
+    answer: &Value,
+    max_pixels: Option<usize>,
+) -> Result<Vec<Location>> {
+    let budget = Budget {
+        max_pixels,
+        ..Default::default()
+    };
+    let [width, height] = [picture.width(), picture.height()].map(|side| side as usize);
+    let text = answer["text"].as_str().unwrap_or_default();
+    Ok(model.locate(text, width, height, budget)?)
+}
+
+fn location_json(location: &Location) -> Value {
+    match location.place {
+        Place::Box {
+            left,
+            top,
+            right,
+            bottom,
+        } => json!({ "label": location.label, "box": [left, top, right, bottom] }),
+        Place::Point { x, y } => json!({ "label": location.label, "point": [x, y] }),
+    }
 }
 
 fn ms(time: Duration) -> f64 {
