@@ -10,7 +10,7 @@ use moxin_vlm::{
 
 use super::{checked, folder, write};
 
-const ARCHITECTURES: [&str; 3] = ["paligemma", "qwen2_vl", "llava"];
+const ARCHITECTURES: [&str; 4] = ["paligemma", "qwen2_vl", "llava", "qwen2_5_vl"];
 
 /// The number of an architecture, its `config.json`, and after a NUL its
 /// `preprocessor_config.json`.

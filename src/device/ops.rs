@@ -100,6 +100,13 @@ pub fn slice(x: &Tensor, axis: i32, range: Range<i32>) -> Result<Tensor> {
     })
 }
 
+/// Returns the rows of `[rows, width]` with these indices, in this order. Indices must be below the
+/// number of rows: MLX does not check them.
+pub fn take_rows(x: &Tensor, indices: &[u32]) -> Result<Tensor> {
+    let indices = Array::from_slice(indices, &[indices.len() as i32]);
+    Ok(x.take_axis(&indices, 0)?)
+}
+
 /// Makes a tensor of zeros.
 pub fn zeros(shape: &[i32], dtype: Dtype) -> Result<Tensor> {
     Ok(mlx_ops::zeros_dtype(shape, dtype)?)

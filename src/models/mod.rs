@@ -9,12 +9,16 @@ mod folder;
 pub mod llava;
 mod locations;
 mod memory;
+mod mrope;
 mod names;
 pub mod paligemma;
 pub mod prismatic;
 mod processor;
 mod quantize;
+pub mod qwen2_5_vl;
 pub mod qwen2_vl;
+mod qwen_vision;
+mod qwen_vl;
 mod save;
 mod squared;
 mod text_config;
@@ -44,6 +48,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     prismatic::ARCHITECTURE,
     paligemma::ARCHITECTURE,
     qwen2_vl::ARCHITECTURE,
+    qwen2_5_vl::ARCHITECTURE,
     llava::ARCHITECTURE,
 ];
 

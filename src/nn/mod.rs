@@ -13,6 +13,7 @@ mod norm;
 mod qwen_vit;
 mod rotary;
 mod vit;
+mod windows;
 
 pub use clip::{ClipConfig, ClipEncoder};
 pub use decoder::{Decoder, DecoderSettings, Features, Input, Row, Segment, Want};
@@ -23,6 +24,7 @@ pub use norm::{LayerNorm, RmsNorm};
 pub use qwen_vit::{QwenVitConfig, QwenVitEncoder};
 pub use rotary::{Rope, RopeKind};
 pub use vit::{ViTConfig, ViTEncoder, load_vit_encoder};
+pub use windows::Windows;
 
 pub use crate::device::ops::Activation;
 pub(crate) use matrix::load_vector;

@@ -1,15 +1,18 @@
-//! Qwen2-VL's vision encoder and merger (<https://arxiv.org/abs/2409.12191>,
+//! Qwen2-VL's and Qwen2.5-VL's vision encoder and merger (<https://arxiv.org/abs/2409.12191>,
+//! <https://arxiv.org/abs/2502.13923>,
 //! <https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/qwen2_vl/modeling_qwen2_vl.py>):
 //! a transformer over patches of pictures of any size, with two-dimensional rotary positions, which
 //! merges four neighboring patches into one feature.
 
-use super::{Activation, LayerNorm, Linear, Matrix};
+use super::{
+    Activation, GatedMlp, LayerNorm, Linear, Matrix, RmsNorm, Windows, windows::WindowOrder,
+};
 use crate::{
     Error, Result,
     checkpoint::Weights,
     device::{
         Dtype, Tensor, inject_into,
-        ops::{self, RotaryTable, Sees, concat, rotate_heads_by, slice, split_heads},
+        ops::{self, RotaryTable, Sees, concat, rotate_heads_by, slice, split_heads, take_rows},
     },
 };
 
@@ -34,6 +37,10 @@ pub struct QwenVitConfig {
     pub output: usize,
     /// The activation of the blocks' MLPs.
     pub activation: Activation,
+    /// Whether the norms are RMS norms, and the blocks' MLPs gated, as in Qwen2.5-VL.
+    pub is_llama_like: bool,
+    /// Which blocks attend within windows; `None`: all attend to the whole frame.
+    pub windows: Option<Windows>,
 }
 
 impl QwenVitConfig {
@@ -108,33 +115,56 @@ impl QwenVitEncoder {
         let pixels =
             ops::floats(patches, &[1, count as i32, numbers as i32]).as_dtype(self.dtype)?;
         let mut x = self.patch_embedding.forward(&pixels)?;
-        let table = self.table(grids);
+        let square = self.config.merge.pow(2);
+        let windows = self.config.windows.as_ref();
+        let order = windows.map(|windows| windows.order(grids, self.config.merge));
+        if let Some(order) = &order {
+            let shape = x.shape().to_vec();
+            let squares = x.reshape(&[-1, (square * self.config.width) as i32])?;
+            x = take_rows(&squares, &order.squares)?.reshape(&shape)?;
+        }
+        let table = self.table(grids, order.as_ref());
         // Frames of a picture or clip do not attend to each other.
         let frames: Vec<i32> = grids
             .iter()
             .flat_map(|[t, h, w]| (0..*t).map(move |_| (h * w) as i32))
             .collect();
+        let in_windows = order.as_ref().map_or(Vec::new(), |order| {
+            let patches = order.sizes.iter().map(|size| (size * square) as i32);
+            patches.collect()
+        });
         for (i, block) in self.blocks.iter().enumerate() {
-            x = inject_into("encoder", block.forward(&x, &table, &frames)?)?;
+            let parts = match windows {
+                Some(windows) if !windows.full_blocks.contains(&i) => &in_windows,
+                _ => &frames,
+            };
+            x = inject_into("encoder", block.forward(&x, &table, parts)?)?;
             if self.dtype == Dtype::Float32 {
                 x.eval()?; // frees the weights widened for this block before the next one
             }
             progress((i + 1) as f32 / self.blocks.len() as f32)?;
         }
-        self.merger.forward(&x)
+        let features = self.merger.forward(&x)?;
+        match order {
+            Some(order) => take_rows(&features, &order.places()),
+            None => Ok(features),
+        }
     }
 
     /// Adds the matrices, by the paths of their modules.
     pub(crate) fn matrices<'a>(&'a mut self, path: &str, all: &mut Vec<(String, &'a mut Matrix)>) {
         for (i, block) in self.blocks.iter_mut().enumerate() {
-            let linears = [
-                ("attn.qkv", &mut block.qkv),
-                ("attn.proj", &mut block.proj),
-                ("mlp.fc1", &mut block.fc1),
-                ("mlp.fc2", &mut block.fc2),
-            ];
+            let mut linears = vec![("attn.qkv", &mut block.qkv), ("attn.proj", &mut block.proj)];
+            match &mut block.mlp {
+                Mlp::Plain { fc1, fc2, .. } => linears.extend([("mlp.fc1", fc1), ("mlp.fc2", fc2)]),
+                Mlp::Gated(GatedMlp { gate, up, down, .. }) => linears.extend([
+                    ("mlp.gate_proj", gate),
+                    ("mlp.up_proj", up),
+                    ("mlp.down_proj", down),
+                ]),
+            }
             all.extend(
-                linears.map(|(name, linear)| {
+                linears.into_iter().map(|(name, linear)| {
                     (format!("{path}.blocks.{i}.{name}"), &mut linear.weight)
                 }),
             );
@@ -146,13 +176,21 @@ impl QwenVitEncoder {
 
     /// Returns the angles of each patch: a quarter of a head's width by its row, a quarter by its
     /// column.
-    fn table(&self, grids: &[[u32; 3]]) -> RotaryTable {
+    fn table(&self, grids: &[[u32; 3]], order: Option<&WindowOrder>) -> RotaryTable {
         let quarter = self.config.width / self.config.heads / 4;
         let frequency = |i: usize| 1.0 / THETA.powf(i as f32 / quarter as f32);
         let frequencies: Vec<f32> = (0..quarter).map(frequency).collect();
         let positions = grids
             .iter()
             .flat_map(|grid| patch_positions(*grid, self.config.merge as u32));
+        let mut positions: Vec<(u32, u32)> = positions.collect();
+        if let Some(order) = order {
+            let square = self.config.merge.pow(2);
+            let squares = order.squares.iter().map(|i| *i as usize * square);
+            positions = squares
+                .flat_map(|first| positions[first..first + square].to_vec())
+                .collect();
+        }
         let mut angles = Vec::new();
         for (row, column) in positions {
             angles.extend(
@@ -180,33 +218,87 @@ fn patch_positions(
 
 #[derive(Debug, Clone)]
 struct Block {
-    norm1: LayerNorm,
+    norm1: Norm,
     qkv: Linear,
     proj: Linear,
-    norm2: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
-    activation: Activation,
+    norm2: Norm,
+    mlp: Mlp,
     head: i32,
+}
+
+#[derive(Debug, Clone)]
+enum Norm {
+    Layer(LayerNorm),
+    Rms(RmsNorm),
+}
+
+impl Norm {
+    fn load(weights: &Weights, config: &QwenVitConfig, dtype: Dtype) -> Result<Norm> {
+        Ok(match config.is_llama_like {
+            true => Norm::Rms(RmsNorm::load(weights, config.width, EPS, dtype)?),
+            false => Norm::Layer(LayerNorm::load(weights, config.width, EPS, dtype)?),
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Norm::Layer(norm) => norm.forward(x),
+            Norm::Rms(norm) => norm.forward(x),
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Mlp {
+    Plain {
+        fc1: Linear,
+        fc2: Linear,
+        activation: Activation,
+    },
+    Gated(GatedMlp),
+}
+
+impl Mlp {
+    fn load(weights: &Weights, config: &QwenVitConfig, dtype: Dtype) -> Result<Mlp> {
+        let (width, inner, activation) = (config.width, config.inner, config.activation);
+        Ok(match config.is_llama_like {
+            true => Mlp::Gated(GatedMlp::load(weights, width, inner, activation, dtype)?),
+            false => Mlp::Plain {
+                fc1: Linear::load(&weights.at("fc1"), inner, width, dtype)?,
+                fc2: Linear::load(&weights.at("fc2"), width, inner, dtype)?,
+                activation,
+            },
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Mlp::Plain {
+                fc1,
+                fc2,
+                activation,
+            } => fc2.forward(&ops::activate(&fc1.forward(x)?, *activation)?),
+            Mlp::Gated(mlp) => mlp.forward(x),
+        }
+    }
 }
 
 impl Block {
     fn load(weights: &Weights, config: &QwenVitConfig, dtype: Dtype) -> Result<Block> {
-        let (width, inner) = (config.width, config.inner);
+        let width = config.width;
         Ok(Block {
-            norm1: LayerNorm::load(&weights.at("norm1"), width, EPS, dtype)?,
+            norm1: Norm::load(&weights.at("norm1"), config, dtype)?,
             qkv: Linear::load(&weights.at("attn.qkv"), 3 * width, width, dtype)?,
             proj: Linear::load(&weights.at("attn.proj"), width, width, dtype)?,
-            norm2: LayerNorm::load(&weights.at("norm2"), width, EPS, dtype)?,
-            fc1: Linear::load(&weights.at("mlp.fc1"), inner, width, dtype)?,
-            fc2: Linear::load(&weights.at("mlp.fc2"), width, inner, dtype)?,
-            activation: config.activation,
+            norm2: Norm::load(&weights.at("norm2"), config, dtype)?,
+            mlp: Mlp::load(&weights.at("mlp"), config, dtype)?,
             head: (width / config.heads) as i32,
         })
     }
 
-    /// Maps `[1, patches, width]` to the same shape. Patches attend to those in their frame.
-    fn forward(&self, x: &Tensor, table: &RotaryTable, frames: &[i32]) -> Result<Tensor> {
+    /// Maps `[1, patches, width]` to the same shape. Patches attend to those in their part, a frame
+    /// or a window, whose sizes are given.
+    fn forward(&self, x: &Tensor, table: &RotaryTable, parts: &[i32]) -> Result<Tensor> {
         let qkv = self.qkv.forward(&self.norm1.forward(x)?)?;
         let width = x.dim(2);
         let part = |i: i32| slice(&qkv, 2, i * width..(i + 1) * width);
@@ -216,11 +308,11 @@ impl Block {
         let factor = (self.head as f32).sqrt().recip();
         let mut mixed = Vec::new();
         let mut from = 0;
-        for frame in frames {
-            let of_frame = |x: &Tensor| slice(x, 2, from..from + frame);
-            let heads = [&of_frame(&queries)?, &of_frame(&keys)?, &of_frame(&values)?];
+        for size in parts {
+            let in_part = |x: &Tensor| slice(x, 2, from..from + size);
+            let heads = [&in_part(&queries)?, &in_part(&keys)?, &in_part(&values)?];
             mixed.push(ops::attention(heads, factor, None, Sees::All)?);
-            from += frame;
+            from += size;
         }
         let mixed = if mixed.len() == 1 {
             mixed.remove(0)
@@ -228,18 +320,14 @@ impl Block {
             concat(&mixed.iter().collect::<Vec<_>>(), 1)?
         };
         let x = x.add(self.proj.forward(&mixed)?)?;
-        let inner = ops::activate(
-            &self.fc1.forward(&self.norm2.forward(&x)?)?,
-            self.activation,
-        )?;
-        Ok(x.add(self.fc2.forward(&inner)?)?)
+        Ok(x.add(self.mlp.forward(&self.norm2.forward(&x)?)?)?)
     }
 }
 
 /// Merges the patches of a square into one feature.
 #[derive(Debug, Clone)]
 struct Merger {
-    norm: LayerNorm,
+    norm: Norm,
     fc1: Linear,
     fc2: Linear,
     /// The number of values in a square's patches.
@@ -250,7 +338,7 @@ impl Merger {
     fn load(weights: &Weights, config: &QwenVitConfig, dtype: Dtype) -> Result<Merger> {
         let width = config.width * config.merge * config.merge;
         Ok(Merger {
-            norm: LayerNorm::load(&weights.at("ln_q"), config.width, EPS, dtype)?,
+            norm: Norm::load(&weights.at("ln_q"), config, dtype)?,
             fc1: Linear::load(&weights.at("mlp.0"), width, width, dtype)?,
             fc2: Linear::load(&weights.at("mlp.2"), config.output, width, dtype)?,
             width: width as i32,

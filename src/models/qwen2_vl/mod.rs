@@ -1,69 +1,30 @@
 //! Qwen2-VL (<https://arxiv.org/abs/2409.12191>): an encoder for pictures of any size, and Qwen2
 //! with positions in three dimensions.
 
-mod positions;
-mod vision;
-
 use serde::Deserialize;
-use serde_json::Value;
 
-use self::vision::{Qwen2Vision, encoder_memory};
 use super::{
-    Architecture, Blueprint, Budget, DEFAULT_CONTEXT, Files, Grounding, Limits, Marker, MediaPlan,
-    MediumSize, PlacedMedium, PromptFormat, Sizes, TextConfig, Vision,
-    names::{decoder_name, is_computed},
-    squared::{CLIP_MEAN, CLIP_STD},
-    text_config::token_id,
+    Architecture, Grounding,
+    qwen_vl::{Family, QwenVl, check_encoder},
 };
-use crate::{
-    Error, Result,
-    checkpoint::Weights,
-    device::Device,
-    image::{
-        Filter, Normalization, Patches, Picture, Pixels, patchify, planes, resize, smart_resize,
-    },
-    nn::{Activation, DecoderSettings, QwenVitConfig},
-    text::ContentStyle,
-};
+use crate::nn::{Activation, QwenVitConfig};
 
 /// Qwen2-VL.
 pub const ARCHITECTURE: Architecture = Architecture {
     model_types: &["qwen2_vl"],
-    open: |files| Ok(Box::new(Qwen2Vl::open(files)?)),
+    open: |files| Ok(Box::new(QwenVl::open(files, FAMILY)?)),
 };
 
-/// The placeholder for a picture.
-const MARKER: &str = "<|image_pad|>";
-
-/// The published models' template, for folders without one
-/// (<https://huggingface.co/Qwen/Qwen2-VL-2B-Instruct/blob/main/chat_template.json>): a default
-/// system message, and messages between control tokens.
-const TEMPLATE: &str = "{% for message in messages %}\
-{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}\
-<|im_start|>{{ message['role'] }}\n\
-{% if message['content'] is string %}{{ message['content'] }}{% else %}\
-{% for part in message['content'] %}\
-{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}\
-{% endfor %}{% endif %}<|im_end|>\n\
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
-
-#[derive(Debug)]
-struct Qwen2Vl {
-    text: TextConfig,
-    decoder: DecoderSettings,
-    vision: QwenVitConfig,
-    processor: Processor,
-    image_token: u32,
-}
-
-/// The fields of preprocessor_config.json.
-#[derive(Debug)]
-struct Processor {
-    min_pixels: usize,
-    max_pixels: usize,
-    filter: Filter,
-    normalization: Normalization,
-}
+const FAMILY: Family = Family {
+    model_type: "qwen2_vl",
+    processors: &["Qwen2VLImageProcessor", "Qwen2VLProcessor"],
+    grounding: Grounding::Thousandths,
+    encoder: |config, output| {
+        VisionConfig::deserialize(config)
+            .map_err(|error| format!("vision_config: {error}"))?
+            .checked(output)
+    },
+};
 
 /// `vision_config`, with transformers' defaults
 /// (<https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/qwen2_vl/configuration_qwen2_vl.py>).
@@ -100,49 +61,15 @@ impl Default for VisionConfig {
 
 impl VisionConfig {
     fn checked(&self, output: usize) -> Result<QwenVitConfig, String> {
-        let inner = (self.embed_dim as f64 * self.mlp_ratio) as usize;
-        let sizes = [
-            ("depth", self.depth),
-            ("embed_dim", self.embed_dim),
-            ("mlp_ratio", inner),
-            ("num_heads", self.num_heads),
-            ("patch_size", self.patch_size),
-            ("spatial_merge_size", self.spatial_merge_size),
-            ("temporal_patch_size", self.temporal_patch_size),
-        ];
-        if let Some((name, size)) = sizes.iter().find(|(_, size)| !(1..=1 << 16).contains(size)) {
-            return Err(format!(
-                "vision_config.{name} is or makes {size}; expected 1 to {}",
-                1 << 16
-            ));
-        }
-        if !self.embed_dim.is_multiple_of(4 * self.num_heads) {
-            let (width, heads) = (self.embed_dim, self.num_heads);
-            return Err(format!(
-                "vision_config.embed_dim is {width}; expected {heads} heads, each with a multiple \
-                    of 4 values"
-            ));
-        }
-        if self.in_channels != 3
-            || self.patch_size > 256
-            || self.spatial_merge_size > 16
-            || self.temporal_patch_size > 16
-        {
-            return Err(
-                "vision_config: only 3 channels, patches of up to 256 pixels and 16 frames, and \
-                    merging up to 16 are supported"
-                    .into(),
-            );
-        }
         let activation = Activation::from_name(&self.hidden_act).ok_or_else(|| {
             format!(
                 "vision_config.hidden_act is {:?}; expected quick_gelu",
                 self.hidden_act
             )
         })?;
-        Ok(QwenVitConfig {
+        let encoder = QwenVitConfig {
             width: self.embed_dim,
-            inner,
+            inner: (self.embed_dim as f64 * self.mlp_ratio) as usize,
             depth: self.depth,
             heads: self.num_heads,
             patch_size: self.patch_size,
@@ -150,252 +77,10 @@ impl VisionConfig {
             merge: self.spatial_merge_size,
             output,
             activation,
-        })
-    }
-}
-
-impl Qwen2Vl {
-    fn open(files: &Files) -> Result<Qwen2Vl> {
-        let (path, config) = (&files.config_path, &files.config);
-        let text = TextConfig::new(path, config, defaults())?;
-        let has_head = files
-            .checkpoint
-            .tensor_names()
-            .any(|name| name.ends_with("lm_head.weight"));
-        let plain = text.decoder(path, !has_head)?;
-        let uses_window = |config: &Value| {
-            config.get("use_sliding_window").and_then(Value::as_bool) == Some(true)
+            is_llama_like: false,
+            windows: None,
         };
-        if uses_window(config) || config.get("text_config").is_some_and(uses_window) {
-            return Err(Error::unsupported(
-                path,
-                "use_sliding_window is true; only false, as published, is supported",
-            ));
-        }
-        if text.rope_sections().is_none() {
-            return Err(Error::unsupported(
-                path,
-                "mrope_section is missing in rope_scaling or rope_parameters",
-            ));
-        }
-        let decoder = DecoderSettings {
-            qkv_bias: true,
-            windows: vec![None],
-            ..plain
-        };
-        let vision = config
-            .get("vision_config")
-            .filter(|value| !value.is_null())
-            .cloned()
-            .unwrap_or_else(|| serde_json::json!({}));
-        let vision = VisionConfig::deserialize(vision)
-            .map_err(|error| Error::corrupt(path, format!("vision_config: {error}")))?;
-        let vision = vision
-            .checked(decoder.hidden_size)
-            .map_err(|what| Error::unsupported(path, what))?;
-        let processor = Processor::read(files, &vision)?;
-        let image_token = token_id(path, config, &["image_token_id"], 151_655)?;
-        Ok(Qwen2Vl {
-            text,
-            decoder,
-            vision,
-            processor,
-            image_token,
-        })
-    }
-
-    /// Returns the edge in pixels of the square that becomes one feature.
-    fn square(&self) -> usize {
-        self.vision.patch_size * self.vision.merge
-    }
-}
-
-fn defaults() -> TextConfig {
-    TextConfig {
-        vocab_size: Some(152_064),
-        hidden_size: Some(8192),
-        intermediate_size: Some(29_568),
-        num_hidden_layers: Some(80),
-        num_attention_heads: Some(64),
-        num_key_value_heads: Some(8),
-        rms_norm_eps: Some(1e-5),
-        rope_theta: Some(1_000_000.0),
-        max_position_embeddings: Some(32_768),
-        ..TextConfig::default()
-    }
-}
-
-impl Processor {
-    /// `min_pixels` and `max_pixels` take precedence over `size`, as in transformers.
-    fn read(files: &Files, vision: &QwenVitConfig) -> Result<Processor> {
-        let settings = &files.processor;
-        settings.expect("qwen2_vl", &["Qwen2VLImageProcessor", "Qwen2VLProcessor"])?;
-        ["do_resize", "do_rescale", "do_normalize"]
-            .into_iter()
-            .try_for_each(|step| settings.require(step, true))?;
-        let sizes = [
-            ("patch_size", vision.patch_size),
-            ("merge_size", vision.merge),
-            ("temporal_patch_size", vision.temporal_patch),
-        ];
-        for (name, expected) in sizes {
-            if let Some(found) = settings.count(name)?.filter(|found| *found != expected) {
-                let what = format!(
-                    "field `{name}` is {found}; vision_config in config.json has {expected}"
-                );
-                return Err(Error::corrupt(settings.path(), what));
-            }
-        }
-        let bound = |name: &str, side: &str, default: usize| -> Result<usize> {
-            Ok(settings
-                .count(name)?
-                .or(settings.count_in("size", side)?)
-                .unwrap_or(default))
-        };
-        let processor = Processor {
-            min_pixels: bound("min_pixels", "shortest_edge", 56 * 56)?,
-            max_pixels: bound("max_pixels", "longest_edge", 28 * 28 * 1280)?,
-            filter: settings.filter(Filter::Bicubic)?,
-            normalization: settings.normalization(CLIP_MEAN, CLIP_STD)?,
-        };
-        match processor.min_pixels <= processor.max_pixels {
-            true => Ok(processor),
-            false => Err(Error::corrupt(
-                settings.path(),
-                "field `min_pixels` is more than `max_pixels`",
-            )),
-        }
-    }
-}
-
-impl Blueprint for Qwen2Vl {
-    fn limits(&self) -> Limits {
-        Limits {
-            context: self.text.max_position_embeddings.unwrap_or(32_768),
-            default_context: DEFAULT_CONTEXT,
-            end_tokens: self.text.end_tokens(),
-            images: usize::MAX,
-            image_size: 0,
-            system: true,
-            several_messages: true,
-            default_prompt: "Describe this image.",
-        }
-    }
-
-    fn canonical_name(&self, stored: &str) -> Option<String> {
-        if is_computed(stored) {
-            return None;
-        }
-        if let Some(name) = decoder_name(stored) {
-            return Some(name);
-        }
-        let name = stored.strip_prefix("model.").unwrap_or(stored);
-        Some(
-            name.strip_prefix("visual.")
-                .map_or_else(|| name.to_owned(), |rest| format!("vision_tower.{rest}")),
-        )
-    }
-
-    fn decoder(&self) -> &DecoderSettings {
-        &self.decoder
-    }
-
-    fn plan(&self, MediumSize { width, height }: MediumSize, budget: Budget) -> Result<MediaPlan> {
-        let min = budget.min_pixels.unwrap_or(self.processor.min_pixels);
-        let max = budget.max_pixels.unwrap_or(self.processor.max_pixels);
-        // A bound that is given alone may lie beyond the folder's other bound.
-        let (min, max) = match budget.min_pixels {
-            Some(_) if budget.max_pixels.is_none() => (min, max.max(min)),
-            _ => (min.min(max), max),
-        };
-        if max < self.square().pow(2) {
-            let least = self.square().pow(2);
-            return Err(Error::InvalidArgument(format!(
-                "max_pixels is {max}; this model's smallest picture has {least}"
-            )));
-        }
-        let [height, width] = smart_resize(height, width, self.square(), min, max)?;
-        let [rows, columns] = [height, width].map(|side| side / self.vision.patch_size);
-        let features = rows * columns / self.vision.merge.pow(2);
-        let grid = [1, rows as u32, columns as u32];
-        Ok(MediaPlan {
-            grids: vec![grid],
-            pixels: [width, height],
-            markup: MARKER.into(),
-            runs: vec![features],
-        })
-    }
-
-    fn preprocess(&self, picture: &Picture, plan: &MediaPlan) -> Result<Pixels> {
-        let [width, height] = plan.pixels;
-        let resized = resize(picture, width, height, self.processor.filter)?;
-        let QwenVitConfig {
-            patch_size,
-            temporal_patch,
-            merge,
-            ..
-        } = self.vision;
-        let patches = Patches {
-            size: patch_size,
-            frames: temporal_patch,
-            merge,
-        };
-        let data = patchify(
-            &planes(&resized, &self.processor.normalization)?,
-            height,
-            width,
-            patches,
-        )?;
-        Ok(Pixels {
-            channels: 1,
-            height: data.len() / self.vision.patch_numbers(),
-            width: self.vision.patch_numbers(),
-            data,
-        })
-    }
-
-    fn pixel_bytes(&self, plan: &MediaPlan) -> u64 {
-        let pixels = (plan.pixels[0] as u64).saturating_mul(plan.pixels[1] as u64);
-        pixels.saturating_mul(12 * self.vision.temporal_patch as u64)
-    }
-
-    fn preprocess_memory(&self, size: MediumSize, plan: &MediaPlan) -> u64 {
-        let [width, height] = plan.pixels.map(|side| side as u64);
-        // Sums and result of the resize, the planes, and the weights of each source pixel.
-        let pixels = width.saturating_mul(height).saturating_mul(12 + 3 + 12);
-        let sides = size.width as u64 + size.height as u64 + width + height;
-        pixels.saturating_add(sides.saturating_mul(4 * 4 * 3))
-    }
-
-    fn vision_memory(&self, plan: &MediaPlan, sizes: &Sizes) -> u64 {
-        encoder_memory(&self.vision, plan, sizes).0
-    }
-
-    fn format(&self) -> PromptFormat {
-        let marker = Marker {
-            text: MARKER.into(),
-            id: self.image_token,
-        };
-        PromptFormat::Template {
-            marker,
-            content: ContentStyle::Parts,
-            default: Some(TEMPLATE),
-        }
-    }
-
-    fn positions(&self, rows: usize, media: &[PlacedMedium]) -> Vec<[i32; 3]> {
-        positions::positions(rows, media, self.vision.merge as u32)
-    }
-
-    fn grounding(&self) -> Option<Grounding> {
-        Some(Grounding::Thousandths)
-    }
-
-    fn load_vision(&self, weights: &Weights, device: &Device) -> Result<Box<dyn Vision>> {
-        Ok(Box::new(Qwen2Vision::load(
-            weights,
-            &self.vision,
-            device.dtype,
-        )?))
+        check_encoder(&encoder, ["embed_dim", "mlp_ratio"], self.in_channels)?;
+        Ok(encoder)
     }
 }

@@ -1,4 +1,4 @@
-//! Qwen2-VL's vision.
+//! The vision of the Qwen-VL family.
 
 use std::num::Saturating;
 
@@ -15,16 +15,16 @@ use crate::{
 };
 
 /// The encoder, including its merger.
-pub struct Qwen2Vision(QwenVitEncoder);
+pub struct QwenVision(QwenVitEncoder);
 
-impl Qwen2Vision {
+impl QwenVision {
     /// Reads `vision_tower`.
-    pub fn load(weights: &Weights, config: &QwenVitConfig, dtype: Dtype) -> Result<Qwen2Vision> {
-        QwenVitEncoder::load(&weights.at("vision_tower"), config.clone(), dtype).map(Qwen2Vision)
+    pub fn load(weights: &Weights, config: &QwenVitConfig, dtype: Dtype) -> Result<QwenVision> {
+        QwenVitEncoder::load(&weights.at("vision_tower"), config.clone(), dtype).map(QwenVision)
     }
 }
 
-impl Vision for Qwen2Vision {
+impl Vision for QwenVision {
     fn encode(
         &self,
         pixels: &Pixels,

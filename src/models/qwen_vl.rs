@@ -1,0 +1,362 @@
+//! What the models of the Qwen-VL family share: pictures of any size, and Qwen2 with positions in
+//! three dimensions.
+
+use serde_json::Value;
+
+use super::{
+    Blueprint, Budget, DEFAULT_CONTEXT, Files, Grounding, Limits, Marker, MediaPlan, MediumSize,
+    PlacedMedium, PromptFormat, Sizes, TextConfig, Vision, mrope,
+    names::{decoder_name, is_computed},
+    qwen_vision::{QwenVision, encoder_memory},
+    squared::{CLIP_MEAN, CLIP_STD},
+    text_config::token_id,
+};
+use crate::{
+    Error, Result,
+    checkpoint::Weights,
+    device::Device,
+    image::{
+        Filter, Normalization, Patches, Picture, Pixels, patchify, planes, resize, smart_resize,
+    },
+    nn::{DecoderSettings, QwenVitConfig},
+    text::ContentStyle,
+};
+
+/// The placeholder for a picture.
+const MARKER: &str = "<|image_pad|>";
+
+/// The published models' template, for folders without one
+/// (<https://huggingface.co/Qwen/Qwen2-VL-2B-Instruct/blob/main/chat_template.json>): a default
+/// system message, and messages between control tokens.
+const TEMPLATE: &str = "{% for message in messages %}\
+{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}\
+<|im_start|>{{ message['role'] }}\n\
+{% if message['content'] is string %}{{ message['content'] }}{% else %}\
+{% for part in message['content'] %}\
+{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}\
+{% endfor %}{% endif %}<|im_end|>\n\
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/// What differs among the models of the family.
+#[derive(Debug)]
+pub struct Family {
+    /// Its `model_type` in config.json.
+    pub model_type: &'static str,
+    /// The names of its processors in preprocessor_config.json.
+    pub processors: &'static [&'static str],
+    /// How it writes boxes and points.
+    pub grounding: Grounding,
+    /// Reads and checks `vision_config`, given the decoder's width. An error is a message that
+    /// names the field.
+    pub encoder: fn(Value, usize) -> Result<QwenVitConfig, String>,
+}
+
+/// A blueprint of the family.
+#[derive(Debug)]
+pub struct QwenVl {
+    family: Family,
+    text: TextConfig,
+    decoder: DecoderSettings,
+    vision: QwenVitConfig,
+    processor: Processor,
+    image_token: u32,
+}
+
+/// The fields of preprocessor_config.json.
+#[derive(Debug)]
+struct Processor {
+    min_pixels: usize,
+    max_pixels: usize,
+    filter: Filter,
+    normalization: Normalization,
+}
+
+/// Checks an encoder's sizes. `names` are the fields of its width and of the size inside its MLPs.
+///
+/// # Errors
+/// A message that names the field.
+pub fn check_encoder(
+    encoder: &QwenVitConfig,
+    names: [&str; 2],
+    channels: usize,
+) -> Result<(), String> {
+    let sizes = [
+        ("depth", encoder.depth),
+        (names[0], encoder.width),
+        (names[1], encoder.inner),
+        ("num_heads", encoder.heads),
+        ("patch_size", encoder.patch_size),
+        ("spatial_merge_size", encoder.merge),
+        ("temporal_patch_size", encoder.temporal_patch),
+    ];
+    if let Some((name, size)) = sizes.iter().find(|(_, size)| !(1..=1 << 16).contains(size)) {
+        return Err(format!(
+            "vision_config.{name} is or makes {size}; expected 1 to {}",
+            1 << 16
+        ));
+    }
+    let QwenVitConfig { width, heads, .. } = encoder;
+    if !width.is_multiple_of(4 * heads) {
+        return Err(format!(
+            "vision_config.{} is {width}; expected {heads} heads, each with a multiple of 4 values",
+            names[0]
+        ));
+    }
+    if channels != 3
+        || encoder.patch_size > 256
+        || encoder.merge > 16
+        || encoder.temporal_patch > 16
+    {
+        return Err(
+            "vision_config: only 3 channels, patches of up to 256 pixels and 16 frames, and \
+             merging up to 16 are supported"
+                .into(),
+        );
+    }
+    Ok(())
+}
+
+impl QwenVl {
+    /// Reads and checks everything in a folder except the weights.
+    pub fn open(files: &Files, family: Family) -> Result<QwenVl> {
+        let (path, config) = (&files.config_path, &files.config);
+        let text = TextConfig::new(path, config, defaults())?;
+        let has_head = files
+            .checkpoint
+            .tensor_names()
+            .any(|name| name.ends_with("lm_head.weight"));
+        let plain = text.decoder(path, !has_head)?;
+        let uses_window = |config: &Value| {
+            config.get("use_sliding_window").and_then(Value::as_bool) == Some(true)
+        };
+        if uses_window(config) || config.get("text_config").is_some_and(uses_window) {
+            return Err(Error::unsupported(
+                path,
+                "use_sliding_window is true; only false, as published, is supported",
+            ));
+        }
+        if text.rope_sections().is_none() {
+            return Err(Error::unsupported(
+                path,
+                "mrope_section is missing in rope_scaling or rope_parameters",
+            ));
+        }
+        let decoder = DecoderSettings {
+            qkv_bias: true,
+            windows: vec![None],
+            ..plain
+        };
+        let vision = config
+            .get("vision_config")
+            .filter(|value| !value.is_null())
+            .cloned()
+            .unwrap_or_else(|| serde_json::json!({}));
+        let vision = (family.encoder)(vision, decoder.hidden_size)
+            .map_err(|what| Error::unsupported(path, what))?;
+        let processor = Processor::read(files, &vision, &family)?;
+        let image_token = token_id(path, config, &["image_token_id"], 151_655)?;
+        Ok(QwenVl {
+            family,
+            text,
+            decoder,
+            vision,
+            processor,
+            image_token,
+        })
+    }
+
+    /// Returns the edge in pixels of the square that becomes one feature.
+    fn square(&self) -> usize {
+        self.vision.patch_size * self.vision.merge
+    }
+}
+
+fn defaults() -> TextConfig {
+    TextConfig {
+        vocab_size: Some(152_064),
+        hidden_size: Some(8192),
+        intermediate_size: Some(29_568),
+        num_hidden_layers: Some(80),
+        num_attention_heads: Some(64),
+        num_key_value_heads: Some(8),
+        rms_norm_eps: Some(1e-5),
+        rope_theta: Some(1_000_000.0),
+        max_position_embeddings: Some(32_768),
+        ..TextConfig::default()
+    }
+}
+
+impl Processor {
+    /// `min_pixels` and `max_pixels` take precedence over `size`, as in transformers.
+    fn read(files: &Files, vision: &QwenVitConfig, family: &Family) -> Result<Processor> {
+        let settings = &files.processor;
+        settings.expect(family.model_type, family.processors)?;
+        ["do_resize", "do_rescale", "do_normalize"]
+            .into_iter()
+            .try_for_each(|step| settings.require(step, true))?;
+        let sizes = [
+            ("patch_size", vision.patch_size),
+            ("merge_size", vision.merge),
+            ("temporal_patch_size", vision.temporal_patch),
+        ];
+        for (name, expected) in sizes {
+            if let Some(found) = settings.count(name)?.filter(|found| *found != expected) {
+                let what = format!(
+                    "field `{name}` is {found}; vision_config in config.json has {expected}"
+                );
+                return Err(Error::corrupt(settings.path(), what));
+            }
+        }
+        let bound = |name: &str, side: &str, default: usize| -> Result<usize> {
+            Ok(settings
+                .count(name)?
+                .or(settings.count_in("size", side)?)
+                .unwrap_or(default))
+        };
+        let processor = Processor {
+            min_pixels: bound("min_pixels", "shortest_edge", 56 * 56)?,
+            max_pixels: bound("max_pixels", "longest_edge", 28 * 28 * 1280)?,
+            filter: settings.filter(Filter::Bicubic)?,
+            normalization: settings.normalization(CLIP_MEAN, CLIP_STD)?,
+        };
+        match processor.min_pixels <= processor.max_pixels {
+            true => Ok(processor),
+            false => Err(Error::corrupt(
+                settings.path(),
+                "field `min_pixels` is more than `max_pixels`",
+            )),
+        }
+    }
+}
+
+impl Blueprint for QwenVl {
+    fn limits(&self) -> Limits {
+        Limits {
+            context: self.text.max_position_embeddings.unwrap_or(32_768),
+            default_context: DEFAULT_CONTEXT,
+            end_tokens: self.text.end_tokens(),
+            images: usize::MAX,
+            image_size: 0,
+            system: true,
+            several_messages: true,
+            default_prompt: "Describe this image.",
+        }
+    }
+
+    fn canonical_name(&self, stored: &str) -> Option<String> {
+        if is_computed(stored) {
+            return None;
+        }
+        if let Some(name) = decoder_name(stored) {
+            return Some(name);
+        }
+        let name = stored.strip_prefix("model.").unwrap_or(stored);
+        Some(
+            name.strip_prefix("visual.")
+                .map_or_else(|| name.to_owned(), |rest| format!("vision_tower.{rest}")),
+        )
+    }
+
+    fn decoder(&self) -> &DecoderSettings {
+        &self.decoder
+    }
+
+    fn plan(&self, MediumSize { width, height }: MediumSize, budget: Budget) -> Result<MediaPlan> {
+        let min = budget.min_pixels.unwrap_or(self.processor.min_pixels);
+        let max = budget.max_pixels.unwrap_or(self.processor.max_pixels);
+        // A bound that is given alone may lie beyond the folder's other bound.
+        let (min, max) = match budget.min_pixels {
+            Some(_) if budget.max_pixels.is_none() => (min, max.max(min)),
+            _ => (min.min(max), max),
+        };
+        if max < self.square().pow(2) {
+            let least = self.square().pow(2);
+            return Err(Error::InvalidArgument(format!(
+                "max_pixels is {max}; this model's smallest picture has {least}"
+            )));
+        }
+        let [height, width] = smart_resize(height, width, self.square(), min, max)?;
+        let [rows, columns] = [height, width].map(|side| side / self.vision.patch_size);
+        let features = rows * columns / self.vision.merge.pow(2);
+        let grid = [1, rows as u32, columns as u32];
+        Ok(MediaPlan {
+            grids: vec![grid],
+            pixels: [width, height],
+            markup: MARKER.into(),
+            runs: vec![features],
+        })
+    }
+
+    fn preprocess(&self, picture: &Picture, plan: &MediaPlan) -> Result<Pixels> {
+        let [width, height] = plan.pixels;
+        let resized = resize(picture, width, height, self.processor.filter)?;
+        let QwenVitConfig {
+            patch_size,
+            temporal_patch,
+            merge,
+            ..
+        } = self.vision;
+        let patches = Patches {
+            size: patch_size,
+            frames: temporal_patch,
+            merge,
+        };
+        let data = patchify(
+            &planes(&resized, &self.processor.normalization)?,
+            height,
+            width,
+            patches,
+        )?;
+        Ok(Pixels {
+            channels: 1,
+            height: data.len() / self.vision.patch_numbers(),
+            width: self.vision.patch_numbers(),
+            data,
+        })
+    }
+
+    fn pixel_bytes(&self, plan: &MediaPlan) -> u64 {
+        let pixels = (plan.pixels[0] as u64).saturating_mul(plan.pixels[1] as u64);
+        pixels.saturating_mul(12 * self.vision.temporal_patch as u64)
+    }
+
+    fn preprocess_memory(&self, size: MediumSize, plan: &MediaPlan) -> u64 {
+        let [width, height] = plan.pixels.map(|side| side as u64);
+        // Sums and result of the resize, the planes, and the weights of each source pixel.
+        let pixels = width.saturating_mul(height).saturating_mul(12 + 3 + 12);
+        let sides = size.width as u64 + size.height as u64 + width + height;
+        pixels.saturating_add(sides.saturating_mul(4 * 4 * 3))
+    }
+
+    fn vision_memory(&self, plan: &MediaPlan, sizes: &Sizes) -> u64 {
+        encoder_memory(&self.vision, plan, sizes).0
+    }
+
+    fn format(&self) -> PromptFormat {
+        let marker = Marker {
+            text: MARKER.into(),
+            id: self.image_token,
+        };
+        PromptFormat::Template {
+            marker,
+            content: ContentStyle::Parts,
+            default: Some(TEMPLATE),
+        }
+    }
+
+    fn positions(&self, rows: usize, media: &[PlacedMedium]) -> Vec<[i32; 3]> {
+        mrope::positions(rows, media, self.vision.merge as u32)
+    }
+
+    fn grounding(&self) -> Option<Grounding> {
+        Some(self.family.grounding)
+    }
+
+    fn load_vision(&self, weights: &Weights, device: &Device) -> Result<Box<dyn Vision>> {
+        Ok(Box::new(QwenVision::load(
+            weights,
+            &self.vision,
+            device.dtype,
+        )?))
+    }
+}
