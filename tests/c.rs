@@ -589,6 +589,8 @@ fn describe_talks_with_every_model() {
         "paligemma2",
         "qwen2_vl",
         "qwen2_vl_untied",
+        "qwen2_5_vl",
+        "qwen2_5_vl_untied",
         "llava",
     ] {
         let folder = in_repository("tests/models").join(name);

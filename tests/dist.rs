@@ -449,7 +449,11 @@ fn the_cpp_header_keeps_its_promises() {
         &program,
         prefix(),
     );
-    let arguments = ["models/tiny", "models/demo.png", "tests/models/qwen2_vl/model"];
+    let arguments = [
+        "models/tiny",
+        "models/demo.png",
+        "tests/models/qwen2_vl/model",
+    ];
     let mut command = Command::new(program);
     succeed(own_environment(command.args(arguments.map(in_repository))));
 }

@@ -202,6 +202,55 @@ fn a_wrong_field_is_named() {
             &["rescale_factor"],
         ),
         (
+            "qwen2_5_vl",
+            CONFIG,
+            "/vision_config/fullatt_block_indexes",
+            json!([1, 4]),
+            &["fullatt_block_indexes", "4 blocks"],
+        ),
+        (
+            "qwen2_5_vl",
+            CONFIG,
+            "/vision_config/window_size",
+            json!(27),
+            &["window_size", "28"],
+        ),
+        (
+            "qwen2_5_vl",
+            CONFIG,
+            "/vision_config/out_hidden_size",
+            json!(32),
+            &["out_hidden_size", "64"],
+        ),
+        (
+            "qwen2_5_vl",
+            CONFIG,
+            "/vision_config/intermediate_size",
+            json!(0),
+            &["intermediate_size"],
+        ),
+        (
+            "qwen2_5_vl",
+            CONFIG,
+            "/vision_config/hidden_size",
+            json!(30),
+            &["hidden_size"],
+        ),
+        (
+            "qwen2_5_vl",
+            CONFIG,
+            "/vision_config/window_size",
+            json!(-1),
+            &["vision_config"],
+        ),
+        (
+            "qwen2_5_vl",
+            PROCESSOR,
+            "/patch_size",
+            json!(16),
+            &["patch_size"],
+        ),
+        (
             "qwen2_vl",
             CONFIG,
             "/rope_scaling/mrope_section",
@@ -384,6 +433,7 @@ fn processors_are_known_by_all_their_names() {
     for (name, kind) in [
         ("paligemma", "SiglipImageProcessor"),
         ("qwen2_vl", "Qwen2VLImageProcessor"),
+        ("qwen2_5_vl", "Qwen2VLImageProcessor"),
         ("llava", "CLIPImageProcessor"),
     ] {
         for suffix in ["", "Fast", "Pil"] {
@@ -430,6 +480,7 @@ fn a_missing_tensor_is_named() {
         ),
         ("qwen2_vl", "model.layers.1.self_attn.k_proj.bias"),
         ("qwen2_vl", "visual.merger.ln_q.weight"),
+        ("qwen2_5_vl", "visual.blocks.2.mlp.gate_proj.weight"),
         (
             "llava",
             "vision_tower.vision_model.embeddings.class_embedding",

@@ -46,7 +46,9 @@ fn compare(folder: &str, options: LoadOptions, context: usize, chunk: usize) {
     let square = 3 * model.info().image_size.pow(2);
     let pixels = match model.info().model_type.as_str() {
         "prismatic" => 2 * square,
-        "qwen2_vl" => 2 * 3 * 28 * 28 * model.image_tokens(448, 448, Default::default()).unwrap(),
+        "qwen2_vl" | "qwen2_5_vl" => {
+            2 * 3 * 28 * 28 * model.image_tokens(448, 448, Default::default()).unwrap()
+        }
         _ => square,
     };
     let vision = vision + 4 * pixels as u64;
@@ -116,7 +118,7 @@ fn estimates_match_measured_memory() {
             compare("models/tiny", options, context, chunk);
         }
     }
-    for name in ["qwen2_vl", "paligemma", "llava"] {
+    for name in ["qwen2_vl", "qwen2_5_vl", "paligemma", "llava"] {
         println!("{name}");
         let options = LoadOptions {
             cpu_kernels: own,

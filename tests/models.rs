@@ -389,6 +389,18 @@ fn an_untied_qwen2_vl_as_transformers_5_saves_it() {
 }
 
 #[test]
+fn qwen2_5_vl_matches_transformers() {
+    compare("qwen2_5_vl");
+    converse("qwen2_5_vl");
+}
+
+#[test]
+fn an_untied_qwen2_5_vl_as_transformers_5_saves_it() {
+    compare("qwen2_5_vl_untied");
+    converse("qwen2_5_vl_untied");
+}
+
+#[test]
 fn llava_matches_transformers() {
     compare("llava");
     converse("llava");
@@ -401,7 +413,7 @@ fn folders_of_mlx_vlm_have_its_logits() {
     let read = |file: PathBuf| std::fs::read(file).unwrap();
     let expected = read(folder("mlx/expected.safetensors"));
     let expected = SafeTensors::deserialize(&expected).unwrap();
-    for name in ["paligemma", "qwen2_vl"] {
+    for name in ["paligemma", "qwen2_vl", "qwen2_5_vl"] {
         let cases: BTreeMap<String, Case> =
             serde_json::from_slice(&read(folder(name).join("cases.json"))).unwrap();
         let case = &cases["one"];
@@ -536,6 +548,12 @@ fn boxes_are_located_in_the_picture() {
         let token = |at: f64| format!("<loc{:04}>", (at * 1024.0).round().min(1023.0) as u32);
         let [y0, x0, y1, x1] = [y0, x0, y1, x1].map(token);
         format!("{y0}{x0}{y1}{x1} the box")
+    });
+    // Qwen2.5-VL counts the pixels of the resized picture: 140 x 84 here.
+    rectangle_is_located("qwen2_5_vl", |[x0, y0, x1, y1]| {
+        let [x0, x1] = [x0, x1].map(|at| (at * 140.0).round());
+        let [y0, y1] = [y0, y1].map(|at| (at * 84.0).round());
+        format!("[{{\"bbox_2d\": [{x0}, {y0}, {x1}, {y1}], \"label\": \"the box\"}}]")
     });
     rectangle_is_located("qwen2_vl", |edges| {
         let [x0, y0, x1, y1] = edges.map(|at| (at * 1000.0).round());
@@ -868,7 +886,7 @@ fn a_cancelled_question_leaves_the_system_text() {
 /// A picture that was read ahead of its question is not read again, and changes nothing.
 #[test]
 fn reading_ahead_changes_nothing() {
-    for name in ["qwen2_vl", "llava", "paligemma"] {
+    for name in ["qwen2_vl", "qwen2_5_vl", "llava", "paligemma"] {
         let reference = Reference::open(name);
         let model = load(name);
         let case = &reference.cases["one"];
@@ -938,7 +956,7 @@ fn paligemma_answers_one_message() {
 /// An embedding can replace its picture anywhere.
 #[test]
 fn an_embedding_replaces_its_picture() {
-    for name in ["qwen2_vl", "paligemma", "llava"] {
+    for name in ["qwen2_vl", "qwen2_5_vl", "paligemma", "llava"] {
         let model = load(name);
         let embedding = model.encode_image(&picture("wide"), Op::default()).unwrap();
         let [by_picture, by_embedding] = [false, true].map(|encoded| {
@@ -1031,7 +1049,13 @@ fn the_default_context_has_room_for_a_picture() {
 /// under both names.
 #[test]
 fn a_saved_model_answers_the_same() {
-    for name in ["qwen2_vl", "qwen2_vl_untied", "paligemma2", "llava"] {
+    for name in [
+        "qwen2_vl",
+        "qwen2_vl_untied",
+        "qwen2_5_vl",
+        "paligemma2",
+        "llava",
+    ] {
         let model = load(name);
         let eight = moxin_vlm::Quantization::affine(32, 8);
         let options = moxin_vlm::QuantizeOptions {

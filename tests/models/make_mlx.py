@@ -1,11 +1,12 @@
 """Makes tests/models/mlx: the checkpoints of the other scripts as mlx-vlm's convert writes them,
 dense, in 8 and in 4 bits, and the logits that mlx-vlm gives them.
-`python tests/models/make_mlx.py`, with requirements-mlx.txt.
+`python tests/models/make_mlx.py [NAME ...]`, with requirements-mlx.txt.
 """
 
 import copy
 import json
 import shutil
+import sys
 
 import mlx.core as mx
 import numpy as np
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from reference import HERE, write_json
 
+NAMES = ("paligemma", "qwen2_vl", "qwen2_5_vl")
 SCENARIOS = ["one"]
 
 
@@ -26,7 +28,7 @@ def logits(model, name, expected, case, scenario):
     given = {}
     if pixels is not None:
         pixels = mx.array(pixels)
-    if name == "qwen2_vl":
+    if name.startswith("qwen"):
         given["image_grid_thw"] = mx.array(case["grids"]) if case["grids"] else None
         mask = None
     else:
@@ -78,7 +80,8 @@ def make(name):
     return found
 
 
-found = {}
-for name in ("paligemma", "qwen2_vl"):
+# With names, only these; the others stay as they are.
+found = load_file(HERE / "mlx" / "expected.safetensors") if sys.argv[1:] else {}
+for name in sys.argv[1:] or NAMES:
     found |= make(name)
 save_file(found, HERE / "mlx" / "expected.safetensors")

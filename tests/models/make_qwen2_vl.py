@@ -1,14 +1,18 @@
-"""Makes tests/models/qwen2_vl (the hub's form: flat, tied) and qwen2_vl_untied (as transformers 5
-saves it: nested, with a head), and what transformers makes of them.
+"""Makes tests/models/qwen2_vl and qwen2_5_vl (the hub's form: flat, tied), qwen2_vl_untied and
+qwen2_5_vl_untied (as transformers 5 saves them: nested, with a head), and what transformers makes of
+them. With names, only these.
 `python tests/models/make_qwen2_vl.py`, with requirements.txt.
 """
 
 import copy
 import json
+import sys
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import (
+    PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLConfig, Qwen2VLForConditionalGeneration,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from reference import HERE, byte_level, greedy, hub_names, pictures, randomize, save, write_json
@@ -32,6 +36,7 @@ TEMPLATE = (
 image = lambda name: {"type": "image", "name": name}
 text = lambda words: {"type": "text", "text": words}
 user = lambda *parts: {"role": "user", "content": list(parts)}
+PROCESSORS = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
 SCENARIOS = {
     "one": [user(image("smooth"), text("What is in the picture?"))],
     "two": [user(image("wide"), text("The left one is red, and"), image("noise"), text(" the right one?"))],
@@ -53,39 +58,54 @@ def rename(name):
     return f"model.{name.removeprefix('language_model.')}" if name.startswith("language_model.") else name
 
 
-def config(vocab, tokens, tied):
+# The two families: configuration, model and vision_config. Windows of 56 pixels are two by two
+# merged squares, so that these small pictures have several, whole and cut.
+FAMILIES = {
+    "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration, {
+        "depth": 3, "embed_dim": 32, "mlp_ratio": 2, "num_heads": 2, "in_chans": 3, "hidden_size": 64, "patch_size": 14,
+        "spatial_merge_size": 2, "spatial_patch_size": 14, "temporal_patch_size": 2,
+    }),
+    "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, {
+        "depth": 4, "hidden_size": 32, "intermediate_size": 52, "num_heads": 2, "in_chans": 3, "out_hidden_size": 64, "patch_size": 14,
+        "spatial_merge_size": 2, "spatial_patch_size": 14, "temporal_patch_size": 2, "window_size": 56, "fullatt_block_indexes": [1, 3],
+        "tokens_per_second": 2, "hidden_act": "silu",
+    }),
+}
+
+
+def config(family, vocab, tokens, tied):
     ids = {name: tokens.token_to_id(token) for name, token in [
         ("bos_token_id", "<|endoftext|>"), ("eos_token_id", "<|im_end|>"), ("vision_start_token_id", "<|vision_start|>"),
         ("vision_end_token_id", "<|vision_end|>"), ("vision_token_id", "<|vision_pad|>"), ("image_token_id", "<|image_pad|>"),
         ("video_token_id", "<|video_pad|>"),
     ]}
     return {
-        "model_type": "qwen2_vl", "architectures": ["Qwen2VLForConditionalGeneration"], "hidden_size": 64, "intermediate_size": 96,
+        "model_type": family, "architectures": [FAMILIES[family][1].__name__], "hidden_size": 64, "intermediate_size": 96,
         "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": vocab, "rms_norm_eps": 1e-6,
         "rope_theta": 1000000.0, "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, "hidden_act": "silu",
         "max_position_embeddings": 4096, "sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 4,
         "tie_word_embeddings": tied, "torch_dtype": "bfloat16",
-        "vision_config": {
-            "depth": 3, "embed_dim": 32, "mlp_ratio": 2, "num_heads": 2, "in_chans": 3, "hidden_size": 64, "patch_size": 14,
-            "spatial_merge_size": 2, "spatial_patch_size": 14, "temporal_patch_size": 2,
-        },
+        "vision_config": FAMILIES[family][2],
     } | ids
 
 
 def make(name, seed, tied):
-    folder = HERE / name
+    if sys.argv[1:] and name not in sys.argv[1:]:
+        return
+    folder, family = HERE / name, name.removesuffix("_untied")
+    config_class, model_class, vision = FAMILIES[family]
     tokens = byte_level(SPECIAL)
     vocab = (tokens.get_vocab_size() + 7) // 8 * 8
-    flat = config(vocab, tokens, tied)
-    full = Qwen2VLConfig(**{k: v for k, v in json.loads(json.dumps(flat)).items() if k not in ("model_type", "architectures")})
+    flat = config(family, vocab, tokens, tied)
+    full = config_class(**{k: v for k, v in json.loads(json.dumps(flat)).items() if k not in ("model_type", "architectures")})
     for part in (full, full.text_config, full.vision_config):
         part._attn_implementation = "eager"
-    assert full.text_config.hidden_size == 64 and full.vision_config.embed_dim == 32, full
-    model = randomize(Qwen2VLForConditionalGeneration(full), seed)
+    assert full.text_config.hidden_size == 64 and full.vision_config.depth == vision["depth"], full
+    model = randomize(model_class(full), seed)
     if tied:
         model.tie_weights()
     processor = {
-        "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor", "min_pixels": 3136, "max_pixels": 12544,
+        "image_processor_type": "Qwen2VLImageProcessor", "processor_class": PROCESSORS[family], "min_pixels": 3136, "max_pixels": 12544,
         "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2, "image_mean": [0.48145466, 0.4578275, 0.40821073],
         "image_std": [0.26862954, 0.26130258, 0.27577711],
     }
@@ -166,3 +186,5 @@ def make(name, seed, tied):
 
 make("qwen2_vl", 3, True)
 make("qwen2_vl_untied", 6, False)
+make("qwen2_5_vl", 8, True)
+make("qwen2_5_vl_untied", 11, False)
