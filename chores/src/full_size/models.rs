@@ -21,6 +21,9 @@ pub enum Model {
     /// Qwen2-VL 2B
     #[value(name = "qwen2-vl-2b")]
     Qwen2Vl2b,
+    /// Qwen2.5-VL 3B
+    #[value(name = "qwen2.5-vl-3b")]
+    Qwen25Vl3b,
 }
 
 /// <https://huggingface.co/google/paligemma-3b-pt-224/blob/main/config.json>
@@ -56,6 +59,23 @@ const QWEN_VISION: QwenVision = QwenVision {
     patch: 1176,
     merged: 5120,
     output: 1536,
+    is_llama_like: false,
+};
+
+/// <https://huggingface.co/Qwen/Qwen2.5-VL-3B-Instruct/blob/main/config.json>
+const QWEN2_5_VL_3B: Decoder = Decoder {
+    width: 2048,
+    layers: 36,
+    queries: 2048,
+    keys: 256,
+    inner: 11_008,
+    vocabulary: 151_936,
+};
+const QWEN2_5_VISION: QwenVision = QwenVision {
+    inner: 3420,
+    output: 2048,
+    is_llama_like: true,
+    ..QWEN_VISION
 };
 
 impl Model {
@@ -65,6 +85,7 @@ impl Model {
             Model::Moxin7b => "moxin-7b-random",
             Model::PaliGemma3b => "paligemma-3b-random",
             Model::Qwen2Vl2b => "qwen2-vl-2b-random",
+            Model::Qwen25Vl3b => "qwen2.5-vl-3b-random",
         }
     }
 
@@ -86,6 +107,10 @@ impl Model {
                 list.qwen_vision("visual", &QWEN_VISION);
                 list.layers("model", &QWEN2_VL_2B, true);
             }
+            Model::Qwen25Vl3b => {
+                list.qwen_vision("visual", &QWEN2_5_VISION);
+                list.layers("model", &QWEN2_5_VL_3B, true);
+            }
         }
         list.0
     }
@@ -97,6 +122,7 @@ impl Model {
             Model::Moxin7b => "models/tiny",
             Model::PaliGemma3b => "tests/models/paligemma/model",
             Model::Qwen2Vl2b => "tests/models/qwen2_vl/model",
+            Model::Qwen25Vl3b => "tests/models/qwen2_5_vl/model",
         };
         setup::repository().join(folder)
     }
@@ -126,6 +152,10 @@ impl Model {
             ],
             Model::Qwen2Vl2b => vec![
                 ("config.json", qwen2_vl(&self.config()?)),
+                ("preprocessor_config.json", qwen_processor()),
+            ],
+            Model::Qwen25Vl3b => vec![
+                ("config.json", qwen2_5_vl(&self.config()?)),
                 ("preprocessor_config.json", qwen_processor()),
             ],
         };
@@ -178,7 +208,7 @@ fn siglip_processor() -> Value {
 }
 
 fn qwen2_vl(small: &Value) -> Value {
-    let mut config = json!({
+    let config = json!({
         "model_type": "qwen2_vl",
         "architectures": ["Qwen2VLForConditionalGeneration"],
         "hidden_act": "silu", "hidden_size": 1536, "intermediate_size": 8960, "max_position_embeddings": 32768, "max_window_layers": 28,
@@ -190,6 +220,28 @@ fn qwen2_vl(small: &Value) -> Value {
             "spatial_merge_size": 2, "spatial_patch_size": 14, "temporal_patch_size": 2,
         },
     });
+    with_ids(config, small)
+}
+
+fn qwen2_5_vl(small: &Value) -> Value {
+    let config = json!({
+        "model_type": "qwen2_5_vl",
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 11008, "max_position_embeddings": 128_000,
+        "max_window_layers": 70, "num_attention_heads": 16, "num_hidden_layers": 36, "num_key_value_heads": 2, "rms_norm_eps": 1e-6,
+        "rope_theta": 1_000_000.0, "rope_scaling": { "type": "mrope", "mrope_section": [16, 24, 24] }, "sliding_window": 32768,
+        "tie_word_embeddings": true, "torch_dtype": "bfloat16", "use_sliding_window": false, "vocab_size": 151_936,
+        "vision_config": {
+            "depth": 32, "fullatt_block_indexes": [7, 15, 23, 31], "hidden_act": "silu", "hidden_size": 1280, "in_chans": 3,
+            "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048, "patch_size": 14, "spatial_merge_size": 2,
+            "spatial_patch_size": 14, "temporal_patch_size": 2, "tokens_per_second": 2, "window_size": 112,
+        },
+    });
+    with_ids(config, small)
+}
+
+/// Adds the ids of the small tokenizer.
+fn with_ids(mut config: Value, small: &Value) -> Value {
     for name in [
         "bos_token_id",
         "eos_token_id",
@@ -215,7 +267,7 @@ fn qwen_processor() -> Value {
 mod tests {
     use super::*;
 
-    /// The published sizes: 2.92 and 2.21 billion parameters.
+    /// The published sizes: 2.92, 2.21 and 3.75 billion parameters.
     #[test]
     fn the_real_sizes_give_the_real_numbers_of_parameters() {
         let count = |model: Model| {
@@ -223,5 +275,6 @@ mod tests {
         };
         assert_eq!(count(Model::PaliGemma3b), 2923.0);
         assert_eq!(count(Model::Qwen2Vl2b), 2209.0);
+        assert_eq!(count(Model::Qwen25Vl3b), 3755.0);
     }
 }

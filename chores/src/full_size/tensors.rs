@@ -37,6 +37,8 @@ pub struct QwenVision {
     /// The number of values in merged patches.
     pub merged: usize,
     pub output: usize,
+    /// Whether the norms and the MLPs are those of the Llama family, as in Qwen2.5-VL.
+    pub is_llama_like: bool,
 }
 
 /// A decoder of the Llama family.
@@ -281,15 +283,29 @@ impl List {
         );
         for i in 0..vision.depth {
             let block = format!("{name}.blocks.{i}");
-            self.layer_norm(&format!("{block}.norm1"), width);
+            self.qwen_norm(&format!("{block}.norm1"), vision);
             self.linear(&format!("{block}.attn.qkv"), 3 * width, width);
             self.linear(&format!("{block}.attn.proj"), width, width);
-            self.layer_norm(&format!("{block}.norm2"), width);
-            self.mlp(&format!("{block}.mlp"), width, inner);
+            self.qwen_norm(&format!("{block}.norm2"), vision);
+            if vision.is_llama_like {
+                self.linear(&format!("{block}.mlp.gate_proj"), inner, width);
+                self.linear(&format!("{block}.mlp.up_proj"), inner, width);
+                self.linear(&format!("{block}.mlp.down_proj"), width, inner);
+            } else {
+                self.mlp(&format!("{block}.mlp"), width, inner);
+            }
         }
-        self.layer_norm(&format!("{name}.merger.ln_q"), width);
+        self.qwen_norm(&format!("{name}.merger.ln_q"), vision);
         self.linear(&format!("{name}.merger.mlp.0"), merged, merged);
         self.linear(&format!("{name}.merger.mlp.2"), output, merged);
+    }
+
+    fn qwen_norm(&mut self, name: &str, vision: &QwenVision) {
+        if vision.is_llama_like {
+            self.rms_norm(name, vision.width);
+        } else {
+            self.layer_norm(name, vision.width);
+        }
     }
 }
 
