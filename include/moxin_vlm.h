@@ -702,12 +702,12 @@ typedef struct moxin_model_info {
     uint32_t hidden_size;
     /**
      * The edge in pixels of the square that pictures are resized to; 0 if the size depends on the
-     * picture.
+     * picture, or if there are no pictures.
      */
     uint32_t image_size;
     /**
-     * The number of positions per picture; 0 if it depends on the picture: see
-     * moxin_model_image_tokens.
+     * The number of positions per picture; 0 if it depends on the picture (see
+     * moxin_model_image_tokens), or if there are no pictures.
      */
     uint32_t tokens_per_image;
     /**
@@ -736,7 +736,8 @@ typedef struct moxin_model_info {
      */
     char model_type[32];
     /**
-     * The maximum number of pictures in a conversation; 0: as many as fit into the context.
+     * The maximum number of pictures in a conversation; 0: as many as fit into the context, or none
+     * if text_only is not 0.
      */
     uint32_t max_images;
     /**
@@ -756,6 +757,14 @@ typedef struct moxin_model_info {
      * NUL-terminated.
      */
     char default_prompt[64];
+    /**
+     * Not 0 if the model reads text only: it takes no pictures.
+     */
+    uint32_t text_only;
+    /**
+     * Must be ignored.
+     */
+    uint32_t reserved;
 } moxin_model_info;
 
 /**
@@ -1508,8 +1517,8 @@ void moxin_memory_trim(void);
 void moxin_model_params_init(struct moxin_model_params *params, size_t struct_size);
 
 /**
- * Loads a model from a Hugging Face folder (config.json, weights, tokenizer.json,
- * preprocessor_config.json).
+ * Loads a model from a Hugging Face folder (config.json, weights, tokenizer.json, and
+ * preprocessor_config.json if it takes pictures).
  *
  * path is the folder, NUL-terminated UTF-8. params, op and error may be NULL. *out_model receives
  * a model, which the caller frees with moxin_model_free. Progress is reported with stage

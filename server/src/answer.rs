@@ -172,6 +172,7 @@ pub async fn count(app: &Arc<App>, question: Question, field: &'static str) -> R
 async fn prepare(app: &Arc<App>, mut question: Question, field: &'static str) -> Result<Ready> {
     question.check(app.limits.max_images, field)?;
     let served = app.models.find(question.model.as_deref())?.clone();
+    question.check_model(&served.info)?;
     app.check_running()?;
     let place = app.queue.enter().await?;
     let since = Instant::now();

@@ -1,6 +1,6 @@
 //! A conversation that is to be answered, whatever the form it came in.
 
-use moxin_vlm::{Budget, GenerationOptions, Role};
+use moxin_vlm::{Budget, GenerationOptions, ModelInfo, Role};
 
 use crate::error::{ApiError, Result};
 
@@ -74,6 +74,22 @@ impl Question {
             return Err(ApiError::field(field, message).code("too_many_images"));
         }
         Ok(())
+    }
+
+    /// Checks that the model takes pictures if there are any, before they are fetched.
+    pub fn check_model(&self, model: &ModelInfo) -> Result<()> {
+        let mut parts = self.turns.iter().flat_map(|turn| &turn.parts);
+        let picture = parts.find_map(|part| match part {
+            Part::Image { field, .. } => Some(field),
+            Part::Text(_) => None,
+        });
+        match picture {
+            Some(field) if model.max_images == 0 => Err(ApiError::field(
+                field,
+                "this model reads text only; it takes no pictures",
+            )),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -111,10 +111,10 @@ pub struct moxin_model_info {
     /// The number of values per token.
     pub hidden_size: u32,
     /// The edge in pixels of the square that pictures are resized to; 0 if the size depends on the
-    /// picture.
+    /// picture, or if there are no pictures.
     pub image_size: u32,
-    /// The number of positions per picture; 0 if it depends on the picture: see
-    /// moxin_model_image_tokens.
+    /// The number of positions per picture; 0 if it depends on the picture (see
+    /// moxin_model_image_tokens), or if there are no pictures.
     pub tokens_per_image: u32,
     /// The device that the model runs on, or would run on; never MOXIN_BACKEND_AUTO.
     pub backend: moxin_backend,
@@ -129,7 +129,8 @@ pub struct moxin_model_info {
     /// The architecture as named in config.json, such as "prismatic"; NUL-terminated, truncated if
     /// longer.
     pub model_type: [c_char; 32],
-    /// The maximum number of pictures in a conversation; 0: as many as fit into the context.
+    /// The maximum number of pictures in a conversation; 0: as many as fit into the context, or none
+    /// if text_only is not 0.
     pub max_images: u32,
     /// Not 0 if the model supports system text.
     pub takes_system: u32,
@@ -140,6 +141,10 @@ pub struct moxin_model_info {
     /// The prompt to use when the user asks nothing, in the words that the model was trained with;
     /// NUL-terminated.
     pub default_prompt: [c_char; 64],
+    /// Not 0 if the model reads text only: it takes no pictures.
+    pub text_only: u32,
+    /// Must be ignored.
+    pub reserved: u32,
 }
 
 /// The memory that a model in a folder needs, in bytes.
@@ -203,8 +208,8 @@ pub unsafe extern "C" fn moxin_model_params_init(
     unsafe { init_params(params, struct_size) };
 }
 
-/// Loads a model from a Hugging Face folder (config.json, weights, tokenizer.json,
-/// preprocessor_config.json).
+/// Loads a model from a Hugging Face folder (config.json, weights, tokenizer.json, and
+/// preprocessor_config.json if it takes pictures).
 ///
 /// path is the folder, NUL-terminated UTF-8. params, op and error may be NULL. *out_model receives
 /// a model, which the caller frees with moxin_model_free. Progress is reported with stage
@@ -516,6 +521,7 @@ fn info_for_c(info: &ModelInfo) -> moxin_model_info {
         takes_system: info.system.into(),
         takes_turns: info.several_messages.into(),
         grounding: info.grounding.into(),
+        text_only: (info.max_images == 0).into(),
         quant_bits: info
             .quantization
             .map_or(0, |quantization| quantization.bits as u32),

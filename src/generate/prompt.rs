@@ -24,6 +24,8 @@ pub struct Prompt {
     pub sources: Vec<Source>,
     /// For each picture, the rows of its runs.
     pub images: Vec<Vec<Range<usize>>>,
+    /// Whether a span would be longer if the prompt were.
+    pub grows: bool,
     /// The text and tokens it was made from.
     pub written: Written,
 }
@@ -49,10 +51,10 @@ impl Written {
 
 impl Prompt {
     /// Returns the number of rows in the longest span, whose rows attend to each other in both
-    /// directions.
+    /// directions; 1 if there is none.
     pub fn longest_span(&self) -> usize {
         let ahead = |(i, row): (usize, &Row)| (row.reach as usize).saturating_sub(i);
-        self.rows.iter().enumerate().map(ahead).max().unwrap_or(0)
+        self.rows.iter().enumerate().map(ahead).max().unwrap_or(1)
     }
 
     /// Returns the largest number of rows, at most `most`, after which the prompt can be cut
@@ -79,15 +81,6 @@ impl Prompt {
             seen += 1;
         }
         from..end
-    }
-
-    /// Returns whether a span reaches the end, so that it would grow with the prompt.
-    pub fn ends_in_span(&self) -> bool {
-        let total = self.rows.len();
-        self.rows
-            .iter()
-            .enumerate()
-            .any(|(i, row)| row.reach as usize == total && i + 1 < total)
     }
 }
 
@@ -162,7 +155,12 @@ impl PromptWriter {
             PromptFormat::Plain { .. } => None,
         };
         let mut controls = end.to_vec();
-        if let Some(Marker { text, id }) = format.marker() {
+        if let Some(Marker {
+            text,
+            id,
+            placeholder,
+        }) = format.marker()
+        {
             if tokenizer.token_id(text) != Some(*id) {
                 let found = tokenizer
                     .token_id(text)
@@ -172,7 +170,10 @@ impl PromptWriter {
                 );
                 return Err(tokenizer.at_fault(what));
             }
-            controls.push(*id);
+            let place = tokenizer.token_id(placeholder).ok_or_else(|| {
+                tokenizer.at_fault(format!("it has no token {placeholder} for images"))
+            })?;
+            controls.extend([*id, place]);
         }
         let encoder = PromptEncoder::new(tokenizer, &controls)?;
         Ok(PromptWriter {
@@ -191,9 +192,10 @@ impl PromptWriter {
         }
     }
 
-    /// Returns whether markers in the prompt give the places of pictures.
+    /// Returns whether prompts have places for pictures. Otherwise there is a single picture, after
+    /// the first token.
     pub fn is_marked(&self) -> bool {
-        self.format.marker().is_some()
+        !matches!(self.format, PromptFormat::Plain { marker: None, .. })
     }
 
     /// Checks by its length alone that a text may fit into a context of so many positions.
@@ -218,13 +220,15 @@ impl PromptWriter {
             PromptFormat::Template { .. } => true,
         };
         match self.format.marker() {
-            Some(Marker { text: marker, id }) => {
+            Some(Marker {
+                id, placeholder, ..
+            }) => {
                 let markups: Vec<&str> = request
                     .plans
                     .iter()
                     .map(|plan| plan.markup.as_str())
                     .collect();
-                let text = text.replace_markers(marker, &markups)?;
+                let text = text.replace_markers(placeholder, &markups)?;
                 self.with_media(self.tokens(&text, request, framed)?, request, Some(*id))
             }
             None => self.with_media(self.tokens(&text, request, framed)?, request, None),
@@ -366,15 +370,20 @@ impl PromptWriter {
             .enumerate()
             .map(|(i, (id, position))| Row::causal(*id, position, i))
             .collect();
-        for span in self.blueprint.spans(ids.len(), &placed) {
+        let spans = self.blueprint.spans(ids.len(), &placed);
+        for span in &spans {
             for row in &mut rows[span.clone()] {
-                (row.from, row.reach) = (span.start as u32, span.end as u32);
+                row.reach = span.end as u32;
+                if self.blueprint.spans_exceed_windows() {
+                    row.from = span.start as u32;
+                }
             }
         }
         Ok(Prompt {
             rows,
             sources,
             images,
+            grows: spans != self.blueprint.spans(ids.len() + 1, &placed),
             written,
         })
     }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{
     ARCHITECTURES, Blueprint, Budget, LoadedModel, MediaPlan, MediumSize, MemoryNeeds,
-    ProcessorSettings, is_vision, model_types,
+    PlacedMedium, ProcessorSettings, is_vision, model_types,
 };
 use crate::{
     Error, Result,
@@ -30,10 +30,21 @@ pub struct Files {
     pub config_path: PathBuf,
     /// The content of config.json.
     pub config: Value,
-    /// The image processor's settings.
-    pub processor: ProcessorSettings,
+    /// The image processor's settings, if there are any.
+    pub processor: Option<ProcessorSettings>,
     /// The weights under their stored names.
     pub checkpoint: Checkpoint,
+}
+
+impl Files {
+    /// Returns the image processor's settings.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if the folder has none.
+    pub fn processor(&self) -> Result<&ProcessorSettings> {
+        let missing = || ProcessorSettings::missing(self.folder.path());
+        self.processor.as_ref().ok_or_else(missing)
+    }
 }
 
 /// A folder whose configuration and weight headers were read.
@@ -123,8 +134,8 @@ impl ModelFolder {
     }
 
     /// Returns the size and the plan of the largest picture that fits into so many positions. It is
-    /// square.
-    pub fn largest_picture(&self, positions: usize) -> Result<(MediumSize, MediaPlan)> {
+    /// square. `None` if the model reads text only.
+    pub fn largest_picture(&self, positions: usize) -> Result<Option<(MediumSize, MediaPlan)>> {
         let plan = |edge: usize| {
             let size = MediumSize {
                 width: edge,
@@ -132,9 +143,11 @@ impl ModelFolder {
             };
             Ok((size, self.blueprint.plan(size, Budget::default())?))
         };
-        let edge = self.blueprint.limits().image_size;
-        if edge > 0 {
-            return plan(edge);
+        let limits = self.blueprint.limits();
+        match limits.image_size {
+            _ if limits.images == 0 => return Ok(None),
+            0 => {}
+            edge => return plan(edge).map(Some),
         }
         // The number of features grows with the edge.
         let (mut low, mut high) = (1, 1 << 14);
@@ -146,19 +159,29 @@ impl ModelFolder {
                 high = middle;
             }
         }
-        plan(low)
+        plan(low).map(Some)
     }
 
-    /// Returns the maximum number of positions computed together, for chunks of this size. If a
-    /// model's prompts attend in both directions, that is the whole prompt.
-    pub fn longest_pass(&self, chunk: usize, positions: usize) -> usize {
-        let spans = self.blueprint.spans(positions, &[]);
-        spans
-            .iter()
-            .map(|span| span.len())
-            .max()
-            .unwrap_or(0)
-            .max(chunk)
+    /// Returns the maximum number of positions computed together, for chunks of this size and
+    /// pictures with this plan: a chunk does not cut a span of positions that attend to each other
+    /// in both directions.
+    pub fn longest_pass(&self, chunk: usize, positions: usize, plan: Option<&MediaPlan>) -> usize {
+        let runs = |plan: &MediaPlan| {
+            let run = |end: &mut usize, length: &usize| {
+                *end += length;
+                Some(*end - length..*end)
+            };
+            plan.runs.iter().scan(0, run).collect()
+        };
+        let place = plan.map(|plan| PlacedMedium {
+            runs: runs(plan),
+            plan,
+        });
+        let placed: Vec<_> = place.into_iter().collect();
+        let spans = self.blueprint.spans(positions, &placed);
+        let longest = spans.iter().map(|span| span.len()).max().unwrap_or(1);
+        // The last row of a chunk may start a span.
+        chunk.saturating_add(longest - 1)
     }
 
     /// Loads the stored matrix of a module.

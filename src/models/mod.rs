@@ -6,6 +6,7 @@
 
 mod clip_config;
 mod folder;
+mod gemma;
 pub mod llava;
 mod locations;
 mod memory;
@@ -22,6 +23,7 @@ mod qwen_vl;
 mod save;
 mod squared;
 mod text_config;
+mod text_only;
 
 use std::{fmt, ops::Range};
 
@@ -34,6 +36,8 @@ pub use quantize::QuantizeOptions;
 pub(crate) use quantize::{QuantizeFailure, most_common, quantize_matrix};
 pub use text_config::{TextConfig, TokenIds};
 
+use self::text_only::NoVision;
+pub(crate) use self::text_only::text_only;
 use crate::{
     Result,
     checkpoint::Weights,
@@ -70,6 +74,8 @@ pub struct Architecture {
 }
 
 /// Everything known about a model before its weights are read. Plain data: any thread may use it.
+///
+/// Without the methods for pictures, it is that of a model that reads text only.
 pub trait Blueprint: Send + Sync + fmt::Debug {
     /// Returns what the model supports, and its limits.
     fn limits(&self) -> Limits;
@@ -88,11 +94,17 @@ pub trait Blueprint: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if the model cannot take the size
-    /// or the budget.
-    fn plan(&self, size: MediumSize, budget: Budget) -> Result<MediaPlan>;
+    /// or the budget, or reads text only.
+    fn plan(&self, size: MediumSize, budget: Budget) -> Result<MediaPlan> {
+        let _ = (size, budget);
+        Err(text_only())
+    }
 
     /// Makes the pixels of a picture according to its plan.
-    fn preprocess(&self, picture: &Picture, plan: &MediaPlan) -> Result<Pixels>;
+    fn preprocess(&self, picture: &Picture, plan: &MediaPlan) -> Result<Pixels> {
+        let _ = (picture, plan);
+        Err(text_only())
+    }
 
     /// Returns the bytes of the result of [`Blueprint::preprocess`].
     fn pixel_bytes(&self, plan: &MediaPlan) -> u64 {
@@ -102,10 +114,16 @@ pub trait Blueprint: Send + Sync + fmt::Debug {
     }
 
     /// Returns the temporary memory in bytes of [`Blueprint::preprocess`].
-    fn preprocess_memory(&self, size: MediumSize, plan: &MediaPlan) -> u64;
+    fn preprocess_memory(&self, size: MediumSize, plan: &MediaPlan) -> u64 {
+        let _ = (size, plan);
+        0
+    }
 
     /// Returns the bytes that encoding needs in addition to weights and pixels.
-    fn vision_memory(&self, plan: &MediaPlan, sizes: &Sizes) -> u64;
+    fn vision_memory(&self, plan: &MediaPlan, sizes: &Sizes) -> u64 {
+        let _ = (plan, sizes);
+        0
+    }
 
     /// Returns how conversations are turned into prompts.
     fn format(&self) -> PromptFormat;
@@ -129,8 +147,16 @@ pub trait Blueprint: Send + Sync + fmt::Debug {
         None
     }
 
+    /// Returns whether the rows of a span attend to each other even beyond a layer's window.
+    fn spans_exceed_windows(&self) -> bool {
+        false
+    }
+
     /// Loads the vision part. On the engine thread only.
-    fn load_vision(&self, weights: &Weights, device: &Device) -> Result<Box<dyn Vision>>;
+    fn load_vision(&self, weights: &Weights, device: &Device) -> Result<Box<dyn Vision>> {
+        let _ = (weights, device);
+        Ok(Box::new(NoVision))
+    }
 }
 
 /// Encodes pixels as features: vision encoders and the projector.
@@ -157,10 +183,10 @@ pub struct Limits {
     pub default_context: usize,
     /// The end-of-sequence tokens in config.json; generation_config.json takes precedence.
     pub end_tokens: Vec<u32>,
-    /// The maximum number of pictures in a conversation.
+    /// The maximum number of pictures in a conversation; 0 if the model reads text only.
     pub images: usize,
     /// The edge in pixels of the square that pictures are resized to; 0 if the size depends on the
-    /// picture.
+    /// picture, or if there are no pictures.
     pub image_size: usize,
     /// Whether the model supports system text.
     pub system: bool,
@@ -250,8 +276,8 @@ pub struct PlacedMedium<'a> {
 pub enum PromptFormat {
     /// With the folder's chat template, or `default` if it has none.
     Template {
-        /// The placeholder for a picture.
-        marker: Marker,
+        /// The marker of pictures; `None` if the model reads text only.
+        marker: Option<Marker>,
         /// The form in which the template gets a message's content.
         content: ContentStyle,
         /// The template for folders that have none.
@@ -260,7 +286,7 @@ pub enum PromptFormat {
     /// With a function, and a marker in place of pictures or, without one, the picture after the
     /// first token.
     Plain {
-        /// The placeholder for a picture.
+        /// The marker of pictures.
         marker: Option<Marker>,
         /// Renders the conversation, with a marker for each picture.
         render: fn(&[Message]) -> Result<Prompt>,
@@ -270,11 +296,12 @@ pub enum PromptFormat {
 }
 
 impl PromptFormat {
-    /// Returns the placeholder for a picture, if there is one.
+    /// Returns the marker of pictures, if there is one.
     pub fn marker(&self) -> Option<&Marker> {
         match self {
-            PromptFormat::Template { marker, .. } => Some(marker),
-            PromptFormat::Plain { marker, .. } => marker.as_ref(),
+            PromptFormat::Template { marker, .. } | PromptFormat::Plain { marker, .. } => {
+                marker.as_ref()
+            }
         }
     }
 }
@@ -286,6 +313,20 @@ pub struct Marker {
     pub text: String,
     /// Its id.
     pub id: u32,
+    /// The text that stands for a picture in what a template writes, and in raw prompts; the plan's
+    /// markup takes its place.
+    pub placeholder: String,
+}
+
+impl Marker {
+    /// Creates a marker that is its own placeholder.
+    pub fn new(text: &str, id: u32) -> Marker {
+        Marker {
+            text: text.into(),
+            id,
+            placeholder: text.into(),
+        }
+    }
 }
 
 /// Returns whether a tensor or a module affects the features of a picture.

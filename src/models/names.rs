@@ -28,6 +28,23 @@ pub fn decoder_name(stored: &str) -> Option<String> {
     Some(format!("language_model.model.{inside}"))
 }
 
+/// Returns the canonical name of a tensor of a model with a decoder and a CLIP or SigLIP encoder:
+/// `vision_tower.vision_model.` starts those of the encoder, as on the hub. transformers since 4.52
+/// puts `model.` before it, and 5 keeps the encoder without the inner name in memory.
+pub fn with_vision_tower(stored: &str) -> String {
+    if let Some(name) = decoder_name(stored) {
+        return name;
+    }
+    let name = stored.strip_prefix("model.").unwrap_or(stored);
+    match name.strip_prefix("vision_tower.") {
+        Some(rest) => {
+            let rest = rest.strip_prefix("vision_model.").unwrap_or(rest);
+            format!("vision_tower.vision_model.{rest}")
+        }
+        None => name.to_owned(),
+    }
+}
+
 /// Returns whether a tensor is one that programs compute: rotary frequencies, and lists of position
 /// ids.
 pub fn is_computed(stored: &str) -> bool {
@@ -39,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_spelling_of_the_decoder_has_one_name() {
+    fn every_spelling_has_one_name() {
         for stored in [
             "language_model.model.layers.3.mlp.up_proj.weight",
             "model.language_model.layers.3.mlp.up_proj.weight",
@@ -58,5 +75,13 @@ mod tests {
         }
         assert_eq!(decoder_name("model.vision_tower.layers.0.weight"), None);
         assert_eq!(decoder_name("visual.blocks.0.norm1.weight"), None);
+        for stored in [
+            "vision_tower.vision_model.post_layernorm.bias",
+            "model.vision_tower.vision_model.post_layernorm.bias",
+            "model.vision_tower.post_layernorm.bias",
+        ] {
+            let name = "vision_tower.vision_model.post_layernorm.bias";
+            assert_eq!(with_vision_tower(stored), name);
+        }
     }
 }

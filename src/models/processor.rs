@@ -12,6 +12,12 @@ use crate::{
     image::{Filter, Normalization},
 };
 
+/// The file that most folders have.
+const FILE: &str = "preprocessor_config.json";
+
+/// What the files are for.
+const WHAT: &str = "the settings of the image processor";
+
 /// The settings of a folder's image processor, not yet interpreted.
 #[derive(Debug, Clone)]
 pub struct ProcessorSettings {
@@ -20,45 +26,39 @@ pub struct ProcessorSettings {
 }
 
 impl ProcessorSettings {
-    /// Reads the settings in a folder.
+    /// Reads the settings in a folder; `None` if it has neither file.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if it has neither file; [`Error::CorruptModel`] if the file is not a
-    /// JSON object.
-    pub fn open(folder: &Path) -> Result<ProcessorSettings> {
-        let path = folder.join("preprocessor_config.json");
-        let what = "the settings of the image processor";
-        match file::read_json(&path, what, file::MAX_JSON_BYTES) {
-            Ok(bytes) => Ok(ProcessorSettings {
-                values: parse_file(&path, &bytes)?,
-                path,
-            }),
-            Err(missing @ Error::NotFound { .. }) => {
-                let other = folder.join("processor_config.json");
-                let bytes = match file::read_json(&other, what, file::MAX_JSON_BYTES) {
-                    Err(Error::NotFound { .. }) => return Err(missing),
-                    bytes => bytes?,
-                };
-                let mut all: Map<String, Value> = parse_file(&other, &bytes)?;
-                let values = match all.remove("image_processor") {
-                    Some(Value::Object(values)) => values,
-                    Some(_) => {
-                        return Err(Error::corrupt(
-                            &other,
-                            "field `image_processor`: expected an object",
-                        ));
-                    }
-                    // A processor_config.json without image settings does not replace the other
-                    // file.
-                    None if !all.contains_key("image_processor_type") => return Err(missing),
-                    None => all,
-                };
-                Ok(ProcessorSettings {
-                    path: other,
-                    values,
-                })
+    /// [`Error::CorruptModel`] if the file is not a JSON object.
+    pub fn open(folder: &Path) -> Result<Option<ProcessorSettings>> {
+        let path = folder.join(FILE);
+        if let Some(values) = read(&path)? {
+            return Ok(Some(ProcessorSettings { path, values }));
+        }
+        let path = folder.join("processor_config.json");
+        let Some(mut all) = read(&path)? else {
+            return Ok(None);
+        };
+        let values = match all.remove("image_processor") {
+            Some(Value::Object(values)) => values,
+            Some(_) => {
+                return Err(Error::corrupt(
+                    &path,
+                    "field `image_processor`: expected an object",
+                ));
             }
-            Err(error) => Err(error),
+            // A processor_config.json without image settings does not replace the other file.
+            None if !all.contains_key("image_processor_type") => return Ok(None),
+            None => all,
+        };
+        Ok(Some(ProcessorSettings { path, values }))
+    }
+
+    /// Returns the error for a folder that has neither file.
+    pub fn missing(folder: &Path) -> Error {
+        Error::NotFound {
+            path: folder.join(FILE),
+            what: WHAT.into(),
         }
     }
 
@@ -224,5 +224,14 @@ impl ProcessorSettings {
             &self.path,
             format!("field `{name}` is {value}; expected {expected}"),
         )
+    }
+}
+
+/// Reads a JSON object, if the file exists.
+fn read(path: &Path) -> Result<Option<Map<String, Value>>> {
+    match file::read_json(path, WHAT, file::MAX_JSON_BYTES) {
+        Ok(bytes) => parse_file(path, &bytes).map(Some),
+        Err(Error::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
     }
 }

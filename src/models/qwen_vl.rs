@@ -189,7 +189,7 @@ fn defaults() -> TextConfig {
 impl Processor {
     /// `min_pixels` and `max_pixels` take precedence over `size`, as in transformers.
     fn read(files: &Files, vision: &QwenVitConfig, family: &Family) -> Result<Processor> {
-        let settings = &files.processor;
+        let settings = files.processor()?;
         settings.expect(family.model_type, family.processors)?;
         ["do_resize", "do_rescale", "do_normalize"]
             .into_iter()
@@ -333,12 +333,8 @@ impl Blueprint for QwenVl {
     }
 
     fn format(&self) -> PromptFormat {
-        let marker = Marker {
-            text: MARKER.into(),
-            id: self.image_token,
-        };
         PromptFormat::Template {
-            marker,
+            marker: Some(Marker::new(MARKER, self.image_token)),
             content: ContentStyle::Parts,
             default: Some(TEMPLATE),
         }

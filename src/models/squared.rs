@@ -24,14 +24,15 @@ pub struct Squared {
 }
 
 impl Squared {
-    /// Reads SigLIP's processor, for an encoder of pictures with this edge.
-    pub fn read(settings: &ProcessorSettings, edge: usize) -> Result<Squared> {
+    /// Reads a processor of SigLIP's kind, for an encoder of pictures with this edge. `filter` is
+    /// the default for resizing.
+    pub fn read(settings: &ProcessorSettings, edge: usize, filter: Filter) -> Result<Squared> {
         check_steps(settings)?;
         check_square(settings, "size", edge)?;
         Ok(Squared {
             edge,
             shortest: None,
-            filter: settings.filter(Filter::Bicubic)?,
+            filter: settings.filter(filter)?,
             normalization: settings.normalization([0.5; 3], [0.5; 3])?,
         })
     }

@@ -45,13 +45,19 @@ pub struct TextConfig {
     pub rope_scaling: Option<RopeConfig>,
     /// The field for both in transformers 5.
     pub rope_parameters: Option<RopeConfig>,
+    /// Gemma 3: the base of the rotary positions in layers with a window.
+    pub rope_local_base_freq: Option<f32>,
     /// The number of positions that a token attends to, including itself.
     pub sliding_window: Option<usize>,
+    /// Whether each layer has a window: `sliding_attention` or `full_attention`.
+    pub layer_types: Option<Vec<String>>,
+    /// Gemma 3: every layer has a window except each one whose number, from 1, this divides.
+    pub sliding_window_pattern: Option<usize>,
     /// The number of positions that the model was made for.
     pub max_position_embeddings: Option<usize>,
     /// The end-of-sequence token or tokens.
     pub eos_token_id: Option<TokenIds>,
-    /// Gemma 2: attention scores are multiplied by the inverse square root of this.
+    /// Gemma 2 and 3: attention scores are multiplied by the inverse square root of this.
     pub query_pre_attn_scalar: Option<f32>,
     /// Gemma 2: the soft cap of attention scores.
     pub attn_logit_softcapping: Option<f32>,
@@ -73,6 +79,10 @@ pub struct RopeConfig {
     pub factor: Option<f32>,
     /// The number of frequencies for frame, row and column.
     pub mrope_section: Option<Vec<usize>>,
+    /// The same for layers without a window only.
+    pub full_attention: Option<Box<RopeConfig>>,
+    /// The same for layers with a window only.
+    pub sliding_attention: Option<Box<RopeConfig>>,
 }
 
 /// One token id or several.
@@ -124,14 +134,14 @@ impl TextConfig {
             .get("text_config")
             .filter(|value| !value.is_null())
             .unwrap_or(config);
-        let parse = |value: &Value| {
-            TextConfig::deserialize(value).map_err(|error| Error::corrupt(path, error.to_string()))
+        let corrupt = |error: serde_json::Error| Error::corrupt(path, error.to_string());
+        // As in transformers' `GenerationConfig.from_model_config`, the whole comes before the part.
+        let whole = TextConfig {
+            eos_token_id: Option::deserialize(&config["eos_token_id"]).map_err(corrupt)?,
+            ..TextConfig::default()
         };
-        let mut text = parse(part)?.or(defaults);
-        if text.eos_token_id.is_none() {
-            text.eos_token_id = parse(config)?.eos_token_id;
-        }
-        Ok(text)
+        let part = TextConfig::deserialize(part).map_err(corrupt)?;
+        Ok(whole.or(part).or(defaults))
     }
 
     /// Returns the fields of `self`, or those of `other` if they are missing.
@@ -151,7 +161,10 @@ impl TextConfig {
             rope_theta: self.rope_theta.or(other.rope_theta),
             rope_scaling: self.rope_scaling.or(other.rope_scaling),
             rope_parameters: self.rope_parameters.or(other.rope_parameters),
+            rope_local_base_freq: self.rope_local_base_freq.or(other.rope_local_base_freq),
             sliding_window: self.sliding_window.or(other.sliding_window),
+            layer_types: self.layer_types.or(other.layer_types),
+            sliding_window_pattern: self.sliding_window_pattern.or(other.sliding_window_pattern),
             max_position_embeddings: self
                 .max_position_embeddings
                 .or(other.max_position_embeddings),
@@ -182,6 +195,21 @@ impl TextConfig {
             .into_iter()
             .flatten()
             .find_map(|rope| rope.mrope_section.as_deref())
+    }
+
+    /// Returns the factor of attention scores that `query_pre_attn_scalar` states.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedModel`] if it is not a positive number.
+    pub fn attention_scale(&self, path: &Path) -> Result<f32> {
+        let scalar = self.query_pre_attn_scalar.unwrap_or_default();
+        match scalar > 0.0 && scalar.is_finite() {
+            true => Ok(scalar.sqrt().recip()),
+            false => Err(Error::unsupported(
+                path,
+                format!("text_config.query_pre_attn_scalar is {scalar}; expected more than 0"),
+            )),
+        }
     }
 
     /// Returns the end-of-sequence tokens.
@@ -241,7 +269,7 @@ impl TextConfig {
         }
         if !(theta > 1.0 && theta.is_finite()) {
             return Err(format!(
-                "text_config.rope_theta is {theta}; expected more than 1"
+                "the base of text_config's rotary positions is {theta}; expected more than 1"
             ));
         }
         let rope = Rope {

@@ -74,10 +74,7 @@ pub struct Row {
     /// The frame, row and column; all three are equal for text.
     pub position: [i32; 3],
     /// The first row that it attends to regardless of a window, counted from the start of the
-    /// conversation: itself if attention is causal, the start of its span if that is bidirectional.
-    /// transformers combines the two in this way
-    /// (<https://github.com/huggingface/transformers/blob/v5.24.0/src/transformers/masking_utils.py>,
-    /// `create_sliding_window_causal_mask`).
+    /// conversation: itself, or the start of its span if spans exceed windows.
     pub from: u32,
     /// The end of the rows that it may attend to: its own index plus one if attention is causal,
     /// the end of its span if that is bidirectional.

@@ -23,12 +23,13 @@ pub struct ModelInfo {
     /// The number of rows of the token embedding.
     pub vocabulary: usize,
     /// The edge in pixels of the square that pictures are resized to; 0 if the size depends on the
-    /// picture.
+    /// picture, or if there are no pictures.
     pub image_size: usize,
-    /// The number of positions per picture; 0 if it depends on the picture: see
-    /// [`Model::image_tokens`](crate::Model::image_tokens).
+    /// The number of positions per picture; 0 if it depends on the picture (see
+    /// [`Model::image_tokens`](crate::Model::image_tokens)), or if there are no pictures.
     pub image_tokens: usize,
-    /// The maximum number of pictures in a conversation; [`usize::MAX`]: as many as fit.
+    /// The maximum number of pictures in a conversation; [`usize::MAX`]: as many as fit; 0: the
+    /// model reads text only.
     pub max_images: usize,
     /// Whether the model supports system text.
     pub system: bool,
@@ -137,7 +138,10 @@ fn fingerprint(
     for field in ["quantization", "quantization_config"] {
         config.as_object_mut().map(|config| config.remove(field));
     }
-    let settings = format!("{config} {:?} {schemes:?}", folder.files.processor.values());
+    let processor = folder.files.processor.as_ref();
+    let settings =
+        processor.map_or_else(String::new, |settings| format!("{:?}", settings.values()));
+    let settings = format!("{config} {settings} {schemes:?}");
     let hash = blake3::Hasher::new()
         .update(vision_hash.as_bytes())
         .update(settings.as_bytes())

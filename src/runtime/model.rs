@@ -19,8 +19,8 @@ use crate::{
     generate::{Chat, ChatImage, ChatModel, GenerationOptions, ImageContent},
     image::Picture,
     models::{
-        Budget, Location, MediaKey, MediaPlan, MediumSize, ModelFolder, QuantizeFailure,
-        QuantizeOptions, Sizes,
+        Budget, Location, MediaKey, MediaPlan, MediumSize, ModelFolder, ProcessorSettings,
+        QuantizeFailure, QuantizeOptions, Sizes, text_only,
     },
     process,
 };
@@ -86,7 +86,8 @@ static MODELS: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
 
 impl Model {
     /// Loads a Hugging Face folder: `config.json`, the weights, `tokenizer.json`,
-    /// `preprocessor_config.json` and, if present, `generation_config.json`.
+    /// `preprocessor_config.json` if the model takes pictures and, if present,
+    /// `generation_config.json`.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::CorruptModel`] and [`Error::UnsupportedModel`] name the file
@@ -149,13 +150,13 @@ impl Model {
         let scheme = |path: &str, columns| options.scheme(path, columns);
         let needs = folder.memory(arithmetic, &scheme);
         let positions = generation.context(&folder.blueprint.limits());
-        let (size, plan) = folder.largest_picture(positions)?;
-        let vision = Sizes::new(&folder.checkpoint, arithmetic, &scheme).vision(
-            folder.blueprint.as_ref(),
-            size,
-            &plan,
-        );
-        let chunk = folder.longest_pass(generation.prefill_chunk, positions);
+        let picture = folder.largest_picture(positions)?;
+        let sizes = Sizes::new(&folder.checkpoint, arithmetic, &scheme);
+        let vision = picture.as_ref().map_or(0, |(size, plan)| {
+            sizes.vision(folder.blueprint.as_ref(), *size, plan)
+        });
+        let plan = picture.as_ref().map(|(_, plan)| plan);
+        let chunk = folder.longest_pass(generation.prefill_chunk, positions, plan);
         Ok(MemoryEstimate {
             weights: needs.weights,
             kv_per_token: needs.kv_per_token,
@@ -171,7 +172,8 @@ impl Model {
     /// Returns the number of positions that a picture of this size takes.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the model cannot take the size or the budget.
+    /// [`Error::InvalidArgument`] if the model cannot take the size or the budget, or reads text
+    /// only.
     pub fn image_tokens(&self, width: usize, height: usize, budget: Budget) -> Result<usize> {
         Ok(self
             .0
@@ -381,7 +383,11 @@ impl Model {
     /// [`Error::Io`]. On error nothing new is left behind, and an existing folder stays as it was.
     pub fn save(&self, folder: impl AsRef<Path>, overwrite: bool, mut op: Op) -> Result<()> {
         let source = &self.0.folder.files;
-        let needed = [TOKENIZER, source.processor.file_name()];
+        let processor = source.processor.as_ref();
+        let needed: Vec<&str> = [TOKENIZER]
+            .into_iter()
+            .chain(processor.map(ProcessorSettings::file_name))
+            .collect();
         let folder = before_the_engine(&mut op, |_| {
             let folder = NewFolder::beside(folder.as_ref(), overwrite, &source.folder)?;
             copy_texts(&source.folder, folder.folder(), &needed)?;
@@ -412,6 +418,9 @@ impl Model {
     /// Prepares an embedding for a conversation, if it is this model's. On the engine thread only.
     pub(super) fn chat_embedding(&self, embedding: &Embedding) -> Result<ChatImage> {
         let info = self.info();
+        if info.max_images == 0 {
+            return Err(text_only());
+        }
         if embedding.model != info.fingerprint {
             return Err(Error::InvalidArgument(
                 "the embedding was made by another model; encode the image with this one".into(),

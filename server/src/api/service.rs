@@ -40,10 +40,12 @@ pub struct ModelBody {
 struct Properties {
     /// The architecture, as named in config.json.
     model_type: String,
-    modalities: [&'static str; 2],
+    /// `text`, and `image` if it takes pictures.
+    modalities: Vec<&'static str>,
     /// The number of positions that the model was made for.
     context: usize,
-    /// The maximum number of pictures in a conversation; null: as many as fit.
+    /// The maximum number of pictures in a conversation; null: as many as fit; 0: the model reads
+    /// text only.
     max_images: Option<usize>,
     /// Whether a conversation can continue after an answer.
     several_messages: bool,
@@ -96,7 +98,10 @@ impl ModelBody {
             owned_by: "moxin-vlm",
             moxin: Properties {
                 model_type: model_type.clone(),
-                modalities: ["text", "image"],
+                modalities: match max_images {
+                    0 => vec!["text"],
+                    _ => vec!["text", "image"],
+                },
                 context: *context_length,
                 max_images: (*max_images != usize::MAX).then_some(*max_images),
                 several_messages: *several_messages,

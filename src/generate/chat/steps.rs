@@ -49,7 +49,8 @@ impl Chat {
                 },
         );
         let cached = model.memory.cache(self.positions());
-        let chunk = self.options.prefill_chunk.max(prompt.longest_span());
+        // The last row of a chunk may start a span.
+        let chunk = self.options.prefill_chunk + prompt.longest_span() - 1;
         let needed = model
             .memory
             .conversation(most, chunk)
@@ -118,7 +119,7 @@ impl Chat {
             return Err(nothing_to_answer());
         };
         // If spans grow with the prompt, an incomplete one cannot be read.
-        let grows = !turn.answers && reading.prompt.ends_in_span();
+        let grows = !turn.answers && reading.prompt.grows;
         if let Some(i) = reading.missing(&rows) {
             let image = &self.conversation.images()[i];
             reading.features[i] = Some(match &image.content {

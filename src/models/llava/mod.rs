@@ -9,7 +9,7 @@ use super::{
     Architecture, Blueprint, Budget, DEFAULT_CONTEXT, Files, Limits, Marker, MediaPlan, MediumSize,
     PromptFormat, Sizes, TextConfig, Vision,
     clip_config::{VisionConfig, encoder_memory},
-    names::{decoder_name, is_computed},
+    names::{is_computed, with_vision_tower},
     squared::Squared,
     text_config::{TokenIds, token_id},
 };
@@ -103,7 +103,8 @@ impl Llava {
         let activation = Activation::from_name(name).ok_or_else(|| {
             unsupported(format!("projector_hidden_act is {name:?}; expected gelu"))
         })?;
-        files.processor.expect(
+        let settings = files.processor()?;
+        settings.expect(
             "llava",
             &[
                 "CLIPImageProcessor",
@@ -111,7 +112,7 @@ impl Llava {
                 "LlavaProcessor",
             ],
         )?;
-        let processor = Squared::read_clip(&files.processor, all.image_size)?;
+        let processor = Squared::read_clip(settings, all.image_size)?;
         let image_token = token_id(
             path,
             config,
@@ -167,24 +168,14 @@ impl Blueprint for Llava {
     }
 
     fn canonical_name(&self, stored: &str) -> Option<String> {
-        if is_computed(stored) || stored.contains("vision_model.post_layernorm.") {
-            return None;
-        }
-        if let Some(name) = decoder_name(stored) {
-            return Some(name);
-        }
-        let name = stored.strip_prefix("model.").unwrap_or(stored);
-        let Some(rest) = name.strip_prefix("vision_tower.") else {
-            return Some(name.into());
-        };
-        // transformers 5 keeps the encoder without the inner name in memory.
-        let rest = rest.strip_prefix("vision_model.").unwrap_or(rest);
-        let layer = rest
-            .strip_prefix("encoder.layers.")
+        let name = with_vision_tower(stored);
+        let layer = name
+            .strip_prefix("vision_tower.vision_model.encoder.layers.")
             .and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
-        let runs = layer.is_none_or(|layer| layer < self.vision.layers)
-            && !rest.starts_with("post_layernorm.");
-        runs.then(|| format!("vision_tower.vision_model.{rest}"))
+        let is_used = !is_computed(&name)
+            && layer.is_none_or(|layer| layer < self.vision.layers)
+            && !name.starts_with("vision_tower.vision_model.post_layernorm.");
+        is_used.then_some(name)
     }
 
     fn decoder(&self) -> &DecoderSettings {
@@ -217,12 +208,8 @@ impl Blueprint for Llava {
     }
 
     fn format(&self) -> PromptFormat {
-        let marker = Marker {
-            text: MARKER.into(),
-            id: self.image_token,
-        };
         PromptFormat::Template {
-            marker,
+            marker: Some(Marker::new(MARKER, self.image_token)),
             content: ContentStyle::Parts,
             default: None,
         }

@@ -16,7 +16,8 @@ use super::{
     Architecture, Blueprint, Budget, DEFAULT_CONTEXT, Files, Grounding, Limits, Marker, MediaPlan,
     MediumSize, PlacedMedium, PromptFormat, Sizes, TextConfig, Vision,
     clip_config::{VisionConfig, encoder_memory},
-    names::{decoder_name, is_computed},
+    gemma::{gemma, gemma_2},
+    names::{is_computed, with_vision_tower},
     squared::Squared,
     text_config::{TokenIds, token_id},
 };
@@ -24,8 +25,8 @@ use crate::{
     Error, Result,
     checkpoint::Weights,
     device::Device,
-    image::{Picture, Pixels},
-    nn::{Activation, ClipConfig, DecoderSettings},
+    image::{Filter, Picture, Pixels},
+    nn::{ClipConfig, DecoderSettings},
     text::{Message, Prompt},
 };
 
@@ -65,12 +66,23 @@ impl PaliGemma {
             .checkpoint
             .tensor_names()
             .any(|name| name.ends_with("lm_head.weight"));
-        let decoder = gemma(&text, kind == "gemma2", text.decoder(path, !has_head)?);
+        let plain = gemma(text.decoder(path, !has_head)?);
+        let decoder = match kind {
+            "gemma2" => DecoderSettings {
+                attention_softcap: text.attn_logit_softcapping,
+                final_softcap: text.final_logit_softcapping,
+                windows: vec![text.sliding_window, None],
+                ..gemma_2(plain, text.attention_scale(path)?)
+            },
+            _ => DecoderSettings {
+                windows: vec![None],
+                ..plain
+            },
+        };
         let vision = VisionConfig::read(path, config, false)?;
-        files
-            .processor
-            .expect("paligemma", &["SiglipImageProcessor", "PaliGemmaProcessor"])?;
-        let processor = Squared::read(&files.processor, vision.image_size)?;
+        let settings = files.processor()?;
+        settings.expect("paligemma", &["SiglipImageProcessor", "PaliGemmaProcessor"])?;
+        let processor = Squared::read(settings, vision.image_size, Filter::Bicubic)?;
         let image_token = token_id(
             path,
             config,
@@ -125,31 +137,6 @@ fn defaults(kind: &str) -> Option<TextConfig> {
     }
 }
 
-/// Turns a plain decoder into Gemma's: norms of `1 + w`, GELU with tanh regardless of `hidden_act`
-/// (<https://github.com/huggingface/transformers/pull/29402>), embeddings times the square root of
-/// the width; for Gemma 2 also norms after each block, soft caps, and a window in every other
-/// layer.
-fn gemma(text: &TextConfig, is_second: bool, plain: DecoderSettings) -> DecoderSettings {
-    let base = DecoderSettings {
-        norm_adds_one: true,
-        gate: Activation::GeluTanh,
-        embedding_scale: Some((plain.hidden_size as f32).sqrt()),
-        windows: vec![None],
-        ..plain
-    };
-    if !is_second {
-        return base;
-    }
-    DecoderSettings {
-        post_norms: true,
-        attention_scale: text.query_pre_attn_scalar.unwrap_or(256.0).sqrt().recip(),
-        attention_softcap: text.attn_logit_softcapping,
-        final_softcap: text.final_logit_softcapping,
-        windows: vec![text.sliding_window, None],
-        ..base
-    }
-}
-
 impl Blueprint for PaliGemma {
     fn limits(&self) -> Limits {
         Limits {
@@ -166,21 +153,9 @@ impl Blueprint for PaliGemma {
     }
 
     fn canonical_name(&self, stored: &str) -> Option<String> {
-        if is_computed(stored) || stored.contains("vision_model.head.") {
-            return None;
-        }
-        if let Some(name) = decoder_name(stored) {
-            return Some(name);
-        }
-        let name = stored.strip_prefix("model.").unwrap_or(stored);
-        // transformers 5 keeps the encoder without the inner name in memory.
-        let vision = name
-            .strip_prefix("vision_tower.")
-            .map(|rest| rest.strip_prefix("vision_model.").unwrap_or(rest));
-        Some(vision.map_or_else(
-            || name.to_owned(),
-            |rest| format!("vision_tower.vision_model.{rest}"),
-        ))
+        let name = with_vision_tower(stored);
+        let is_used = !is_computed(&name) && !name.starts_with("vision_tower.vision_model.head.");
+        is_used.then_some(name)
     }
 
     fn decoder(&self) -> &DecoderSettings {
@@ -211,12 +186,8 @@ impl Blueprint for PaliGemma {
     }
 
     fn format(&self) -> PromptFormat {
-        let marker = Marker {
-            text: MARKER.into(),
-            id: self.image_token,
-        };
         PromptFormat::Plain {
-            marker: Some(marker),
+            marker: Some(Marker::new(MARKER, self.image_token)),
             render,
             framed: false,
         }
@@ -229,6 +200,13 @@ impl Blueprint for PaliGemma {
 
     fn grounding(&self) -> Option<Grounding> {
         Some(Grounding::LocTokens)
+    }
+
+    /// As in transformers
+    /// (<https://github.com/huggingface/transformers/blob/v5.24.0/src/transformers/masking_utils.py>,
+    /// `create_sliding_window_causal_mask`).
+    fn spans_exceed_windows(&self) -> bool {
+        true
     }
 
     fn load_vision(&self, weights: &Weights, device: &Device) -> Result<Box<dyn Vision>> {

@@ -53,13 +53,14 @@ struct Prismatic {
 impl Prismatic {
     fn open(files: &Files) -> Result<Prismatic> {
         let config = VLMConfig::parse(&files.config_path, &files.config)?;
-        files.processor.expect(
+        let settings = files.processor()?;
+        settings.expect(
             "prismatic",
             &["PrismaticImageProcessor", "PrismaticProcessor"],
         )?;
-        let processor = Processor::from_settings(files.processor.values(), files.processor.path())?;
+        let processor = Processor::from_settings(settings.values(), settings.path())?;
         check_processor(&processor, &config)
-            .map_err(|what| Error::corrupt(files.processor.path(), what))?;
+            .map_err(|what| Error::corrupt(settings.path(), what))?;
         let renamed = files
             .checkpoint
             .clone()

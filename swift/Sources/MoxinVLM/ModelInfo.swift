@@ -63,12 +63,13 @@ public struct ModelInfo: Sendable, Equatable {
     /// The number of values per token.
     public var hiddenSize: Int
     /// The edge in pixels of the square that pictures are resized to; 0 if the size depends on the
-    /// picture.
+    /// picture, or if there are no pictures.
     public var imageSize: Int
-    /// The number of positions per picture; 0 if it depends on the picture: see
-    /// ``VLMModel/imageTokens(width:height:budget:)``.
+    /// The number of positions per picture; 0 if it depends on the picture (see
+    /// ``VLMModel/imageTokens(width:height:budget:)``), or if there are no pictures.
     public var tokensPerImage: Int
-    /// The maximum number of pictures in a conversation; `nil`: as many as fit into the context.
+    /// The maximum number of pictures in a conversation; `nil`: as many as fit into the context; 0:
+    /// the model reads text only.
     public var maxImages: Int?
     /// Whether the model supports system text.
     public var takesSystem: Bool
@@ -97,7 +98,7 @@ public struct ModelInfo: Sendable, Equatable {
         hiddenSize = Int(info.hidden_size)
         imageSize = Int(info.image_size)
         tokensPerImage = Int(info.tokens_per_image)
-        maxImages = info.max_images == 0 ? nil : Int(info.max_images)
+        maxImages = info.max_images == 0 && info.text_only == 0 ? nil : Int(info.max_images)
         takesSystem = info.takes_system != 0
         takesTurns = info.takes_turns != 0
         grounding = info.grounding != 0

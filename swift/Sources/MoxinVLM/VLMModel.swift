@@ -26,8 +26,8 @@ public actor VLMModel {
 
     // MARK: Folders
 
-    /// Loads a model from a Hugging Face folder: config.json, the weights, tokenizer.json,
-    /// preprocessor_config.json.
+    /// Loads a model from a Hugging Face folder: config.json, the weights, tokenizer.json, and
+    /// preprocessor_config.json if it takes pictures.
     ///
     /// - Parameters:
     ///   - directory: The folder.
