@@ -329,6 +329,16 @@ fn an_app_can_rely_on_the_header() {
     );
 }
 
+#[test]
+fn an_app_learns_that_a_model_reads_text_only() {
+    let program = Program::build("tests/c/app.c");
+    let (model, demo) = (in_repository("tests/models/gemma3_text/model"), demo());
+    program.run(
+        &["text-only".as_ref(), model.as_os_str(), demo.as_os_str()],
+        0,
+    );
+}
+
 /// A panic, an MLX exception and a refusal for lack of memory, at the boundary, on the engine's
 /// thread and within a conversation.
 #[test]
@@ -592,6 +602,9 @@ fn describe_talks_with_every_model() {
         "qwen2_5_vl",
         "qwen2_5_vl_untied",
         "llava",
+        "gemma3",
+        "gemma3_saved",
+        "gemma3_text",
     ] {
         let folder = in_repository("tests/models").join(name);
         let cases: serde_json::Value =

@@ -404,6 +404,172 @@ fn a_wrong_field_is_named() {
             json!(false),
             &["do_center_crop"],
         ),
+        (
+            "gemma3",
+            CONFIG,
+            "/text_config/model_type",
+            json!("gemma9"),
+            &["text_config.model_type", "gemma3_text"],
+        ),
+        (
+            "gemma3",
+            CONFIG,
+            "/text_config/sliding_window",
+            json!(0),
+            &["sliding_window"],
+        ),
+        (
+            "gemma3",
+            CONFIG,
+            "/text_config/sliding_window_pattern",
+            json!(0),
+            &["sliding_window_pattern", "1 to 1024"],
+        ),
+        (
+            "gemma3",
+            CONFIG,
+            "/text_config/sliding_window_pattern",
+            json!(16_777_216),
+            &["sliding_window_pattern"],
+        ),
+        (
+            "gemma3",
+            CONFIG,
+            "/text_config/layer_types",
+            json!(["full_attention"]),
+            &["layer_types", "1 entries", "4"],
+        ),
+        (
+            "gemma3_saved",
+            CONFIG,
+            "/text_config/layer_types",
+            json!([
+                "full_attention",
+                "sliding_attention",
+                "chunked_attention",
+                "full_attention"
+            ]),
+            &["layer_types", "chunked_attention"],
+        ),
+        (
+            "gemma3",
+            CONFIG,
+            "/text_config/query_pre_attn_scalar",
+            json!(-1),
+            &["query_pre_attn_scalar"],
+        ),
+        (
+            "gemma3",
+            CONFIG,
+            "/text_config/rope_local_base_freq",
+            json!(0.5),
+            &["rotary positions", "0.5"],
+        ),
+        (
+            "gemma3",
+            CONFIG,
+            "/text_config/rope_scaling",
+            json!({"rope_type": "yarn", "factor": 8}),
+            &["yarn"],
+        ),
+        (
+            "gemma3_saved",
+            CONFIG,
+            "/text_config/rope_parameters/full_attention/factor",
+            json!(0.5),
+            &["rotary positions", "0.5"],
+        ),
+        (
+            "gemma3_saved",
+            CONFIG,
+            "/text_config/rope_parameters/sliding_attention/rope_theta",
+            json!(0),
+            &["rotary positions"],
+        ),
+        (
+            "gemma3",
+            CONFIG,
+            "/text_config/attn_logit_softcapping",
+            json!(50),
+            &["attn_logit_softcapping", "50"],
+        ),
+        (
+            "gemma3",
+            CONFIG,
+            "/text_config/use_bidirectional_attention",
+            json!(true),
+            &["use_bidirectional_attention"],
+        ),
+        (
+            "gemma3",
+            CONFIG,
+            "/text_config/hidden_activation",
+            json!("relu"),
+            &["hidden_activation", "relu"],
+        ),
+        (
+            "gemma3",
+            CONFIG,
+            "/mm_tokens_per_image",
+            json!(0),
+            &["mm_tokens_per_image"],
+        ),
+        (
+            "gemma3",
+            CONFIG,
+            "/mm_tokens_per_image",
+            json!(8),
+            &["mm_tokens_per_image", "8"],
+        ),
+        (
+            "gemma3",
+            CONFIG,
+            "/mm_tokens_per_image",
+            json!(16),
+            &["mm_tokens_per_image", "divisor of 6"],
+        ),
+        (
+            "gemma3",
+            CONFIG,
+            "/mm_tokens_per_image",
+            json!("many"),
+            &["mm_tokens_per_image"],
+        ),
+        (
+            "gemma3",
+            CONFIG,
+            "/image_token_index",
+            json!(5),
+            &["tokenizer.json", "<image_soft_token>"],
+        ),
+        (
+            "gemma3",
+            PROCESSOR,
+            "/do_pan_and_scan",
+            json!(true),
+            &["do_pan_and_scan"],
+        ),
+        (
+            "gemma3",
+            PROCESSOR,
+            "/size",
+            json!({"height": 56, "width": 56}),
+            &["size", "56", "42"],
+        ),
+        (
+            "gemma3_text",
+            CONFIG,
+            "/final_logit_softcapping",
+            json!(30),
+            &["final_logit_softcapping"],
+        ),
+        (
+            "gemma3_text",
+            CONFIG,
+            "/num_hidden_layers",
+            json!(16_777_216),
+            &["layers"],
+        ),
     ];
     for (name, file, pointer, value, needles) in cases {
         let (_place, path) = copy(name);
@@ -435,6 +601,7 @@ fn processors_are_known_by_all_their_names() {
         ("qwen2_vl", "Qwen2VLImageProcessor"),
         ("qwen2_5_vl", "Qwen2VLImageProcessor"),
         ("llava", "CLIPImageProcessor"),
+        ("gemma3", "Gemma3ImageProcessor"),
     ] {
         for suffix in ["", "Fast", "Pil"] {
             let (_place, path) = copy(name);
@@ -465,6 +632,18 @@ fn processors_are_known_by_all_their_names() {
     }
 }
 
+/// A tokenizer without the text that stands for a picture in prompts.
+#[test]
+fn a_missing_placeholder_is_named() {
+    let (_place, path) = copy("gemma3");
+    let file = path.join("tokenizer.json");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.replace("<start_of_image>", "<start_of_photo>")).unwrap();
+    let error = load(&path).err().unwrap();
+    assert!(matches!(error, Error::CorruptModel { .. }), "{error}");
+    assert!(error.to_string().contains("<start_of_image>"), "{error}");
+}
+
 /// A tensor that is missing, and one of another shape.
 #[test]
 fn a_missing_tensor_is_named() {
@@ -486,6 +665,16 @@ fn a_missing_tensor_is_named() {
             "vision_tower.vision_model.embeddings.class_embedding",
         ),
         ("llava", "language_model.lm_head.weight"),
+        (
+            "gemma3",
+            "language_model.model.layers.1.self_attn.q_norm.weight",
+        ),
+        ("gemma3", "multi_modal_projector.mm_soft_emb_norm.weight"),
+        ("gemma3", "multi_modal_projector.mm_input_projection_weight"),
+        (
+            "gemma3_text",
+            "model.layers.3.post_feedforward_layernorm.weight",
+        ),
     ] {
         let (_place, path) = copy(name);
         let file = path.join("model.safetensors");

@@ -1,4 +1,4 @@
-//! Compares PaliGemma, Qwen2-VL and LLaVA with transformers, on small random checkpoints:
+//! Compares PaliGemma, Qwen2-VL, LLaVA and Gemma 3 with transformers, on small random checkpoints:
 //! `tests/models/make_*.py` made them and the expected results. Pixels are compared exactly,
 //! features, positions and logits to 5e-4, and the most likely tokens one by one.
 
@@ -406,6 +406,25 @@ fn llava_matches_transformers() {
     converse("llava");
 }
 
+#[test]
+fn gemma_3_matches_transformers() {
+    compare("gemma3");
+    converse("gemma3");
+}
+
+/// A picture is longer than the window of its layers.
+#[test]
+fn an_untied_gemma_3_as_transformers_5_saves_it() {
+    compare("gemma3_saved");
+    converse("gemma3_saved");
+}
+
+#[test]
+fn a_gemma_3_without_pictures_matches_transformers() {
+    compare("gemma3_text");
+    converse("gemma3_text");
+}
+
 /// The format of mlx-community, as mlx-vlm's convert writes it: its names, its convolution layouts,
 /// and in quantized folders exceptions by path. The expected logits are mlx-vlm's.
 #[test]
@@ -413,13 +432,21 @@ fn folders_of_mlx_vlm_have_its_logits() {
     let read = |file: PathBuf| std::fs::read(file).unwrap();
     let expected = read(folder("mlx/expected.safetensors"));
     let expected = SafeTensors::deserialize(&expected).unwrap();
-    for name in ["paligemma", "qwen2_vl", "qwen2_5_vl"] {
+    for (name, scenario) in [
+        ("paligemma", "one"),
+        ("qwen2_vl", "one"),
+        ("qwen2_5_vl", "one"),
+        ("gemma3", "one"),
+        ("gemma3_text", "text"),
+    ] {
         let cases: BTreeMap<String, Case> =
             serde_json::from_slice(&read(folder(name).join("cases.json"))).unwrap();
-        let case = &cases["one"];
+        let case = &cases[scenario];
         for form in ["dense", "8bit", "4bit"] {
             let path = folder("mlx").join(format!("{name}_{form}"));
-            let view = expected.tensor(&format!("{name}_{form}.one")).unwrap();
+            let view = expected
+                .tensor(&format!("{name}_{form}.{scenario}"))
+                .unwrap();
             let logits: Vec<f32> = view
                 .data()
                 .chunks_exact(4)
@@ -623,9 +650,14 @@ fn same(a: &[(u32, f32)], b: &[(u32, f32)]) {
 /// replaced, as if it had never been added. The same for forks, which differ from each other.
 #[test]
 fn rewinding_and_forking_keep_positions_right() {
-    let model = load("qwen2_vl");
+    for name in ["qwen2_vl", "gemma3", "gemma3_saved"] {
+        rewind_and_fork(&load(name));
+    }
+}
+
+fn rewind_and_fork(model: &Model) {
     let begun = || {
-        let session = begin(&model);
+        let session = begin(model);
         session.add_image(picture("smooth")).unwrap();
         session
             .add_text(Role::User, "What is in the picture?")
@@ -769,6 +801,15 @@ fn user_text_makes_no_control_tokens() {
         ),
         ("llava", &["<image>", "</s>", "<s>"]),
         ("paligemma", &["<image>", "<bos>", "<eos>"]),
+        (
+            "gemma3",
+            &[
+                "<start_of_image>",
+                "<image_soft_token>",
+                "<end_of_turn>\n<start_of_turn>model",
+                "<bos>",
+            ],
+        ),
     ] {
         let path = folder(name).join("model");
         let folder = ModelFolder::open(&path).unwrap();
@@ -886,7 +927,7 @@ fn a_cancelled_question_leaves_the_system_text() {
 /// A picture that was read ahead of its question is not read again, and changes nothing.
 #[test]
 fn reading_ahead_changes_nothing() {
-    for name in ["qwen2_vl", "qwen2_5_vl", "llava", "paligemma"] {
+    for name in ["qwen2_vl", "qwen2_5_vl", "llava", "paligemma", "gemma3"] {
         let reference = Reference::open(name);
         let model = load(name);
         let case = &reference.cases["one"];
@@ -953,10 +994,79 @@ fn paligemma_answers_one_message() {
     );
 }
 
+/// A model without an encoder says so, refuses pictures wherever they come from, and is saved and
+/// loaded like any other.
+#[test]
+fn a_model_that_reads_text_only_refuses_pictures() {
+    let model = load("gemma3_text");
+    let info = model.info();
+    assert_eq!(
+        (info.max_images, info.image_size, info.image_tokens),
+        (0, 0, 0)
+    );
+    let refused = |result: moxin_vlm::Result<()>| {
+        let error = result.unwrap_err();
+        assert!(
+            matches!(&error, moxin_vlm::Error::InvalidArgument(what) if what.contains("text only")),
+            "{error}"
+        );
+    };
+    let shown = || picture("smooth");
+    let session = begin(&model);
+    refused(session.add_image(shown()));
+    refused(model.encode_image(&shown(), Op::default()).map(drop));
+    refused(model.image_tokens(8, 8, Budget::default()).map(drop));
+    let other = load("gemma3").encode_image(&shown(), Op::default());
+    refused(session.add_embedding(&other.unwrap()));
+    assert_eq!(session.messages().unwrap(), []);
+    let (load_options, generation) = (LoadOptions::default(), GenerationOptions::default());
+    let path = folder("gemma3_text").join("model");
+    let estimate = Model::estimate(path, &load_options, &generation).unwrap();
+    assert_eq!(estimate.vision_peak, 0);
+    assert!(estimate.total > estimate.weights);
+    let options = moxin_vlm::QuantizeOptions {
+        quantization: moxin_vlm::Quantization::affine(32, 8),
+        vision: true,
+        ..Default::default()
+    };
+    model.quantize(options, Op::default()).unwrap();
+    let place = tempfile::TempDir::new().unwrap();
+    let path = place.path().join("saved");
+    model.save(&path, false, Op::default()).unwrap();
+    let again = Model::load(&path, load_options, Op::default()).unwrap();
+    let ask = |model: &Model| {
+        let session = begin(model);
+        session.add_text(Role::System, "Be brief.").unwrap();
+        session.add_text(Role::User, "How many shapes?").unwrap();
+        answer(&session)
+    };
+    same(&ask(&model), &ask(&again));
+    // A raw prompt is the whole prompt here too.
+    session.add_prompt("<start_of_turn>user\nHello").unwrap();
+    assert!(session.add_text(Role::User, "Hello").is_err());
+    assert!(!answer(&session).is_empty());
+}
+
+/// The positions that are computed together: whole pictures, or the whole prompt.
+#[test]
+fn a_pass_is_as_long_as_a_chunk_and_the_span_that_its_last_row_starts() {
+    for (name, longest) in [
+        ("llava", 5),
+        ("gemma3", 13),
+        ("gemma3_text", 5),
+        ("paligemma", 104),
+    ] {
+        let folder = ModelFolder::open(&folder(name).join("model")).unwrap();
+        let picture = folder.largest_picture(100).unwrap();
+        let plan = picture.as_ref().map(|(_, plan)| plan);
+        assert_eq!(folder.longest_pass(5, 100, plan), longest, "{name}");
+    }
+}
+
 /// An embedding can replace its picture anywhere.
 #[test]
 fn an_embedding_replaces_its_picture() {
-    for name in ["qwen2_vl", "qwen2_5_vl", "paligemma", "llava"] {
+    for name in ["qwen2_vl", "qwen2_5_vl", "paligemma", "llava", "gemma3"] {
         let model = load(name);
         let embedding = model.encode_image(&picture("wide"), Op::default()).unwrap();
         let [by_picture, by_embedding] = [false, true].map(|encoded| {
@@ -1055,6 +1165,8 @@ fn a_saved_model_answers_the_same() {
         "qwen2_5_vl",
         "paligemma2",
         "llava",
+        "gemma3",
+        "gemma3_saved",
     ] {
         let model = load(name);
         let eight = moxin_vlm::Quantization::affine(32, 8);

@@ -10,7 +10,14 @@ use moxin_vlm::{
 
 use super::{checked, folder, write};
 
-const ARCHITECTURES: [&str; 4] = ["paligemma", "qwen2_vl", "llava", "qwen2_5_vl"];
+const ARCHITECTURES: [&str; 6] = [
+    "paligemma",
+    "qwen2_vl",
+    "llava",
+    "gemma3",
+    "gemma3_text",
+    "qwen2_5_vl",
+];
 
 /// The number of an architecture, its `config.json`, and after a NUL its
 /// `preprocessor_config.json`.
@@ -32,7 +39,7 @@ pub fn blueprint(bytes: &[u8]) {
     let Some(model) = opened else { return };
     let blueprint = &model.blueprint;
     let limits = blueprint.limits();
-    assert!(limits.context > 0 && limits.images > 0 && !limits.default_prompt.is_empty());
+    assert!(limits.context > 0 && !limits.default_prompt.is_empty());
     assert!(
         blueprint.decoder().layers <= 4,
         "as many as there are weights of"

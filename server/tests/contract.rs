@@ -653,6 +653,37 @@ async fn models_make_room_for_each_other() {
     assert_eq!(loaded().await, [true, false]);
 }
 
+/// A model without an encoder of pictures: it says so in its properties, and refuses them.
+#[tokio::test]
+async fn a_model_that_reads_text_only_says_so() {
+    const TEXT: &str = "tests/models/gemma3_text/model";
+    let model = format!("text={}", repository(TEXT).display());
+    let server = Server::start(&["--model", &model]).await;
+    let list = server.get("/v1/models").await.json();
+    let find = |name: &str| {
+        let models = list["data"].as_array().unwrap();
+        let model = models.iter().find(|model| model["id"] == name);
+        model.unwrap()["moxin"].clone()
+    };
+    let (tiny, text) = (find("tiny"), find("text"));
+    assert_eq!(tiny["modalities"], json!(["text", "image"]));
+    assert_eq!(text["modalities"], json!(["text"]));
+    assert_eq!(text["max_images"], 0);
+    let mut body = count_shapes();
+    body["model"] = json!("text");
+    let answer = server.chat(&body).await;
+    let message = answer.check_error(400, Some("messages[0].content[0].image_url.url"));
+    assert!(message.contains("text only"), "{message}");
+    let body = json!({"model": "text", "image": demo_url()});
+    let answer = server.post("/v1/describe", &body).await;
+    let message = answer.check_error(400, Some("image"));
+    assert!(message.contains("text only"), "{message}");
+    let parts = [T(Role::User, "How many shapes are there?")];
+    let (expected, _) = library(&load(TEXT), &parts, 12);
+    let body = json!({"model": "text", "messages": messages(&parts), "max_tokens": 12});
+    assert_eq!(server.chat(&body).await.text_of_choice(), expected);
+}
+
 /// Adds the words for programs that the sources under a folder have in errors.
 fn codes_in(folder: &std::path::Path, codes: &mut Vec<String>) {
     for entry in std::fs::read_dir(folder).unwrap() {

@@ -7,6 +7,7 @@
 mod clip_config;
 mod folder;
 mod gemma;
+pub mod gemma3;
 pub mod llava;
 mod locations;
 mod memory;
@@ -54,6 +55,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     qwen2_vl::ARCHITECTURE,
     qwen2_5_vl::ARCHITECTURE,
     llava::ARCHITECTURE,
+    gemma3::ARCHITECTURE,
 ];
 
 /// Returns the `model_type` values of all supported architectures.

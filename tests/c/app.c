@@ -2,6 +2,7 @@
  * Uses the C ABI as an app does, and checks the results. Run by tests/c.rs.
  *
  *   app check MODEL OTHER IMAGE     everything below; OTHER is a model of another kind than MODEL
+ *   app text-only MODEL IMAGE       a model that takes no pictures
  *   app quantize MODEL IMAGE PLACE  quantizing, saving to PLACE, and loading back
  *   app kill-saving MODEL FOLDER    ends with SIGKILL while a model is saved to FOLDER
  *   app faults MODEL IMAGE          injected failures, which only debug builds support
@@ -73,6 +74,7 @@ static void check_model_facts(const moxin_model *model, const char *path) {
     CHECK(strcmp(loaded.model_type, "prismatic") == 0);
     CHECK(loaded.backend != MOXIN_BACKEND_AUTO && loaded.dtype != MOXIN_DTYPE_AUTO);
     CHECK(loaded.max_images == 1 && loaded.takes_system == 0 && loaded.takes_turns != 0);
+    CHECK(loaded.text_only == 0);
     CHECK(strlen(loaded.default_prompt) > 0);
     uint32_t tokens = 0;
     moxin_pixel_budget budget = { sizeof budget, 0, 1000 };
@@ -95,6 +97,39 @@ static void check_model_facts(const moxin_model *model, const char *path) {
     CHECK(info == moxin_build_info());
     CHECK(strstr(info, "\"cpu\"") != NULL && strstr(info, "\"mlx\":\"0.") != NULL &&
           strstr(info, moxin_version()) != NULL);
+}
+
+/* A model that takes no pictures says so, refuses them, and answers texts. */
+static void check_text_only(const char *path, const moxin_image *image) {
+    moxin_error *error = NULL;
+    moxin_model_info info = { 0 };
+    info.struct_size = sizeof info;
+    NEED(moxin_model_inspect(path, &info, &error));
+    CHECK(info.text_only != 0 && info.max_images == 0);
+    CHECK(info.image_size == 0 && info.tokens_per_image == 0);
+    CHECK(info.takes_system != 0 && info.takes_turns != 0);
+
+    moxin_model *model = load(path);
+    moxin_session *session = begin(model);
+    moxin_embedding *embedding = NULL;
+    uint32_t tokens = 0;
+    const moxin_status refused = MOXIN_STATUS_INVALID_ARGUMENT;
+    EXPECT(refused, moxin_model_image_tokens(model, 8, 8, NULL, &tokens, &error));
+    EXPECT(refused, moxin_model_encode_image(model, image, NULL, NULL, &embedding, &error));
+    CHECK(moxin_session_add_image(session, image, NULL, &error) == refused);
+    CHECK(strstr(moxin_error_message(error).data, "reads text only") != NULL);
+    moxin_error_free(error);
+    error = NULL;
+
+    moxin_event event = { 0 };
+    event.struct_size = sizeof event;
+    NEED(moxin_session_add_text(session, MOXIN_ROLE_USER, COUNT, MOXIN_STRLEN, &error));
+    while (event.kind != MOXIN_EVENT_KIND_FINISHED) {
+        NEED(moxin_session_step(session, &event, &error));
+    }
+    CHECK(stats_of(session).generated_tokens > 0 && stats_of(session).image_tokens == 0);
+    moxin_session_free(session);
+    moxin_model_free(model);
 }
 
 /* An error has its causes. */
@@ -1214,6 +1249,13 @@ int main(int argc, char **argv) {
     }
     if (strcmp(mode, "kill-saving") == 0 && argc == 4) {
         kill_saving(argv[2], argv[3]);
+    }
+    if (strcmp(mode, "text-only") == 0 && argc == 4) {
+        moxin_image *image = open_image(argv[3]);
+        check_text_only(argv[2], image);
+        moxin_image_free(image);
+        CHECK(handles() == 0);
+        return failures > 0;
     }
     if (strcmp(mode, "quantize") == 0 && argc == 5) {
         moxin_image *image = open_image(argv[3]);

@@ -72,15 +72,17 @@ def randomize(model, seed):
     """Weights that make features and logits of size one, so that a mistake shows."""
     model.float()
     generator = torch.Generator().manual_seed(seed)
-    gemma = "gemma" in str(model.config.get_text_config().model_type)
+    text_config = model.config.get_text_config()
+    gemma = "gemma" in str(text_config.model_type)
+    text_only = model.config is text_config
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if gemma and name.endswith("language_model.norm.weight"):
+            if gemma and text_config.tie_word_embeddings and name.endswith("model.norm.weight"):
                 # The head is the embedding, which is small: else each token says itself again.
                 parameter.copy_(6.0 + noise)
             elif parameter.ndim == 1 and name.endswith("weight"):
-                in_decoder = "language_model" in name
+                in_decoder = text_only or "language_model" in name
                 parameter.copy_(0.2 * noise + (0.0 if gemma and in_decoder else 1.0))
             elif parameter.ndim == 1:
                 parameter.copy_(0.2 * noise)
