@@ -364,7 +364,7 @@ fn item_size(dtype: Dtype) -> Count {
 mod tests {
     use super::*;
     use crate::checkpoint::Mode;
-    use crate::nn::{Activation, Rope, RopeKind};
+    use crate::nn::{Activation, Rope, RopeKind, RopeScaling};
     use serde_json::json;
     use std::fs;
     use tempfile::TempDir;
@@ -388,7 +388,7 @@ mod tests {
     fn settings(size: usize, window: Option<usize>) -> DecoderSettings {
         let rope = Rope {
             theta: 1e4,
-            scaling: 1.0,
+            scaling: RopeScaling::Linear(1.0),
             kind: RopeKind::Sequential,
         };
         DecoderSettings {

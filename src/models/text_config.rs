@@ -8,9 +8,10 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::Files;
 use crate::{
     Error, Result,
-    nn::{Activation, DecoderSettings, Rope, RopeKind},
+    nn::{Activation, DecoderSettings, Rope, RopeKind, RopeScaling},
 };
 
 /// The fields of a decoder in config.json. A field that is missing or null is `None`.
@@ -69,20 +70,65 @@ pub struct TextConfig {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct RopeConfig {
-    /// `default`, `linear`, `mrope`.
+    /// `default`, `linear`, `llama3`, `mrope`.
     pub rope_type: Option<String>,
     /// The same, under its name in older files; some have both.
     pub r#type: Option<String>,
     /// The base of the rotary positions.
     pub rope_theta: Option<f32>,
-    /// The divisor of the positions.
+    /// The divisor of the positions, or of low frequencies.
     pub factor: Option<f32>,
+    /// Llama 3.1: the number of turns below which a frequency is low.
+    pub low_freq_factor: Option<f32>,
+    /// Llama 3.1: the number of turns above which a frequency is high.
+    pub high_freq_factor: Option<f32>,
+    /// Llama 3.1: the number of positions first trained with.
+    pub original_max_position_embeddings: Option<f32>,
     /// The number of frequencies for frame, row and column.
     pub mrope_section: Option<Vec<usize>>,
     /// The same for layers without a window only.
     pub full_attention: Option<Box<RopeConfig>>,
     /// The same for layers with a window only.
     pub sliding_attention: Option<Box<RopeConfig>>,
+}
+
+impl RopeConfig {
+    fn factor(&self) -> Result<f32, String> {
+        let factor = self.factor.unwrap_or(1.0);
+        match factor.is_finite() && factor >= 1.0 {
+            true => Ok(factor),
+            false => Err(format!(
+                "the factor of text_config's rotary positions is {factor}; expected 1 or more"
+            )),
+        }
+    }
+
+    fn by_turns(&self) -> Result<RopeScaling, String> {
+        let number = |name: &str, value: Option<f32>| match value {
+            Some(value) if value.is_finite() && value > 0.0 => Ok(value),
+            Some(value) => Err(format!(
+                "{name} of text_config's rotary positions is {value}; expected more than 0"
+            )),
+            None => Err(format!(
+                "{name} of text_config's rotary positions is missing"
+            )),
+        };
+        let low = number("low_freq_factor", self.low_freq_factor)?;
+        let high = number("high_freq_factor", self.high_freq_factor)?;
+        if high <= low {
+            return Err(format!(
+                "high_freq_factor of text_config's rotary positions is {high}; expected more than \
+                 low_freq_factor, {low}"
+            ));
+        }
+        let context = self.original_max_position_embeddings;
+        Ok(RopeScaling::ByTurns {
+            factor: self.factor()?,
+            low,
+            high,
+            context: number("original_max_position_embeddings", context)?,
+        })
+    }
 }
 
 /// One token id or several.
@@ -124,6 +170,43 @@ pub fn token_id(path: &Path, config: &Value, names: &[&str], default: u32) -> Re
 const MAX_SIZE: usize = 1 << 24;
 
 impl TextConfig {
+    /// Reads a Llama: its fields, with the defaults of transformers' `LlamaConfig`
+    /// (<https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/llama/configuration_llama.py>),
+    /// and its settings.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedModel`] if it is another language model, or naming the invalid field.
+    pub fn read_llama(files: &Files) -> Result<(TextConfig, DecoderSettings)> {
+        let (path, config) = (&files.config_path, &files.config);
+        let kind = config
+            .pointer("/text_config/model_type")
+            .and_then(Value::as_str)
+            .unwrap_or("llama");
+        if kind != "llama" {
+            let what = format!("text_config.model_type is {kind:?}; expected \"llama\"");
+            return Err(Error::unsupported(path, what));
+        }
+        let defaults = TextConfig {
+            vocab_size: Some(32_000),
+            hidden_size: Some(4096),
+            intermediate_size: Some(11_008),
+            num_hidden_layers: Some(32),
+            num_attention_heads: Some(32),
+            rms_norm_eps: Some(1e-6),
+            rope_theta: Some(10_000.0),
+            max_position_embeddings: Some(2048),
+            eos_token_id: Some(TokenIds::One(2)),
+            ..TextConfig::default()
+        };
+        let text = TextConfig::new(path, config, defaults)?;
+        let has_head = files
+            .checkpoint
+            .tensor_names()
+            .any(|name| name.ends_with("lm_head.weight"));
+        let decoder = text.decoder(path, !has_head)?;
+        Ok((text, decoder))
+    }
+
     /// Reads the language model's part of a config.json: `text_config`, or the whole file if there
     /// is none, as in the hub's Qwen2-VL. `defaults` fills in what is missing.
     ///
@@ -274,7 +357,7 @@ impl TextConfig {
         }
         let rope = Rope {
             theta,
-            scaling: self.rope_factor()?,
+            scaling: self.reduction()?,
             kind: self.rope_kind(head_dim)?,
         };
         Ok(DecoderSettings {
@@ -301,24 +384,16 @@ impl TextConfig {
         })
     }
 
-    /// Returns the divisor of the rotary positions.
-    fn rope_factor(&self) -> Result<f32, String> {
+    /// Returns the reduction of the rotary positions' frequencies.
+    fn reduction(&self) -> Result<RopeScaling, String> {
         for rope in [&self.rope_parameters, &self.rope_scaling]
             .into_iter()
             .flatten()
         {
             match rope.rope_type.as_deref().or(rope.r#type.as_deref()) {
                 None | Some("default" | "mrope") => {}
-                Some("linear") => {
-                    let factor = rope.factor.unwrap_or(1.0);
-                    return match factor.is_finite() && factor >= 1.0 {
-                        true => Ok(factor),
-                        false => Err(format!(
-                            "the factor of text_config's rotary positions is {factor}; expected 1 \
-                                or more"
-                        )),
-                    };
-                }
+                Some("linear") => return rope.factor().map(RopeScaling::Linear),
+                Some("llama3") => return rope.by_turns(),
                 Some(other) => {
                     return Err(format!(
                         "text_config scales its rotary positions by {other:?}, which is not \
@@ -327,7 +402,7 @@ impl TextConfig {
                 }
             }
         }
-        Ok(1.0)
+        Ok(RopeScaling::Linear(1.0))
     }
 
     fn rope_kind(&self, head_dim: usize) -> Result<RopeKind, String> {

@@ -452,7 +452,7 @@ impl State {
             _ if self.rows == 1 => Sees::All,
             _ => Sees::Past,
         };
-        let none = Angles::From(self.start);
+        let none = Angles::From(self.start, 1.0);
         let angles = self
             .angles
             .iter()
@@ -650,7 +650,7 @@ mod tests {
     use crate::{
         checkpoint::{Checkpoint, LoadContext},
         device::{Backend, CpuKernels, Device},
-        nn::RopeKind,
+        nn::{RopeKind, RopeScaling},
     };
 
     fn settings(qk_norm: bool) -> DecoderSettings {
@@ -676,7 +676,7 @@ mod tests {
             windows: vec![None],
             ropes: vec![Rope {
                 theta: 100.0,
-                scaling: 1.0,
+                scaling: RopeScaling::Linear(1.0),
                 kind: RopeKind::Sequential,
             }],
         }

@@ -22,7 +22,7 @@ pub use linear::{Embedding, GatedMlp, Linear};
 pub use matrix::{Matrix, QuantizedMatrix};
 pub use norm::{LayerNorm, RmsNorm};
 pub use qwen_vit::{QwenVitConfig, QwenVitEncoder};
-pub use rotary::{Rope, RopeKind};
+pub use rotary::{Rope, RopeKind, RopeScaling};
 pub use vit::{ViTConfig, ViTEncoder, load_vit_encoder};
 pub use windows::Windows;
 

@@ -20,7 +20,7 @@ use self::{
 use super::{
     Architecture, Blueprint, Budget, Files, Limits, Marker, MediaPlan, MediumSize, PlacedMedium,
     PromptFormat, Sizes, Vision,
-    clip_config::{VisionConfig, encoder_memory},
+    clip_config::{SIGLIP, VisionConfig, encoder_memory},
     names::{is_computed, with_vision_tower},
     squared::Squared,
     text_config::token_id,
@@ -69,7 +69,7 @@ struct Gemma3 {
 impl Gemma3 {
     fn open(files: &Files, text: Gemma3Text) -> Result<Gemma3> {
         let (path, config) = (&files.config_path, &files.config);
-        let vision = VisionConfig::read(path, config, false)?;
+        let vision = VisionConfig::read(path, config, SIGLIP)?;
         let side = features_per_side(path, config, vision.image_size / vision.patch_size)?;
         let settings = files.processor()?;
         settings.expect("gemma3", &["Gemma3ImageProcessor", "Gemma3Processor"])?;

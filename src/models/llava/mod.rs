@@ -8,10 +8,10 @@ use self::vision::{LlavaVision, projector_memory};
 use super::{
     Architecture, Blueprint, Budget, DEFAULT_CONTEXT, Files, Limits, Marker, MediaPlan, MediumSize,
     PromptFormat, Sizes, TextConfig, Vision,
-    clip_config::{VisionConfig, encoder_memory},
+    clip_config::{CLIP, VisionConfig, encoder_memory},
     names::{is_computed, with_vision_tower},
     squared::Squared,
-    text_config::{TokenIds, token_id},
+    text_config::token_id,
 };
 use crate::{
     Error, Result,
@@ -48,22 +48,8 @@ impl Llava {
     fn open(files: &Files) -> Result<Llava> {
         let (path, config) = (&files.config_path, &files.config);
         let unsupported = |what: String| Error::unsupported(path, what);
-        let kind = config
-            .pointer("/text_config/model_type")
-            .and_then(Value::as_str)
-            .unwrap_or("llama");
-        if kind != "llama" {
-            return Err(unsupported(format!(
-                "text_config.model_type is {kind:?}; expected \"llama\""
-            )));
-        }
-        let text = TextConfig::new(path, config, defaults())?;
-        let has_head = files
-            .checkpoint
-            .tensor_names()
-            .any(|name| name.ends_with("lm_head.weight"));
-        let decoder = text.decoder(path, !has_head)?;
-        let all = VisionConfig::read(path, config, true)?;
+        let (text, decoder) = TextConfig::read_llama(files)?;
+        let all = VisionConfig::read(path, config, CLIP)?;
         let layer = config
             .get("vision_feature_layer")
             .map_or(Some(-2), Value::as_i64);
@@ -133,23 +119,6 @@ impl Llava {
             processor,
             image_token,
         })
-    }
-}
-
-/// The defaults of transformers' `LlamaConfig`
-/// (<https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/llama/configuration_llama.py>).
-fn defaults() -> TextConfig {
-    TextConfig {
-        vocab_size: Some(32_000),
-        hidden_size: Some(4096),
-        intermediate_size: Some(11_008),
-        num_hidden_layers: Some(32),
-        num_attention_heads: Some(32),
-        rms_norm_eps: Some(1e-6),
-        rope_theta: Some(10_000.0),
-        max_position_embeddings: Some(2048),
-        eos_token_id: Some(TokenIds::One(2)),
-        ..TextConfig::default()
     }
 }
 

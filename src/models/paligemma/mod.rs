@@ -15,7 +15,7 @@ use self::vision::{PaliGemmaVision, projector_memory};
 use super::{
     Architecture, Blueprint, Budget, DEFAULT_CONTEXT, Files, Grounding, Limits, Marker, MediaPlan,
     MediumSize, PlacedMedium, PromptFormat, Sizes, TextConfig, Vision,
-    clip_config::{VisionConfig, encoder_memory},
+    clip_config::{SIGLIP, VisionConfig, encoder_memory},
     gemma::{gemma, gemma_2},
     names::{is_computed, with_vision_tower},
     squared::Squared,
@@ -79,7 +79,7 @@ impl PaliGemma {
                 ..plain
             },
         };
-        let vision = VisionConfig::read(path, config, false)?;
+        let vision = VisionConfig::read(path, config, SIGLIP)?;
         let settings = files.processor()?;
         settings.expect("paligemma", &["SiglipImageProcessor", "PaliGemmaProcessor"])?;
         let processor = Squared::read(settings, vision.image_size, Filter::Bicubic)?;

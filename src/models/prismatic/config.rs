@@ -13,7 +13,7 @@ use crate::{
     Error, Result,
     checkpoint::parse_file,
     file,
-    nn::{Activation, DecoderSettings, Rope, RopeKind},
+    nn::{Activation, DecoderSettings, Rope, RopeKind, RopeScaling},
 };
 
 /// A Prismatic `config.json`.
@@ -263,7 +263,7 @@ impl MistralConfig {
     pub fn decoder(&self) -> DecoderSettings {
         let rope = Rope {
             theta: self.rope_theta(),
-            scaling: 1.0,
+            scaling: RopeScaling::Linear(1.0),
             kind: RopeKind::Sequential,
         };
         DecoderSettings {
