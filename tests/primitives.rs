@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use moxin_vlm::{
     DecodeOptions, Picture,
-    image::{Filter, Normalization, center_crop, pad, planes, rescale, resize, smart_resize},
+    image::{Filter, Normalization, center_crop, crop, pad, planes, rescale, resize, smart_resize},
 };
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 struct Primitives {
     resized: Vec<Made>,
     cropped: Vec<Made>,
+    cut: Vec<Cut>,
     padded: Vec<Padded>,
     values: Vec<Values>,
     sizes: Vec<[usize; 7]>,
@@ -24,6 +25,14 @@ struct Made {
     picture: String,
     #[serde(default)]
     filter: String,
+    size: [usize; 2],
+    sha256: String,
+}
+
+#[derive(Deserialize)]
+struct Cut {
+    picture: String,
+    place: [usize; 2],
     size: [usize; 2],
     sha256: String,
 }
@@ -118,6 +127,16 @@ fn cropping_and_padding_match_transformers_and_pillow() {
             "{name} to {width} x {height}"
         );
     }
+    for Cut {
+        picture: name,
+        place,
+        size,
+        sha256,
+    } in primitives.cut
+    {
+        let cut = crop(&picture(&name), place, size).unwrap();
+        assert_eq!(digest(cut.rgb()), sha256, "{name} at {place:?}, {size:?}");
+    }
     for Padded {
         picture: name,
         border,
@@ -132,6 +151,7 @@ fn cropping_and_padding_match_transformers_and_pillow() {
     }
     for (width, height) in [(0, 5), (5, 0), (70_000, 5)] {
         assert!(center_crop(&picture("wide"), width, height).is_err());
+        assert!(crop(&picture("wide"), [0, 0], [width, height]).is_err());
         assert!(resize(&picture("wide"), width, height, Filter::Nearest).is_err());
     }
     assert!(pad(&picture("wide"), [usize::MAX, 0, 0, 0], [0; 3]).is_err());

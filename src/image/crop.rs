@@ -1,4 +1,4 @@
-//! Center crop and padding.
+//! Crops and padding.
 
 use super::Picture;
 use crate::{Error, Result, device::room};
@@ -22,6 +22,25 @@ pub fn center_crop(picture: &Picture, width: usize, height: usize) -> Result<Pic
         picture,
         [width, height],
         [before(from_x, width), before(from_y, height)],
+        [0; 3],
+    )
+}
+
+/// Cuts out `width` x `height` pixels from this column and row on. What lies beyond the picture is
+/// black.
+///
+/// # Errors
+/// As for [`center_crop`].
+pub fn crop(
+    picture: &Picture,
+    [left, above]: [usize; 2],
+    [width, height]: [usize; 2],
+) -> Result<Picture> {
+    let before = |from: usize| -(from.min(MAX_SIDE) as isize);
+    place(
+        picture,
+        [width, height],
+        [before(left), before(above)],
         [0; 3],
     )
 }

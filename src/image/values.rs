@@ -4,12 +4,13 @@ use super::Picture;
 use crate::{Result, device::room};
 
 /// An encoder's input: planes of `height` x `width` values, row by row; three planes (red, green,
-/// blue) per encoder. For a model that takes patches there is one plane, with one patch per row.
+/// blue) per encoder, or per tile. For a model that takes patches there is one plane, with one patch
+/// per row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pixels {
     /// The values, `[channels, height, width]`.
     pub data: Vec<f32>,
-    /// The number of planes: three per encoder.
+    /// The number of planes: three per encoder or tile.
     pub channels: usize,
     /// The number of rows in a plane.
     pub height: usize,

@@ -23,15 +23,18 @@ def digest(array):
 
 
 def main():
-    resized, cropped, padded, values = [], [], [], []
+    resized, cropped, cut, padded, values = [], [], [], [], []
     for name in ["smooth", "noise", "wide", "tall"]:
         image = Image.open(PICTURES / f"{name}.png").convert("RGB")
         for kind, number in FILTERS.items():
             for size in [(28, 28), (101, 33), (7, 160), (image.width, image.height), (1, 1)]:
                 resized.append({"picture": name, "filter": kind, "size": size, "sha256": digest(image.resize(size, number))})
         for size in [(20, 31), (45, 44), (130, 160), (41, 170)]:
-            cut = center_crop(np.asarray(image), (size[1], size[0]), data_format="channels_last", input_data_format="channels_last")
-            cropped.append({"picture": name, "size": size, "sha256": digest(cut.astype(np.uint8))})
+            centered = center_crop(np.asarray(image), (size[1], size[0]), data_format="channels_last", input_data_format="channels_last")
+            cropped.append({"picture": name, "size": size, "sha256": digest(centered.astype(np.uint8))})
+        for place, size in [((0, 0), (28, 28)), ((7, 12), (33, 20)), ((30, 40), (50, 9)), ((300, 2), (4, 5))]:
+            box = (*place, place[0] + size[0], place[1] + size[1])
+            cut.append({"picture": name, "place": place, "size": size, "sha256": digest(image.crop(box))})
         border = (3, 0, 5, 9)
         padded.append({"picture": name, "border": border, "sha256": digest(ImageOps.expand(image, border, (10, 20, 30)))})
         scaled = rescale(np.asarray(image).transpose(2, 0, 1), 1 / 255, data_format="channels_first", input_data_format="channels_first")
@@ -46,7 +49,7 @@ def main():
                 sizes.append([height, width, factor, least, most, *smart_resize(height, width, factor, least, most)])
             except ValueError:
                 sizes.append([height, width, factor, least, most, 0, 0])
-    found = {"resized": resized, "cropped": cropped, "padded": padded, "values": values, "sizes": sizes}
+    found = {"resized": resized, "cropped": cropped, "cut": cut, "padded": padded, "values": values, "sizes": sizes}
     lines = [f' "{key}": [\n' + ",\n".join("  " + json.dumps(entry) for entry in entries) + "\n ]" for key, entries in found.items()]
     (HERE / "primitives.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
