@@ -133,8 +133,8 @@ impl ModelFolder {
         MemoryNeeds::estimate(&self.checkpoint, self.blueprint.decoder(), arithmetic, plan)
     }
 
-    /// Returns the size and the plan of the largest picture that fits into so many positions. It is
-    /// square. `None` if the model reads text only.
+    /// Returns the size and the plan of a picture with the most features that fit into so many
+    /// positions: the smallest such square. `None` if the model reads text only.
     pub fn largest_picture(&self, positions: usize) -> Result<Option<(MediumSize, MediaPlan)>> {
         let plan = |edge: usize| {
             let size = MediumSize {
@@ -149,17 +149,21 @@ impl ModelFolder {
             0 => {}
             edge => return plan(edge).map(Some),
         }
-        // The number of features grows with the edge.
-        let (mut low, mut high) = (1, 1 << 14);
-        while low + 1 < high {
-            let middle = (low + high) / 2;
-            if plan(middle)?.1.features() < positions {
-                low = middle;
-            } else {
-                high = middle;
+        // The number of features grows with the edge, up to a limit.
+        let last_below = |limit: usize| -> Result<usize> {
+            let (mut low, mut high) = (0, 1 << 14);
+            while low + 1 < high {
+                let middle = (low + high) / 2;
+                if plan(middle)?.1.features() < limit {
+                    low = middle;
+                } else {
+                    high = middle;
+                }
             }
-        }
-        plan(low).map(Some)
+            Ok(low)
+        };
+        let largest = last_below(positions)?.max(1);
+        plan(last_below(plan(largest)?.1.features())? + 1).map(Some)
     }
 
     /// Returns the maximum number of positions computed together, for chunks of this size and
