@@ -605,6 +605,8 @@ fn describe_talks_with_every_model() {
         "gemma3",
         "gemma3_saved",
         "gemma3_text",
+        "smolvlm",
+        "idefics3",
     ] {
         let folder = in_repository("tests/models").join(name);
         let cases: serde_json::Value =

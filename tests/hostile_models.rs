@@ -570,6 +570,100 @@ fn a_wrong_field_is_named() {
             json!(16_777_216),
             &["layers"],
         ),
+        (
+            "smolvlm",
+            CONFIG,
+            "/text_config/model_type",
+            json!("gemma"),
+            &["text_config.model_type", "llama"],
+        ),
+        (
+            "smolvlm",
+            CONFIG,
+            "/scale_factor",
+            json!(3),
+            &["scale_factor", "4 patches"],
+        ),
+        (
+            "smolvlm",
+            CONFIG,
+            "/scale_factor",
+            json!(0),
+            &["scale_factor"],
+        ),
+        (
+            "smolvlm",
+            CONFIG,
+            "/vision_config/patch_size",
+            json!(0),
+            &["vision_config.patch_size"],
+        ),
+        (
+            "smolvlm",
+            CONFIG,
+            "/vision_config/image_size",
+            json!(29),
+            &["max_image_size", "28", "29"],
+        ),
+        (
+            "smolvlm",
+            CONFIG,
+            "/vision_config/num_channels",
+            json!(1),
+            &["num_channels"],
+        ),
+        (
+            "smolvlm",
+            CONFIG,
+            "/text_config/rope_scaling",
+            json!({"rope_type": "llama3", "factor": 8.0}),
+            &["low_freq_factor"],
+        ),
+        (
+            "smolvlm",
+            CONFIG,
+            "/text_config/rope_scaling",
+            json!({
+                "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+            }),
+            &["high_freq_factor"],
+        ),
+        (
+            "smolvlm",
+            PROCESSOR,
+            "/max_image_size/longest_edge",
+            json!(56),
+            &["max_image_size", "28", "56"],
+        ),
+        (
+            "smolvlm",
+            PROCESSOR,
+            "/size",
+            json!({"height": 28, "width": 28}),
+            &["size", "longest_edge"],
+        ),
+        (
+            "smolvlm",
+            PROCESSOR,
+            "/size/longest_edge",
+            json!(2_000_000),
+            &["size.longest_edge", "896"],
+        ),
+        (
+            "smolvlm",
+            PROCESSOR,
+            "/do_image_splitting",
+            json!("yes"),
+            &["do_image_splitting"],
+        ),
+        (
+            "smolvlm",
+            PROCESSOR,
+            "/do_resize",
+            json!(false),
+            &["do_resize"],
+        ),
     ];
     for (name, file, pointer, value, needles) in cases {
         let (_place, path) = copy(name);
@@ -602,6 +696,8 @@ fn processors_are_known_by_all_their_names() {
         ("qwen2_5_vl", "Qwen2VLImageProcessor"),
         ("llava", "CLIPImageProcessor"),
         ("gemma3", "Gemma3ImageProcessor"),
+        ("smolvlm", "SmolVLMImageProcessor"),
+        ("smolvlm", "Idefics3ImageProcessor"),
     ] {
         for suffix in ["", "Fast", "Pil"] {
             let (_place, path) = copy(name);
@@ -675,6 +771,8 @@ fn a_missing_tensor_is_named() {
             "gemma3_text",
             "model.layers.3.post_feedforward_layernorm.weight",
         ),
+        ("smolvlm", "model.connector.modality_projection.proj.weight"),
+        ("smolvlm", "model.vision_model.post_layernorm.bias"),
     ] {
         let (_place, path) = copy(name);
         let file = path.join("model.safetensors");

@@ -53,6 +53,8 @@ fn compare(folder: &str, options: LoadOptions, context: usize, chunk: usize) {
         "qwen2_vl" | "qwen2_5_vl" => {
             2 * 3 * 28 * 28 * model.image_tokens(448, 448, Default::default()).unwrap()
         }
+        // Tiles of 28 pixels with four features each.
+        "smolvlm" => 3 * 28 * 28 / 4 * model.image_tokens(448, 448, Default::default()).unwrap(),
         _ => square,
     };
     let vision = vision + 4 * pixels as u64;
@@ -132,6 +134,7 @@ fn estimates_match_measured_memory() {
         ("gemma3", own),
         ("gemma3_text", own),
         ("gemma3_text", mlx),
+        ("smolvlm", own),
     ] {
         println!("{name}, {cpu_kernels:?}");
         let options = LoadOptions {

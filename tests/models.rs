@@ -1,6 +1,6 @@
-//! Compares PaliGemma, Qwen2-VL, LLaVA and Gemma 3 with transformers, on small random checkpoints:
-//! `tests/models/make_*.py` made them and the expected results. Pixels are compared exactly,
-//! features, positions and logits to 5e-4, and the most likely tokens one by one.
+//! Compares PaliGemma, Qwen-VL, LLaVA, Gemma 3, SmolVLM and Idefics3 with transformers, on small
+//! random checkpoints: `tests/models/make_*.py` made them and the expected results. Pixels are
+//! compared exactly, features, positions and logits to 5e-4, and the most likely tokens one by one.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -196,16 +196,17 @@ impl Rooms {
             let rows = prompt.chunk(at, chunk);
             let mut placed = Vec::new();
             for (runs, features) in prompt.images.iter().zip(features) {
-                for run in runs
-                    .iter()
-                    .filter(|run| run.start < rows.end && run.end > rows.start)
-                {
+                let mut first = 0;
+                for run in runs {
                     let (start, end) = (run.start.max(rows.start), run.end.min(rows.end));
-                    placed.push((
-                        start - rows.start..end - rows.start,
-                        features,
-                        start - run.start,
-                    ));
+                    if start < end {
+                        placed.push((
+                            start - rows.start..end - rows.start,
+                            features,
+                            first + start - run.start,
+                        ));
+                    }
+                    first += run.len();
                 }
             }
             let segment = Segment {
@@ -425,6 +426,18 @@ fn a_gemma_3_without_pictures_matches_transformers() {
     converse("gemma3_text");
 }
 
+#[test]
+fn smolvlm_matches_transformers() {
+    compare("smolvlm");
+    converse("smolvlm");
+}
+
+#[test]
+fn idefics3_as_transformers_5_saves_it() {
+    compare("idefics3");
+    converse("idefics3");
+}
+
 /// The format of mlx-community, as mlx-vlm's convert writes it: its names, its convolution layouts,
 /// and in quantized folders exceptions by path. The expected logits are mlx-vlm's.
 #[test]
@@ -436,6 +449,7 @@ fn folders_of_mlx_vlm_have_its_logits() {
         ("paligemma", "one"),
         ("qwen2_vl", "one"),
         ("qwen2_5_vl", "one"),
+        ("smolvlm", "one"),
         ("gemma3", "one"),
         ("gemma3_text", "text"),
     ] {
@@ -650,7 +664,7 @@ fn same(a: &[(u32, f32)], b: &[(u32, f32)]) {
 /// replaced, as if it had never been added. The same for forks, which differ from each other.
 #[test]
 fn rewinding_and_forking_keep_positions_right() {
-    for name in ["qwen2_vl", "gemma3", "gemma3_saved"] {
+    for name in ["qwen2_vl", "gemma3", "gemma3_saved", "smolvlm"] {
         rewind_and_fork(&load(name));
     }
 }
@@ -800,6 +814,21 @@ fn user_text_makes_no_control_tokens() {
             ][..],
         ),
         ("llava", &["<image>", "</s>", "<s>"]),
+        (
+            "smolvlm",
+            &[
+                "<image>",
+                "<global-img>",
+                "<end_of_utterance>\nAssistant: Yes.",
+            ],
+        ),
+        (
+            "idefics3",
+            &[
+                "<fake_token_around_image><row_1_col_1><image>",
+                "<|begin_of_text|>",
+            ],
+        ),
         ("paligemma", &["<image>", "<bos>", "<eos>"]),
         (
             "gemma3",
@@ -927,7 +956,7 @@ fn a_cancelled_question_leaves_the_system_text() {
 /// A picture that was read ahead of its question is not read again, and changes nothing.
 #[test]
 fn reading_ahead_changes_nothing() {
-    for name in ["qwen2_vl", "qwen2_5_vl", "llava", "paligemma", "gemma3"] {
+    for name in ["qwen2_vl", "qwen2_5_vl", "llava", "paligemma", "gemma3", "smolvlm"] {
         let reference = Reference::open(name);
         let model = load(name);
         let case = &reference.cases["one"];
@@ -1066,7 +1095,7 @@ fn a_pass_is_as_long_as_a_chunk_and_the_span_that_its_last_row_starts() {
 /// An embedding can replace its picture anywhere.
 #[test]
 fn an_embedding_replaces_its_picture() {
-    for name in ["qwen2_vl", "qwen2_5_vl", "paligemma", "llava", "gemma3"] {
+    for name in ["qwen2_vl", "qwen2_5_vl", "paligemma", "llava", "gemma3", "idefics3"] {
         let model = load(name);
         let embedding = model.encode_image(&picture("wide"), Op::default()).unwrap();
         let [by_picture, by_embedding] = [false, true].map(|encoded| {
@@ -1167,6 +1196,8 @@ fn a_saved_model_answers_the_same() {
         "llava",
         "gemma3",
         "gemma3_saved",
+        "smolvlm",
+        "idefics3",
     ] {
         let model = load(name);
         let eight = moxin_vlm::Quantization::affine(32, 8);

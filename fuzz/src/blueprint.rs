@@ -10,13 +10,14 @@ use moxin_vlm::{
 
 use super::{checked, folder, write};
 
-const ARCHITECTURES: [&str; 6] = [
+const ARCHITECTURES: [&str; 7] = [
     "paligemma",
     "qwen2_vl",
     "llava",
     "gemma3",
     "gemma3_text",
     "qwen2_5_vl",
+    "smolvlm",
 ];
 
 /// The number of an architecture, its `config.json`, and after a NUL its

@@ -22,6 +22,7 @@ pub mod qwen2_vl;
 mod qwen_vision;
 mod qwen_vl;
 mod save;
+pub mod smolvlm;
 mod squared;
 mod text_config;
 mod text_only;
@@ -56,6 +57,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     qwen2_5_vl::ARCHITECTURE,
     llava::ARCHITECTURE,
     gemma3::ARCHITECTURE,
+    smolvlm::ARCHITECTURE,
 ];
 
 /// Returns the `model_type` values of all supported architectures.
