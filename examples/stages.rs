@@ -6,7 +6,7 @@
 //! ```
 //!
 //! All are float32 or int32: `pixels`, from the model's processor (of several pictures one after
-//! the other), `grids` `[pictures, 3]` if they have grids of patches, `image_features`
+//! the other), `grids` `[pictures or tiles, 3]` if they have grids of patches, `image_features`
 //! `[features, hidden]`, `input_ids` `[rows]`, -1 in rows without a token, `position_ids`
 //! `[3, rows]`, and `logits` `[rows, vocabulary]` of the prefill.
 
@@ -25,8 +25,8 @@ use moxin_vlm::{
 };
 use safetensors::tensor::TensorView;
 
-const USAGE: &str = "usage: stages [--cpu] [--max-pixels N] MODEL \
-    (--image FILE | --text TEXT | --system TEXT | --prompt TEXT | --assistant TEXT)... --out FILE";
+const USAGE: &str = "usage: stages [--cpu] [--max-pixels N] [--max-image-tokens N] [--no-tiles] \
+    MODEL (--image FILE | --text TEXT | --system TEXT | --prompt TEXT | --assistant TEXT)... --out FILE";
 
 /// The command line. Pictures are used as stored, without turning them upright, as references do.
 #[derive(Default)]
@@ -56,6 +56,12 @@ impl Args {
                     args.budget.max_pixels =
                         Some(value()?.parse().context("--max-pixels needs a number")?)
                 }
+                "--max-image-tokens" => {
+                    let tokens = value()?.parse();
+                    args.budget.max_tokens =
+                        Some(tokens.context("--max-image-tokens needs a number")?)
+                }
+                "--no-tiles" => args.budget.tiles = false,
                 "--image" => {
                     args.images.push(value()?.into());
                     args.add(Role::User, Part::Image);
@@ -130,18 +136,20 @@ fn write_stages(args: &Args, device: &Device) -> Result<()> {
             width: picture.width() as usize,
             height: picture.height() as usize,
         };
-        let plan = folder.blueprint.plan(size, args.budget)?;
+        let plan = folder.plan(size, args.budget)?;
         let made = folder.blueprint.preprocess(&picture, &plan)?;
         features.push(model.vision.encode(&made, &plan, &|_| Ok(()))?);
-        // Planes of each picture, or rows of patches of all pictures.
-        shape = match plan.grids.is_empty() {
-            true => vec![
-                shape[0] + 1,
-                made.channels as i32,
-                made.height as i32,
-                made.width as i32,
+        // Planes of each picture or tile, or rows of patches of all pictures.
+        let (height, width) = (made.height as i32, made.width as i32);
+        let tiles = plan.grids.len().max(1);
+        shape = match made.channels {
+            1 => vec![shape[0] + height, width],
+            channels => vec![
+                shape[0] + tiles as i32,
+                (channels / tiles) as i32,
+                height,
+                width,
             ],
-            false => vec![shape[0] + made.height as i32, made.width as i32],
         };
         pixels.extend(made.data);
         let key = MediaKey::new(picture.hash(), &plan);

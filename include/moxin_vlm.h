@@ -223,8 +223,8 @@ typedef struct moxin_model moxin_model;
 typedef struct moxin_session moxin_session;
 
 /**
- * The number of pixels that a picture may have when it reaches the encoder. Only for models that
- * take pictures of any size; other models ignore it.
+ * How large a picture may be when it reaches the encoder. Models whose pictures all have one size
+ * ignore everything but max_tokens.
  */
 typedef struct moxin_pixel_budget {
     /**
@@ -232,14 +232,28 @@ typedef struct moxin_pixel_budget {
      */
     size_t struct_size;
     /**
-     * Smaller pictures are enlarged to at least this many pixels. 0: the value from the model
-     * folder.
+     * Smaller pictures are enlarged to at least this many pixels, by models that take any size. 0:
+     * the value from the model folder.
      */
     uint64_t min_pixels;
     /**
-     * Larger pictures are reduced to at most this many pixels. 0: the value from the model folder.
+     * Larger pictures are reduced to at most this many pixels, in all their tiles together. 0: the
+     * value from the model folder.
      */
     uint64_t max_pixels;
+    /**
+     * The maximum number of positions that a picture takes. A larger picture is reduced, or cut
+     * into fewer tiles; a model that cannot do this refuses it. 0: no maximum.
+     */
+    uint64_t max_tokens;
+    /**
+     * If not 0, pictures are not cut into tiles by models that do this.
+     */
+    uint32_t no_tiles;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
 } moxin_pixel_budget;
 
 /**
@@ -848,6 +862,11 @@ typedef struct moxin_session_params {
      * asked. Default: 0.
      */
     uint64_t prefix_scope;
+    /**
+     * The budget of each picture that is added without one of its own. NULL, the default: that of
+     * the model folder. It is read during the call.
+     */
+    const struct moxin_pixel_budget *image_budget;
 } moxin_session_params;
 
 /**
@@ -1757,7 +1776,7 @@ enum moxin_status moxin_session_add_prompt(const struct moxin_session *session,
  * If the answer is cancelled or fails, its pictures are removed together with the question. A
  * picture that is added again is not encoded again, because its features are in the model's cache.
  *
- * budget limits the pixels that reach the encoder; it may be NULL. error may be NULL.
+ * budget takes the place of the session's; it may be NULL. error may be NULL.
  *
  * Errors: INVALID_STATE for more pictures than moxin_model_info allows, after an answer if the
  * model does not support that, or while an answer is being generated; INVALID_ARGUMENT if the

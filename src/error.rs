@@ -81,7 +81,8 @@ pub enum Error {
     /// The prompt does not fit into the context.
     #[error(
         "the prompt needs at least {needed} tokens and the context holds {limit}; shorten the \
-         conversation, give its images fewer pixels (max_pixels), or raise the context limit"
+         conversation, give its images a smaller budget (max_pixels, max_tokens), or raise the context \
+         limit"
     )]
     ContextFull {
         /// The minimum number of tokens for the prompt and an answer.

@@ -631,6 +631,9 @@ fn describe_talks_with_every_model() {
                     .for_each(|name| add("--image", picture(name).display().to_string()));
                 add("--prompt", text.into());
             }
+            if let Some(tokens) = case["budget"]["max_tokens"].as_u64() {
+                add("--max-image-tokens", tokens.to_string());
+            }
             for message in case["messages"].as_array().into_iter().flatten() {
                 let parts = message["content"].as_array().unwrap();
                 for (i, part) in parts.iter().enumerate() {
@@ -645,6 +648,9 @@ fn describe_talks_with_every_model() {
                         (Some(text), _) => add("--text", text.into()),
                     }
                 }
+            }
+            if case["budget"]["tiles"] == false {
+                arguments.insert(0, "--no-tiles".into());
             }
             // A picture after the last text has no text after it that asks.
             if arguments[arguments.len() - 2] != "--prompt" {

@@ -32,6 +32,15 @@ struct Case {
     greedy: Vec<u32>,
     #[serde(default)]
     grids: Vec<[u32; 3]>,
+    /// The budget of every picture.
+    #[serde(default)]
+    budget: Bounds,
+}
+
+#[derive(Deserialize, Default)]
+struct Bounds {
+    max_tokens: Option<usize>,
+    tiles: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -41,6 +50,14 @@ struct Said {
 }
 
 impl Case {
+    fn budget(&self) -> Budget {
+        Budget {
+            max_tokens: self.budget.max_tokens,
+            tiles: self.budget.tiles.unwrap_or(true),
+            ..Default::default()
+        }
+    }
+
     fn messages(&self) -> Vec<Message> {
         let Some(messages) = &self.messages else {
             let mut parts = vec![Part::Image; self.images.len()];
@@ -160,8 +177,8 @@ impl Rooms {
     }
 
     /// Returns a picture for prompts, with its pixels and its features.
-    fn encode(&self, name: &str) -> (ChatImage, Pixels, Features) {
-        let (image, picture) = self.image(name);
+    fn encode(&self, name: &str, budget: Budget) -> (ChatImage, Pixels, Features) {
+        let (image, picture) = self.image(name, budget);
         let blueprint = &self.folder.blueprint;
         let pixels = blueprint.preprocess(&picture, &image.plan).unwrap();
         let vision = &self.model.vision;
@@ -169,13 +186,13 @@ impl Rooms {
         (image, pixels, features)
     }
 
-    fn image(&self, name: &str) -> (ChatImage, Picture) {
+    fn image(&self, name: &str, budget: Budget) -> (ChatImage, Picture) {
         let picture = picture(name);
         let size = MediumSize {
             width: picture.width() as usize,
             height: picture.height() as usize,
         };
-        let plan = self.folder.blueprint.plan(size, Budget::default()).unwrap();
+        let plan = self.folder.plan(size, budget).unwrap();
         let key = MediaKey::new(picture.hash(), &plan);
         (
             ChatImage {
@@ -252,7 +269,7 @@ fn compare(name: &'static str) {
 fn compare_case(reference: &Reference, rooms: &Rooms, scenario: &str, case: &Case, what: &str) {
     let (mut images, mut features, mut pixels) = (Vec::new(), Vec::new(), Vec::new());
     for name in &case.images {
-        let (image, made, encoded) = rooms.encode(name);
+        let (image, made, encoded) = rooms.encode(name, case.budget());
         features.push(encoded);
         pixels.extend(made.data);
         images.push(image);
@@ -346,13 +363,14 @@ fn converse(name: &'static str) {
         };
         let model = Model::load(reference.model(), options, Op::default()).unwrap();
         for prefill_chunk in [1, 16, 4096] {
-            let options = GenerationOptions {
-                max_tokens: 24,
-                prefill_chunk,
-                ..Default::default()
-            };
             for (scenario, case) in &reference.cases {
-                let answer = ask(&model.session(options.clone()).unwrap(), case);
+                let options = GenerationOptions {
+                    max_tokens: 24,
+                    prefill_chunk,
+                    image_budget: case.budget(),
+                    ..Default::default()
+                };
+                let answer = ask(&model.session(options).unwrap(), case);
                 // The reference does not stop where a model ends its answer.
                 assert!(!answer.is_empty(), "{name} {scenario}");
                 assert_eq!(
@@ -485,7 +503,7 @@ fn compare_folder(
     let rooms = Rooms::open(path, device);
     let (mut images, mut features) = (Vec::new(), Vec::new());
     for name in &case.images {
-        let (image, _, encoded) = rooms.encode(name);
+        let (image, _, encoded) = rooms.encode(name, case.budget());
         features.push(encoded);
         images.push(image);
     }
@@ -767,6 +785,121 @@ fn a_pixel_budget_is_part_of_the_picture_key() {
         },
     );
     assert!(refused.unwrap_err().to_string().contains("max_pixels"));
+}
+
+/// A budget of features makes pictures of any size smaller, cuts pictures into fewer tiles, and is
+/// an error where nothing of this helps; the estimate knows it.
+#[test]
+fn a_budget_of_features_is_kept() {
+    let within = |max_tokens: usize| Budget {
+        max_tokens: Some(max_tokens),
+        ..Default::default()
+    };
+    let error = |result: moxin_vlm::Result<usize>| match result.unwrap_err() {
+        moxin_vlm::Error::InvalidArgument(what) => what,
+        other => panic!("{other:?}"),
+    };
+    let qwen = load("qwen2_vl");
+    assert_eq!(qwen.image_tokens(97, 70, within(6)).unwrap(), 6);
+    assert_eq!(qwen.image_tokens(2000, 2000, within(9)).unwrap(), 9);
+    for (width, height) in [(97, 70), (3, 5), (3000, 20), (20, 3000), (2000, 2000)] {
+        for most in 1..16 {
+            let tokens = qwen.image_tokens(width, height, within(most)).unwrap();
+            assert!(
+                (1..=most).contains(&tokens),
+                "{width} x {height}, {most}: {tokens}"
+            );
+        }
+    }
+    assert!(error(qwen.image_tokens(97, 70, within(0))).contains("max_tokens is 0"));
+    let both = Budget {
+        min_pixels: Some(12_544),
+        ..within(3)
+    };
+    assert!(qwen.image_tokens(97, 70, both).unwrap() <= 3);
+
+    let smol = load("smolvlm");
+    let tokens = |budget: Budget| smol.image_tokens(97, 70, budget);
+    // Three by three tiles, two by two, one; and that of the whole picture, of four features each.
+    for (most, expected) in [(1000, 40), (40, 40), (39, 20), (20, 20), (19, 4), (4, 4)] {
+        assert_eq!(tokens(within(most)).unwrap(), expected, "{most}");
+    }
+    assert!(error(tokens(within(3))).contains("max_tokens is 3"));
+    let pixels = |max_pixels: usize| Budget {
+        max_pixels: Some(max_pixels),
+        ..Default::default()
+    };
+    for (most, expected) in [(10 * 784, 40), (10 * 784 - 1, 20), (784, 4)] {
+        assert_eq!(tokens(pixels(most)).unwrap(), expected, "{most}");
+    }
+    assert!(error(tokens(pixels(783))).contains("max_pixels"));
+    let whole = Budget {
+        tiles: false,
+        ..Default::default()
+    };
+    assert_eq!(tokens(whole).unwrap(), 4);
+
+    let llava = load("llava");
+    assert_eq!(llava.image_tokens(97, 70, within(16)).unwrap(), 16);
+    assert_eq!(llava.image_tokens(97, 70, whole).unwrap(), 16);
+    assert!(error(llava.image_tokens(97, 70, within(15))).contains("takes 16"));
+
+    let estimate = |name: &str, image_budget: Budget| {
+        let generation = GenerationOptions {
+            image_budget,
+            ..Default::default()
+        };
+        Model::estimate(
+            folder(name).join("model"),
+            &LoadOptions::default(),
+            &generation,
+        )
+        .map(|estimate| estimate.vision_peak)
+    };
+    let peak = |name, budget| estimate(name, budget).unwrap();
+    assert!(peak("smolvlm", whole) < peak("smolvlm", Budget::default()));
+    assert!(peak("smolvlm", within(39)) < peak("smolvlm", Budget::default()));
+    assert!(peak("qwen2_vl", within(4)) < peak("qwen2_vl", Budget::default()));
+    assert!(estimate("llava", within(15)).is_err());
+}
+
+/// A picture's own budget takes the place of the session's, in forks and with new options too.
+#[test]
+fn a_session_has_a_budget() {
+    let model = load("smolvlm");
+    let few = Budget {
+        max_tokens: Some(20),
+        ..Default::default()
+    };
+    let options = |image_budget: Budget| GenerationOptions {
+        max_tokens: 2,
+        image_budget,
+        ..Default::default()
+    };
+    let tokens = |session: &Session| {
+        session.add_text(Role::User, "What?").unwrap();
+        answer(session);
+        session.stats().image_tokens
+    };
+    let session = model.session(options(few)).unwrap();
+    session.add_image(picture("noise")).unwrap();
+    let fork = session.fork().unwrap();
+    assert_eq!(tokens(&session), 20);
+    fork.add_image(picture("noise")).unwrap();
+    assert_eq!(tokens(&fork), 40);
+    session
+        .add_image_within(picture("noise"), Budget::default())
+        .unwrap();
+    assert_eq!(tokens(&session), 60);
+    session.set_options(options(Budget::default())).unwrap();
+    session.add_image(picture("noise")).unwrap();
+    assert_eq!(tokens(&session), 100);
+    let refused = model.session(options(Budget {
+        max_tokens: Some(1),
+        ..Default::default()
+    }));
+    let error = refused.unwrap().add_image(picture("noise")).unwrap_err();
+    assert!(matches!(error, moxin_vlm::Error::InvalidArgument(_)));
 }
 
 /// A large photograph is refused by its size before it is processed, and the error says what to do.

@@ -39,6 +39,8 @@ struct options {
     int part_count;
     uint32_t max_tokens;
     uint64_t max_pixels;
+    uint64_t max_image_tokens;
+    uint32_t no_tiles;
     float repetition_penalty;
     uint32_t ignore_orientation;
     int raw;
@@ -56,8 +58,8 @@ struct answer {
 };
 
 static void usage(void) {
-    fprintf(stderr, "usage: describe [--json] [--no-exif] [--raw] [--max-tokens N] [--max-pixels "
-                    "N] [--repetition-penalty P]\n"
+    fprintf(stderr, "usage: describe [--json] [--no-exif] [--raw] [--no-tiles] [--max-tokens N]\n"
+                    "       [--max-pixels N] [--max-image-tokens N] [--repetition-penalty P]\n"
                     "       MODEL [IMAGE] (--image FILE | --text TEXT | --system TEXT | --prompt "
                     "TEXT | --assistant TEXT)...\n");
     exit(2);
@@ -138,6 +140,8 @@ static struct options parse(int argc, char **argv) {
             options.raw = 1;
         } else if (strcmp(arg, "--no-exif") == 0) {
             options.ignore_orientation = 1;
+        } else if (strcmp(arg, "--no-tiles") == 0) {
+            options.no_tiles = 1;
         } else if (is_part(arg, &kind) && value != NULL) {
             add_part(&options, kind, value);
             asks |= kind == PROMPT;
@@ -147,6 +151,9 @@ static struct options parse(int argc, char **argv) {
             i++;
         } else if (strcmp(arg, "--max-pixels") == 0 && value != NULL) {
             options.max_pixels = parse_count(arg, value);
+            i++;
+        } else if (strcmp(arg, "--max-image-tokens") == 0 && value != NULL) {
+            options.max_image_tokens = parse_count(arg, value);
             i++;
         } else if (strcmp(arg, "--repetition-penalty") == 0 && value != NULL) {
             options.repetition_penalty = parse_penalty(value);
@@ -194,11 +201,15 @@ static moxin_model *load_model(const struct options *options) {
 
 static void add_image(moxin_session *session, const struct options *options, const char *path) {
     moxin_image_params params;
-    moxin_pixel_budget budget = { sizeof budget, 0, options->max_pixels };
+    moxin_pixel_budget budget = { 0 };
     moxin_image *image = NULL;
     moxin_error *error = NULL;
     moxin_image_params_init(&params, sizeof params);
     params.ignore_orientation = options->ignore_orientation;
+    budget.struct_size = sizeof budget;
+    budget.max_pixels = options->max_pixels;
+    budget.max_tokens = options->max_image_tokens;
+    budget.no_tiles = options->no_tiles;
     if (moxin_image_from_file(path, &params, &image, &error) != MOXIN_STATUS_OK) {
         die("reading the picture", error);
     }

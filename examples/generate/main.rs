@@ -33,10 +33,16 @@ struct Args {
     /// the model supports it.
     #[arg(long)]
     image: Vec<PathBuf>,
-    /// The maximum number of pixels that reach the encoder, for models that take pictures of any
+    /// The maximum number of pixels that reach the encoder, for models whose pictures differ in
     /// size.
     #[arg(long, value_name = "N")]
     max_pixels: Option<usize>,
+    /// The maximum number of positions that a picture takes.
+    #[arg(long, value_name = "N")]
+    max_image_tokens: Option<usize>,
+    /// Do not cut pictures into tiles.
+    #[arg(long)]
+    no_tiles: bool,
     /// Instructions before the conversation, if the model supports them.
     #[arg(long)]
     system: Option<String>,
@@ -112,19 +118,14 @@ fn main() -> Result<()> {
         },
         max_tokens: args.max_tokens,
         stop: args.stop.clone(),
+        image_budget: budget(&args),
         ..Default::default()
     })?;
     if let Some(system) = &args.system {
         session.add_text(Role::System, system)?;
     }
     for picture in pictures {
-        session.add_image_within(
-            picture,
-            Budget {
-                max_pixels: args.max_pixels,
-                ..Default::default()
-            },
-        )?;
+        session.add_image(picture)?;
     }
     let mut answers = Vec::new();
     let prompts = if args.prompt.is_empty() {
@@ -139,7 +140,7 @@ fn main() -> Result<()> {
         }
         let mut answer = answer(&session, !args.json)?;
         if let Some(picture) = located.as_ref().filter(|_| model.info().grounding) {
-            let locations = locate(&model, picture, &answer, args.max_pixels)?;
+            let locations = locate(&model, picture, &answer, budget(&args))?;
             match args.json {
                 true => answer["locations"] = locations.iter().map(location_json).collect(),
                 false => boxes::print(&locations),
@@ -163,6 +164,15 @@ fn main() -> Result<()> {
         );
     }
     Ok(())
+}
+
+fn budget(args: &Args) -> Budget {
+    Budget {
+        max_pixels: args.max_pixels,
+        max_tokens: args.max_image_tokens,
+        tiles: !args.no_tiles,
+        ..Default::default()
+    }
 }
 
 fn load(args: &Args, options: LoadOptions) -> Result<Model> {
@@ -244,12 +254,8 @@ fn locate(
     model: &Model,
     picture: &Picture,
     answer: &Value,
-    max_pixels: Option<usize>,
+    budget: Budget,
 ) -> Result<Vec<Location>> {
-    let budget = Budget {
-        max_pixels,
-        ..Default::default()
-    };
     let [width, height] = [picture.width(), picture.height()].map(|side| side as usize);
     let text = answer["text"].as_str().unwrap_or_default();
     Ok(model.locate(text, width, height, budget)?)
@@ -297,6 +303,7 @@ fn print_memory(args: &Args, options: &LoadOptions, stats: &Stats) -> Result<()>
     let positions = stats.prompt_tokens + stats.generated_tokens;
     let generation = GenerationOptions {
         max_context: Some(positions),
+        image_budget: budget(args),
         ..Default::default()
     };
     let estimated = Model::estimate(&args.model, options, &generation)?.total;

@@ -48,9 +48,10 @@ pub fn blueprint(bytes: &[u8]) {
     for (width, height) in [(1, 1), (640, 480), (65_535, 400), (3, 3_000)] {
         let budget = Budget {
             max_pixels: Some(200_000),
-            min_pixels: None,
+            max_tokens: Some(40_000),
+            ..Budget::default()
         };
-        let plan = match blueprint.plan(MediumSize { width, height }, budget) {
+        let plan = match model.plan(MediumSize { width, height }, budget) {
             Ok(plan) => plan,
             Err(Error::InvalidArgument(what)) => {
                 assert!(!what.is_empty());

@@ -499,9 +499,10 @@ impl Caller {
                     _ => moxin_model_unload(self.models[slot], place),
                 },
                 11 => {
-                    let (model, image, op) = (
+                    let (model, image, budget, op) = (
                         any(&self.models, input)?,
                         any(&self.images, input)?,
+                        budget(input)?,
                         self.op(input)?,
                     );
                     if !self.patience() {
@@ -511,7 +512,7 @@ impl Caller {
                     moxin_model_encode_image(
                         model,
                         image,
-                        null(),
+                        pointer(&budget),
                         pointer(&op),
                         &mut self.embeddings[own],
                         place,
@@ -570,12 +571,10 @@ impl Caller {
                         }
                     }
                 }
-                18 => moxin_session_add_image(
-                    self.sessions[slot],
-                    any(&self.images, input)?,
-                    null(),
-                    place,
-                ),
+                18 => {
+                    let (image, budget) = (any(&self.images, input)?, budget(input)?);
+                    moxin_session_add_image(self.sessions[slot], image, pointer(&budget), place)
+                }
                 19 => moxin_session_add_embedding(
                     self.sessions[slot],
                     any(&self.embeddings, input)?,
@@ -1074,10 +1073,16 @@ fn model_params(input: &mut Unstructured) -> Result<ModelParams> {
     })
 }
 
-/// Parameters of a session, and the stop texts they point to.
+fn budget(input: &mut Unstructured) -> Result<Option<Block>> {
+    unsafe extern "C" fn zeros(_: *mut moxin_pixel_budget, _: usize) {}
+    params(input, zeros)
+}
+
+/// Parameters of a session, and the stop texts and the budget they point to.
 struct SessionParams {
     block: Option<Block>,
     _stop: Box<(Vec<CString>, Vec<*const c_char>)>,
+    _budget: Option<Block>,
 }
 
 impl SessionParams {
@@ -1096,6 +1101,7 @@ fn session_params(input: &mut Unstructured) -> Result<SessionParams> {
     if input.ratio(1, 8)? {
         stop.1.push(null());
     }
+    let budget = budget(input)?;
     if let Some(block) = &mut block {
         let texts = if stop.1.is_empty() {
             null()
@@ -1104,6 +1110,12 @@ fn session_params(input: &mut Unstructured) -> Result<SessionParams> {
         };
         block.put(offset_of!(moxin_session_params, stop), texts);
         block.put(offset_of!(moxin_session_params, stop_count), stop.1.len());
+        let budget: *const moxin_pixel_budget = pointer(&budget);
+        block.put(offset_of!(moxin_session_params, image_budget), budget);
     }
-    Ok(SessionParams { block, _stop: stop })
+    Ok(SessionParams {
+        block,
+        _stop: stop,
+        _budget: budget,
+    })
 }

@@ -60,7 +60,7 @@ pub unsafe extern "C" fn moxin_model_encode_image(
             let (model, image, budget) = (
                 retain(model, "model")?,
                 retain(image, "image")?,
-                pixel_budget(budget)?,
+                pixel_budget(budget, "budget")?,
             );
             let embedding = with_op(op, |op| {
                 model.model.encode_image_within(&image.0, budget, op)

@@ -53,18 +53,26 @@ unsafe impl Versioned for moxin_image_params {
     }
 }
 
-/// The number of pixels that a picture may have when it reaches the encoder. Only for models that
-/// take pictures of any size; other models ignore it.
+/// How large a picture may be when it reaches the encoder. Models whose pictures all have one size
+/// ignore everything but max_tokens.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct moxin_pixel_budget {
     /// sizeof(moxin_pixel_budget)
     pub struct_size: usize,
-    /// Smaller pictures are enlarged to at least this many pixels. 0: the value from the model
-    /// folder.
+    /// Smaller pictures are enlarged to at least this many pixels, by models that take any size. 0:
+    /// the value from the model folder.
     pub min_pixels: u64,
-    /// Larger pictures are reduced to at most this many pixels. 0: the value from the model folder.
+    /// Larger pictures are reduced to at most this many pixels, in all their tiles together. 0: the
+    /// value from the model folder.
     pub max_pixels: u64,
+    /// The maximum number of positions that a picture takes. A larger picture is reduced, or cut
+    /// into fewer tiles; a model that cannot do this refuses it. 0: no maximum.
+    pub max_tokens: u64,
+    /// If not 0, pictures are not cut into tiles by models that do this.
+    pub no_tiles: u32,
+    /// Must be 0.
+    pub reserved: u32,
 }
 
 // SAFETY: repr(C), starts with its size, otherwise integers.
@@ -72,13 +80,18 @@ unsafe impl Versioned for moxin_pixel_budget {}
 
 /// # Safety
 /// As for [`read_params`].
-pub(super) unsafe fn pixel_budget(budget: *const moxin_pixel_budget) -> Result<Budget> {
+pub(super) unsafe fn pixel_budget(
+    budget: *const moxin_pixel_budget,
+    name: &'static str,
+) -> Result<Budget> {
     // SAFETY: the caller upholds this function's contract.
-    let budget = unsafe { read_params(budget, "budget")? };
-    let pixels = |count: u64| (count > 0).then_some(usize::try_from(count).unwrap_or(usize::MAX));
+    let budget = unsafe { read_params(budget, name)? };
+    let count = |count: u64| (count > 0).then_some(usize::try_from(count).unwrap_or(usize::MAX));
     Ok(Budget {
-        min_pixels: pixels(budget.min_pixels),
-        max_pixels: pixels(budget.max_pixels),
+        min_pixels: count(budget.min_pixels),
+        max_pixels: count(budget.max_pixels),
+        max_tokens: count(budget.max_tokens),
+        tiles: budget.no_tiles == 0,
     })
 }
 

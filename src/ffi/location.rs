@@ -73,7 +73,7 @@ pub unsafe extern "C" fn moxin_model_locate(
         unsafe {
             let model = retain(model, "model")?;
             let answer = text(answer, answer_len, "answer")?;
-            let budget = pixel_budget(budget)?;
+            let budget = pixel_budget(budget, "budget")?;
             let found = model
                 .model
                 .locate(answer, width as usize, height as usize, budget)?;

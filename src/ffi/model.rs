@@ -349,7 +349,7 @@ pub unsafe extern "C" fn moxin_model_image_tokens(
         let place = out(out_tokens, "out_tokens")?;
         // SAFETY: NULL, or a handle of this library that was not freed, and the caller's
         // initialized struct.
-        let (model, budget) = unsafe { (retain(model, "model")?, pixel_budget(budget)?) };
+        let (model, budget) = unsafe { (retain(model, "model")?, pixel_budget(budget, "budget")?) };
         let tokens = model
             .model
             .image_tokens(width as usize, height as usize, budget)?;

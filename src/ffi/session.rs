@@ -87,6 +87,9 @@ pub struct moxin_session_params {
     /// same number. Give each user of a server another one, so that times tell nobody what others
     /// asked. Default: 0.
     pub prefix_scope: u64,
+    /// The budget of each picture that is added without one of its own. NULL, the default: that of
+    /// the model folder. It is read during the call.
+    pub image_budget: *const moxin_pixel_budget,
 }
 
 // SAFETY: repr(C), starts with its size, otherwise numbers and pointers that are checked before
@@ -113,6 +116,7 @@ unsafe impl Versioned for moxin_session_params {
             frequency_penalty: sampling.frequency_penalty,
             presence_penalty: sampling.presence_penalty,
             prefix_scope: options.prefix_scope,
+            image_budget: ptr::null(),
         }
     }
 }
@@ -252,7 +256,7 @@ pub unsafe extern "C" fn moxin_session_add_prompt(
 /// If the answer is cancelled or fails, its pictures are removed together with the question. A
 /// picture that is added again is not encoded again, because its features are in the model's cache.
 ///
-/// budget limits the pixels that reach the encoder; it may be NULL. error may be NULL.
+/// budget takes the place of the session's; it may be NULL. error may be NULL.
 ///
 /// Errors: INVALID_STATE for more pictures than moxin_model_info allows, after an answer if the
 /// model does not support that, or while an answer is being generated; INVALID_ARGUMENT if the
@@ -268,9 +272,13 @@ pub unsafe extern "C" fn moxin_session_add_image(
     // struct.
     guard(error, || unsafe {
         let (session, image) = (retain(session, "session")?, retain(image, "image")?);
-        session
-            .session
-            .add_image_within(image.0.clone(), pixel_budget(budget)?)
+        let picture = image.0.clone();
+        match budget.is_null() {
+            true => session.session.add_image(picture),
+            false => session
+                .session
+                .add_image_within(picture, pixel_budget(budget, "budget")?),
+        }
     })
 }
 
@@ -420,6 +428,8 @@ pub(super) unsafe fn options(params: *const moxin_session_params) -> Result<Gene
             .to_owned(),
         );
     }
+    // SAFETY: NULL, or the caller's initialized struct.
+    let image_budget = unsafe { pixel_budget(params.image_budget, "params.image_budget")? };
     Ok(GenerationOptions {
         sampling: SamplingParams {
             temperature: params.temperature,
@@ -434,6 +444,7 @@ pub(super) unsafe fn options(params: *const moxin_session_params) -> Result<Gene
         },
         max_tokens: params.max_tokens as usize,
         max_context: (params.max_context > 0).then_some(params.max_context as usize),
+        image_budget,
         prefill_chunk: params.prefill_chunk as usize,
         stop,
         prefix_scope: params.prefix_scope,

@@ -17,6 +17,7 @@ use crate::{
     device::inject,
     device::memory_stats,
     error::guarded,
+    models::Budget,
     nn::{KVCache, KeyValueCache},
     text::{Message, Role},
 };
@@ -96,6 +97,11 @@ impl Chat {
             stats: Stats::default(),
             revision: model.revision,
         })
+    }
+
+    /// Returns the budget of pictures that are added without one of their own.
+    pub fn image_budget(&self) -> Budget {
+        self.options.image_budget
     }
 
     /// Replaces all options. Applies from the next answer; what was computed is kept.

@@ -1,7 +1,10 @@
 //! Options of a session.
 
 use super::{SamplingParams, StopStrings};
-use crate::{Error, Result, models::Limits};
+use crate::{
+    Error, Result,
+    models::{Budget, Limits},
+};
 
 /// The limit of OpenAI's API.
 const MAX_TOP_LOGPROBS: usize = 20;
@@ -18,6 +21,8 @@ pub struct GenerationOptions {
     /// The maximum number of positions in the whole conversation, including image tokens. `None`:
     /// 4096, more if a single picture needs more, less if the model was made for less.
     pub max_context: Option<usize>,
+    /// The budget of each picture that is added without one of its own.
+    pub image_budget: Budget,
     /// The number of positions that one step of prefill reads.
     pub prefill_chunk: usize,
     /// Separates conversations: an ended one is only continued by those with the same number. A
@@ -35,6 +40,7 @@ impl Default for GenerationOptions {
             max_tokens: 512,
             stop: Vec::new(),
             max_context: None,
+            image_budget: Budget::default(),
             prefill_chunk: 256,
             prefix_scope: 0,
             top_logprobs: 0,

@@ -133,15 +133,36 @@ impl ModelFolder {
         MemoryNeeds::estimate(&self.checkpoint, self.blueprint.decoder(), arithmetic, plan)
     }
 
+    /// Plans a picture of this size within a budget.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the model cannot take the size or the budget.
+    pub fn plan(&self, size: MediumSize, budget: Budget) -> Result<MediaPlan> {
+        let plan = self.blueprint.plan(size, budget)?;
+        let features = plan.features();
+        match budget.max_tokens {
+            Some(most) if features > most => Err(Error::InvalidArgument(format!(
+                "the budget's max_tokens is {most}; a picture of {} x {} pixels takes {features} \
+                 positions in this model",
+                size.width, size.height
+            ))),
+            _ => Ok(plan),
+        }
+    }
+
     /// Returns the size and the plan of a picture with the most features that fit into so many
     /// positions: the smallest such square. `None` if the model reads text only.
-    pub fn largest_picture(&self, positions: usize) -> Result<Option<(MediumSize, MediaPlan)>> {
+    pub fn largest_picture(
+        &self,
+        positions: usize,
+        budget: Budget,
+    ) -> Result<Option<(MediumSize, MediaPlan)>> {
         let plan = |edge: usize| {
             let size = MediumSize {
                 width: edge,
                 height: edge,
             };
-            Ok((size, self.blueprint.plan(size, Budget::default())?))
+            Ok((size, self.plan(size, budget)?))
         };
         let limits = self.blueprint.limits();
         match limits.image_size {

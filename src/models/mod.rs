@@ -94,7 +94,7 @@ pub trait Blueprint: Send + Sync + fmt::Debug {
     fn decoder(&self) -> &DecoderSettings;
 
     /// Plans how a picture of this size is resized and how many positions it takes, before any
-    /// pixel is read.
+    /// pixel is read. [`ModelFolder::plan`] also enforces `max_tokens`.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if the model cannot take the size
@@ -212,14 +212,30 @@ pub struct MediumSize {
     pub height: usize,
 }
 
-/// The number of pixels that a picture may have when it reaches the encoder, for models that take
-/// pictures of any size. `None`: the value from the folder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+/// How large a picture may be when it reaches the encoder. `None`: the value from the folder. Models
+/// whose pictures all have one size ignore everything but `max_tokens`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Budget {
-    /// Smaller pictures are enlarged to at least this many pixels.
+    /// Smaller pictures are enlarged to at least this many pixels, by models that take any size.
     pub min_pixels: Option<usize>,
-    /// Larger pictures are reduced to at most this many pixels.
+    /// Larger pictures are reduced to at most this many pixels, in all their tiles together.
     pub max_pixels: Option<usize>,
+    /// The maximum number of features of a picture. A larger picture is reduced, or cut into fewer
+    /// tiles; a model that cannot do this refuses it.
+    pub max_tokens: Option<usize>,
+    /// Whether a picture is cut into tiles, by models that do this.
+    pub tiles: bool,
+}
+
+impl Default for Budget {
+    fn default() -> Budget {
+        Budget {
+            min_pixels: None,
+            max_pixels: None,
+            max_tokens: None,
+            tiles: true,
+        }
+    }
 }
 
 /// How a medium is processed, known from its size alone.

@@ -275,7 +275,13 @@ impl Blueprint for QwenVl {
                 "max_pixels is {max}; this model's smallest picture has {least}"
             )));
         }
-        let [height, width] = smart_resize(height, width, self.square(), min, max)?;
+        let most = budget.max_tokens.unwrap_or(usize::MAX).max(1);
+        let max = max.min(most.saturating_mul(self.square().pow(2)));
+        let size = smart_resize(height, width, self.square(), min.min(max), max)?;
+        // Rounding up may go beyond `max_tokens`; sides of up to so many squares do not.
+        let squares = size.map(|side| side / self.square());
+        let side = (most / squares[0].min(squares[1])).max(1);
+        let [height, width] = squares.map(|squares| squares.min(side) * self.square());
         let [rows, columns] = [height, width].map(|side| side / self.vision.patch_size);
         let features = rows * columns / self.vision.merge.pow(2);
         let grid = [1, rows as u32, columns as u32];

@@ -65,7 +65,7 @@ pub struct MemoryEstimate {
     /// The peak while loading.
     pub load_peak: u64,
     /// The temporary memory of encoding a picture, in addition to the weights: for the largest
-    /// picture that fits into the context, if pictures differ.
+    /// picture that fits into the context and the budget, if pictures differ.
     pub vision_peak: u64,
     /// The temporary memory of a step, in addition to weights, keys and values.
     pub step_peak: u64,

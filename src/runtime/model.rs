@@ -150,7 +150,7 @@ impl Model {
         let scheme = |path: &str, columns| options.scheme(path, columns);
         let needs = folder.memory(arithmetic, &scheme);
         let positions = generation.context(&folder.blueprint.limits());
-        let picture = folder.largest_picture(positions)?;
+        let picture = folder.largest_picture(positions, generation.image_budget)?;
         let sizes = Sizes::new(&folder.checkpoint, arithmetic, &scheme);
         let vision = picture.as_ref().map_or(0, |(size, plan)| {
             sizes.vision(folder.blueprint.as_ref(), *size, plan)
@@ -178,7 +178,6 @@ impl Model {
         Ok(self
             .0
             .folder
-            .blueprint
             .plan(MediumSize { width, height }, budget)?
             .features())
     }
@@ -215,14 +214,14 @@ impl Model {
         height: usize,
         budget: Budget,
     ) -> Result<Vec<Location>> {
-        let blueprint = &self.0.folder.blueprint;
-        let Some(grounding) = blueprint.grounding() else {
+        let folder = &self.0.folder;
+        let Some(grounding) = folder.blueprint.grounding() else {
             let name = self.info().model_type;
             return Err(Error::InvalidState(format!(
                 "a model of type {name} writes no boxes or points"
             )));
         };
-        let plan = blueprint.plan(MediumSize { width, height }, budget)?;
+        let plan = folder.plan(MediumSize { width, height }, budget)?;
         Ok(grounding.locate(answer, [width, height], plan.pixels))
     }
 
@@ -248,8 +247,7 @@ impl Model {
         self.encode_image_within(picture, Budget::default(), op)
     }
 
-    /// Encodes an image as [`Model::encode_image`] does, with a pixel budget, for models that take
-    /// pictures of any size.
+    /// Encodes an image as [`Model::encode_image`] does, within a budget.
     ///
     /// # Errors
     /// Also [`Error::InvalidArgument`] if the model cannot take the picture or the budget.
@@ -284,7 +282,7 @@ impl Model {
             width: picture.width() as usize,
             height: picture.height() as usize,
         };
-        let plan = self.0.folder.blueprint.plan(size, budget)?;
+        let plan = self.0.folder.plan(size, budget)?;
         let key = MediaKey::new(picture.hash(), &plan);
         Ok((plan, key))
     }

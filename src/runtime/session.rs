@@ -140,23 +140,26 @@ impl Session {
         self.add_text(Role::Prompt, text)
     }
 
-    /// Adds a picture at the end of the user's message. The model encodes it in one of the next
-    /// steps. If the answer is cancelled or fails, its pictures are removed together with the
+    /// Adds a picture at the end of the user's message, within the session's budget. The model
+    /// encodes it in one of the next steps. If the answer is cancelled or fails, its pictures are removed together with the
     /// question; a picture that is added again is not encoded again.
     ///
     /// # Errors
     /// [`Error::InvalidState`] for more pictures than
     /// [`ModelInfo::max_images`](crate::ModelInfo::max_images), after an answer if the model does
-    /// not support that, or while an answer is being generated.
+    /// not support that, or while an answer is being generated; [`Error::InvalidArgument`] if the
+    /// model cannot take the picture or the budget.
     pub fn add_image(&self, picture: Picture) -> Result<()> {
-        self.add_image_within(picture, Budget::default())
+        let budget = lock_chat(self.shared.slot.claim()?.slot(), |chat| {
+            Ok(chat.image_budget())
+        })?;
+        self.add_image_within(picture, budget)
     }
 
-    /// Adds a picture as [`Session::add_image`] does, with a pixel budget, for models that take
-    /// pictures of any size.
+    /// Adds a picture as [`Session::add_image`] does, within a budget of its own.
     ///
     /// # Errors
-    /// Also [`Error::InvalidArgument`] if the model cannot take the picture or the budget.
+    /// As for [`Session::add_image`].
     pub fn add_image_within(&self, picture: Picture, budget: Budget) -> Result<()> {
         let image = self.model.chat_image(picture, budget)?;
         self.change(move |chat| chat.add_image(image))

@@ -77,9 +77,25 @@ static void check_model_facts(const moxin_model *model, const char *path) {
     CHECK(loaded.text_only == 0);
     CHECK(strlen(loaded.default_prompt) > 0);
     uint32_t tokens = 0;
-    moxin_pixel_budget budget = { sizeof budget, 0, 1000 };
+    moxin_pixel_budget budget = { 0 };
+    budget.struct_size = sizeof budget;
+    budget.max_pixels = 1000;
     NEED(moxin_model_image_tokens(model, 3000, 20, &budget, &tokens, &error));
     CHECK(tokens == loaded.tokens_per_image); /* of any size */
+    budget.no_tiles = 1;
+    budget.max_tokens = tokens;
+    NEED(moxin_model_image_tokens(model, 3000, 20, &budget, &tokens, &error));
+    budget.max_tokens = loaded.tokens_per_image - 1;
+    EXPECT(MOXIN_STATUS_INVALID_ARGUMENT,
+           moxin_model_image_tokens(model, 3000, 20, &budget, &tokens, &error));
+    moxin_session_params params;
+    moxin_memory_estimate estimate = { 0 };
+    estimate.struct_size = sizeof estimate;
+    moxin_session_params_init(&params, sizeof params);
+    CHECK(params.image_budget == NULL);
+    params.image_budget = &budget;
+    EXPECT(MOXIN_STATUS_INVALID_ARGUMENT,
+           moxin_model_estimate(path, NULL, &params, &estimate, &error));
 
     NEED(moxin_model_metadata(model, "model_type", &value, &error));
     CHECK(strcmp(value.data, "prismatic") == 0 && value.len == 9);

@@ -16,9 +16,12 @@ model = load_model(Path(sys.argv[1]), lazy=False)
 model.update(tree_map(lambda x: x.astype(mx.float32) if mx.issubdtype(x.dtype, mx.floating) else x, model.parameters()))
 stages = load_file(sys.argv[2])
 ids = mx.array(stages["input_ids"][None].astype(np.int32))
-given = {"image_grid_thw": mx.array(stages["grids"])} if "grids" in stages else {}
-mask = mx.ones_like(ids) if model.config.model_type == "paligemma" else None
-out = model(ids, mx.array(stages["pixels"]), mask, **given)
+kind, pixels = model.config.model_type, mx.array(stages["pixels"])
+given = {"image_grid_thw": mx.array(stages["grids"])} if kind == "qwen2_vl" else {}
+mask = mx.ones_like(ids) if kind == "paligemma" else None
+# Tiles are those of one conversation.
+pixels = pixels[None] if kind == "smolvlm" else pixels
+out = model(ids, pixels, mask, **given)
 theirs = np.array(getattr(out, "logits", out)[0].astype(mx.float32))
 far = float(np.abs(theirs - stages["logits"]).max())
 print(f"{sys.argv[1]}: logits {theirs.shape}, furthest {far:.2e}, of up to {np.abs(theirs).max():.1f}")

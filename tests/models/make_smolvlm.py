@@ -36,8 +36,12 @@ SCENARIOS = {
         user(text("Describe it\nin one word."), image("wide")),
     ],
     "text": [user(text("größer, naïve, 图片里有什么?"))],
-    "system": [{"role": "system", "content": [text("Be brief.")]}, user(image("wide"), text("How many shapes?"))],
+    "fewer": [{"role": "system", "content": [text("Be brief.")]}, user(image("wide"), text("How many shapes?"))],
+    "whole": [user(image("noise"), text("What is in the picture?"))],
 }
+# The library's budgets, and what makes transformers' processor do the same: 15 features are those
+# of three tiles.
+BUDGETS = {"fewer": {"max_tokens": 15}, "whole": {"tiles": False}}
 
 SMOLVLM = {
     "tokens": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"]
@@ -125,6 +129,9 @@ def make(name, seed, made, classes):
         given = {"text": rendered, "add_special_tokens": False, "return_tensors": "pt"}
         if names:
             given |= {"images": [[shown[n] for n in names]]}
+            if scenario == "fewer":
+                given["size"] = {"longest_edge": 2 * made["edge"]}
+            given["do_image_splitting"] = scenario != "whole"
         inputs = {key: value for key, value in both(**given).items() if key in ("input_ids", "pixel_values", "pixel_attention_mask")}
         prompt = inputs.pop("input_ids")
 
@@ -151,7 +158,7 @@ def make(name, seed, made, classes):
         patches = made["edge"] // made["vision"]["patch_size"]
         cases[scenario] = {
             "messages": messages, "images": names, "ids": prompt[0].tolist(), "greedy": out, "grids": [[1, patches, patches]] * tiles,
-        }
+        } | ({"budget": BUDGETS[scenario]} if scenario in BUDGETS else {})
         print(name, scenario, prompt.shape, tiles, "tiles, logits std", float(rows.std()), out)
     save_file(expected, folder / "expected.safetensors")
     write_json(folder / "cases.json", cases)

@@ -99,19 +99,17 @@ impl SmolVlm {
         })
     }
 
-    /// Returns the plan of a picture with so many columns and rows of tiles.
-    fn plan_of(&self, grid: [usize; 2]) -> MediaPlan {
-        let side = self.vision.image_size / self.vision.patch_size;
-        let tiles = match grid {
-            [1, 1] => 1,
-            [columns, rows] => columns * rows + 1,
-        };
-        MediaPlan {
-            grids: vec![[1, side as u32, side as u32]; tiles],
-            pixels: self.tiler.pixels(grid),
-            markup: markup(grid),
-            runs: vec![(side / self.factor).pow(2); tiles],
-        }
+    /// Returns the number of features of a tile.
+    fn features(&self) -> usize {
+        (self.vision.image_size / self.vision.patch_size / self.factor).pow(2)
+    }
+}
+
+/// Returns the number of tiles in so many columns and rows, including that of the whole picture.
+fn tiles([columns, rows]: [usize; 2]) -> usize {
+    match columns * rows {
+        1 => 1,
+        tiles => tiles + 1,
     }
 }
 
@@ -135,11 +133,9 @@ fn markup([columns, rows]: [usize; 2]) -> String {
 impl Blueprint for SmolVlm {
     fn limits(&self) -> Limits {
         // A square has the most tiles.
-        let square = MediumSize {
-            width: 1,
-            height: 1,
-        };
-        let most = self.plan_of(self.tiler.grid(square)).features();
+        let (width, height) = (1, 1);
+        let grid = self.tiler.grid(MediumSize { width, height }, |_| true);
+        let most = tiles(grid) * self.features();
         Limits {
             context: self.text.max_position_embeddings.unwrap_or(2048),
             // Idefics3's pictures take up to 2873.
@@ -169,8 +165,26 @@ impl Blueprint for SmolVlm {
         &self.decoder
     }
 
-    fn plan(&self, size: MediumSize, _: Budget) -> Result<MediaPlan> {
-        Ok(self.plan_of(self.tiler.grid(size)))
+    fn plan(&self, size: MediumSize, budget: Budget) -> Result<MediaPlan> {
+        let pixels = self.vision.image_size.pow(2);
+        if let Some(most) = budget.max_pixels.filter(|most| *most < pixels) {
+            return Err(Error::InvalidArgument(format!(
+                "max_pixels is {most}; this model's smallest picture has {pixels}"
+            )));
+        }
+        let fits = |bound: Option<usize>, size: usize| bound.is_none_or(|bound| size <= bound);
+        let grid = self.tiler.grid(size, |grid| {
+            budget.tiles
+                && fits(budget.max_pixels, tiles(grid) * pixels)
+                && fits(budget.max_tokens, tiles(grid) * self.features())
+        });
+        let (tiles, patches) = (tiles(grid), self.vision.image_size / self.vision.patch_size);
+        Ok(MediaPlan {
+            grids: vec![[1, patches as u32, patches as u32]; tiles],
+            pixels: self.tiler.pixels(grid),
+            markup: markup(grid),
+            runs: vec![self.features(); tiles],
+        })
     }
 
     fn preprocess(&self, picture: &Picture, plan: &MediaPlan) -> Result<Pixels> {

@@ -72,12 +72,21 @@ impl Tiler {
         })
     }
 
-    /// Returns the columns and rows of tiles for a picture of this size.
-    pub fn grid(&self, size: MediumSize) -> [usize; 2] {
+    /// Returns the columns and rows of tiles for a picture of this size: as many as `permits`
+    /// allows. One tile is always allowed.
+    pub fn grid(&self, size: MediumSize, permits: impl Fn([usize; 2]) -> bool) -> [usize; 2] {
         if !self.splits {
             return [1, 1];
         }
-        let [width, height] = with_longest(size, self.longest);
+        (1..=self.longest.div_ceil(self.edge))
+            .rev()
+            .map(|most| self.grid_of(with_longest(size, self.longest.min(most * self.edge))))
+            .find(|grid| permits(*grid))
+            .unwrap_or([1, 1])
+    }
+
+    /// Returns the columns and rows of tiles for a picture that was resized to this size.
+    fn grid_of(&self, [width, height]: [usize; 2]) -> [usize; 2] {
         // The side that is not the longer one keeps the ratio, and is then rounded up.
         let aspect = width as f64 / height as f64;
         let tiles = |side: f64| (side as usize).div_ceil(self.edge).max(1);
@@ -95,6 +104,16 @@ impl Tiler {
         grid.map(|tiles| tiles * self.edge)
     }
 
+    /// Returns the size that a picture is resized to first, if all its tiles together have so many
+    /// pixels. Fewer tiles are those of a smaller longer side.
+    fn resized(&self, size: MediumSize, [width, height]: [usize; 2]) -> [usize; 2] {
+        let longest = match width.max(height) {
+            side if side > self.edge => side.min(self.longest),
+            _ => self.longest,
+        };
+        with_longest(size, longest)
+    }
+
     /// Makes the planes of each tile, row by row, and then of the square of the whole picture,
     /// which is made from the resized one. If there is one tile, it is that square.
     pub fn process(&self, picture: &Picture, [width, height]: [usize; 2]) -> Result<Pixels> {
@@ -102,7 +121,7 @@ impl Tiler {
             width: picture.width() as usize,
             height: picture.height() as usize,
         };
-        let [across, down] = with_longest(size, self.longest);
+        let [across, down] = self.resized(size, [width, height]);
         let resized = resize(picture, across, down, self.filter)?;
         let whole = resize(&resized, width, height, self.filter)?;
         drop(resized);
@@ -134,7 +153,7 @@ impl Tiler {
     /// Returns the temporary memory in bytes of [`Tiler::process`].
     pub fn memory(&self, size: MediumSize, pixels: [usize; 2]) -> u64 {
         let area = |[width, height]: [usize; 2]| width as u64 * height as u64;
-        let resized = with_longest(size, self.longest);
+        let resized = self.resized(size, pixels);
         let square = area([self.edge; 2]);
         // A resize needs sums and its result; then a tile is cut out, and its planes are made.
         let steps = [
