@@ -73,12 +73,12 @@ impl Asked {
     }
 }
 
-/// Returns the pixel budget of a picture: OpenAI's `detail`, unless the request has a number.
-pub fn budget(detail: Option<&str>, max_pixels: Option<usize>, field: &str) -> Result<Budget> {
+/// Returns the budget of a picture: the request's, and OpenAI's `detail` unless it has a number.
+pub fn budget(detail: Option<&str>, request: Budget, field: &str) -> Result<Budget> {
     // OpenAI's low detail is one picture of 512 by 512 pixels:
     // https://platform.openai.com/docs/guides/images-vision
     const LOW: usize = 512 * 512;
-    let max_pixels = match (max_pixels, detail) {
+    let max_pixels = match (request.max_pixels, detail) {
         (Some(pixels), _) => Some(pixels),
         (None, None | Some("auto" | "high")) => None,
         (None, Some("low")) => Some(LOW),
@@ -89,7 +89,7 @@ pub fn budget(detail: Option<&str>, max_pixels: Option<usize>, field: &str) -> R
     };
     Ok(Budget {
         max_pixels,
-        ..Budget::default()
+        ..request
     })
 }
 

@@ -277,9 +277,13 @@ async fn every_option_has_its_effect() {
         json!({"user": "me", "metadata": {"a": "b"}, "store": false, "n": 1}),
         json!({"response_format": {"type": "text"}, "tools": [], "logit_bias": {}}),
         json!({"max_pixels": 100_000, "logprobs": false, "stop": null, "seed": null}),
+        json!({"max_image_tokens": 5000, "tiles": false}),
     ] {
         assert_eq!(text(&ask(accepted).await), words);
     }
+    let narrow = ask(json!({"max_image_tokens": 63})).await;
+    let message = narrow["error"]["message"].as_str().unwrap();
+    assert!(message.contains("takes 64 positions"), "{narrow}");
 
     let two = ask(json!({"n": 2, "temperature": 3.0, "seed": 5, "max_tokens": 12})).await;
     let choices = two["choices"].as_array().unwrap();

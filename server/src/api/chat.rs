@@ -7,7 +7,7 @@ use axum::{
     extract::{Request, State},
     response::{IntoResponse, Response, sse},
 };
-use moxin_vlm::{Event, FinishReason, Stats, text::StreamDecoder};
+use moxin_vlm::{Budget, Event, FinishReason, Stats, text::StreamDecoder};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -65,6 +65,10 @@ pub struct ChatRequest {
     repetition_penalty: Option<f32>,
     /// Extension: the maximum number of pixels of each picture that reach the encoder.
     max_pixels: Option<usize>,
+    /// Extension: the maximum number of positions that each picture takes.
+    max_image_tokens: Option<usize>,
+    /// Extension: whether pictures are cut into tiles, by models that do this; true by default.
+    tiles: Option<bool>,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
@@ -295,9 +299,7 @@ impl ChatRequest {
             let message = format!("n is {choices}; this server allows 1 to {most} (--max-choices)");
             return Err(ApiError::field("n", message));
         }
-        if self.max_pixels == Some(0) {
-            return Err(ApiError::field("max_pixels", "max_pixels is 0"));
-        }
+        let budget = self.budget()?;
         let options = Asked {
             max_tokens: self.max_completion_tokens.or(self.max_tokens),
             max_tokens_field: match self.max_completion_tokens {
@@ -319,12 +321,28 @@ impl ChatRequest {
             .messages
             .iter()
             .enumerate()
-            .map(|(i, message)| message.turn(format!("messages[{i}]"), self.max_pixels));
+            .map(|(i, message)| message.turn(format!("messages[{i}]"), budget));
         Ok(Question {
             model: self.model.clone(),
             turns: turns.collect::<Result<_>>()?,
             options: options.options(&app.limits)?,
             choices,
+        })
+    }
+
+    /// Returns the budget of each picture.
+    fn budget(&self) -> Result<Budget> {
+        let (pixels, tokens) = (self.max_pixels, self.max_image_tokens);
+        for (name, most) in [("max_pixels", pixels), ("max_image_tokens", tokens)] {
+            if most == Some(0) {
+                return Err(ApiError::field(name, format!("{name} is 0")));
+            }
+        }
+        Ok(Budget {
+            max_pixels: pixels,
+            max_tokens: tokens,
+            tiles: self.tiles.unwrap_or(true),
+            ..Budget::default()
         })
     }
 
@@ -343,13 +361,13 @@ impl ChatRequest {
 }
 
 impl ChatMessage {
-    fn turn(&self, field: String, max_pixels: Option<usize>) -> Result<Turn> {
+    fn turn(&self, field: String, budget: Budget) -> Result<Turn> {
         refuse_rest(&self.rest, &field, &["name"], &[])?;
         let role = role(&self.role, &field)?;
         let parts = match &self.content {
             None => vec![Part::Text(String::new())],
             Some(content) => content.parts(&format!("{field}.content"), |part, field| {
-                part.part(field, max_pixels)
+                part.part(field, budget)
             })?,
         };
         Ok(Turn { role, parts, field })
@@ -357,14 +375,14 @@ impl ChatMessage {
 }
 
 impl ContentPart {
-    fn part(&self, field: &str, max_pixels: Option<usize>) -> Result<Part> {
+    fn part(&self, field: &str, request: Budget) -> Result<Part> {
         refuse_rest(&self.rest, field, &[], &[])?;
         match (self.kind.as_str(), &self.text, &self.image_url) {
             ("text", Some(text), None) => Ok(Part::Text(text.clone())),
             ("image_url", None, Some(image)) => {
                 let budget = budget(
                     image.detail.as_deref(),
-                    max_pixels,
+                    request,
                     &format!("{field}.image_url"),
                 )?;
                 let field = format!("{field}.image_url.url");

@@ -16,7 +16,7 @@ use crate::{
     app::App,
     error::{ApiError, Result},
     json::{receive, refuse_rest},
-    options::{Asked, budget, source},
+    options::{Asked, source},
     question::{Part, Question, Turn},
     router::Scope,
 };
@@ -131,7 +131,7 @@ impl DescribeRequest {
         };
         let picture = Part::Image {
             source: source(&self.image, "image")?,
-            budget: budget(None, None, "image")?,
+            budget: Budget::default(),
             field: "image".into(),
         };
         Ok(Question {

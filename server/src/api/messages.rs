@@ -8,7 +8,7 @@ use axum::{
     extract::{Request, State},
     response::{IntoResponse, Response, sse},
 };
-use moxin_vlm::{Event, FinishReason, Role, Stats};
+use moxin_vlm::{Budget, Event, FinishReason, Role, Stats};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -20,7 +20,7 @@ use crate::{
     error::{ApiError, Result},
     json::{base64, receive, refuse_rest},
     models::Served,
-    options::{Asked, budget, source},
+    options::{Asked, source},
     question::{Part, Question, Source, Turn},
     router::Scope,
     sse::{Writer, named_event, stream},
@@ -282,7 +282,7 @@ impl Block {
             ("text", Some(text), None) => Ok(Part::Text(text.clone())),
             ("image", None, Some(image)) => Ok(Part::Image {
                 source: image.source(&format!("{field}.source"))?,
-                budget: budget(None, None, field)?,
+                budget: Budget::default(),
                 field: format!("{field}.source"),
             }),
             ("text" | "image", ..) => {

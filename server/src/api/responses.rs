@@ -7,7 +7,7 @@ use axum::{
     extract::{Request, State},
     response::{IntoResponse, Response, sse},
 };
-use moxin_vlm::{Event, FinishReason, Role, Stats};
+use moxin_vlm::{Budget, Event, FinishReason, Role, Stats};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -274,7 +274,7 @@ impl ContentPart {
         match (self.kind.as_str(), &self.text, &self.image_url) {
             ("input_text" | "output_text", Some(text), None) => Ok(Part::Text(text.clone())),
             ("input_image", None, Some(url)) => {
-                let budget = budget(self.detail.as_deref(), None, field)?;
+                let budget = budget(self.detail.as_deref(), Budget::default(), field)?;
                 let field = format!("{field}.image_url");
                 Ok(Part::Image {
                     source: source(url, &field)?,
