@@ -220,7 +220,7 @@ struct ImageOptions : moxin_image_params {
     }
 };
 
-/// The number of pixels that may reach the encoder: the fields of moxin_pixel_budget.
+/// How large a picture may be when it reaches the encoder: the fields of moxin_pixel_budget.
 struct PixelBudget : moxin_pixel_budget {
     PixelBudget(std::uint64_t min = 0, std::uint64_t max = 0) : moxin_pixel_budget() {
         struct_size = sizeof(moxin_pixel_budget);
@@ -255,8 +255,8 @@ struct QuantOptions : moxin_quant_params {
     std::vector<Module> modules;
 };
 
-/// Parameters of a session: the fields of moxin_session_params, except that `stop` is a std::vector
-/// and `stop_count` is ignored.
+/// Parameters of a session: the fields of moxin_session_params, except that `stop` is a std::vector,
+/// `stop_count` is ignored, and `image_budget` is a std::optional.
 struct SessionOptions : moxin_session_params {
     SessionOptions() : moxin_session_params() {
         moxin_session_params_init(this, sizeof(moxin_session_params));
@@ -264,6 +264,9 @@ struct SessionOptions : moxin_session_params {
 
     /// Texts that end an answer and are not part of it. At most 64, of 1 to 1024 bytes each.
     std::vector<std::string> stop;
+
+    /// The budget of each picture that is added without one of its own.
+    std::optional<PixelBudget> image_budget;
 
     /// Makes a call with these options in C's form.
     template <class Call>
@@ -276,6 +279,7 @@ struct SessionOptions : moxin_session_params {
         moxin_session_params params = *this;
         params.stop = texts.data();
         params.stop_count = texts.size();
+        params.image_budget = image_budget ? &*image_budget : nullptr;
         return call(&params);
     }
 };
@@ -651,8 +655,14 @@ public:
         detail::call(moxin_session_add_prompt, get(), text.empty() ? "" : text.data(), text.size());
     }
 
-    /// Adds a picture: see moxin_session_add_image.
-    void add_image(const Image &image, const PixelBudget &budget = {}) {
+    /// Adds a picture within the session's budget: see moxin_session_add_image.
+    void add_image(const Image &image) {
+        const moxin_pixel_budget *none = nullptr;
+        detail::call(moxin_session_add_image, get(), image.get(), none);
+    }
+
+    /// Adds a picture within a budget of its own.
+    void add_image(const Image &image, const PixelBudget &budget) {
         detail::call(moxin_session_add_image, get(), image.get(), &budget);
     }
 

@@ -128,6 +128,13 @@ void images(const moxin::Model &model, const std::string &path, const std::strin
     moxin::Image small =
         moxin::Image::from_pixels(pixels.data(), { 16, 2 }, 16 * 3, MOXIN_PIXEL_FORMAT_RGB8);
     CHECK(small.size().width == 16 && small.size().height == 2);
+
+    moxin::SessionOptions few;
+    few.image_budget = moxin::PixelBudget();
+    few.image_budget->max_tokens = 1;
+    moxin::Session narrow(model, few);
+    CHECK(status_of([&] { narrow.add_image(small); }) == MOXIN_STATUS_INVALID_ARGUMENT);
+    narrow.add_image(small, {}); // a budget of its own
     moxin::ImageOptions options;
     CHECK(options.max_pixels > 1000);
     options.max_pixels = 10;

@@ -26,6 +26,8 @@ public struct GenerationOptions: Sendable, Equatable {
     /// The maximum number of positions in the whole conversation, including image tokens. `nil`:
     /// 4096, more if a single picture needs more, less if the model was made for less.
     public var maxContext: Int?
+    /// The budget of each picture that has none of its own.
+    public var imageBudget = VLMImage.PixelBudget()
     /// The number of prompt positions read per step.
     public var prefillChunk: Int = 256
     /// Separates conversations in the cache of ended ones (``LoadOptions/prefixCacheBytes``): one is
@@ -77,7 +79,10 @@ public struct GenerationOptions: Sendable, Equatable {
                 params.logprobs = UInt32(exactly: alternatives) ?? .max
                 params.stop = stop.baseAddress
                 params.stop_count = stop.count
-                return try body(&params)
+                return try imageBudget.withRaw { budget in
+                    params.image_budget = budget
+                    return try body(&params)
+                }
             }
         }
     }

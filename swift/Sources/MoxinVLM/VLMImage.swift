@@ -35,29 +35,41 @@ public struct VLMImage: Sendable {
         }
     }
 
-    /// The number of pixels that a picture may have when it reaches the encoder, for models that
-    /// take pictures of any size.
+    /// How large a picture may be when it reaches the encoder. Models whose pictures all have one
+    /// size ignore everything but `maxTokens`.
     public struct PixelBudget: Sendable, Equatable {
-        /// Smaller pictures are enlarged to at least this many pixels. `nil`: the value from the
-        /// model folder.
+        /// Smaller pictures are enlarged to at least this many pixels, by models that take any size.
+        /// `nil`: the value from the model folder.
         public var minPixels: UInt64?
-        /// Larger pictures are reduced to at most this many pixels. `nil`: the value from the model
-        /// folder.
+        /// Larger pictures are reduced to at most this many pixels, in all their tiles together.
+        /// `nil`: the value from the model folder.
         public var maxPixels: UInt64?
+        /// The maximum number of positions that a picture takes. A larger picture is reduced, or cut
+        /// into fewer tiles; a model that cannot do this refuses it. `nil`: no maximum.
+        public var maxTokens: UInt64?
+        /// Whether pictures are cut into tiles, by models that do this.
+        public var tiles: Bool
 
         /// Creates a budget.
-        public init(minPixels: UInt64? = nil, maxPixels: UInt64? = nil) {
+        public init(
+            minPixels: UInt64? = nil, maxPixels: UInt64? = nil, maxTokens: UInt64? = nil,
+            tiles: Bool = true
+        ) {
             self.minPixels = minPixels
             self.maxPixels = maxPixels
+            self.maxTokens = maxTokens
+            self.tiles = tiles
         }
 
-        /// The library's struct.
-        var raw: moxin_pixel_budget {
+        /// Calls `body` with the library's struct.
+        func withRaw<R>(_ body: (UnsafePointer<moxin_pixel_budget>) throws -> R) rethrows -> R {
             var budget = moxin_pixel_budget()
             budget.struct_size = MemoryLayout<moxin_pixel_budget>.size
             budget.min_pixels = minPixels ?? 0
             budget.max_pixels = maxPixels ?? 0
-            return budget
+            budget.max_tokens = maxTokens ?? 0
+            budget.no_tiles = tiles ? 0 : 1
+            return try body(&budget)
         }
     }
 
@@ -78,8 +90,9 @@ public struct VLMImage: Sendable {
     /// embeddings.
     public var ignoresOrientation = false
 
-    /// The number of pixels that may reach the encoder. Ignored for embeddings.
-    public var pixelBudget = PixelBudget()
+    /// How large the picture may be when it reaches the encoder. `nil`: the budget in the session's
+    /// options. Ignored for embeddings.
+    public var pixelBudget: PixelBudget?
 
     /// Creates a picture from a file, which is read when the picture is used.
     public init(contentsOf url: URL) {
@@ -127,9 +140,10 @@ public struct VLMImage: Sendable {
                 try session.call { moxin_session_add_embedding($0, embedding, $1) }
             }
         } else {
-            var budget = pixelBudget.raw
-            try decode().use { image in
-                try session.call { moxin_session_add_image($0, image, &budget, $1) }
+            try pixelBudget.withRaw { budget in
+                try decode().use { image in
+                    try session.call { moxin_session_add_image($0, image, budget, $1) }
+                }
             }
         }
     }
@@ -193,5 +207,13 @@ private func withStart<R>(of bytes: UnsafeRawBufferPointer, _ body: (UnsafeRawPo
 {
     try withUnsafePointer(to: 0 as UInt8) { empty in
         try body(bytes.baseAddress ?? UnsafeRawPointer(empty))
+    }
+}
+
+extension Optional where Wrapped == VLMImage.PixelBudget {
+    /// Calls `body` with the library's struct, or with NULL.
+    func withRaw<R>(_ body: (UnsafePointer<moxin_pixel_budget>?) throws -> R) rethrows -> R {
+        guard let budget = self else { return try body(nil) }
+        return try budget.withRaw { try body($0) }
     }
 }

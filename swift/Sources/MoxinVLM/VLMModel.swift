@@ -131,10 +131,13 @@ public actor VLMModel {
     ) async throws -> ImageEmbedding {
         try await Operation(timeout: timeout, progress: progress).run { [handle] op in
             let decoded = try image.decode()
-            var budget = image.pixelBudget.raw
             let embedding = try Handle(free: moxin_embedding_free) { place, error in
-                handle.use { model in
-                    decoded.use { moxin_model_encode_image(model, $0, &budget, op, place, error) }
+                image.pixelBudget.withRaw { budget in
+                    handle.use { model in
+                        decoded.use {
+                            moxin_model_encode_image(model, $0, budget, op, place, error)
+                        }
+                    }
                 }
             }
             return try ImageEmbedding(handle: embedding)
@@ -151,9 +154,10 @@ public actor VLMModel {
             throw VLMError.invalidArgument(
                 .init(message: "a picture of \(width) x \(height) pixels"))
         }
-        var budget = budget.raw
         var tokens: UInt32 = 0
-        try handle.call { moxin_model_image_tokens($0, width, height, &budget, &tokens, $1) }
+        try budget.withRaw { budget in
+            try handle.call { moxin_model_image_tokens($0, width, height, budget, &tokens, $1) }
+        }
         return Int(tokens)
     }
 
@@ -171,11 +175,12 @@ public actor VLMModel {
             throw VLMError.invalidArgument(
                 .init(message: "a picture of \(width) x \(height) pixels"))
         }
-        var budget = budget.raw
         let found = try withBytes(of: answer) { start, count in
             try Handle(free: moxin_locations_free) { place, error in
-                handle.use {
-                    moxin_model_locate($0, start, count, width, height, &budget, place, error)
+                budget.withRaw { budget in
+                    handle.use {
+                        moxin_model_locate($0, start, count, width, height, budget, place, error)
+                    }
                 }
             }
         }

@@ -231,6 +231,28 @@ extension All {
             }
         }
 
+        @Test func aBudgetBelongsToAPictureOrASession() async throws {
+            try await withModel { model in
+                let few = VLMImage.PixelBudget(maxTokens: 1)
+                #expect(try await model.imageTokens(width: 9, height: 5) == 64)
+                #expect(
+                    await failure {
+                        _ = try await model.imageTokens(width: 9, height: 5, budget: few)
+                    }?.name == "invalidArgument")
+                var options = GenerationOptions()
+                options.imageBudget = few
+                let session = try await model.makeSession(options: options)
+                #expect(
+                    await failure {
+                        _ = try await session.respond(to: written, images: [picture])
+                    }?.name == "invalidArgument")
+                var own = picture
+                own.pixelBudget = VLMImage.PixelBudget(tiles: false)
+                let response = try await session.respond(to: written, images: [own])
+                #expect(response.text == "The word FISH.")
+            }
+        }
+
         @Test func picturesAreTurnedUprightUnlessDisabled() async throws {
             try await leavingNothing {
                 for orientation in 1...8 {
