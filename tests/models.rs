@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use moxin_vlm::{
     Backend, Budget, Event, GenerationOptions, LoadOptions, Message, Model, Op, Part, Picture,
     Role, Session,
-    device::{CpuKernels, Device},
+    device::{CpuKernels, Device, Dtype},
     generate::{ChatImage, ImageContent, Prompt, PromptRequest, PromptWriter},
     image::Pixels,
     load_tokenizer,
@@ -1089,10 +1089,18 @@ fn a_cancelled_question_leaves_the_system_text() {
 /// A picture that was read ahead of its question is not read again, and changes nothing.
 #[test]
 fn reading_ahead_changes_nothing() {
-    for name in ["qwen2_vl", "qwen2_5_vl", "llava", "paligemma", "gemma3", "smolvlm"] {
+    for (name, scenario) in [
+        ("qwen2_vl", "one"),
+        ("qwen2_5_vl", "one"),
+        ("llava", "one"),
+        ("paligemma", "one"),
+        ("gemma3", "one"),
+        ("gemma3", "system"),
+        ("smolvlm", "one"),
+    ] {
         let reference = Reference::open(name);
         let model = load(name);
-        let case = &reference.cases["one"];
+        let case = &reference.cases[scenario];
         let session = model
             .session(GenerationOptions {
                 max_tokens: 24,
@@ -1100,9 +1108,15 @@ fn reading_ahead_changes_nothing() {
                 ..Default::default()
             })
             .unwrap();
+        let messages = case.messages();
+        if messages[0].role == Role::System {
+            session
+                .add_text(Role::System, &messages[0].text(""))
+                .unwrap();
+        }
         session.add_image(picture(&case.images[0])).unwrap();
         session.prefill(Op::default()).unwrap();
-        let text = case.messages().last().unwrap().text("");
+        let text = messages.last().unwrap().text("");
         session.add_text(Role::User, &text).unwrap();
         let found = greedy(&session);
         assert_eq!(found, case.greedy[..found.len()], "{name}");
@@ -1209,6 +1223,48 @@ fn a_model_that_reads_text_only_refuses_pictures() {
     assert!(!answer(&session).is_empty());
 }
 
+/// Without a generation_config.json, answers end at the tokens of the whole configuration, not at
+/// those of its language model.
+#[test]
+fn the_whole_configuration_says_where_answers_end() {
+    for (name, end) in [("gemma3", [1, 425]), ("gemma3_saved", [1, 425])] {
+        let folder = ModelFolder::open(&folder(name).join("model")).unwrap();
+        assert_eq!(folder.blueprint.limits().end_tokens, end, "{name}");
+    }
+}
+
+/// On a GPU everything is bfloat16, from pixels to logits. Computed here on the CPU, as there.
+#[test]
+fn gemma_3_in_bfloat16_stays_in_bfloat16() {
+    let reference = Reference::open("gemma3");
+    let case = &reference.cases["one"];
+    let mut device = Device::new(Backend::Cpu).unwrap();
+    device.dtype = Dtype::Bfloat16;
+    device.run(|| {
+        let rooms = Rooms::open(&reference.model(), &device);
+        let (image, _, features) = rooms.encode(&case.images[0]);
+        assert_eq!(features.rows.dtype(), Dtype::Bfloat16);
+        let expected = reference.floats("one.features");
+        let found = features.rows.to_vec_cast::<f32>().unwrap();
+        let squares = |numbers: Vec<f32>| numbers.iter().map(|x| x * x).sum::<f32>();
+        let apart: Vec<f32> = found.iter().zip(&expected).map(|(a, b)| a - b).collect();
+        assert!(squares(apart) < 0.001 * squares(expected));
+        let request = PromptRequest::new(&case.messages(), &[image], true);
+        let prompt = rooms.writer.write(&request).unwrap();
+        let run = prompt.images[0][0].clone();
+        let segment = Segment {
+            input: Input::Ids,
+            rows: &prompt.rows,
+            features: &[(run, &features, 0)],
+            cache: &mut rooms.model.decoder.new_cache()[..],
+            want: Want::Last,
+        };
+        let decoder = &rooms.model.decoder;
+        let logits = decoder.forward(&mut [segment], &|_| Ok(())).remove(0);
+        assert_eq!(logits.unwrap().unwrap().dtype(), Dtype::Bfloat16);
+    });
+}
+
 /// The positions that are computed together: whole pictures, or the whole prompt.
 #[test]
 fn a_pass_is_as_long_as_a_chunk_and_the_span_that_its_last_row_starts() {
@@ -1228,7 +1284,14 @@ fn a_pass_is_as_long_as_a_chunk_and_the_span_that_its_last_row_starts() {
 /// An embedding can replace its picture anywhere.
 #[test]
 fn an_embedding_replaces_its_picture() {
-    for name in ["qwen2_vl", "qwen2_5_vl", "paligemma", "llava", "gemma3", "idefics3"] {
+    for name in [
+        "qwen2_vl",
+        "qwen2_5_vl",
+        "paligemma",
+        "llava",
+        "gemma3",
+        "idefics3",
+    ] {
         let model = load(name);
         let embedding = model.encode_image(&picture("wide"), Op::default()).unwrap();
         let [by_picture, by_embedding] = [false, true].map(|encoded| {

@@ -197,10 +197,11 @@ def make(name, seed, saved):
         },
     }
     if saved:
-        # A picture is longer than the window, and the bases are others.
+        # A picture is longer than the window, and what the others leave at its default differs.
         config["tie_word_embeddings"] = False
+        config["vision_config"]["layer_norm_eps"] = 0.002
         config["text_config"] |= {
-            "sliding_window": 5, "rope_theta": 500.0, "rope_local_base_freq": 30.0, "rope_scaling": {"factor": 3.0, "rope_type": "linear"},
+            "rms_norm_eps": 0.005, "sliding_window": 5, "rope_theta": 500.0, "rope_local_base_freq": 30.0, "rope_scaling": {"factor": 3.0, "rope_type": "linear"},
             "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"], "tie_word_embeddings": False,
         }
     model = Gemma3ForConditionalGeneration(eager(Gemma3Config(**{k: v for k, v in copy.deepcopy(config).items() if k != "model_type"})))

@@ -88,9 +88,10 @@ impl SmolVlm {
             "Idefics3Processor",
             "SmolVLMProcessor",
         ];
-        files.processor.expect("smolvlm", &kinds)?;
+        let settings = files.processor()?;
+        settings.expect("smolvlm", &kinds)?;
         Ok(SmolVlm {
-            tiler: Tiler::read(&files.processor, vision.image_size)?,
+            tiler: Tiler::read(settings, vision.image_size)?,
             image_token: token_id(path, config, &["image_token_id"], 128_257)?,
             text,
             decoder,
@@ -204,12 +205,8 @@ impl Blueprint for SmolVlm {
     }
 
     fn format(&self) -> PromptFormat {
-        let marker = Marker {
-            text: MARKER.into(),
-            id: self.image_token,
-        };
         PromptFormat::Template {
-            marker,
+            marker: Some(Marker::new(MARKER, self.image_token)),
             content: ContentStyle::Parts,
             default: None,
         }
