@@ -1242,7 +1242,7 @@ fn gemma_3_in_bfloat16_stays_in_bfloat16() {
     device.dtype = Dtype::Bfloat16;
     device.run(|| {
         let rooms = Rooms::open(&reference.model(), &device);
-        let (image, _, features) = rooms.encode(&case.images[0]);
+        let (image, _, features) = rooms.encode(&case.images[0], Budget::default());
         assert_eq!(features.rows.dtype(), Dtype::Bfloat16);
         let expected = reference.floats("one.features");
         let found = features.rows.to_vec_cast::<f32>().unwrap();
@@ -1275,7 +1275,7 @@ fn a_pass_is_as_long_as_a_chunk_and_the_span_that_its_last_row_starts() {
         ("paligemma", 104),
     ] {
         let folder = ModelFolder::open(&folder(name).join("model")).unwrap();
-        let picture = folder.largest_picture(100).unwrap();
+        let picture = folder.largest_picture(100, Budget::default()).unwrap();
         let plan = picture.as_ref().map(|(_, plan)| plan);
         assert_eq!(folder.longest_pass(5, 100, plan), longest, "{name}");
     }
