@@ -46,7 +46,7 @@ unsafe impl Versioned for moxin_location {}
 /// the picture in the conversation. Places outside the picture are moved to its edge; the last box
 /// of an answer that was cut off is left out.
 ///
-/// The models write boxes in different forms: PaliGemma as <loc0123> tokens if the prompt is
+/// The models write boxes in different forms: PaliGemma as `<loc0123>` tokens if the prompt is
 /// "detect cat ; dog", Qwen-VL as pairs or as JSON if the prompt asks for it.
 ///
 /// budget and error may be NULL. *out_locations receives the locations, in the order of the answer,
