@@ -1218,9 +1218,13 @@ fn a_model_that_reads_text_only_refuses_pictures() {
     };
     same(&ask(&model), &ask(&again));
     // A raw prompt is the whole prompt here too.
-    session.add_prompt("<start_of_turn>user\nHello").unwrap();
-    assert!(session.add_text(Role::User, "Hello").is_err());
-    assert!(!answer(&session).is_empty());
+    session
+        .add_prompt(
+            "<start_of_turn>user\nBe brief.\n\nHow many shapes?<end_of_turn>\n\
+             <start_of_turn>model\n",
+        )
+        .unwrap();
+    same(&answer(&session), &ask(&model));
 }
 
 /// Without a generation_config.json, answers end at the tokens of the whole configuration, not at
