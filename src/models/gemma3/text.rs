@@ -181,3 +181,45 @@ fn local_layers(text: &TextConfig) -> Result<Vec<bool>, String> {
     };
     types.iter().map(is_local).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::{Rope, RopeKind, RopeScaling};
+    use serde_json::json;
+
+    /// The configuration of Gemma 3 4B
+    /// (<https://huggingface.co/google/gemma-3-4b-it/blob/main/config.json>), which leaves most to
+    /// the defaults.
+    #[test]
+    fn a_published_configuration_is_filled_in() {
+        let path = Path::new("config.json");
+        let config = json!({
+            "eos_token_id": [1, 106],
+            "text_config": {
+                "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text",
+                "num_hidden_layers": 34, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+                "sliding_window": 1024
+            }
+        });
+        let text = TextConfig::new(path, &config, defaults()).unwrap();
+        assert_eq!(text.end_tokens(), [1, 106]);
+        let decoder = decoder(path, &text, true).unwrap();
+        assert_eq!(
+            (decoder.heads, decoder.kv_heads, decoder.head_dim),
+            (8, 4, 256)
+        );
+        assert_eq!((decoder.vocab_size, decoder.norm_eps), (262_208, 1e-6));
+        assert_eq!(decoder.attention_scale, 1.0 / 16.0);
+        let rope = |theta, divisor| Rope {
+            theta,
+            scaling: RopeScaling::Linear(divisor),
+            kind: RopeKind::Sequential,
+        };
+        let (local, global) = (rope(1e4, 1.0), rope(1e6, 8.0));
+        assert_eq!(decoder.ropes, [local, local, local, local, local, global]);
+        let window = Some(1024);
+        let windows = [window, window, window, window, window, None];
+        assert_eq!(decoder.windows, windows);
+    }
+}
