@@ -175,9 +175,10 @@ public actor VLMModel {
             throw VLMError.invalidArgument(
                 .init(message: "a picture of \(width) x \(height) pixels"))
         }
-        let found = try withBytes(of: answer) { start, count in
-            try Handle(free: moxin_locations_free) { place, error in
-                budget.withRaw { budget in
+        let handle = handle
+        let found = try budget.withRaw { budget in
+            try withBytes(of: answer) { start, count in
+                try Handle(free: moxin_locations_free) { place, error in
                     handle.use {
                         moxin_model_locate($0, start, count, width, height, budget, place, error)
                     }
