@@ -61,6 +61,7 @@ fn body(item: &Item, declaration: &str, version: &str) -> Result<String> {
         _ => match returned {
             "void" => Ok(String::new()),
             "bool" => line("return false;"),
+            "size_t" => line("return 0;"),
             // Functions without an error set something up for work that never happens.
             "enum moxin_status" if !declaration.contains("**error") => {
                 line("return MOXIN_STATUS_OK;")
