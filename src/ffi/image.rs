@@ -86,6 +86,7 @@ pub(super) unsafe fn pixel_budget(
 ) -> Result<Budget> {
     // SAFETY: the caller upholds this function's contract.
     let budget = unsafe { read_params(budget, name)? };
+    check_reserved(budget.reserved, name)?;
     let count = |count: u64| (count > 0).then_some(usize::try_from(count).unwrap_or(usize::MAX));
     Ok(Budget {
         min_pixels: count(budget.min_pixels),
@@ -230,17 +231,21 @@ pub unsafe extern "C" fn moxin_image_free(image: *mut moxin_image) {
     unsafe { free(image, drop) };
 }
 
+fn check_reserved(reserved: u32, name: &str) -> Result<()> {
+    match reserved {
+        0 => Ok(()),
+        _ => Err(Error::InvalidArgument(format!(
+            "{name}.reserved is {reserved}; expected 0"
+        ))),
+    }
+}
+
 /// # Safety
 /// As for [`read_params`].
 unsafe fn options(params: *const moxin_image_params) -> Result<DecodeOptions> {
     // SAFETY: the caller upholds this function's contract.
     let params = unsafe { read_params(params, "params")? };
-    if params.reserved != 0 {
-        return Err(Error::InvalidArgument(format!(
-            "params.reserved is {}; expected 0",
-            params.reserved
-        )));
-    }
+    check_reserved(params.reserved, "params")?;
     Ok(DecodeOptions {
         apply_orientation: params.ignore_orientation == 0,
         max_pixels: params.max_pixels,

@@ -304,6 +304,11 @@ static void check_arguments(const moxin_model *model, moxin_session *session, co
     moxin_image_params_init(&image_params, sizeof image_params);
     image_params.reserved = 1;
     EXPECT(invalid, moxin_image_from_file(path, &image_params, &no_image, &error));
+    moxin_pixel_budget budget = { 0 };
+    uint32_t no_tokens = 0;
+    budget.struct_size = sizeof budget;
+    budget.reserved = 1;
+    EXPECT(invalid, moxin_model_image_tokens(model, 8, 8, &budget, &no_tokens, &error));
 
 #define REFUSED(field, value)                                                                      \
     moxin_session_params_init(&params, sizeof params);                                             \
