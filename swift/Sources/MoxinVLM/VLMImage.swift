@@ -201,15 +201,6 @@ public struct VLMImage: Sendable {
     }
 }
 
-/// Calls `body` with the start of bytes, which is not NULL even if there are none.
-private func withStart<R>(of bytes: UnsafeRawBufferPointer, _ body: (UnsafeRawPointer) throws -> R)
-    rethrows -> R
-{
-    try withUnsafePointer(to: 0 as UInt8) { empty in
-        try body(bytes.baseAddress ?? UnsafeRawPointer(empty))
-    }
-}
-
 extension Optional where Wrapped == VLMImage.PixelBudget {
     /// Calls `body` with the library's struct, or with NULL.
     func withRaw<R>(_ body: (UnsafePointer<moxin_pixel_budget>?) throws -> R) rethrows -> R {

@@ -150,10 +150,7 @@ public actor VLMModel {
     public func imageTokens(width: Int, height: Int, budget: VLMImage.PixelBudget = .init()) throws
         -> Int
     {
-        guard let width = UInt32(exactly: width), let height = UInt32(exactly: height) else {
-            throw VLMError.invalidArgument(
-                .init(message: "a picture of \(width) x \(height) pixels"))
-        }
+        let (width, height) = try sides(width, height)
         var tokens: UInt32 = 0
         try budget.withRaw { budget in
             try handle.call { moxin_model_image_tokens($0, width, height, budget, &tokens, $1) }
@@ -171,10 +168,7 @@ public actor VLMModel {
     public func locate(
         in answer: String, width: Int, height: Int, budget: VLMImage.PixelBudget = .init()
     ) throws -> [Location] {
-        guard let width = UInt32(exactly: width), let height = UInt32(exactly: height) else {
-            throw VLMError.invalidArgument(
-                .init(message: "a picture of \(width) x \(height) pixels"))
-        }
+        let (width, height) = try sides(width, height)
         let handle = handle
         let found = try budget.withRaw { budget in
             try withBytes(of: answer) { start, count in
@@ -272,4 +266,13 @@ public actor VLMModel {
     public func unload() async throws {
         try handle.call(moxin_model_unload)
     }
+}
+
+/// Returns the sides of a picture as the library takes them.
+private func sides(_ width: Int, _ height: Int) throws -> (UInt32, UInt32) {
+    guard let columns = UInt32(exactly: width), let rows = UInt32(exactly: height) else {
+        throw VLMError.invalidArgument(
+            .init(message: "a picture of \(width) x \(height) pixels"))
+    }
+    return (columns, rows)
 }

@@ -52,11 +52,18 @@ func check(_ body: (UnsafeMutablePointer<OpaquePointer?>) -> moxin_status) throw
 func withBytes<R>(of text: String, _ body: (UnsafePointer<CChar>, Int) throws -> R) rethrows -> R {
     var text = text
     return try text.withUTF8 { bytes in
-        try bytes.withMemoryRebound(to: CChar.self) { bytes in
-            try withUnsafePointer(to: 0 as CChar) { empty in
-                try body(bytes.baseAddress ?? empty, bytes.count)
-            }
+        try withStart(of: UnsafeRawBufferPointer(bytes)) { start in
+            try body(start.assumingMemoryBound(to: CChar.self), bytes.count)
         }
+    }
+}
+
+/// Calls `body` with the start of bytes, which is not NULL even if there are none.
+func withStart<R>(of bytes: UnsafeRawBufferPointer, _ body: (UnsafeRawPointer) throws -> R)
+    rethrows -> R
+{
+    try withUnsafePointer(to: 0 as UInt8) { empty in
+        try body(bytes.baseAddress ?? UnsafeRawPointer(empty))
     }
 }
 
