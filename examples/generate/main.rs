@@ -127,7 +127,7 @@ fn main() -> Result<()> {
     for picture in pictures {
         session.add_image(picture)?;
     }
-    let mut answers = Vec::new();
+    let (mut answers, mut locations) = (Vec::new(), Vec::new());
     let prompts = if args.prompt.is_empty() {
         vec![model.info().default_prompt.to_owned()]
     } else {
@@ -140,19 +140,19 @@ fn main() -> Result<()> {
         }
         let mut answer = answer(&session, !args.json)?;
         if let Some(picture) = located.as_ref().filter(|_| model.info().grounding) {
-            let locations = locate(&model, picture, &answer, budget(&args))?;
+            locations = locate(&model, picture, &answer, budget(&args))?;
             match args.json {
                 true => answer["locations"] = locations.iter().map(location_json).collect(),
                 false => boxes::print(&locations),
-            }
-            if let Some(path) = &args.draw {
-                boxes::draw(picture, &locations, path)?;
             }
         }
         if !args.json {
             print_stats(&session.stats());
         }
         answers.push(answer);
+    }
+    if let (Some(path), Some(picture)) = (&args.draw, &located) {
+        boxes::draw(picture, &locations, path)?;
     }
     if !args.json && !answers.is_empty() {
         print_memory(&args, &options, &session.stats())?;
