@@ -687,6 +687,29 @@ fn a_wrong_field_is_named() {
     }
 }
 
+/// A value of another type is damage, not something that is not supported.
+#[test]
+fn a_field_of_another_type_is_corrupt() {
+    for name in [
+        "paligemma",
+        "qwen2_vl",
+        "qwen2_5_vl",
+        "llava",
+        "gemma3",
+        "smolvlm",
+    ] {
+        let (_place, path) = copy(name);
+        change(&path, CONFIG, |json| {
+            set(json, "/vision_config/patch_size", &json!("x"))
+        });
+        let error = load(&path).err().unwrap();
+        assert!(
+            matches!(error, Error::CorruptModel { .. }),
+            "{name}: {error:?}"
+        );
+    }
+}
+
 /// The processor's aliases, and transformers 5's file for it.
 #[test]
 fn processors_are_known_by_all_their_names() {

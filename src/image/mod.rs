@@ -17,6 +17,6 @@ mod vp8l;
 pub use crop::{center_crop, crop, pad};
 pub use patches::{Patches, patchify, smart_resize};
 pub use picture::{DecodeOptions, Picture, PictureHash, PixelFormat};
-pub(crate) use resize::{Axis, Canvas, resize_memory, resize_window};
+pub(crate) use resize::{Axis, Canvas, resize_memory, resize_weights, resize_window};
 pub use resize::{Filter, resize};
 pub use values::{Normalization, Pixels, planes, rescale};

@@ -115,10 +115,14 @@ pub fn resize(picture: &Picture, width: usize, height: usize, filter: Filter) ->
 /// square of `edge`: sums, the square itself, and the weights of each source pixel, those of
 /// columns twice.
 pub(crate) fn resize_memory(edge: usize, side: usize) -> u64 {
-    let (edge, side) = (edge as u64, side as u64);
-    let sums = edge.saturating_mul(edge).saturating_mul(12 + 3);
-    let weights = side.saturating_add(edge).saturating_mul(4 * 4 * 3);
-    sums.saturating_add(weights)
+    let sums = (edge as u64).saturating_pow(2).saturating_mul(12 + 3);
+    sums.saturating_add(resize_weights(&[side, edge]))
+}
+
+/// Returns the bytes of the weights of each source pixel, for resizes from and to these sides.
+pub(crate) fn resize_weights(sides: &[usize]) -> u64 {
+    let sides = sides.iter().map(|side| *side as u64);
+    sides.fold(0, u64::saturating_add).saturating_mul(4 * 4 * 3)
 }
 
 /// The maximum side of a resized picture.

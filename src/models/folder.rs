@@ -45,6 +45,13 @@ impl Files {
         let missing = || ProcessorSettings::missing(self.folder.path());
         self.processor.as_ref().ok_or_else(missing)
     }
+
+    /// Returns whether the embedding is also the output head: config.json is unreliable, since
+    /// transformers 4.57 drops the field for some models.
+    pub fn ties_head(&self) -> bool {
+        let is_head = |name: &str| name.ends_with("lm_head.weight");
+        !self.checkpoint.tensor_names().any(is_head)
+    }
 }
 
 /// A folder whose configuration and weight headers were read.

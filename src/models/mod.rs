@@ -41,7 +41,7 @@ pub use text_config::{TextConfig, TokenIds};
 use self::text_only::NoVision;
 pub(crate) use self::text_only::text_only;
 use crate::{
-    Result,
+    Error, Result,
     checkpoint::Weights,
     device::Device,
     image::{Picture, PictureHash, Pixels},
@@ -97,7 +97,7 @@ pub trait Blueprint: Send + Sync + fmt::Debug {
     /// pixel is read. [`ModelFolder::plan`] also enforces `max_tokens`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if the model cannot take the size
+    /// [`Error::InvalidArgument`] if the model cannot take the size
     /// or the budget, or reads text only.
     fn plan(&self, size: MediumSize, budget: Budget) -> Result<MediaPlan> {
         let _ = (size, budget);
@@ -225,6 +225,18 @@ pub struct Budget {
     pub max_tokens: Option<usize>,
     /// Whether a picture is cut into tiles, by models that do this.
     pub tiles: bool,
+}
+
+impl Budget {
+    /// Fails if `max_pixels` is less than the `least` that a picture of the model has.
+    fn check_least(max_pixels: usize, least: usize) -> Result<()> {
+        match max_pixels < least {
+            true => Err(Error::InvalidArgument(format!(
+                "max_pixels is {max_pixels}; this model's smallest picture has {least}"
+            ))),
+            false => Ok(()),
+        }
+    }
 }
 
 impl Default for Budget {

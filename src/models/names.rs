@@ -45,6 +45,14 @@ pub fn with_vision_tower(stored: &str) -> String {
     }
 }
 
+/// Returns the name as [`with_vision_tower`] does, or `None` for tensors that a model with SigLIP
+/// never reads: those that are computed, and the encoder's pooling head.
+pub fn with_siglip(stored: &str) -> Option<String> {
+    let name = with_vision_tower(stored);
+    let is_used = !is_computed(&name) && !name.starts_with("vision_tower.vision_model.head.");
+    is_used.then_some(name)
+}
+
 /// Returns whether a tensor is one that programs compute: rotary frequencies, and lists of position
 /// ids.
 pub fn is_computed(stored: &str) -> bool {

@@ -181,6 +181,13 @@ impl ProcessorSettings {
         Ok(Normalization { factor, mean, std })
     }
 
+    /// Fails unless pictures are resized, rescaled and normalized.
+    pub fn require_steps(&self) -> Result<()> {
+        ["do_resize", "do_rescale", "do_normalize"]
+            .into_iter()
+            .try_for_each(|step| self.require(step, true))
+    }
+
     /// Fails if a switch differs from the only value that this library supports.
     pub fn require(&self, name: &str, expected: bool) -> Result<()> {
         match self.switch(name, expected)? == expected {

@@ -1,6 +1,7 @@
 //! What the models of the Qwen-VL family share: pictures of any size, and Qwen2 with positions in
 //! three dimensions.
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
@@ -16,9 +17,10 @@ use crate::{
     checkpoint::Weights,
     device::Device,
     image::{
-        Filter, Normalization, Patches, Picture, Pixels, patchify, planes, resize, smart_resize,
+        Filter, Normalization, Patches, Picture, Pixels, patchify, planes, resize, resize_weights,
+        smart_resize,
     },
-    nn::{DecoderSettings, QwenVitConfig},
+    nn::{Activation, DecoderSettings, QwenVitConfig},
     text::ContentStyle,
 };
 
@@ -37,7 +39,7 @@ const TEMPLATE: &str = "{% for message in messages %}\
 {% endfor %}{% endif %}<|im_end|>\n\
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
-/// What differs among the models of the family.
+/// What differs among the models of the family, other than `vision_config`.
 #[derive(Debug)]
 pub struct Family {
     /// Its `model_type` in config.json.
@@ -46,9 +48,13 @@ pub struct Family {
     pub processors: &'static [&'static str],
     /// How it writes boxes and points.
     pub grounding: Grounding,
-    /// Reads and checks `vision_config`, given the decoder's width. An error is a message that
-    /// names the field.
-    pub encoder: fn(Value, usize) -> Result<QwenVitConfig, String>,
+}
+
+/// The fields of `vision_config`.
+pub trait EncoderConfig: DeserializeOwned {
+    /// Returns the checked settings of the encoder, given the decoder's width. An error is a
+    /// message that names the field.
+    fn checked(&self, output: usize) -> Result<QwenVitConfig, String>;
 }
 
 /// A blueprint of the family.
@@ -116,16 +122,18 @@ pub fn check_encoder(
     Ok(())
 }
 
+/// Returns the activation of `vision_config.hidden_act`; `usual` is the published models'.
+pub fn activation(name: &str, usual: &str) -> Result<Activation, String> {
+    Activation::from_name(name)
+        .ok_or_else(|| format!("vision_config.hidden_act is {name:?}; expected {usual}"))
+}
+
 impl QwenVl {
     /// Reads and checks everything in a folder except the weights.
-    pub fn open(files: &Files, family: Family) -> Result<QwenVl> {
+    pub fn open<C: EncoderConfig>(files: &Files, family: Family) -> Result<QwenVl> {
         let (path, config) = (&files.config_path, &files.config);
         let text = TextConfig::new(path, config, defaults())?;
-        let has_head = files
-            .checkpoint
-            .tensor_names()
-            .any(|name| name.ends_with("lm_head.weight"));
-        let plain = text.decoder(path, !has_head)?;
+        let plain = text.decoder(path, files.ties_head())?;
         let uses_window = |config: &Value| {
             config.get("use_sliding_window").and_then(Value::as_bool) == Some(true)
         };
@@ -151,7 +159,10 @@ impl QwenVl {
             .filter(|value| !value.is_null())
             .cloned()
             .unwrap_or_else(|| serde_json::json!({}));
-        let vision = (family.encoder)(vision, decoder.hidden_size)
+        let vision: C = serde_json::from_value(vision)
+            .map_err(|error| Error::corrupt(path, format!("vision_config: {error}")))?;
+        let vision = vision
+            .checked(decoder.hidden_size)
             .map_err(|what| Error::unsupported(path, what))?;
         let processor = Processor::read(files, &vision, &family)?;
         let image_token = token_id(path, config, &["image_token_id"], 151_655)?;
@@ -191,9 +202,7 @@ impl Processor {
     fn read(files: &Files, vision: &QwenVitConfig, family: &Family) -> Result<Processor> {
         let settings = files.processor()?;
         settings.expect(family.model_type, family.processors)?;
-        ["do_resize", "do_rescale", "do_normalize"]
-            .into_iter()
-            .try_for_each(|step| settings.require(step, true))?;
+        settings.require_steps()?;
         let sizes = [
             ("patch_size", vision.patch_size),
             ("merge_size", vision.merge),
@@ -269,14 +278,10 @@ impl Blueprint for QwenVl {
             Some(_) if budget.max_pixels.is_none() => (min, max.max(min)),
             _ => (min.min(max), max),
         };
-        if max < self.square().pow(2) {
-            let least = self.square().pow(2);
-            return Err(Error::InvalidArgument(format!(
-                "max_pixels is {max}; this model's smallest picture has {least}"
-            )));
-        }
+        let least = self.square().pow(2);
+        Budget::check_least(max, least)?;
         let most = budget.max_tokens.unwrap_or(usize::MAX).max(1);
-        let max = max.min(most.saturating_mul(self.square().pow(2)));
+        let max = max.min(most.saturating_mul(least));
         let size = smart_resize(height, width, self.square(), min.min(max), max)?;
         // Rounding up may go beyond `max_tokens`; sides of up to so many squares do not.
         let squares = size.map(|side| side / self.square());
@@ -327,11 +332,12 @@ impl Blueprint for QwenVl {
     }
 
     fn preprocess_memory(&self, size: MediumSize, plan: &MediaPlan) -> u64 {
-        let [width, height] = plan.pixels.map(|side| side as u64);
-        // Sums and result of the resize, the planes, and the weights of each source pixel.
-        let pixels = width.saturating_mul(height).saturating_mul(12 + 3 + 12);
-        let sides = size.width as u64 + size.height as u64 + width + height;
-        pixels.saturating_add(sides.saturating_mul(4 * 4 * 3))
+        let [width, height] = plan.pixels;
+        // Sums and result of the resize, and the planes.
+        let pixels = (width as u64)
+            .saturating_mul(height as u64)
+            .saturating_mul(12 + 3 + 12);
+        pixels.saturating_add(resize_weights(&[size.width, size.height, width, height]))
     }
 
     fn vision_memory(&self, plan: &MediaPlan, sizes: &Sizes) -> u64 {

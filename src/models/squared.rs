@@ -27,7 +27,7 @@ impl Squared {
     /// Reads a processor of SigLIP's kind, for an encoder of pictures with this edge. `filter` is
     /// the default for resizing.
     pub fn read(settings: &ProcessorSettings, edge: usize, filter: Filter) -> Result<Squared> {
-        check_steps(settings)?;
+        settings.require_steps()?;
         check_square(settings, "size", edge)?;
         Ok(Squared {
             edge,
@@ -39,7 +39,7 @@ impl Squared {
 
     /// Reads CLIP's processor, for an encoder of pictures with this edge.
     pub fn read_clip(settings: &ProcessorSettings, edge: usize) -> Result<Squared> {
-        check_steps(settings)?;
+        settings.require_steps()?;
         settings.require("do_center_crop", true)?;
         check_square(settings, "crop_size", edge)?;
         let shortest = settings
@@ -110,12 +110,6 @@ fn with_shortest([width, height]: [usize; 2], shortest: usize) -> [usize; 2] {
         true => [shortest, shortest * height / width],
         false => [shortest * width / height, shortest],
     }
-}
-
-fn check_steps(settings: &ProcessorSettings) -> Result<()> {
-    ["do_resize", "do_rescale", "do_normalize"]
-        .into_iter()
-        .try_for_each(|step| settings.require(step, true))
 }
 
 fn check_square(settings: &ProcessorSettings, field: &str, edge: usize) -> Result<()> {

@@ -199,11 +199,7 @@ impl TextConfig {
             ..TextConfig::default()
         };
         let text = TextConfig::new(path, config, defaults)?;
-        let has_head = files
-            .checkpoint
-            .tensor_names()
-            .any(|name| name.ends_with("lm_head.weight"));
-        let decoder = text.decoder(path, !has_head)?;
+        let decoder = text.decoder(path, files.ties_head())?;
         Ok((text, decoder))
     }
 

@@ -141,8 +141,8 @@ impl Session {
     }
 
     /// Adds a picture at the end of the user's message, within the session's budget. The model
-    /// encodes it in one of the next steps. If the answer is cancelled or fails, its pictures are removed together with the
-    /// question; a picture that is added again is not encoded again.
+    /// encodes it in one of the next steps. If the answer is cancelled or fails, its pictures are
+    /// removed together with the question; a picture that is added again is not encoded again.
     ///
     /// # Errors
     /// [`Error::InvalidState`] for more pictures than

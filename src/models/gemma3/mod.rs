@@ -21,7 +21,7 @@ use super::{
     Architecture, Blueprint, Budget, Files, Limits, Marker, MediaPlan, MediumSize, PlacedMedium,
     PromptFormat, Sizes, Vision,
     clip_config::{SIGLIP, VisionConfig, encoder_memory},
-    names::{is_computed, with_vision_tower},
+    names::with_siglip,
     squared::Squared,
     text_config::token_id,
 };
@@ -123,9 +123,7 @@ impl Blueprint for Gemma3 {
     }
 
     fn canonical_name(&self, stored: &str) -> Option<String> {
-        let name = with_vision_tower(stored);
-        let is_used = !is_computed(&name) && !name.starts_with("vision_tower.vision_model.head.");
-        is_used.then_some(name)
+        with_siglip(stored)
     }
 
     fn decoder(&self) -> &DecoderSettings {

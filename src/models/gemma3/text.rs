@@ -42,11 +42,7 @@ impl Gemma3Text {
             );
         }
         let config = TextConfig::new(path, config, defaults())?;
-        let has_head = files
-            .checkpoint
-            .tensor_names()
-            .any(|name| name.ends_with("lm_head.weight"));
-        let decoder = decoder(path, &config, !has_head)?;
+        let decoder = decoder(path, &config, files.ties_head())?;
         Ok(Gemma3Text { config, decoder })
     }
 }

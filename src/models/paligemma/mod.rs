@@ -17,7 +17,7 @@ use super::{
     MediumSize, PlacedMedium, PromptFormat, Sizes, TextConfig, Vision,
     clip_config::{SIGLIP, VisionConfig, encoder_memory},
     gemma::{gemma, gemma_2},
-    names::{is_computed, with_vision_tower},
+    names::with_siglip,
     squared::Squared,
     text_config::{TokenIds, token_id},
 };
@@ -62,11 +62,7 @@ impl PaliGemma {
             )
         })?;
         let text = TextConfig::new(path, config, defaults)?;
-        let has_head = files
-            .checkpoint
-            .tensor_names()
-            .any(|name| name.ends_with("lm_head.weight"));
-        let plain = gemma(text.decoder(path, !has_head)?);
+        let plain = gemma(text.decoder(path, files.ties_head())?);
         let decoder = match kind {
             "gemma2" => DecoderSettings {
                 attention_softcap: text.attn_logit_softcapping,
@@ -153,9 +149,7 @@ impl Blueprint for PaliGemma {
     }
 
     fn canonical_name(&self, stored: &str) -> Option<String> {
-        let name = with_vision_tower(stored);
-        let is_used = !is_computed(&name) && !name.starts_with("vision_tower.vision_model.head.");
-        is_used.then_some(name)
+        with_siglip(stored)
     }
 
     fn decoder(&self) -> &DecoderSettings {

@@ -5,14 +5,14 @@ use serde::Deserialize;
 
 use super::{
     Architecture, Grounding,
-    qwen_vl::{Family, QwenVl, check_encoder},
+    qwen_vl::{EncoderConfig, Family, QwenVl, activation, check_encoder},
 };
-use crate::nn::{Activation, QwenVitConfig, Windows};
+use crate::nn::{QwenVitConfig, Windows};
 
 /// Qwen2.5-VL.
 pub const ARCHITECTURE: Architecture = Architecture {
     model_types: &["qwen2_5_vl"],
-    open: |files| Ok(Box::new(QwenVl::open(files, FAMILY)?)),
+    open: |files| Ok(Box::new(QwenVl::open::<VisionConfig>(files, FAMILY)?)),
 };
 
 const FAMILY: Family = Family {
@@ -24,11 +24,6 @@ const FAMILY: Family = Family {
         "Qwen2_5_VLImageProcessor",
     ],
     grounding: Grounding::ResizedPixels,
-    encoder: |config, output| {
-        VisionConfig::deserialize(config)
-            .map_err(|error| format!("vision_config: {error}"))?
-            .checked(output)
-    },
 };
 
 /// `vision_config`, with transformers' defaults
@@ -69,14 +64,8 @@ impl Default for VisionConfig {
     }
 }
 
-impl VisionConfig {
+impl EncoderConfig for VisionConfig {
     fn checked(&self, output: usize) -> Result<QwenVitConfig, String> {
-        let activation = Activation::from_name(&self.hidden_act).ok_or_else(|| {
-            format!(
-                "vision_config.hidden_act is {:?}; expected silu",
-                self.hidden_act
-            )
-        })?;
         let mut encoder = QwenVitConfig {
             width: self.hidden_size,
             inner: self.intermediate_size,
@@ -86,7 +75,7 @@ impl VisionConfig {
             temporal_patch: self.temporal_patch_size,
             merge: self.spatial_merge_size,
             output: self.out_hidden_size,
-            activation,
+            activation: activation(&self.hidden_act, "silu")?,
             is_llama_like: true,
             windows: None,
         };

@@ -5,25 +5,20 @@ use serde::Deserialize;
 
 use super::{
     Architecture, Grounding,
-    qwen_vl::{Family, QwenVl, check_encoder},
+    qwen_vl::{EncoderConfig, Family, QwenVl, activation, check_encoder},
 };
-use crate::nn::{Activation, QwenVitConfig};
+use crate::nn::QwenVitConfig;
 
 /// Qwen2-VL.
 pub const ARCHITECTURE: Architecture = Architecture {
     model_types: &["qwen2_vl"],
-    open: |files| Ok(Box::new(QwenVl::open(files, FAMILY)?)),
+    open: |files| Ok(Box::new(QwenVl::open::<VisionConfig>(files, FAMILY)?)),
 };
 
 const FAMILY: Family = Family {
     model_type: "qwen2_vl",
     processors: &["Qwen2VLImageProcessor", "Qwen2VLProcessor"],
     grounding: Grounding::Thousandths,
-    encoder: |config, output| {
-        VisionConfig::deserialize(config)
-            .map_err(|error| format!("vision_config: {error}"))?
-            .checked(output)
-    },
 };
 
 /// `vision_config`, with transformers' defaults
@@ -59,14 +54,8 @@ impl Default for VisionConfig {
     }
 }
 
-impl VisionConfig {
+impl EncoderConfig for VisionConfig {
     fn checked(&self, output: usize) -> Result<QwenVitConfig, String> {
-        let activation = Activation::from_name(&self.hidden_act).ok_or_else(|| {
-            format!(
-                "vision_config.hidden_act is {:?}; expected quick_gelu",
-                self.hidden_act
-            )
-        })?;
         let encoder = QwenVitConfig {
             width: self.embed_dim,
             inner: (self.embed_dim as f64 * self.mlp_ratio) as usize,
@@ -76,7 +65,7 @@ impl VisionConfig {
             temporal_patch: self.temporal_patch_size,
             merge: self.spatial_merge_size,
             output,
-            activation,
+            activation: activation(&self.hidden_act, "quick_gelu")?,
             is_llama_like: false,
             windows: None,
         };

@@ -12,7 +12,7 @@ use std::fmt::Write;
 use serde_json::Value;
 
 use self::{
-    tiles::Tiler,
+    tiles::{Tiler, tiles},
     vision::{SmolVlmVision, vision_memory},
 };
 use super::{
@@ -106,14 +106,6 @@ impl SmolVlm {
     }
 }
 
-/// Returns the number of tiles in so many columns and rows, including that of the whole picture.
-fn tiles([columns, rows]: [usize; 2]) -> usize {
-    match columns * rows {
-        1 => 1,
-        tiles => tiles + 1,
-    }
-}
-
 /// Returns the text for a picture with so many columns and rows of tiles, as `Idefics3Processor`
 /// builds it
 /// (<https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/idefics3/processing_idefics3.py>).
@@ -168,11 +160,7 @@ impl Blueprint for SmolVlm {
 
     fn plan(&self, size: MediumSize, budget: Budget) -> Result<MediaPlan> {
         let pixels = self.vision.image_size.pow(2);
-        if let Some(most) = budget.max_pixels.filter(|most| *most < pixels) {
-            return Err(Error::InvalidArgument(format!(
-                "max_pixels is {most}; this model's smallest picture has {pixels}"
-            )));
-        }
+        Budget::check_least(budget.max_pixels.unwrap_or(usize::MAX), pixels)?;
         let fits = |bound: Option<usize>, size: usize| bound.is_none_or(|bound| size <= bound);
         let grid = self.tiler.grid(size, |grid| {
             budget.tiles

@@ -5,7 +5,7 @@
 use crate::{
     Error, Result,
     device::room,
-    image::{Filter, Normalization, Picture, Pixels, crop, planes, resize},
+    image::{Filter, Normalization, Picture, Pixels, crop, planes, resize, resize_weights},
     models::{MediumSize, ProcessorSettings},
 };
 
@@ -32,9 +32,7 @@ pub struct Tiler {
 impl Tiler {
     /// Reads the processor of an encoder of pictures with this edge.
     pub fn read(settings: &ProcessorSettings, edge: usize) -> Result<Tiler> {
-        ["do_resize", "do_rescale", "do_normalize"]
-            .into_iter()
-            .try_for_each(|step| settings.require(step, true))?;
+        settings.require_steps()?;
         let side = |field: &str, default: usize| -> Result<usize> {
             match settings.count_in(field, "longest_edge")? {
                 Some(side) => Ok(side),
@@ -127,16 +125,11 @@ impl Tiler {
         drop(resized);
         let (columns, rows) = (width / self.edge, height / self.edge);
         let places = (0..rows).flat_map(|row| (0..columns).map(move |column| [column, row]));
-        let tiles = if columns * rows > 1 {
-            columns * rows
-        } else {
-            0
-        };
-        let planes_of_tile = 3 * self.edge.pow(2);
-        let mut data = room((tiles + 1) * planes_of_tile, || {
+        let count = tiles([columns, rows]);
+        let mut data = room(count * 3 * self.edge.pow(2), || {
             "the tiles of a picture".into()
         })?;
-        for place in places.take(tiles) {
+        for place in places.take(count - 1) {
             let tile = crop(&whole, self.pixels(place), [self.edge; 2])?;
             data.extend(planes(&tile, &self.normalization)?);
         }
@@ -144,7 +137,7 @@ impl Tiler {
         data.extend(planes(&square, &self.normalization)?);
         Ok(Pixels {
             data,
-            channels: 3 * (tiles + 1),
+            channels: 3 * count,
             height: self.edge,
             width: self.edge,
         })
@@ -161,20 +154,23 @@ impl Tiler {
             3 * area(resized) + (12 + 3) * area(pixels),
             3 * area(pixels) + (3 + 12 + 3) * square,
         ];
-        // The weights of each source pixel.
-        let sides = [
+        let weights = resize_weights(&[
             size.width,
             size.height,
             resized[0],
             resized[1],
             pixels[0],
             pixels[1],
-        ];
-        let weights = sides
-            .iter()
-            .map(|side| *side as u64 * 4 * 4 * 3)
-            .sum::<u64>();
+        ]);
         steps.into_iter().fold(0, u64::max).saturating_add(weights)
+    }
+}
+
+/// Returns the number of tiles in so many columns and rows, including that of the whole picture.
+pub fn tiles([columns, rows]: [usize; 2]) -> usize {
+    match columns * rows {
+        1 => 1,
+        tiles => tiles + 1,
     }
 }
 
