@@ -17,7 +17,7 @@ use mlx_rs::{Array, Dtype};
 use moxin_vlm::{
     Backend, Budget, DecodeOptions, Message, Part, Picture, Role,
     device::Device,
-    generate::{ChatImage, ImageContent, PromptRequest, PromptWriter},
+    generate::{ChatMedium, MediumContent, PromptRequest, PromptWriter},
     load_tokenizer,
     models::{MediaKey, MediumSize, ModelFolder},
     nn::{Features, Input, Row, Segment, Want},
@@ -153,10 +153,10 @@ fn write_stages(args: &Args, device: &Device) -> Result<()> {
         };
         pixels.extend(made.data);
         let key = MediaKey::new(picture.hash(), &plan);
-        images.push(ChatImage {
+        images.push(ChatMedium {
             plan,
             key,
-            content: ImageContent::Picture(picture),
+            content: MediumContent::Medium(picture.into()),
         });
     }
     let mut messages = args.messages.clone();
@@ -167,7 +167,7 @@ fn write_stages(args: &Args, device: &Device) -> Result<()> {
     }
     let prompt = writer.write(&PromptRequest::new(&messages, &images, true))?;
     let mut placed = Vec::new();
-    for (runs, features) in prompt.images.iter().zip(&features) {
+    for (runs, features) in prompt.media.iter().zip(&features) {
         let mut first = 0;
         for run in runs {
             placed.push((run.clone(), features, first));

@@ -6,10 +6,10 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use moxin_vlm::{
     Backend, Budget, Event, GenerationOptions, LoadOptions, Message, Model, Op, Part, Picture,
-    Role, Session,
+    Role, Session, Video,
     device::{CpuKernels, Device, Dtype},
-    generate::{ChatImage, ImageContent, Prompt, PromptRequest, PromptWriter},
-    image::Pixels,
+    generate::{ChatMedium, MediumContent, Prompt, PromptRequest, PromptWriter},
+    image::{Medium, Pixels},
     load_tokenizer,
     models::{LoadedModel, MediaKey, MediumSize, ModelFolder},
     nn::{Features, Input, KeyValueCache, Row, Segment, Want},
@@ -27,6 +27,7 @@ struct Case {
     /// The text of PaliGemma's single message.
     text: Option<String>,
     messages: Option<Vec<Said>>,
+    /// The pictures and videos.
     images: Vec<String>,
     ids: Vec<u32>,
     greedy: Vec<u32>,
@@ -58,6 +59,20 @@ impl Case {
         }
     }
 
+    /// Returns the pictures and videos, in order.
+    fn media(&self) -> Vec<Medium> {
+        let messages = self.messages.iter().flatten();
+        let parts = messages.flat_map(|message| &message.content);
+        let media: Vec<&Value> = parts.filter(|part| part["text"].is_null()).collect();
+        let medium = |(i, name): (usize, &String)| match media.get(i) {
+            Some(part) if part["type"] == "video" => {
+                video(name, part["fps"].as_f64().unwrap()).into()
+            }
+            _ => picture(name).into(),
+        };
+        self.images.iter().enumerate().map(medium).collect()
+    }
+
     fn messages(&self) -> Vec<Message> {
         let Some(messages) = &self.messages else {
             let mut parts = vec![Part::Image; self.images.len()];
@@ -72,9 +87,10 @@ impl Case {
             "assistant" => Role::Assistant,
             _ => Role::User,
         };
-        let part = |part: &Value| match part["text"].as_str() {
-            Some(text) => Part::Text(text.into()),
-            None => Part::Image,
+        let part = |part: &Value| match (part["type"].as_str(), part["text"].as_str()) {
+            (_, Some(text)) => Part::Text(text.into()),
+            (Some("video"), _) => Part::Video,
+            _ => Part::Image,
         };
         messages
             .iter()
@@ -88,7 +104,7 @@ impl Case {
 
 /// A checkpoint and its expected results.
 struct Reference {
-    name: &'static str,
+    name: String,
     cases: BTreeMap<String, Case>,
     expected: Vec<u8>,
 }
@@ -105,18 +121,40 @@ fn picture(name: &str) -> Picture {
     .unwrap()
 }
 
+/// Returns the video of the pictures in a folder, by name.
+fn video(name: &str, fps: f64) -> Video {
+    let entries = std::fs::read_dir(folder("videos").join(name)).unwrap();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    let frames = paths
+        .iter()
+        .map(|path| Picture::open(path, &Default::default()));
+    Video::from_frames(frames.collect::<Result<_, _>>().unwrap(), fps).unwrap()
+}
+
 impl Reference {
-    fn open(name: &'static str) -> Reference {
-        let read = |file: &str| std::fs::read(folder(name).join(file)).unwrap();
+    fn open(name: &str) -> Reference {
+        Reference::of(name, "")
+    }
+
+    /// Opens that of `make_video.py` with the prefix `video_`.
+    fn of(name: &str, prefix: &str) -> Reference {
+        let read =
+            |file: &str| std::fs::read(folder(name).join(format!("{prefix}{file}"))).unwrap();
         Reference {
-            name,
+            name: name.to_owned(),
             cases: serde_json::from_slice(&read("cases.json")).unwrap(),
             expected: read("expected.safetensors"),
         }
     }
 
+    fn has(&self, name: &str) -> bool {
+        let tensors = SafeTensors::deserialize(&self.expected).unwrap();
+        tensors.tensor(name).is_ok()
+    }
+
     fn model(&self) -> PathBuf {
-        folder(self.name).join("model")
+        folder(&self.name).join("model")
     }
 
     /// Returns the values of an expected tensor.
@@ -176,32 +214,15 @@ impl Rooms {
         }
     }
 
-    /// Returns a picture for prompts, with its pixels and its features.
-    fn encode(&self, name: &str, budget: Budget) -> (ChatImage, Pixels, Features) {
-        let (image, picture) = self.image(name, budget);
-        let blueprint = &self.folder.blueprint;
-        let pixels = blueprint.preprocess(&picture, &image.plan).unwrap();
+    /// Returns a picture or video for prompts, with its pixels and its features.
+    fn encode(&self, medium: Medium, budget: Budget) -> (ChatMedium, Pixels, Features) {
+        let plan = self.folder.plan_medium(&medium, budget).unwrap();
+        let key = MediaKey::new(medium.hash(), &plan);
+        let pixels = self.folder.preprocess(&medium, &plan).unwrap();
         let vision = &self.model.vision;
-        let features = vision.encode(&pixels, &image.plan, &|_| Ok(())).unwrap();
-        (image, pixels, features)
-    }
-
-    fn image(&self, name: &str, budget: Budget) -> (ChatImage, Picture) {
-        let picture = picture(name);
-        let size = MediumSize {
-            width: picture.width() as usize,
-            height: picture.height() as usize,
-        };
-        let plan = self.folder.plan(size, budget).unwrap();
-        let key = MediaKey::new(picture.hash(), &plan);
-        (
-            ChatImage {
-                plan,
-                key,
-                content: ImageContent::Picture(picture.clone()),
-            },
-            picture,
-        )
+        let features = vision.encode(&pixels, &plan, &|_| Ok(())).unwrap();
+        let content = MediumContent::Medium(medium);
+        (ChatMedium { plan, key, content }, pixels, features)
     }
 
     /// Returns the logits of all rows of a prompt, read in one pass, or in chunks that end where
@@ -212,7 +233,7 @@ impl Rooms {
         while at < prompt.rows.len() {
             let rows = prompt.chunk(at, chunk);
             let mut placed = Vec::new();
-            for (runs, features) in prompt.images.iter().zip(features) {
+            for (runs, features) in prompt.media.iter().zip(features) {
                 let mut first = 0;
                 for run in runs {
                     let (start, end) = (run.start.max(rows.start), run.end.min(rows.end));
@@ -247,15 +268,19 @@ impl Rooms {
     }
 }
 
-fn compare(name: &'static str) {
-    let reference = Reference::open(name);
+fn compare(name: &str) {
+    compare_all(&Reference::open(name));
+}
+
+fn compare_all(reference: &Reference) {
+    let name = &reference.name;
     for kernels in [CpuKernels::Own, CpuKernels::Mlx] {
         let device = Device::new(Backend::Cpu).unwrap().with_cpu_kernels(kernels);
         device.run(|| {
             let rooms = Rooms::open(&reference.model(), &device);
             for (scenario, case) in &reference.cases {
                 compare_case(
-                    &reference,
+                    reference,
                     &rooms,
                     scenario,
                     case,
@@ -268,19 +293,17 @@ fn compare(name: &'static str) {
 
 fn compare_case(reference: &Reference, rooms: &Rooms, scenario: &str, case: &Case, what: &str) {
     let (mut images, mut features, mut pixels) = (Vec::new(), Vec::new(), Vec::new());
-    for name in &case.images {
-        let (image, made, encoded) = rooms.encode(name, case.budget());
+    for medium in case.media() {
+        let (image, made, encoded) = rooms.encode(medium, case.budget());
         features.push(encoded);
         pixels.extend(made.data);
         images.push(image);
     }
+    let (made, name) = (format!("{what}, pixels"), format!("{scenario}.pixels"));
+    if reference.has(&name) {
+        close(&made, &pixels, &reference.floats(&name), 0.0);
+    }
     if !images.is_empty() {
-        close(
-            &format!("{what}, pixels"),
-            &pixels,
-            &reference.floats(&format!("{scenario}.pixels")),
-            0.0,
-        );
         let grids: Vec<[u32; 3]> = images
             .iter()
             .flat_map(|image| image.plan.grids.clone())
@@ -303,12 +326,7 @@ fn compare_case(reference: &Reference, rooms: &Rooms, scenario: &str, case: &Cas
         .unwrap();
     let ids: Vec<u32> = prompt.rows.iter().map(|row| row.id).collect();
     assert_eq!(ids, case.ids, "{what}");
-    if case.messages.is_some()
-        && SafeTensors::deserialize(&reference.expected)
-            .unwrap()
-            .tensor(&format!("{scenario}.positions"))
-            .is_ok()
-    {
+    if case.messages.is_some() && reference.has(&format!("{scenario}.positions")) {
         let positions: Vec<i32> = (0..3)
             .flat_map(|axis| prompt.rows.iter().map(move |row| row.position[axis]))
             .collect();
@@ -340,12 +358,15 @@ fn greedy(session: &Session) -> Vec<u32> {
 }
 
 fn ask(session: &Session, case: &Case) -> Vec<u32> {
-    let mut names = case.images.iter();
+    let mut media = case.media().into_iter();
     for message in case.messages() {
         for part in &message.parts {
             match part {
                 Part::Text(text) => session.add_text(message.role, text).unwrap(),
-                Part::Image => session.add_image(picture(names.next().unwrap())).unwrap(),
+                _ => match media.next().unwrap() {
+                    Medium::Picture(picture) => session.add_image(picture).unwrap(),
+                    Medium::Video(video) => session.add_video(video).unwrap(),
+                },
             }
         }
     }
@@ -353,8 +374,12 @@ fn ask(session: &Session, case: &Case) -> Vec<u32> {
 }
 
 /// Tests sessions, with a cache, in chunks of several sizes.
-fn converse(name: &'static str) {
-    let reference = Reference::open(name);
+fn converse(name: &str) {
+    converse_all(&Reference::open(name));
+}
+
+fn converse_all(reference: &Reference) {
+    let name = &reference.name;
     for cpu_kernels in [CpuKernels::Own, CpuKernels::Mlx] {
         let options = LoadOptions {
             backend: Backend::Cpu,
@@ -405,6 +430,20 @@ fn qwen2_vl_matches_transformers() {
 fn an_untied_qwen2_vl_as_transformers_5_saves_it() {
     compare("qwen2_vl_untied");
     converse("qwen2_vl_untied");
+}
+
+#[test]
+fn videos_match_transformers() {
+    for name in [
+        "qwen2_vl",
+        "qwen2_vl_untied",
+        "qwen2_5_vl",
+        "qwen2_5_vl_untied",
+    ] {
+        let reference = Reference::of(name, "video_");
+        compare_all(&reference);
+        converse_all(&reference);
+    }
 }
 
 #[test]
@@ -503,7 +542,7 @@ fn compare_folder(
     let rooms = Rooms::open(path, device);
     let (mut images, mut features) = (Vec::new(), Vec::new());
     for name in &case.images {
-        let (image, _, encoded) = rooms.encode(name, case.budget());
+        let (image, _, encoded) = rooms.encode(picture(name).into(), case.budget());
         features.push(encoded);
         images.push(image);
     }
@@ -1246,7 +1285,7 @@ fn gemma_3_in_bfloat16_stays_in_bfloat16() {
     device.dtype = Dtype::Bfloat16;
     device.run(|| {
         let rooms = Rooms::open(&reference.model(), &device);
-        let (image, _, features) = rooms.encode(&case.images[0], Budget::default());
+        let (image, _, features) = rooms.encode(picture(&case.images[0]).into(), Budget::default());
         assert_eq!(features.rows.dtype(), Dtype::Bfloat16);
         let expected = reference.floats("one.features");
         let found = features.rows.to_vec_cast::<f32>().unwrap();
@@ -1255,7 +1294,7 @@ fn gemma_3_in_bfloat16_stays_in_bfloat16() {
         assert!(squares(apart) < 0.001 * squares(expected));
         let request = PromptRequest::new(&case.messages(), &[image], true);
         let prompt = rooms.writer.write(&request).unwrap();
-        let run = prompt.images[0][0].clone();
+        let run = prompt.media[0][0].clone();
         let segment = Segment {
             input: Input::Ids,
             rows: &prompt.rows,

@@ -9,7 +9,7 @@ use jiff::ZonedDateTime;
 
 use self::reading::Reading;
 use super::{
-    Answer, CachedRow, ChatImage, ChatModel, Conversation, Event, FinishReason, GenerationOptions,
+    Answer, CachedRow, ChatMedium, ChatModel, Conversation, Event, FinishReason, GenerationOptions,
     Prefix, Prompt, PromptRequest, PromptWriter, Stats, Watch, Written,
 };
 use crate::{
@@ -132,11 +132,11 @@ impl Chat {
         )
     }
 
-    /// Adds a picture to the user's message. If the model takes no more pictures, it may replace
+    /// Adds a picture or a video to the user's message. If the model takes no more, it may replace
     /// one whose reading ahead was stopped.
-    pub fn add_image(&mut self, image: ChatImage) -> Result<()> {
+    pub fn add_medium(&mut self, medium: ChatMedium) -> Result<()> {
         self.between_turns()?;
-        self.conversation.add_image(image, self.replaceable)?;
+        self.conversation.add_medium(medium, self.replaceable)?;
         self.replaceable = false;
         self.prompt = None;
         Ok(())
@@ -261,7 +261,7 @@ impl Chat {
     fn request(&self, answers: bool) -> Result<PromptRequest> {
         self.check_room(0)?;
         Ok(
-            PromptRequest::new(self.messages(), self.conversation.images(), answers)
+            PromptRequest::new(self.messages(), self.conversation.media(), answers)
                 .after(&self.answered),
         )
     }
@@ -404,7 +404,7 @@ impl Chat {
         self.conversation.roll_back(turn.kept);
         self.prompt = None;
         self.stats.messages = self.messages().len();
-        if self.conversation.images().is_empty() && self.messages().is_empty() {
+        if self.conversation.media().is_empty() && self.messages().is_empty() {
             self.forget();
         }
     }

@@ -2,33 +2,33 @@
 
 use crate::{
     Error, Result,
-    image::Picture,
+    image::Medium,
     models::{Limits, MediaKey, MediaPlan},
     nn::Features,
     text::{Message, Part, Role},
 };
 
-/// A picture in a conversation.
+/// A picture or a video in a conversation.
 #[derive(Clone)]
-pub struct ChatImage {
+pub struct ChatMedium {
     /// How it is resized, and how many positions it takes.
     pub plan: MediaPlan,
-    /// Identifies the picture and its processing.
+    /// Identifies its content and its processing.
     pub key: MediaKey,
-    /// The picture, or its features.
-    pub content: ImageContent,
+    /// The picture or video, or its features.
+    pub content: MediumContent,
 }
 
-/// The content of a picture.
+/// The content of a picture or a video.
 #[derive(Clone)]
-pub enum ImageContent {
+pub enum MediumContent {
     /// It is encoded when its rows are read.
-    Picture(Picture),
+    Medium(Medium),
     /// Its features, from an embedding.
     Features(Features),
 }
 
-/// Messages and pictures.
+/// Messages, pictures and videos.
 #[derive(Clone)]
 pub struct Conversation {
     limits: Limits,
@@ -36,7 +36,7 @@ pub struct Conversation {
     /// first token, and it belongs to no message.
     is_marked: bool,
     messages: Vec<Message>,
-    images: Vec<ChatImage>,
+    media: Vec<ChatMedium>,
 }
 
 impl Conversation {
@@ -46,7 +46,7 @@ impl Conversation {
             limits,
             is_marked,
             messages: Vec::new(),
-            images: Vec::new(),
+            media: Vec::new(),
         }
     }
 
@@ -55,9 +55,9 @@ impl Conversation {
         &self.messages
     }
 
-    /// Returns the pictures so far, in the order of their parts.
-    pub fn images(&self) -> &[ChatImage] {
-        &self.images
+    /// Returns the pictures and videos so far, in the order of their parts.
+    pub fn media(&self) -> &[ChatMedium] {
+        &self.media
     }
 
     /// Adds a text to the last message if it has the same role, otherwise as a new message.
@@ -120,29 +120,36 @@ impl Conversation {
         }
     }
 
-    /// Adds a picture to the user's message, or starts one with it. With `replace` it replaces the
-    /// last picture if the model allows no more.
-    pub fn add_image(&mut self, image: ChatImage, replace: bool) -> Result<()> {
+    /// Adds a picture or a video to the user's message, or starts one with it. With `replace` it
+    /// replaces the last one if the model allows no more.
+    pub fn add_medium(&mut self, medium: ChatMedium, replace: bool) -> Result<()> {
         let state = |what: String| Err(Error::InvalidState(what));
         let is_answered = self
             .messages
             .iter()
             .any(|message| message.role == Role::Assistant);
-        let is_full = self.images.len() >= self.limits.images;
-        if is_full && replace && !self.images.is_empty() {
-            self.images.pop();
-            self.images.push(image);
+        let is_video = medium.plan.is_video();
+        let (most, kind) = match is_video {
+            true => (self.limits.videos, "video"),
+            false => (self.limits.images, "image"),
+        };
+        let alike = self
+            .media
+            .iter()
+            .filter(|other| other.plan.is_video() == is_video);
+        let is_full = alike.count() >= most;
+        if is_full && replace && !self.media.is_empty() {
+            self.media.pop();
+            self.media.push(medium);
             return Ok(());
         }
         if is_full {
-            let most = self.limits.images;
-            let images = if most == 1 {
-                "one image".to_owned()
-            } else {
-                format!("{most} images")
+            let media = match most {
+                1 => format!("one {kind}"),
+                _ => format!("{most} {kind}s"),
             };
             return state(format!(
-                "this model takes {images} per conversation; start a new session for another"
+                "this model takes {media} per conversation; start a new session for another"
             ));
         }
         if !self.is_marked && is_answered {
@@ -157,13 +164,14 @@ impl Conversation {
                 "this model answers one message; start a new session to ask about an image".into(),
             );
         }
-        self.images.push(image);
+        self.media.push(medium);
         if self.is_marked {
+            let part = if is_video { Part::Video } else { Part::Image };
             match self.messages.last_mut() {
-                Some(last) if last.role.asks() => last.parts.push(Part::Image),
+                Some(last) if last.role.asks() => last.parts.push(part),
                 _ => self.messages.push(Message {
                     role: Role::User,
-                    parts: vec![Part::Image],
+                    parts: vec![part],
                 }),
             }
         }
@@ -192,7 +200,7 @@ impl Conversation {
                 .messages
                 .last()
                 .is_some_and(|last| last.role.asks() && !has_text(last)),
-            false => self.messages.is_empty() && !self.images.is_empty(),
+            false => self.messages.is_empty() && !self.media.is_empty(),
         }
     }
 
@@ -223,8 +231,8 @@ impl Conversation {
         self.messages.truncate(messages);
         if self.is_marked {
             let parts = self.messages.iter().flat_map(|message| &message.parts);
-            self.images
-                .truncate(parts.filter(|part| matches!(part, Part::Image)).count());
+            self.media
+                .truncate(parts.filter(|part| part.text().is_none()).count());
         }
         Ok(())
     }
@@ -234,14 +242,14 @@ impl Conversation {
         // There are fewer if nothing is to be removed.
         let _ = self.rewind(kept.min(self.messages.len()));
         if !self.is_marked && kept == 0 {
-            self.images.clear();
+            self.media.clear();
         }
     }
 
     /// Removes everything.
     pub fn clear(&mut self) {
         self.messages.clear();
-        self.images.clear();
+        self.media.clear();
     }
 
     /// Returns the number of bytes in all texts.

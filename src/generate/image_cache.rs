@@ -97,6 +97,7 @@ mod tests {
             pixels: [edge; 2],
             markup: String::new(),
             runs: vec![2],
+            times: Vec::new(),
         }
     }
 

@@ -16,7 +16,7 @@ mod stop;
 
 use answer::Answer;
 pub use chat::Chat;
-pub use conversation::{ChatImage, Conversation, ImageContent};
+pub use conversation::{ChatMedium, Conversation, MediumContent};
 pub use event::{Event, FinishReason, Watch};
 pub use image_cache::{ImageCache, image_cache_bytes};
 pub use model::ChatModel;

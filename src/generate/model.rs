@@ -7,9 +7,10 @@ use crate::{
     Error, Result,
     checkpoint::Quantization,
     device::{Arithmetic, clear_cache, require},
-    image::Picture,
+    image::Medium,
     models::{
         Limits, LoadedModel, MediaKey, MediaPlan, MediumSize, MemoryNeeds, ModelFolder, Sizes,
+        medium_size,
     },
     nn::Features,
     text::Tokenizer,
@@ -47,11 +48,11 @@ impl ChatModel {
         self.folder.blueprint.limits()
     }
 
-    /// Returns the features of a picture, and whether they were cached. `progress` receives the
+    /// Returns the features of a picture or a video, and whether they were cached. `progress` receives the
     /// fraction that is complete, 0 to 1; an error from it ends the work.
     pub fn encode(
         &self,
-        picture: &Picture,
+        medium: &Medium,
         plan: &MediaPlan,
         key: MediaKey,
         progress: &dyn Fn(f32) -> Result<()>,
@@ -60,13 +61,10 @@ impl ChatModel {
             log::debug!("picture {:016x}: cached", key.short());
             return Ok((features, true));
         }
-        let size = MediumSize {
-            width: picture.width() as usize,
-            height: picture.height() as usize,
-        };
-        self.require("encoding a picture", self.vision_memory(size, plan))?;
+        let needed = self.vision_memory(medium_size(medium), plan);
+        self.require("encoding a picture", needed)?;
         let clock = Instant::now();
-        let pixels = self.folder.blueprint.preprocess(picture, plan)?;
+        let pixels = self.folder.preprocess(medium, plan)?;
         let features = self.weights.vision.encode(&pixels, plan, progress)?;
         log::debug!(
             "picture {:016x}: encoded in {:?}",

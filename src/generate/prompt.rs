@@ -4,7 +4,7 @@ use std::{ops::Range, sync::Arc};
 
 use jiff::ZonedDateTime;
 
-use super::ChatImage;
+use super::ChatMedium;
 use crate::{
     Error, Result,
     models::{Blueprint, Marker, MediaKey, MediaPlan, PlacedMedium, PromptFormat},
@@ -22,8 +22,8 @@ pub struct Prompt {
     pub rows: Vec<Row>,
     /// The feature in each row.
     pub sources: Vec<Source>,
-    /// For each picture, the rows of its runs.
-    pub images: Vec<Vec<Range<usize>>>,
+    /// For each picture and video, the rows of its runs.
+    pub media: Vec<Vec<Range<usize>>>,
     /// Whether a span would be longer if the prompt were.
     pub grows: bool,
     /// The text and tokens it was made from.
@@ -96,12 +96,12 @@ pub struct PromptRequest {
 
 impl PromptRequest {
     /// Requests the prompt of a conversation or, if `answers` is false, of its beginning up to the
-    /// last picture.
-    pub fn new(messages: &[Message], images: &[ChatImage], answers: bool) -> PromptRequest {
+    /// last picture or video.
+    pub fn new(messages: &[Message], media: &[ChatMedium], answers: bool) -> PromptRequest {
         PromptRequest {
             messages: messages.to_vec(),
-            plans: images.iter().map(|image| image.plan.clone()).collect(),
-            keys: images.iter().map(|image| image.key).collect(),
+            plans: media.iter().map(|medium| medium.plan.clone()).collect(),
+            keys: media.iter().map(|medium| medium.key).collect(),
             answers,
             answered: Vec::new(),
         }
@@ -155,23 +155,28 @@ impl PromptWriter {
             PromptFormat::Plain { .. } => None,
         };
         let mut controls = end.to_vec();
-        if let Some(Marker {
-            text,
-            id,
-            placeholder,
-        }) = format.marker()
-        {
+        let video = blueprint.video_marker();
+        let markers = [(format.marker(), "images"), (video.as_ref(), "videos")];
+        for (marker, media) in markers {
+            let Some(Marker {
+                text,
+                id,
+                placeholder,
+            }) = marker
+            else {
+                continue;
+            };
             if tokenizer.token_id(text) != Some(*id) {
                 let found = tokenizer
                     .token_id(text)
                     .map_or("none".to_owned(), |id| id.to_string());
                 let what = format!(
-                    "its token {text} for images has the id {found}; config.json says {id}"
+                    "its token {text} for {media} has the id {found}; config.json says {id}"
                 );
                 return Err(tokenizer.at_fault(what));
             }
             let place = tokenizer.token_id(placeholder).ok_or_else(|| {
-                tokenizer.at_fault(format!("it has no token {placeholder} for images"))
+                tokenizer.at_fault(format!("it has no token {placeholder} for {media}"))
             })?;
             controls.extend([*id, place]);
         }
@@ -219,20 +224,21 @@ impl PromptWriter {
             PromptFormat::Plain { framed, .. } => *framed,
             PromptFormat::Template { .. } => true,
         };
-        match self.format.marker() {
-            Some(Marker {
-                id, placeholder, ..
-            }) => {
-                let markups: Vec<&str> = request
-                    .plans
-                    .iter()
-                    .map(|plan| plan.markup.as_str())
-                    .collect();
-                let text = text.replace_markers(placeholder, &markups)?;
-                self.with_media(self.tokens(&text, request, framed)?, request, Some(*id))
-            }
-            None => self.with_media(self.tokens(&text, request, framed)?, request, None),
+        let mut text = text;
+        let video = self.blueprint.video_marker();
+        let markers = [self.format.marker(), video.as_ref()];
+        for (marker, is_video) in markers.iter().zip([false, true]) {
+            let Some(marker) = marker else { continue };
+            let plans = request.plans.iter();
+            let markups: Vec<&str> = plans
+                .filter(|plan| plan.is_video() == is_video)
+                .map(|plan| plan.markup.as_str())
+                .collect();
+            let media = if is_video { "video" } else { "image" };
+            text = text.replace_markers(&marker.placeholder, media, &markups)?;
         }
+        let ids = markers.map(|marker| marker.map(|marker| marker.id));
+        self.with_media(self.tokens(&text, request, framed)?, request, ids)
     }
 
     /// Returns the tokens of a prompt; tokens that were generated before stay as they are.
@@ -301,52 +307,54 @@ impl PromptWriter {
         }
     }
 
-    /// Converts tokens to rows, with features in place of markers, or after the first token if
-    /// there are no markers.
+    /// Converts tokens to rows, with features in place of the markers of pictures and videos, or
+    /// after the first token if there are no markers.
     fn with_media(
         &self,
         written: Written,
         request: &PromptRequest,
-        marker: Option<u32>,
+        markers: [Option<u32>; 2],
     ) -> Result<Prompt> {
-        let mut runs = request
-            .plans
-            .iter()
-            .enumerate()
-            .flat_map(|(image, plan)| plan.runs.iter().map(move |run| (image, *run)));
+        let runs = |is_video: bool| {
+            let plans = request.plans.iter().enumerate();
+            plans
+                .filter(move |(_, plan)| plan.is_video() == is_video)
+                .flat_map(|(medium, plan)| plan.runs.iter().map(move |run| (medium, *run)))
+        };
+        let mut runs = [Box::new(runs(false)), Box::new(runs(true))];
         let mut prompt = Unplaced {
             ids: Vec::new(),
             sources: Vec::new(),
-            images: vec![Vec::new(); request.plans.len()],
+            media: vec![Vec::new(); request.plans.len()],
         };
         for (i, id) in written.ids.iter().enumerate() {
-            match marker {
-                Some(marker) if *id == marker => {
-                    let (image, run) = runs.next().ok_or_else(|| miscounted(request))?;
-                    prompt.push_run(image, run, marker, request.keys[image]);
+            match markers.iter().position(|marker| *marker == Some(*id)) {
+                Some(kind) => {
+                    let (medium, run) = runs[kind].next().ok_or_else(|| miscounted(request))?;
+                    prompt.push_run(medium, run, *id, request.keys[medium]);
                 }
-                _ => {
+                None => {
                     prompt.ids.push(*id);
                     prompt.sources.push(None);
                 }
             }
-            if marker.is_none() && i == 0 {
-                for (image, run) in runs.by_ref() {
-                    prompt.push_run(image, run, Row::NO_ID, request.keys[image]);
+            if markers[0].is_none() && i == 0 {
+                for (medium, run) in runs[0].by_ref() {
+                    prompt.push_run(medium, run, Row::NO_ID, request.keys[medium]);
                 }
             }
         }
-        if runs.next().is_some() {
+        if runs.iter_mut().any(|runs| runs.next().is_some()) {
             return Err(miscounted(request));
         }
         let Unplaced {
             mut ids,
             mut sources,
-            images,
+            media,
         } = prompt;
         // Without a question, the prompt ends with its last picture.
         if !request.answers {
-            let end = images
+            let end = media
                 .iter()
                 .flatten()
                 .map(|run| run.end)
@@ -355,7 +363,7 @@ impl PromptWriter {
             ids.truncate(end);
             sources.truncate(end);
         }
-        let placed: Vec<PlacedMedium> = images
+        let placed: Vec<PlacedMedium> = media
             .iter()
             .zip(&request.plans)
             .map(|(runs, plan)| PlacedMedium {
@@ -382,7 +390,7 @@ impl PromptWriter {
         Ok(Prompt {
             rows,
             sources,
-            images,
+            media,
             grows: spans != self.blueprint.spans(ids.len() + 1, &placed),
             written,
         })
@@ -393,24 +401,24 @@ impl PromptWriter {
 struct Unplaced {
     ids: Vec<u32>,
     sources: Vec<Source>,
-    images: Vec<Vec<Range<usize>>>,
+    media: Vec<Vec<Range<usize>>>,
 }
 
 impl Unplaced {
-    fn push_run(&mut self, image: usize, run: usize, id: u32, key: MediaKey) {
-        let first: usize = self.images[image].iter().map(Range::len).sum();
+    fn push_run(&mut self, medium: usize, run: usize, id: u32, key: MediaKey) {
+        let first: usize = self.media[medium].iter().map(Range::len).sum();
         let start = self.ids.len();
         self.ids.extend(std::iter::repeat_n(id, run));
         self.sources
             .extend((first..first + run).map(|i| Some((key, i as u32))));
-        self.images[image].push(start..start + run);
+        self.media[medium].push(start..start + run);
     }
 }
 
 fn miscounted(request: &PromptRequest) -> Error {
-    let images = request.plans.len();
+    let media = request.plans.len();
     Error::InvalidState(format!(
-        "the prompt does not have one place for each run of features of its {images} images; does \
-            tokenizer.json belong to the model?"
+        "the prompt does not have one place for each run of features of its {media} images and \
+            videos; does tokenizer.json belong to the model?"
     ))
 }

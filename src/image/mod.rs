@@ -12,6 +12,7 @@ mod patches;
 mod picture;
 mod resize;
 mod values;
+mod video;
 mod vp8l;
 
 pub use crop::{center_crop, crop, pad};
@@ -20,3 +21,4 @@ pub use picture::{DecodeOptions, Picture, PictureHash, PixelFormat};
 pub(crate) use resize::{Axis, Canvas, resize_memory, resize_weights, resize_window};
 pub use resize::{Filter, resize};
 pub use values::{Normalization, Pixels, planes, rescale};
+pub use video::{MAX_FRAMES, Medium, Video, frame_indices};

@@ -59,14 +59,16 @@ pub fn smart_resize(
 pub struct Patches {
     /// The edge of a patch, in pixels.
     pub size: usize,
-    /// The number of frames in a patch. A still picture counts as that many equal frames.
+    /// The number of frames in a patch. The last frame is repeated until they are full, so that a
+    /// still picture counts as that many equal frames.
     pub frames: usize,
     /// The number of patches on each edge of the squares that determine their order.
     pub merge: usize,
 }
 
-/// Cuts planes `[3, height, width]` of a still picture into rows of `3 · frames · size²` values,
-/// ordered by channel and then by frame. Patches are ordered by square, and within it by row.
+/// Cuts planes `[count, 3, height, width]` of a picture, or of the frames of a video, into rows of
+/// `3 · frames · size²` values, ordered by channel and then by frame. Patches are ordered by time,
+/// then by square, and within it by row.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] if the sides are not multiples of a square's; [`Error::OutOfMemory`].
@@ -81,24 +83,31 @@ pub fn patchify(planes: &[f32], height: usize, width: usize, patches: Patches) -
         || frames == 0
         || !height.is_multiple_of(square)
         || !width.is_multiple_of(square)
-        || planes.len() != 3 * height * width
+        || planes.is_empty()
+        || !planes.len().is_multiple_of(3 * height * width)
     {
         return Err(Error::InvalidArgument(format!(
-            "{} values for {width} x {height} pixels; expected three planes whose sides are \
-                multiples of {square}",
+            "{} values for {width} x {height} pixels; expected three planes for each frame, whose sides \
+                are multiples of {square}",
             planes.len()
         )));
     }
-    let mut rows = room(planes.len() * frames, || "the patches of a picture".into())?;
+    let pictures: Vec<&[f32]> = planes.chunks(3 * height * width).collect();
+    let times = pictures.len().div_ceil(frames);
+    let values = 3 * height * width * frames * times;
+    let mut rows = room(values, || "the patches of a picture".into())?;
     let (down, across) = (height / square, width / square);
-    for (y, x) in (0..down).flat_map(|y| (0..across).map(move |x| (y, x))) {
+    let squares = (0..times)
+        .flat_map(|time| (0..down).flat_map(move |y| (0..across).map(move |x| (time, y, x))));
+    for (time, y, x) in squares {
         for (dy, dx) in (0..merge).flat_map(|dy| (0..merge).map(move |dx| (dy, dx))) {
             let (top, left) = (y * square + dy * size, x * square + dx * size);
             for channel in 0..3 {
-                for _ in 0..frames {
+                for frame in time * frames..(time + 1) * frames {
+                    let picture = pictures[frame.min(pictures.len() - 1)];
                     for row in top..top + size {
                         rows.extend_from_slice(
-                            &planes[(channel * height + row) * width + left..][..size],
+                            &picture[(channel * height + row) * width + left..][..size],
                         );
                     }
                 }

@@ -115,10 +115,20 @@ pub struct Picture {
 pub struct PictureHash([u8; 32]);
 
 impl PictureHash {
+    pub(super) fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// Returns the first 64 bits, for tables and logs.
     pub fn short(self) -> u64 {
         let [a, b, c, d, e, f, g, h, ..] = self.0;
         u64::from_be_bytes([a, b, c, d, e, f, g, h])
+    }
+}
+
+impl From<blake3::Hasher> for PictureHash {
+    fn from(hasher: blake3::Hasher) -> PictureHash {
+        PictureHash(*hasher.finalize().as_bytes())
     }
 }
 
@@ -247,7 +257,7 @@ impl Picture {
             .update(&self.width.to_le_bytes())
             .update(&self.height.to_le_bytes())
             .update(&self.rgb);
-        PictureHash(*hasher.finalize().as_bytes())
+        hasher.into()
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    ARCHITECTURES, Blueprint, Budget, LoadedModel, MediaPlan, MediumSize, MemoryNeeds,
+    ARCHITECTURES, Blueprint, Budget, ClipSize, LoadedModel, MediaPlan, MediumSize, MemoryNeeds,
     PlacedMedium, ProcessorSettings, is_vision, model_types,
 };
 use crate::{
@@ -18,6 +18,7 @@ use crate::{
     },
     device::{Arithmetic, Device, require_within},
     file::{self, Folder},
+    image::{Medium, Pixels},
     nn::{Decoder, Matrix},
 };
 
@@ -157,6 +158,40 @@ impl ModelFolder {
         }
     }
 
+    /// Plans a picture or a video within a budget.
+    ///
+    /// # Errors
+    /// As for [`ModelFolder::plan`]; also if the model reads no videos.
+    pub fn plan_medium(&self, medium: &Medium, budget: Budget) -> Result<MediaPlan> {
+        let size = medium_size(medium);
+        let Medium::Video(video) = medium else {
+            return self.plan(size, budget);
+        };
+        let clip = ClipSize {
+            frame: size,
+            times: video.times(),
+            fps: video.fps(),
+        };
+        let plan = self.blueprint.plan_video(clip, budget)?;
+        let (frames, features) = (video.frames().len(), plan.features());
+        match budget.max_tokens {
+            Some(most) if features > most => Err(Error::InvalidArgument(format!(
+                "the budget's max_tokens is {most}; a video of {frames} frames of {} x {} pixels \
+                 takes {features} positions in this model; sample fewer frames",
+                size.width, size.height
+            ))),
+            _ => Ok(plan),
+        }
+    }
+
+    /// Makes the pixels of a picture or a video according to its plan.
+    pub fn preprocess(&self, medium: &Medium, plan: &MediaPlan) -> Result<Pixels> {
+        match medium {
+            Medium::Picture(picture) => self.blueprint.preprocess(picture, plan),
+            Medium::Video(video) => self.blueprint.preprocess_video(video, plan),
+        }
+    }
+
     /// Returns the size and the plan of a picture with the most features that fit into so many
     /// positions: the smallest such square. `None` if the model reads text only.
     pub fn largest_picture(
@@ -290,6 +325,12 @@ impl ModelFolder {
         }
         Ok((vision, decoder, context.hash()))
     }
+}
+
+/// Returns the size of a picture, or of the frames of a video.
+pub(crate) fn medium_size(medium: &Medium) -> MediumSize {
+    let [width, height] = medium.size().map(|side| side as usize);
+    MediumSize { width, height }
 }
 
 fn unknown(config_path: &Path, config: &Value) -> Error {

@@ -29,6 +29,7 @@ mod text_only;
 
 use std::{fmt, ops::Range};
 
+pub(crate) use folder::medium_size;
 pub use folder::{Files, ModelFolder};
 pub use locations::{Grounding, Location, Place};
 pub use memory::{MemoryNeeds, Sizes};
@@ -44,7 +45,7 @@ use crate::{
     Error, Result,
     checkpoint::Weights,
     device::Device,
-    image::{Picture, PictureHash, Pixels},
+    image::{Picture, PictureHash, Pixels, Video},
     nn::{DecoderSettings, Features, Matrix},
     text::{ContentStyle, Message, Prompt},
 };
@@ -102,6 +103,27 @@ pub trait Blueprint: Send + Sync + fmt::Debug {
     fn plan(&self, size: MediumSize, budget: Budget) -> Result<MediaPlan> {
         let _ = (size, budget);
         Err(text_only())
+    }
+
+    /// Plans a video of this size, as [`Blueprint::plan`] does a picture. The budget's pixels are
+    /// those of each frame, and its `max_tokens` those of the whole video.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] also if the model reads no videos.
+    fn plan_video(&self, size: ClipSize, budget: Budget) -> Result<MediaPlan> {
+        let _ = (size, budget);
+        Err(no_videos())
+    }
+
+    /// Makes the pixels of a video according to its plan.
+    fn preprocess_video(&self, video: &Video, plan: &MediaPlan) -> Result<Pixels> {
+        let _ = (video, plan);
+        Err(no_videos())
+    }
+
+    /// Returns the marker of videos, if the model reads them.
+    fn video_marker(&self) -> Option<Marker> {
+        None
     }
 
     /// Makes the pixels of a picture according to its plan.
@@ -189,6 +211,8 @@ pub struct Limits {
     pub end_tokens: Vec<u32>,
     /// The maximum number of pictures in a conversation; 0 if the model reads text only.
     pub images: usize,
+    /// The maximum number of videos in a conversation; 0 if the model reads none.
+    pub videos: usize,
     /// The edge in pixels of the square that pictures are resized to; 0 if the size depends on the
     /// picture, or if there are no pictures.
     pub image_size: usize,
@@ -210,6 +234,18 @@ pub struct MediumSize {
     pub width: usize,
     /// Rows.
     pub height: usize,
+}
+
+/// The size of a video: that of its frames, the time of each in seconds, and their number per
+/// second.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ClipSize<'a> {
+    /// The size of every frame.
+    pub frame: MediumSize,
+    /// The time of each frame, in seconds.
+    pub times: &'a [f64],
+    /// The number of frames per second.
+    pub fps: f64,
 }
 
 /// How large a picture may be when it reaches the encoder. `None`: the value from the folder. Models
@@ -261,9 +297,16 @@ pub struct MediaPlan {
     pub markup: String,
     /// The number of features at each marker.
     pub runs: Vec<usize>,
+    /// The temporal positions of a video's patches, counted from its first; none for a picture.
+    pub times: Vec<u32>,
 }
 
 impl MediaPlan {
+    /// Returns whether it is the plan of a video.
+    pub fn is_video(&self) -> bool {
+        !self.times.is_empty()
+    }
+
     /// Returns the number of features in the whole medium, one per position.
     pub fn features(&self) -> usize {
         self.runs.iter().sum()
@@ -275,15 +318,15 @@ impl MediaPlan {
 pub struct MediaKey([u8; 32]);
 
 impl MediaKey {
-    /// Returns the key of a picture with this plan.
-    pub fn new(picture: PictureHash, plan: &MediaPlan) -> MediaKey {
+    /// Returns the key of a picture or a video with this hash and plan.
+    pub fn new(content: PictureHash, plan: &MediaPlan) -> MediaKey {
         let MediaPlan {
             grids,
             pixels,
             runs,
             ..
         } = plan;
-        let text = format!("{picture:?} {grids:?} {pixels:?} {runs:?}");
+        let text = format!("{content:?} {grids:?} {pixels:?} {runs:?}");
         MediaKey(*blake3::hash(text.as_bytes()).as_bytes())
     }
 
@@ -359,6 +402,11 @@ impl Marker {
             placeholder: text.into(),
         }
     }
+}
+
+/// The error of a model that reads no videos.
+fn no_videos() -> Error {
+    Error::InvalidArgument("this model reads no videos; add frames as images instead".into())
 }
 
 /// Returns whether a tensor or a module affects the features of a picture.

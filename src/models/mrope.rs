@@ -1,6 +1,6 @@
 //! M-RoPE's positions (<https://arxiv.org/abs/2409.12191>, 2.1): text advances all three components
-//! together; a picture has one time, and its features have their rows and columns; what follows
-//! starts after the largest of them.
+//! together; a picture has one time, a video one for each of its patches in time, and their features
+//! have their rows and columns; what follows starts after the largest of them.
 
 use crate::models::PlacedMedium;
 
@@ -16,14 +16,18 @@ pub fn positions(rows: usize, media: &[PlacedMedium], merge: u32) -> Vec<[i32; 3
     };
     let mut runs: Vec<_> = media
         .iter()
-        .flat_map(|medium| medium.runs.iter().zip(&medium.plan.grids))
+        .flat_map(|medium| {
+            let grids = medium.runs.iter().zip(&medium.plan.grids);
+            grids.map(|(run, grid)| (run, grid, &medium.plan.times))
+        })
         .collect();
-    runs.sort_by_key(|(run, _)| run.start);
-    for (run, [frames, height, width]) in runs {
+    runs.sort_by_key(|(run, ..)| run.start);
+    for (run, [frames, height, width], times) in runs {
         text_until(&mut all, run.start.min(rows), &mut next);
         let (height, width) = ((height / merge) as i32, (width / merge) as i32);
         let start = next;
-        for t in 0..*frames as i32 {
+        for t in 0..*frames as usize {
+            let t = times.get(t).map_or(0, |time| *time as i32);
             for (h, w) in (0..height).flat_map(|h| (0..width).map(move |w| (h, w))) {
                 all.push([start + t, start + h, start + w]);
                 next = next.max(start + t.max(h).max(w) + 1);
@@ -48,6 +52,7 @@ mod tests {
             pixels: [84, 56],
             markup: String::new(),
             runs: vec![6],
+            times: Vec::new(),
         };
         let run = 2..8;
         let media = [PlacedMedium {
@@ -68,5 +73,35 @@ mod tests {
         ];
         assert_eq!(positions(10, &media, 2), expected);
         assert_eq!(positions(8, &media, 2), expected[..8]);
+    }
+
+    /// Transformers 4.57.6's `get_rope_index`; 5.3 to 5.24 go on at 4 instead, so that a cached step
+    /// and a whole prompt differ (<https://github.com/huggingface/transformers/pull/43972>).
+    #[test]
+    fn text_goes_on_behind_the_last_time_of_a_video() {
+        let plan = MediaPlan {
+            grids: vec![[3, 2, 4]],
+            pixels: [56, 28],
+            markup: String::new(),
+            runs: vec![6],
+            times: vec![0, 3, 6],
+        };
+        let run = 2..8;
+        let media = [PlacedMedium {
+            runs: vec![run],
+            plan: &plan,
+        }];
+        let expected = [
+            [0, 0, 0],
+            [1, 1, 1],
+            [2, 2, 2],
+            [2, 2, 3],
+            [5, 2, 2],
+            [5, 2, 3],
+            [8, 2, 2],
+            [8, 2, 3],
+            [9, 9, 9],
+        ];
+        assert_eq!(positions(9, &media, 2), expected);
     }
 }

@@ -5,8 +5,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
-    Blueprint, Budget, DEFAULT_CONTEXT, Files, Grounding, Limits, Marker, MediaPlan, MediumSize,
-    PlacedMedium, PromptFormat, Sizes, TextConfig, Vision, mrope,
+    Blueprint, Budget, ClipSize, DEFAULT_CONTEXT, Files, Grounding, Limits, Marker, MediaPlan,
+    MediumSize, PlacedMedium, PromptFormat, Sizes, TextConfig, Vision, mrope,
     names::{decoder_name, is_computed},
     qwen_vision::{QwenVision, encoder_memory},
     squared::{CLIP_MEAN, CLIP_STD},
@@ -15,10 +15,10 @@ use super::{
 use crate::{
     Error, Result,
     checkpoint::Weights,
-    device::Device,
+    device::{Device, room},
     image::{
-        Filter, Normalization, Patches, Picture, Pixels, patchify, planes, resize, resize_weights,
-        smart_resize,
+        Filter, Normalization, Patches, Picture, Pixels, Video, patchify, planes, resize,
+        resize_weights, smart_resize,
     },
     nn::{Activation, DecoderSettings, QwenVitConfig},
     text::ContentStyle,
@@ -26,6 +26,9 @@ use crate::{
 
 /// The placeholder for a picture.
 const MARKER: &str = "<|image_pad|>";
+
+/// The placeholder for a video.
+const VIDEO_MARKER: &str = "<|video_pad|>";
 
 /// The published models' template, for folders without one
 /// (<https://huggingface.co/Qwen/Qwen2-VL-2B-Instruct/blob/main/chat_template.json>): a default
@@ -35,7 +38,8 @@ const TEMPLATE: &str = "{% for message in messages %}\
 <|im_start|>{{ message['role'] }}\n\
 {% if message['content'] is string %}{{ message['content'] }}{% else %}\
 {% for part in message['content'] %}\
-{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}\
+{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>\
+{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}\
 {% endfor %}{% endif %}<|im_end|>\n\
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
@@ -55,6 +59,11 @@ pub trait EncoderConfig: DeserializeOwned {
     /// Returns the checked settings of the encoder, given the decoder's width. An error is a
     /// message that names the field.
     fn checked(&self, output: usize) -> Result<QwenVitConfig, String>;
+
+    /// Returns the temporal positions per second of a video; `None`: its patches are numbered.
+    fn tokens_per_second(&self) -> Option<f64> {
+        None
+    }
 }
 
 /// A blueprint of the family.
@@ -66,6 +75,8 @@ pub struct QwenVl {
     vision: QwenVitConfig,
     processor: Processor,
     image_token: u32,
+    video_token: u32,
+    tokens_per_second: Option<f64>,
 }
 
 /// The fields of preprocessor_config.json.
@@ -161,11 +172,13 @@ impl QwenVl {
             .unwrap_or_else(|| serde_json::json!({}));
         let vision: C = serde_json::from_value(vision)
             .map_err(|error| Error::corrupt(path, format!("vision_config: {error}")))?;
+        let tokens_per_second = vision.tokens_per_second();
         let vision = vision
             .checked(decoder.hidden_size)
             .map_err(|what| Error::unsupported(path, what))?;
         let processor = Processor::read(files, &vision, &family)?;
         let image_token = token_id(path, config, &["image_token_id"], 151_655)?;
+        let video_token = token_id(path, config, &["video_token_id"], 151_656)?;
         Ok(QwenVl {
             family,
             text,
@@ -173,12 +186,62 @@ impl QwenVl {
             vision,
             processor,
             image_token,
+            video_token,
+            tokens_per_second,
         })
     }
 
     /// Returns the edge in pixels of the square that becomes one feature.
     fn square(&self) -> usize {
         self.vision.patch_size * self.vision.merge
+    }
+
+    /// Returns the temporal positions of a video's patches, computed in 32 bits as in transformers:
+    /// 0.1 seconds are a little more than a tenth.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if they are so large that 32-bit floats skip some.
+    fn temporal_positions(&self, times: usize, fps: f64) -> Result<Vec<u32>> {
+        let step = self.tokens_per_second.map_or(1.0, |per_second| {
+            let seconds = self.vision.temporal_patch as f64 / fps;
+            per_second as f32 * seconds as f32
+        });
+        let last = times as f32 * step;
+        if last.is_nan() || last > (1 << f32::MANTISSA_DIGITS) as f32 {
+            return Err(Error::InvalidArgument(format!(
+                "a video of {fps} frames per second; its times are too far apart for this model"
+            )));
+        }
+        Ok((0..times).map(|i| (i as f32 * step) as u32).collect())
+    }
+
+    /// Makes the patches of frames: of one, for a picture.
+    fn preprocess_frames(&self, frames: &[Picture], plan: &MediaPlan) -> Result<Pixels> {
+        let [width, height] = plan.pixels;
+        let values = frames.len() * 3 * width * height;
+        let mut all = room(values, || "the pixels of a picture".into())?;
+        for frame in frames {
+            let resized = resize(frame, width, height, self.processor.filter)?;
+            all.extend(planes(&resized, &self.processor.normalization)?);
+        }
+        let QwenVitConfig {
+            patch_size,
+            temporal_patch,
+            merge,
+            ..
+        } = self.vision;
+        let patches = Patches {
+            size: patch_size,
+            frames: temporal_patch,
+            merge,
+        };
+        let data = patchify(&all, height, width, patches)?;
+        Ok(Pixels {
+            channels: 1,
+            height: data.len() / self.vision.patch_numbers(),
+            width: self.vision.patch_numbers(),
+            data,
+        })
     }
 }
 
@@ -245,6 +308,7 @@ impl Blueprint for QwenVl {
             default_context: DEFAULT_CONTEXT,
             end_tokens: self.text.end_tokens(),
             images: usize::MAX,
+            videos: usize::MAX,
             image_size: 0,
             system: true,
             several_messages: true,
@@ -295,48 +359,55 @@ impl Blueprint for QwenVl {
             pixels: [width, height],
             markup: MARKER.into(),
             runs: vec![features],
+            times: Vec::new(),
+        })
+    }
+
+    fn plan_video(&self, size: ClipSize, budget: Budget) -> Result<MediaPlan> {
+        let times = size.times.len().div_ceil(self.vision.temporal_patch);
+        let frame = Budget {
+            max_tokens: budget.max_tokens.map(|most| most / times.max(1)),
+            ..budget
+        };
+        let plan = self.plan(size.frame, frame)?;
+        let [_, rows, columns] = plan.grids[0];
+        Ok(MediaPlan {
+            grids: vec![[times as u32, rows, columns]],
+            markup: VIDEO_MARKER.into(),
+            runs: vec![times * plan.features()],
+            times: self.temporal_positions(times, size.fps)?,
+            ..plan
         })
     }
 
     fn preprocess(&self, picture: &Picture, plan: &MediaPlan) -> Result<Pixels> {
-        let [width, height] = plan.pixels;
-        let resized = resize(picture, width, height, self.processor.filter)?;
-        let QwenVitConfig {
-            patch_size,
-            temporal_patch,
-            merge,
-            ..
-        } = self.vision;
-        let patches = Patches {
-            size: patch_size,
-            frames: temporal_patch,
-            merge,
-        };
-        let data = patchify(
-            &planes(&resized, &self.processor.normalization)?,
-            height,
-            width,
-            patches,
-        )?;
-        Ok(Pixels {
-            channels: 1,
-            height: data.len() / self.vision.patch_numbers(),
-            width: self.vision.patch_numbers(),
-            data,
-        })
+        self.preprocess_frames(std::slice::from_ref(picture), plan)
+    }
+
+    fn preprocess_video(&self, video: &Video, plan: &MediaPlan) -> Result<Pixels> {
+        self.preprocess_frames(video.frames(), plan)
+    }
+
+    fn video_marker(&self) -> Option<Marker> {
+        Some(Marker::new(VIDEO_MARKER, self.video_token))
     }
 
     fn pixel_bytes(&self, plan: &MediaPlan) -> u64 {
         let pixels = (plan.pixels[0] as u64).saturating_mul(plan.pixels[1] as u64);
-        pixels.saturating_mul(12 * self.vision.temporal_patch as u64)
+        let frames = u64::from(plan.grids[0][0]) * self.vision.temporal_patch as u64;
+        pixels.saturating_mul(12).saturating_mul(frames)
     }
 
     fn preprocess_memory(&self, size: MediumSize, plan: &MediaPlan) -> u64 {
         let [width, height] = plan.pixels;
-        // Sums and result of the resize, and the planes.
+        // Sums and result of the resize and the planes, of one frame; and the planes of all.
+        let frames = match plan.is_video() {
+            true => u64::from(plan.grids[0][0]) * self.vision.temporal_patch as u64,
+            false => 1,
+        };
         let pixels = (width as u64)
             .saturating_mul(height as u64)
-            .saturating_mul(12 + 3 + 12);
+            .saturating_mul(12 + 3 + 12 + 12 * frames);
         pixels.saturating_add(resize_weights(&[size.width, size.height, width, height]))
     }
 

@@ -68,6 +68,7 @@ impl Squared {
             pixels: [self.edge; 2],
             markup: marker.into(),
             runs: vec![features],
+            times: Vec::new(),
         }
     }
 

@@ -31,6 +31,9 @@ pub struct ModelInfo {
     /// The maximum number of pictures in a conversation; [`usize::MAX`]: as many as fit; 0: the
     /// model reads text only.
     pub max_images: usize,
+    /// The maximum number of videos in a conversation; [`usize::MAX`]: as many as fit; 0: the model
+    /// reads none.
+    pub max_videos: usize,
     /// Whether the model supports system text.
     pub system: bool,
     /// Whether a conversation can continue after an answer.
@@ -97,6 +100,7 @@ pub fn describe(folder: &ModelFolder, device: &Device) -> Result<ModelInfo> {
         image_size: limits.image_size,
         image_tokens,
         max_images: limits.images,
+        max_videos: limits.videos,
         system: limits.system,
         several_messages: limits.several_messages,
         grounding: blueprint.grounding().is_some(),

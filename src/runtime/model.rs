@@ -16,8 +16,8 @@ use crate::{
     Error, Result,
     checkpoint::{NewFolder, copy_texts},
     device::{Backend, CpuKernels, available_memory, clear_cache},
-    generate::{Chat, ChatImage, ChatModel, GenerationOptions, ImageContent},
-    image::Picture,
+    generate::{Chat, ChatMedium, ChatModel, GenerationOptions, MediumContent},
+    image::{Medium, Picture, Video},
     models::{
         Budget, Location, MediaKey, MediaPlan, MediumSize, ModelFolder, ProcessorSettings,
         QuantizeFailure, QuantizeOptions, Sizes, text_only,
@@ -257,18 +257,30 @@ impl Model {
         budget: Budget,
         op: Op,
     ) -> Result<Embedding> {
-        let (plan, key) = self.plan(picture, budget)?;
-        let (model, picture) = (self.clone(), picture.clone());
+        self.encode(picture.clone().into(), budget, op)
+    }
+
+    /// Encodes a video as [`Model::encode_image_within`] does an image.
+    ///
+    /// # Errors
+    /// Also [`Error::InvalidArgument`] if the model reads no videos.
+    pub fn encode_video(&self, video: &Video, budget: Budget, op: Op) -> Result<Embedding> {
+        self.encode(video.clone().into(), budget, op)
+    }
+
+    fn encode(&self, medium: Medium, budget: Budget, op: Op) -> Result<Embedding> {
+        let (plan, key) = self.plan(&medium, budget)?;
+        let model = self.clone();
         let fingerprint = self.info().fingerprint;
         engine::run(op, move |reporter| {
             reporter.report(Stage::Encode, 0.0)?;
             let progress = |part| reporter.report(Stage::Encode, 0.99 * part);
             let (features, _) =
-                model.with(|loaded| loaded.encode(&picture, &plan, key, &progress))?;
+                model.with(|loaded| loaded.encode(&medium, &plan, key, &progress))?;
             reporter.report(Stage::Encode, 1.0)?;
             Ok(Embedding::new(
                 fingerprint,
-                picture.hash(),
+                medium.hash(),
                 key,
                 plan,
                 features,
@@ -276,25 +288,18 @@ impl Model {
         })
     }
 
-    /// Plans how a picture is resized and how many positions it takes.
-    fn plan(&self, picture: &Picture, budget: Budget) -> Result<(MediaPlan, MediaKey)> {
-        let size = MediumSize {
-            width: picture.width() as usize,
-            height: picture.height() as usize,
-        };
-        let plan = self.0.folder.plan(size, budget)?;
-        let key = MediaKey::new(picture.hash(), &plan);
+    /// Plans how a picture or a video is resized and how many positions it takes.
+    fn plan(&self, medium: &Medium, budget: Budget) -> Result<(MediaPlan, MediaKey)> {
+        let plan = self.0.folder.plan_medium(medium, budget)?;
+        let key = MediaKey::new(medium.hash(), &plan);
         Ok((plan, key))
     }
 
-    /// Prepares a picture for a conversation.
-    pub(super) fn chat_image(&self, picture: Picture, budget: Budget) -> Result<ChatImage> {
-        let (plan, key) = self.plan(&picture, budget)?;
-        Ok(ChatImage {
-            plan,
-            key,
-            content: ImageContent::Picture(picture),
-        })
+    /// Prepares a picture or a video for a conversation.
+    pub(super) fn chat_medium(&self, medium: Medium, budget: Budget) -> Result<ChatMedium> {
+        let (plan, key) = self.plan(&medium, budget)?;
+        let content = MediumContent::Medium(medium);
+        Ok(ChatMedium { plan, key, content })
     }
 
     /// Starts a conversation.
@@ -414,7 +419,7 @@ impl Model {
     }
 
     /// Prepares an embedding for a conversation, if it is this model's. On the engine thread only.
-    pub(super) fn chat_embedding(&self, embedding: &Embedding) -> Result<ChatImage> {
+    pub(super) fn chat_embedding(&self, embedding: &Embedding) -> Result<ChatMedium> {
         let info = self.info();
         if info.max_images == 0 {
             return Err(text_only());
@@ -424,8 +429,8 @@ impl Model {
                 "the embedding was made by another model; encode the image with this one".into(),
             ));
         }
-        let content = ImageContent::Features(embedding.features()?);
-        Ok(ChatImage {
+        let content = MediumContent::Features(embedding.features()?);
+        Ok(ChatMedium {
             plan: embedding.plan.clone(),
             key: embedding.key,
             content,

@@ -18,7 +18,7 @@ use crate::{
     Error, Result,
     device::inject,
     generate::{Chat, ChatModel, Event, FinishReason, GenerationOptions, Stats, Watch},
-    image::Picture,
+    image::{Medium, Picture, Video},
     models::Budget,
     text::{Message, Role},
 };
@@ -150,10 +150,7 @@ impl Session {
     /// not support that, or while an answer is being generated; [`Error::InvalidArgument`] if the
     /// model cannot take the picture or the budget.
     pub fn add_image(&self, picture: Picture) -> Result<()> {
-        let budget = lock_chat(self.shared.slot.claim()?.slot(), |chat| {
-            Ok(chat.image_budget())
-        })?;
-        self.add_image_within(picture, budget)
+        self.add_image_within(picture, self.budget()?)
     }
 
     /// Adds a picture as [`Session::add_image`] does, within a budget of its own.
@@ -161,14 +158,54 @@ impl Session {
     /// # Errors
     /// As for [`Session::add_image`].
     pub fn add_image_within(&self, picture: Picture, budget: Budget) -> Result<()> {
-        let image = self.model.chat_image(picture, budget)?;
-        self.change(move |chat| chat.add_image(image))
+        self.add_medium(picture.into(), budget)
+    }
+
+    /// Adds a video at the end of the user's message, as [`Session::add_image`] does a picture. The
+    /// model reads all of its frames.
+    ///
+    /// # Errors
+    /// As for [`Session::add_image`]; [`Error::InvalidArgument`] also if the model reads no videos
+    /// (see [`ModelInfo::max_videos`](crate::ModelInfo::max_videos)).
+    ///
+    /// # Example
+    /// ```no_run
+    /// # use moxin_vlm::{Picture, Role, Session, Video};
+    /// # fn ask(session: &Session, frames: Vec<Picture>) -> moxin_vlm::Result<()> {
+    /// session.add_video(Video::from_frames(frames, 2.0)?)?;
+    /// session.add_text(Role::User, "What moves?")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn add_video(&self, video: Video) -> Result<()> {
+        self.add_video_within(video, self.budget()?)
+    }
+
+    /// Adds a video as [`Session::add_video`] does, within a budget of its own: its pixels are
+    /// those of each frame, and its `max_tokens` those of the whole video.
+    ///
+    /// # Errors
+    /// As for [`Session::add_video`].
+    pub fn add_video_within(&self, video: Video, budget: Budget) -> Result<()> {
+        self.add_medium(video.into(), budget)
+    }
+
+    fn add_medium(&self, medium: Medium, budget: Budget) -> Result<()> {
+        let medium = self.model.chat_medium(medium, budget)?;
+        self.change(move |chat| chat.add_medium(medium))
+    }
+
+    /// Returns the budget of pictures and videos that are added without one of their own.
+    fn budget(&self) -> Result<Budget> {
+        lock_chat(self.shared.slot.claim()?.slot(), |chat| {
+            Ok(chat.image_budget())
+        })
     }
 
     /// Adds a picture that the same model has already encoded.
     pub fn add_embedding(&self, embedding: &Embedding) -> Result<()> {
         let (model, embedding) = (self.model.clone(), embedding.clone());
-        self.change(move |chat| chat.add_image(model.chat_embedding(&embedding)?))
+        self.change(move |chat| chat.add_medium(model.chat_embedding(&embedding)?))
     }
 
     /// Performs one step: reads a chunk of the prompt, generates a token, or ends the answer. See

@@ -35,7 +35,7 @@ impl Role {
 pub struct Message {
     /// The author.
     pub role: Role,
-    /// Texts and pictures, in order.
+    /// Texts, pictures and videos, in order.
     pub parts: Vec<Part>,
 }
 
@@ -46,6 +46,8 @@ pub enum Part {
     Text(String),
     /// The next picture of the conversation.
     Image,
+    /// The next video of the conversation.
+    Video,
 }
 
 impl Part {
@@ -53,7 +55,7 @@ impl Part {
     pub fn text(&self) -> Option<&str> {
         match self {
             Part::Text(text) => Some(text),
-            Part::Image => None,
+            Part::Image | Part::Video => None,
         }
     }
 }

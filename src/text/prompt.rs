@@ -56,11 +56,12 @@ impl Prompt {
             .truncate(self.text.trim_end_matches(is_space).len());
     }
 
-    /// Replaces the `n`th marker in the markup with the `n`th text.
+    /// Replaces the `n`th marker in the markup with the `n`th text. `media` names what they stand
+    /// for, in error messages.
     ///
     /// # Errors
     /// [`Error::InvalidState`] if the number of markers is not that of the texts.
-    pub fn replace_markers(&self, marker: &str, texts: &[&str]) -> Result<Prompt> {
+    pub fn replace_markers(&self, marker: &str, media: &str, texts: &[&str]) -> Result<Prompt> {
         let mut replaced = Prompt::default();
         let (mut done, mut count) = (0, 0);
         for range in &self.markup {
@@ -80,8 +81,8 @@ impl Prompt {
         match count == texts.len() {
             true => Ok(replaced),
             false => Err(Error::InvalidState(format!(
-                "the prompt has {count} markers {marker} for {} images; each image needs one, from \
-                    the model's chat template or raw prompt text",
+                "the prompt has {count} markers {marker} for {} {media}s; each {media} needs one, \
+                    from the model's chat template or raw prompt text",
                 texts.len()
             ))),
         }

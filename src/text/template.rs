@@ -270,6 +270,7 @@ fn to_template(message: &Message, style: ContentStyle) -> Said {
     let part = |part: &Part| match part {
         Part::Text(text) => json!({ "type": "text", "text": text }),
         Part::Image => json!({ "type": "image" }),
+        Part::Video => json!({ "type": "video" }),
     };
     let content = match style {
         ContentStyle::Text => json!(message.text("")),

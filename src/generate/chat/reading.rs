@@ -20,14 +20,14 @@ impl Reading {
                 .any(|run| run.start < rows.end && run.end > rows.start)
         };
         (0..self.features.len())
-            .find(|i| self.features[*i].is_none() && is_among(&self.prompt.images[*i]))
+            .find(|i| self.features[*i].is_none() && is_among(&self.prompt.media[*i]))
     }
 
     /// Returns the features in these rows: rows counted from the start of the range, features, and
     /// the index of the first feature.
     pub fn features_of(&self, rows: &Range<usize>) -> Vec<(Range<usize>, &Features, usize)> {
         let mut all = Vec::new();
-        for (runs, features) in self.prompt.images.iter().zip(&self.features) {
+        for (runs, features) in self.prompt.media.iter().zip(&self.features) {
             let Some(features) = features else { continue };
             let mut first = 0;
             for run in runs {
@@ -47,7 +47,7 @@ impl Reading {
 
     /// Drops pictures whose rows are all read.
     pub fn forget_before(&mut self, end: usize) {
-        for (runs, features) in self.prompt.images.iter().zip(&mut self.features) {
+        for (runs, features) in self.prompt.media.iter().zip(&mut self.features) {
             if runs.iter().all(|run| run.end <= end) {
                 *features = None;
             }

@@ -6,7 +6,7 @@ use super::{CachedRow, Chat, Next, Phase, Turn, nothing_to_answer, reading::Read
 use crate::{
     Error, Result,
     device::{Tensor, floats},
-    generate::{Answer, ChatModel, Event, FinishReason, ImageContent, Prompt, Watch, common},
+    generate::{Answer, ChatModel, Event, FinishReason, MediumContent, Prompt, Watch, common},
     nn::{Input, KVCache, Row, Segment, Want},
 };
 
@@ -70,7 +70,7 @@ impl Chat {
             self.phase = Phase::Idle;
             return Ok(Event::Prefill { done: total, total });
         }
-        let features = vec![None; prompt.images.len()];
+        let features = vec![None; prompt.media.len()];
         self.read(model, turn, Box::new(Reading { prompt, features }), watch)
     }
 
@@ -121,13 +121,13 @@ impl Chat {
         // If spans grow with the prompt, an incomplete one cannot be read.
         let grows = !turn.answers && reading.prompt.grows;
         if let Some(i) = reading.missing(&rows) {
-            let image = &self.conversation.images()[i];
-            reading.features[i] = Some(match &image.content {
-                ImageContent::Features(features) => features.clone(),
-                ImageContent::Picture(picture) => {
+            let medium = &self.conversation.media()[i];
+            reading.features[i] = Some(match &medium.content {
+                MediumContent::Features(features) => features.clone(),
+                MediumContent::Medium(content) => {
                     let clock = Instant::now();
                     let (features, cached) =
-                        model.encode(picture, &image.plan, image.key, watch.progress)?;
+                        model.encode(content, &medium.plan, medium.key, watch.progress)?;
                     self.stats.vision += clock.elapsed();
                     self.stats.cached_images += usize::from(cached);
                     features

@@ -54,6 +54,7 @@ impl Blueprint for Gemma3Text {
             default_context: DEFAULT_CONTEXT,
             end_tokens: self.config.end_tokens(),
             images: 0,
+            videos: 0,
             image_size: 0,
             system: true,
             several_messages: true,

@@ -129,6 +129,7 @@ impl Blueprint for Llava {
             default_context: DEFAULT_CONTEXT,
             end_tokens: self.text.end_tokens(),
             images: usize::MAX,
+            videos: 0,
             image_size: self.vision.image_size,
             system: true,
             several_messages: true,

@@ -141,6 +141,7 @@ impl Blueprint for PaliGemma {
             default_context: DEFAULT_CONTEXT.max(2 * self.vision.patches()),
             end_tokens: self.text.end_tokens(),
             images: usize::MAX,
+            videos: 0,
             image_size: self.vision.image_size,
             system: false,
             several_messages: false,

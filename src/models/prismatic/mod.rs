@@ -128,6 +128,7 @@ impl Blueprint for Prismatic {
             default_context: DEFAULT_CONTEXT,
             end_tokens: text.eos_token_id.to_vec(),
             images: 1,
+            videos: 0,
             image_size: self.processor.size(),
             system: false,
             several_messages: true,
@@ -151,6 +152,7 @@ impl Blueprint for Prismatic {
             pixels: [size, size],
             markup: String::new(),
             runs: vec![self.patches],
+            times: Vec::new(),
         })
     }
 

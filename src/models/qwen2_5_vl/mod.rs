@@ -43,6 +43,7 @@ struct VisionConfig {
     out_hidden_size: usize,
     window_size: usize,
     fullatt_block_indexes: Vec<usize>,
+    tokens_per_second: f64,
 }
 
 impl Default for VisionConfig {
@@ -60,11 +61,16 @@ impl Default for VisionConfig {
             out_hidden_size: 3584,
             window_size: 112,
             fullatt_block_indexes: vec![7, 15, 23, 31],
+            tokens_per_second: 4.0,
         }
     }
 }
 
 impl EncoderConfig for VisionConfig {
+    fn tokens_per_second(&self) -> Option<f64> {
+        Some(self.tokens_per_second)
+    }
+
     fn checked(&self, output: usize) -> Result<QwenVitConfig, String> {
         let mut encoder = QwenVitConfig {
             width: self.hidden_size,
@@ -103,6 +109,12 @@ impl EncoderConfig for VisionConfig {
             return Err(format!(
                 "vision_config.fullatt_block_indexes has {block}; the encoder has {} blocks",
                 self.depth
+            ));
+        }
+        if !(0.0..=1000.0).contains(&self.tokens_per_second) {
+            return Err(format!(
+                "vision_config.tokens_per_second is {}; expected 0 to 1000",
+                self.tokens_per_second
             ));
         }
         encoder.windows = Some(Windows {

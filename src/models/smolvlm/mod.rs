@@ -135,6 +135,7 @@ impl Blueprint for SmolVlm {
             default_context: DEFAULT_CONTEXT.max(2 * most),
             end_tokens: self.text.end_tokens(),
             images: usize::MAX,
+            videos: 0,
             image_size: 0,
             system: true,
             several_messages: true,
@@ -173,6 +174,7 @@ impl Blueprint for SmolVlm {
             pixels: self.tiler.pixels(grid),
             markup: markup(grid),
             runs: vec![self.features(); tiles],
+            times: Vec::new(),
         })
     }
 
