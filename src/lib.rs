@@ -45,7 +45,7 @@ pub use compat::{Generate, MoxinVLM, load_model, normalize_dino, normalize_sigli
 pub use device::Backend;
 pub use error::{Error, Result};
 pub use generate::{Event, FinishReason, GenerationOptions, SamplingParams, Stats};
-pub use image::{DecodeOptions, Picture, PixelFormat, Video};
+pub use image::{DecodeOptions, Picture, PixelFormat, Video, VideoOptions};
 pub use models::{
     Budget, Location, Place, QuantizeOptions,
     prismatic::{FusedMLPProjector, MistralConfig, Processor, VLMConfig, load_projector},

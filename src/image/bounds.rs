@@ -13,7 +13,8 @@ use crate::{Error, Result, device::room};
 /// of a few rows.
 pub(super) const TABLES: u64 = 4 << 20;
 
-/// Returns a file without the parts that its decoder does not need.
+/// Returns a file without the parts that its decoder does not need: for a picture, or for an
+/// animation.
 ///
 /// # Errors
 /// The error that `refuse` makes from a description, if the decoder would use more memory than the
@@ -21,10 +22,11 @@ pub(super) const TABLES: u64 = 4 << 20;
 pub(super) fn check(
     format: ImageFormat,
     bytes: &[u8],
+    is_animation: bool,
     refuse: impl Fn(String) -> Error,
 ) -> Result<Cow<'_, [u8]>> {
     match format {
-        ImageFormat::Png => return png_pixels(bytes).map(Cow::Owned),
+        ImageFormat::Png => return png_pixels(bytes, is_animation).map(Cow::Owned),
         ImageFormat::Tiff => check_tiff(bytes).map_err(refuse)?,
         ImageFormat::WebP => check_webp(bytes).map_err(refuse)?,
         _ => {}
@@ -73,9 +75,10 @@ pub(super) fn decoding_bytes(
     pixels * (output + inner) + TABLES
 }
 
-/// Returns the chunks of a PNG that its pixels need. Profiles and texts are compressed, so that a
+/// Returns the chunks of a PNG that its pixels need, with those of an animation if asked for. Profiles and texts are compressed, so that a
 /// megabyte can contain a gigabyte; the rest is not needed either.
-fn png_pixels(bytes: &[u8]) -> Result<Vec<u8>> {
+fn png_pixels(bytes: &[u8], is_animation: bool) -> Result<Vec<u8>> {
+    const ANIMATION: [&[u8]; 3] = [b"acTL", b"fcTL", b"fdAT"];
     const SIGNATURE: usize = 8;
     let (signature, mut rest) = bytes.split_at(SIGNATURE.min(bytes.len()));
     let mut kept = room(bytes.len(), || "a copy of a PNG".into())?;
@@ -86,7 +89,8 @@ fn png_pixels(bytes: &[u8]) -> Result<Vec<u8>> {
             .saturating_add(12)
             .min(rest.len());
         let (chunk, after) = rest.split_at(whole);
-        if name.first().is_some_and(u8::is_ascii_uppercase) || name == b"tRNS" {
+        let is_needed = name.first().is_some_and(u8::is_ascii_uppercase) || name == b"tRNS";
+        if is_needed || is_animation && ANIMATION.contains(&name) {
             kept.extend(chunk);
         }
         rest = after;
@@ -167,38 +171,49 @@ fn check_webp(bytes: &[u8]) -> Result<(), String> {
         header.and_then(|(_, content)| Some((side(content, 4)?, side(content, 7)?))),
         chunks,
     )?;
-    match webp_chunks(chunks).find(|(name, _)| *name == b"ANMF") {
-        Some((_, frame)) => check(
-            side(frame, 6).zip(side(frame, 9)),
-            frame.get(16..).unwrap_or_default(),
-        ),
-        None => Ok(()),
-    }
+    webp_chunks(chunks)
+        .filter(|(name, _)| *name == b"ANMF")
+        .try_for_each(|(_, frame)| {
+            check(
+                side(frame, 6).zip(side(frame, 9)),
+                frame.get(16..).unwrap_or_default(),
+            )
+        })
 }
 
-/// Returns the size in bytes of the code tables of a lossless WebP, or of a WebP's alpha plane.
+/// Returns the size in bytes of the code tables of a lossless WebP, or of a WebP's alpha plane; of
+/// an animation, the largest.
 ///
 /// # Errors
 /// A description, if they are larger than a picture of this size justifies.
 pub(super) fn webp_tables(bytes: &[u8], width: u32, height: u32) -> Result<u64, String> {
     let most = TABLES + 64 * u64::from(width) * u64::from(height);
     let chunks = bytes.get(12..).unwrap_or_default();
-    let frame = webp_chunks(chunks)
-        .find(|(name, _)| *name == b"ANMF")
-        .map(|(_, frame)| frame);
-    let side = |at: usize, whole: u32| match frame.and_then(|frame| frame.get(at..at + 3)) {
+    let side = |frame: &[u8], at: usize, whole: u32| match frame.get(at..at + 3) {
         Some(&[a, b, c]) => u32::from_le_bytes([a, b, c, 0]) + 1,
         _ => whole,
     };
-    let size = (side(6, width), side(9, height));
-    let tables = |(name, content): (&[u8; 4], &[u8])| match name {
-        b"VP8L" => vp8l::table_bytes(content, None, most),
-        // The first byte says how the alpha plane is compressed.
-        b"ALPH" if content.first()? & 3 == 1 => vp8l::table_bytes(&content[1..], Some(size), most),
-        _ => None,
+    let tables = |content: &[u8], size: (u32, u32)| {
+        let largest = webp_chunks(content).filter_map(|(name, content)| match name {
+            b"VP8L" => vp8l::table_bytes(content, None, most),
+            // The first byte says how the alpha plane is compressed.
+            b"ALPH" if content.first()? & 3 == 1 => {
+                vp8l::table_bytes(&content[1..], Some(size), most)
+            }
+            _ => None,
+        });
+        largest.max().unwrap_or(0)
     };
-    let inner = frame.map_or(chunks, |frame| frame.get(16..).unwrap_or_default());
-    match webp_chunks(inner).filter_map(tables).max().unwrap_or(0) {
+    let frames = webp_chunks(chunks).filter(|(name, _)| *name == b"ANMF");
+    let of_frames = frames.map(|(_, frame)| {
+        let size = (side(frame, 6, width), side(frame, 9, height));
+        tables(frame.get(16..).unwrap_or_default(), size)
+    });
+    match of_frames
+        .max()
+        .unwrap_or(0)
+        .max(tables(chunks, (width, height)))
+    {
         bytes if bytes > most => Err(format!(
             "WebP with code tables of more than {most} bytes, which {width} x {height} pixels do \
              not need"

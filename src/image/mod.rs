@@ -5,6 +5,7 @@
 //!
 //! The results are exactly those of Pillow 12.0.0 and of transformers' processors that use it.
 
+mod animation;
 mod bounds;
 mod crop;
 mod jpeg;
@@ -15,6 +16,7 @@ mod values;
 mod video;
 mod vp8l;
 
+pub use animation::VideoOptions;
 pub use crop::{center_crop, crop, pad};
 pub use patches::{Patches, patchify, smart_resize};
 pub use picture::{DecodeOptions, Picture, PictureHash, PixelFormat};

@@ -151,28 +151,7 @@ impl Picture {
     /// [`Error::OutOfMemory`] if decoding it needs more memory than is available, before it starts.
     pub fn open(path: impl AsRef<Path>, options: &DecodeOptions) -> Result<Self> {
         let path = path.as_ref();
-        let refuse = |what| Error::UnsupportedImage {
-            path: Some(path.into()),
-            what,
-        };
-        let (file, size) = file::open(path, "the picture").map_err(|error| match error {
-            Error::CorruptModel { what, .. } => refuse(what),
-            other => other,
-        })?;
-        let most = options.file_bytes();
-        if size > most {
-            return Err(refuse(format!(
-                "{size} bytes; at most {most} are supported"
-            )));
-        }
-        require(&format!("reading {}", path.display()), size)?;
-        let mut bytes = room(size as usize, || {
-            format!("the content of {}", path.display())
-        })?;
-        file.take(size)
-            .read_to_end(&mut bytes)
-            .map_err(|source| Error::io(path, "the picture", source))?;
-        decode(&bytes, Some(path), options)
+        decode(&read(path, "the picture", options)?, Some(path), options)
     }
 
     /// Decodes the content of a file.
@@ -267,6 +246,32 @@ impl std::fmt::Debug for Picture {
     }
 }
 
+/// Returns the content of a file that is called `what` in error messages.
+pub(super) fn read(path: &Path, what: &str, options: &DecodeOptions) -> Result<Vec<u8>> {
+    let refuse = |what| Error::UnsupportedImage {
+        path: Some(path.into()),
+        what,
+    };
+    let (file, size) = file::open(path, what).map_err(|error| match error {
+        Error::CorruptModel { what, .. } => refuse(what),
+        other => other,
+    })?;
+    let most = options.file_bytes();
+    if size > most {
+        return Err(refuse(format!(
+            "{size} bytes; at most {most} are supported"
+        )));
+    }
+    require(&format!("reading {}", path.display()), size)?;
+    let mut bytes = room(size as usize, || {
+        format!("the content of {}", path.display())
+    })?;
+    file.take(size)
+        .read_to_end(&mut bytes)
+        .map_err(|source| Error::io(path, what, source))?;
+    Ok(bytes)
+}
+
 /// Does the same as [`Picture::decode`], for a file at `path` if there is one.
 fn decode(bytes: &[u8], path: Option<&Path>, options: &DecodeOptions) -> Result<Picture> {
     let refuse = |what| Error::UnsupportedImage {
@@ -292,7 +297,7 @@ fn decode(bytes: &[u8], path: Option<&Path>, options: &DecodeOptions) -> Result<
         &format!("reading a {name} of {} bytes", bytes.len()),
         header_bytes,
     )?;
-    let checked = bounds::check(format, bytes, refuse)?;
+    let checked = bounds::check(format, bytes, false, refuse)?;
     let mut reader = ImageReader::with_format(Cursor::new(&*checked), format);
     let mut limits = Limits::default();
     limits.max_alloc = Some(bounds::TABLES);
@@ -364,7 +369,7 @@ pub(super) fn check_sides(width: u32, height: u32) -> std::result::Result<(), St
 
 /// Removes alpha and repeats gray. 16-bit samples lose their lower half, as in Pillow; the image
 /// crate would round.
-fn to_rgb8(decoded: Vec<u8>, color: ColorType) -> Result<Vec<u8>> {
+pub(super) fn to_rgb8(decoded: Vec<u8>, color: ColorType) -> Result<Vec<u8>> {
     let (pixel, sample) = (
         usize::from(color.bytes_per_pixel()),
         usize::from(color.bytes_per_pixel() / color.channel_count()),
@@ -457,7 +462,7 @@ pub(super) fn turn(
 }
 
 /// Describes bytes that are not a supported picture.
-fn describe(bytes: &[u8]) -> String {
+pub(super) fn describe(bytes: &[u8]) -> String {
     let start = &bytes[..bytes.len().min(64)];
     let brand = start.get(4..12).unwrap_or_default();
     match start {
