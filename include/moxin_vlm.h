@@ -223,6 +223,11 @@ typedef struct moxin_model moxin_model;
 typedef struct moxin_session moxin_session;
 
 /**
+ * A video: frames of one size, each with its time.
+ */
+typedef struct moxin_video moxin_video;
+
+/**
  * How large a picture may be when it reaches the encoder. Models whose pictures all have one size
  * ignore everything but max_tokens.
  */
@@ -776,9 +781,9 @@ typedef struct moxin_model_info {
      */
     uint32_t text_only;
     /**
-     * Must be ignored.
+     * Not 0 if the model reads videos: see moxin_session_add_video.
      */
-    uint32_t reserved;
+    uint32_t takes_videos;
 } moxin_model_info;
 
 /**
@@ -993,6 +998,65 @@ typedef struct moxin_quant_params {
 typedef uint32_t moxin_role;
 
 /**
+ * Options for reading a video from a file.
+ */
+typedef struct moxin_video_params {
+    /**
+     * sizeof(moxin_video_params)
+     */
+    size_t struct_size;
+    /**
+     * The number of frames to read per second; 0: all frames of the file. Default: 2, as the models
+     * were trained.
+     */
+    double fps;
+    /**
+     * The maximum number of pixels in a frame. A larger video is refused after its header is read.
+     * Default: 100,000,000.
+     */
+    uint64_t max_pixels;
+    /**
+     * The maximum number of frames; a longer video is read with fewer per second. Default: 768.
+     */
+    uint32_t max_frames;
+    /**
+     * If not 0, the orientation in the file's metadata is ignored. Default: 0, the frames are
+     * turned upright.
+     */
+    uint32_t ignore_orientation;
+} moxin_video_params;
+
+/**
+ * The size of a video.
+ */
+typedef struct moxin_video_info {
+    /**
+     * sizeof(moxin_video_info)
+     */
+    size_t struct_size;
+    /**
+     * The number of frames per second, on average.
+     */
+    double fps;
+    /**
+     * The number of frames.
+     */
+    uint32_t frame_count;
+    /**
+     * The number of columns.
+     */
+    uint32_t width;
+    /**
+     * The number of rows.
+     */
+    uint32_t height;
+    /**
+     * Must be ignored.
+     */
+    uint32_t reserved;
+} moxin_video_info;
+
+/**
  * Three bytes: red, green, blue.
  */
 #define MOXIN_PIXEL_FORMAT_RGB8 0
@@ -1176,6 +1240,18 @@ extern "C" {
  */
 enum moxin_status moxin_model_encode_image(const struct moxin_model *model,
                                            const struct moxin_image *image,
+                                           const struct moxin_pixel_budget *budget,
+                                           const struct moxin_op *op,
+                                           struct moxin_embedding **out_embedding,
+                                           struct moxin_error **error);
+
+/**
+ * Encodes a video, as moxin_model_encode_image does a picture.
+ *
+ * Errors: those of moxin_model_encode_image; INVALID_ARGUMENT if the model reads no videos.
+ */
+enum moxin_status moxin_model_encode_video(const struct moxin_model *model,
+                                           const struct moxin_video *video,
                                            const struct moxin_pixel_budget *budget,
                                            const struct moxin_op *op,
                                            struct moxin_embedding **out_embedding,
@@ -1788,7 +1864,22 @@ enum moxin_status moxin_session_add_image(const struct moxin_session *session,
                                           struct moxin_error **error);
 
 /**
- * Adds a picture that was already encoded, as moxin_session_add_image does.
+ * Adds a video at the end of the user's message, as moxin_session_add_image does a picture. The
+ * model reads all of its frames. The video may be freed immediately.
+ *
+ * budget takes the place of the session's; it may be NULL. Its pixels are those of each frame, and
+ * its max_tokens those of the whole video. error may be NULL.
+ *
+ * Errors: those of moxin_session_add_image; INVALID_ARGUMENT if the model reads no videos (see
+ * moxin_model_info.takes_videos).
+ */
+enum moxin_status moxin_session_add_video(const struct moxin_session *session,
+                                          const struct moxin_video *video,
+                                          const struct moxin_pixel_budget *budget,
+                                          struct moxin_error **error);
+
+/**
+ * Adds a picture or a video that was already encoded, as moxin_session_add_image does.
  *
  * Errors: those of moxin_session_add_image; INVALID_ARGUMENT if another model encoded it.
  */
@@ -1856,6 +1947,70 @@ enum moxin_status moxin_session_reset(const struct moxin_session *session,
  * it does not wait; the session is then freed when the callback returns. NULL is ignored.
  */
 void moxin_session_free(struct moxin_session *session);
+
+/**
+ * Sets all parameters to their defaults. struct_size is sizeof(moxin_video_params); nothing beyond
+ * it is written.
+ */
+void moxin_video_params_init(struct moxin_video_params *params, size_t struct_size);
+
+/**
+ * Reads a video from a file: an animated GIF, WebP or PNG. The format is detected from the content.
+ * Frames are taken at equal times: each is the one that is shown then. For other formats, decode
+ * the frames and use moxin_video_from_frames.
+ *
+ * path is NUL-terminated UTF-8. params and error may be NULL. *out_video receives a video, which the
+ * caller frees with moxin_video_free.
+ *
+ * Errors: NOT_FOUND, IO; UNSUPPORTED_IMAGE if the file is no animation or has too many frames or
+ * pixels; INVALID_ARGUMENT if the path is not UTF-8 or a parameter is out of range; OUT_OF_MEMORY
+ * if its frames need more memory than is available or than moxin_memory_set_limits allows.
+ */
+enum moxin_status moxin_video_from_file(const char *path,
+                                        const struct moxin_video_params *params,
+                                        struct moxin_video **out_video,
+                                        struct moxin_error **error);
+
+/**
+ * Reads a video from the bytes of a file, as moxin_video_from_file does. The bytes may be freed
+ * when the call returns.
+ *
+ * Errors: UNSUPPORTED_IMAGE, INVALID_ARGUMENT, OUT_OF_MEMORY, as for moxin_video_from_file.
+ */
+enum moxin_status moxin_video_from_bytes(const void *data,
+                                         size_t len,
+                                         const struct moxin_video_params *params,
+                                         struct moxin_video **out_video,
+                                         struct moxin_error **error);
+
+/**
+ * Makes a video of frame_count pictures of one size, which share their pixels with it and may be
+ * freed when the call returns. The model reads all of them.
+ *
+ * times: the time of each frame in seconds, each greater than the one before, or NULL: the frames
+ * follow each other fps times per second. fps is ignored if there are times.
+ *
+ * Errors: INVALID_ARGUMENT if there are no frames or more than 4096, if they differ in size, or if
+ * the times or fps are not as described.
+ */
+enum moxin_status moxin_video_from_frames(const struct moxin_image *const *frames,
+                                          size_t frame_count,
+                                          const double *times,
+                                          double fps,
+                                          struct moxin_video **out_video,
+                                          struct moxin_error **error);
+
+/**
+ * Gets the size of a video. out_info->struct_size must be set.
+ */
+enum moxin_status moxin_video_info_get(const struct moxin_video *video,
+                                       struct moxin_video_info *out_info,
+                                       struct moxin_error **error);
+
+/**
+ * Frees a video. NULL is ignored.
+ */
+void moxin_video_free(struct moxin_video *video);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -220,6 +220,13 @@ struct ImageOptions : moxin_image_params {
     }
 };
 
+/// Options for reading a video from a file: the fields of moxin_video_params.
+struct VideoOptions : moxin_video_params {
+    VideoOptions() : moxin_video_params() {
+        moxin_video_params_init(this, sizeof(moxin_video_params));
+    }
+};
+
 /// How large a picture may be when it reaches the encoder: the fields of moxin_pixel_budget.
 struct PixelBudget : moxin_pixel_budget {
     PixelBudget(std::uint64_t min = 0, std::uint64_t max = 0) : moxin_pixel_budget() {
@@ -325,7 +332,59 @@ private:
     detail::Handle<moxin_image, moxin_image_free> handle_;
 };
 
-/// The features of a picture in the embedding space of the model that encoded it.
+/// A video: frames of one size, each with its time.
+class Video {
+public:
+    /// Reads an animated GIF, WebP or PNG.
+    static Video from_file(std::string_view path, const VideoOptions &options = {}) {
+        return Video(
+            detail::make<moxin_video>(moxin_video_from_file, std::string(path).c_str(), &options));
+    }
+
+    /// Reads the bytes of a file, which may be freed when it returns.
+    static Video from_bytes(const void *data, std::size_t len, const VideoOptions &options = {}) {
+        return Video(detail::make<moxin_video>(moxin_video_from_bytes, data, len, &options));
+    }
+
+    /// Makes a video of frames that follow each other fps times per second.
+    static Video from_frames(const std::vector<Image> &frames, double fps) {
+        return from(frames, nullptr, fps);
+    }
+
+    /// Makes a video of frames with the time of each in seconds.
+    static Video from_frames(const std::vector<Image> &frames, const std::vector<double> &times) {
+        if (times.size() != frames.size()) {
+            throw Error(MOXIN_STATUS_INVALID_ARGUMENT,
+                        std::to_string(times.size()) + " times for " +
+                            std::to_string(frames.size()) + " frames; expected one for each");
+        }
+        return from(frames, times.data(), 0);
+    }
+
+    moxin_video_info info() const {
+        return detail::get<moxin_video_info>(moxin_video_info_get, get());
+    }
+
+    const moxin_video *get() const noexcept { return handle_.get(); }
+
+private:
+    explicit Video(moxin_video *video) : handle_(video) {}
+
+    static Video from(const std::vector<Image> &frames, const double *times, double fps) {
+        std::vector<const moxin_image *> handles;
+        for (const Image &frame : frames) {
+            handles.push_back(frame.get());
+        }
+        // An empty vector may have a null pointer, which C refuses with another error.
+        handles.push_back(nullptr);
+        return Video(detail::make<moxin_video>(moxin_video_from_frames, handles.data(),
+                                               frames.size(), times, fps));
+    }
+
+    detail::Handle<moxin_video, moxin_video_free> handle_;
+};
+
+/// The features of a picture or a video in the embedding space of the model that encoded it.
 class Embedding {
 public:
     moxin_embedding_info info() const {
@@ -445,6 +504,17 @@ public:
         running.run([&] {
             made.handle_.reset(detail::make<moxin_embedding>(moxin_model_encode_image, get(),
                                                              image.get(), &budget, running.get()));
+        });
+        return made;
+    }
+
+    /// Encodes a video, as the overload for pictures does.
+    Embedding encode(const Video &video, Op op = {}, const PixelBudget &budget = {}) const {
+        detail::RunningOp running(std::move(op));
+        Embedding made;
+        running.run([&] {
+            made.handle_.reset(detail::make<moxin_embedding>(moxin_model_encode_video, get(),
+                                                             video.get(), &budget, running.get()));
         });
         return made;
     }
@@ -664,6 +734,17 @@ public:
     /// Adds a picture within a budget of its own.
     void add_image(const Image &image, const PixelBudget &budget) {
         detail::call(moxin_session_add_image, get(), image.get(), &budget);
+    }
+
+    /// Adds a video within the session's budget: see moxin_session_add_video.
+    void add_video(const Video &video) {
+        const moxin_pixel_budget *none = nullptr;
+        detail::call(moxin_session_add_video, get(), video.get(), none);
+    }
+
+    /// Adds a video within a budget of its own.
+    void add_video(const Video &video, const PixelBudget &budget) {
+        detail::call(moxin_session_add_video, get(), video.get(), &budget);
     }
 
     void add_embedding(const Embedding &embedding) {

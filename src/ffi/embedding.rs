@@ -5,7 +5,7 @@ use std::ptr;
 use super::{
     Versioned, free, guard,
     image::{moxin_pixel_budget, pixel_budget},
-    into_c, moxin_error, moxin_image, moxin_model, moxin_op, moxin_status,
+    into_c, moxin_error, moxin_image, moxin_model, moxin_op, moxin_status, moxin_video,
     op::with_op,
     out, retain, write_result,
 };
@@ -65,6 +65,35 @@ pub unsafe extern "C" fn moxin_model_encode_image(
             let embedding = with_op(op, |op| {
                 model.model.encode_image_within(&image.0, budget, op)
             })?;
+            into_c(place, moxin_embedding(embedding));
+        }
+        Ok(())
+    })
+}
+
+/// Encodes a video, as moxin_model_encode_image does a picture.
+///
+/// Errors: those of moxin_model_encode_image; INVALID_ARGUMENT if the model reads no videos.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn moxin_model_encode_video(
+    model: *const moxin_model,
+    video: *const moxin_video,
+    budget: *const moxin_pixel_budget,
+    op: *const moxin_op,
+    out_embedding: *mut *mut moxin_embedding,
+    error: *mut *mut moxin_error,
+) -> moxin_status {
+    guard(error, || {
+        let place = out(out_embedding, "out_embedding")?;
+        // SAFETY: NULL, or handles of this library that were not freed; the pointers in op are
+        // valid during this call.
+        unsafe {
+            let (model, video, budget) = (
+                retain(model, "model")?,
+                retain(video, "video")?,
+                pixel_budget(budget, "budget")?,
+            );
+            let embedding = with_op(op, |op| model.model.encode_video(&video.0, budget, op))?;
             into_c(place, moxin_embedding(embedding));
         }
         Ok(())

@@ -15,6 +15,7 @@ mod model;
 mod op;
 mod quantize;
 mod session;
+mod video;
 
 use std::{
     ffi::{CStr, CString, c_char, c_void},
@@ -36,6 +37,7 @@ pub use model::*;
 pub use op::*;
 pub use quantize::*;
 pub use session::*;
+pub use video::*;
 
 use crate::{
     Error, Result,

@@ -143,8 +143,8 @@ pub struct moxin_model_info {
     pub default_prompt: [c_char; 64],
     /// Not 0 if the model reads text only: it takes no pictures.
     pub text_only: u32,
-    /// Must be ignored.
-    pub reserved: u32,
+    /// Not 0 if the model reads videos: see moxin_session_add_video.
+    pub takes_videos: u32,
 }
 
 /// The memory that a model in a folder needs, in bytes.
@@ -522,6 +522,7 @@ fn info_for_c(info: &ModelInfo) -> moxin_model_info {
         takes_turns: info.several_messages.into(),
         grounding: info.grounding.into(),
         text_only: (info.max_images == 0).into(),
+        takes_videos: (info.max_videos > 0).into(),
         quant_bits: info
             .quantization
             .map_or(0, |quantization| quantization.bits as u32),

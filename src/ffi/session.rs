@@ -7,8 +7,8 @@ use super::{
     generate::LastEvent,
     guard,
     image::{moxin_pixel_budget, pixel_budget},
-    init_params, into_c, moxin_embedding, moxin_error, moxin_image, moxin_model, moxin_status, out,
-    read_params, retain, text,
+    init_params, into_c, moxin_embedding, moxin_error, moxin_image, moxin_model, moxin_status,
+    moxin_video, out, read_params, retain, text,
 };
 use crate::{
     Error, Result,
@@ -282,7 +282,36 @@ pub unsafe extern "C" fn moxin_session_add_image(
     })
 }
 
-/// Adds a picture that was already encoded, as moxin_session_add_image does.
+/// Adds a video at the end of the user's message, as moxin_session_add_image does a picture. The
+/// model reads all of its frames. The video may be freed immediately.
+///
+/// budget takes the place of the session's; it may be NULL. Its pixels are those of each frame, and
+/// its max_tokens those of the whole video. error may be NULL.
+///
+/// Errors: those of moxin_session_add_image; INVALID_ARGUMENT if the model reads no videos (see
+/// moxin_model_info.takes_videos).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn moxin_session_add_video(
+    session: *const moxin_session,
+    video: *const moxin_video,
+    budget: *const moxin_pixel_budget,
+    error: *mut *mut moxin_error,
+) -> moxin_status {
+    // SAFETY: NULL, or handles of this library that were not freed, and the caller's initialized
+    // struct.
+    guard(error, || unsafe {
+        let (session, video) = (retain(session, "session")?, retain(video, "video")?);
+        let video = video.0.clone();
+        match budget.is_null() {
+            true => session.session.add_video(video),
+            false => session
+                .session
+                .add_video_within(video, pixel_budget(budget, "budget")?),
+        }
+    })
+}
+
+/// Adds a picture or a video that was already encoded, as moxin_session_add_image does.
 ///
 /// Errors: those of moxin_session_add_image; INVALID_ARGUMENT if another model encoded it.
 #[unsafe(no_mangle)]

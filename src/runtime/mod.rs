@@ -32,7 +32,7 @@ pub(crate) use crate::{
         Event, FinishReason, GenerationOptions, MAX_STOP_STRINGS, SamplingParams,
         image_cache_bytes, prefix_pool_bytes,
     },
-    image::{DecodeOptions, Picture, PixelFormat},
+    image::{DecodeOptions, MAX_FRAMES, Picture, PixelFormat, Video, VideoOptions},
     models::{Budget, Location, Place, QuantizeOptions, model_types},
     process,
     text::Role,

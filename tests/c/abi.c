@@ -70,6 +70,7 @@ static void check_null(const moxin_model *model, const moxin_image *image,
     moxin_cancel_trigger(NULL);
     moxin_session_cancel(NULL);
     moxin_image_params_init(NULL, sizeof(moxin_image_params));
+    moxin_video_params_init(NULL, sizeof(moxin_video_params));
     moxin_model_params_init(NULL, sizeof(moxin_model_params));
     moxin_session_params_init(NULL, sizeof(moxin_session_params));
     CHECK(moxin_error_status(NULL) == MOXIN_STATUS_OK);
@@ -105,6 +106,19 @@ static void check_null(const moxin_model *model, const moxin_image *image,
     EXPECT(MOXIN_STATUS_INVALID_STATE,
            moxin_model_locate(model, "x", 1, 8, 8, NULL, &no_locations, &error));
     CHECK(no_locations == NULL);
+    moxin_video *no_video = NULL;
+    moxin_video_info video_info = { 0 };
+    video_info.struct_size = sizeof video_info;
+    EXPECT(null_argument, moxin_video_from_file(NULL, NULL, &no_video, &error));
+    EXPECT(null_argument, moxin_video_from_file("x.gif", NULL, NULL, &error));
+    EXPECT(null_argument, moxin_video_from_bytes(NULL, 1, NULL, &no_video, &error));
+    EXPECT(null_argument, moxin_video_from_bytes("x", 1, NULL, NULL, &error));
+    EXPECT(null_argument, moxin_video_from_frames(NULL, 1, NULL, 1, &no_video, &error));
+    EXPECT(null_argument, moxin_video_info_get(NULL, &video_info, &error));
+    EXPECT(null_argument, moxin_session_add_video(session, NULL, NULL, &error));
+    EXPECT(null_argument, moxin_model_encode_video(model, NULL, NULL, NULL, &no_embedding, &error));
+    moxin_video_free(NULL);
+    CHECK(no_video == NULL);
     EXPECT(null_argument, moxin_model_encode_image(NULL, image, NULL, NULL, &no_embedding, &error));
     EXPECT(null_argument, moxin_model_encode_image(model, NULL, NULL, NULL, &no_embedding, &error));
     EXPECT(null_argument, moxin_model_encode_image(model, image, NULL, NULL, NULL, &error));
@@ -447,6 +461,7 @@ static void check_sizes(const moxin_model *model, const moxin_embedding *embeddi
     moxin_event event = empty_event();
 
     CHECK_INIT(moxin_image_params_init, moxin_image_params);
+    CHECK_INIT(moxin_video_params_init, moxin_video_params);
     CHECK_INIT(moxin_model_params_init, moxin_model_params);
     CHECK_INIT(moxin_session_params_init, moxin_session_params);
     CHECK_INIT(moxin_quant_params_init, moxin_quant_params);
@@ -671,6 +686,64 @@ static void check_images(const moxin_model *model, const moxin_image *image, con
     free(seen);
     free(bytes);
     free(rgb);
+}
+
+/* ---------------------------------------------------------------- videos */
+
+/* The model reads no videos, which is an error of its own. */
+static void check_videos(const moxin_model *model, const moxin_image *image) {
+    const moxin_image *frames[3] = { image, image, image };
+    const double times[] = { 0, 0.5, 2 };
+    moxin_error *error = NULL;
+    moxin_video *video = NULL;
+    moxin_session *session = NULL;
+    moxin_embedding *embedding = NULL;
+    moxin_model_info model_info = { 0 };
+    moxin_video_info info = { 0 };
+    moxin_video_params params;
+    uint32_t width, height;
+
+    NEED(moxin_image_size(image, &width, &height, &error));
+    NEED(moxin_video_from_frames(frames, 3, NULL, 2.0, &video, &error));
+    info.struct_size = sizeof info;
+    NEED(moxin_video_info_get(video, &info, &error));
+    CHECK(info.frame_count == 3 && info.fps == 2.0);
+    CHECK(info.width == width && info.height == height);
+    moxin_video_free(video);
+    NEED(moxin_video_from_frames(frames, 3, times, 0, &video, &error));
+    NEED(moxin_video_info_get(video, &info, &error));
+    CHECK(info.frame_count == 3 && info.fps == 1.0);
+
+    model_info.struct_size = sizeof model_info;
+    NEED(moxin_model_info_get(model, &model_info, &error));
+    CHECK(model_info.takes_videos == 0);
+    NEED(moxin_session_new(model, NULL, &session, &error));
+    EXPECT(MOXIN_STATUS_INVALID_ARGUMENT, moxin_session_add_video(session, video, NULL, &error));
+    EXPECT(MOXIN_STATUS_INVALID_ARGUMENT,
+           moxin_model_encode_video(model, video, NULL, NULL, &embedding, &error));
+    CHECK(embedding == NULL);
+    moxin_session_free(session);
+    moxin_video_free(video);
+    video = NULL;
+
+    EXPECT(MOXIN_STATUS_INVALID_ARGUMENT,
+           moxin_video_from_frames(frames, 0, NULL, 2.0, &video, &error));
+    EXPECT(MOXIN_STATUS_INVALID_ARGUMENT,
+           moxin_video_from_frames(frames, SIZE_MAX, NULL, 2.0, &video, &error));
+    EXPECT(MOXIN_STATUS_INVALID_ARGUMENT,
+           moxin_video_from_frames(frames, 3, NULL, -1.0, &video, &error));
+    frames[1] = NULL;
+    EXPECT(MOXIN_STATUS_NULL_ARGUMENT,
+           moxin_video_from_frames(frames, 3, NULL, 2.0, &video, &error));
+    moxin_video_params_init(&params, sizeof params);
+    CHECK(params.fps == 2.0 && params.max_frames == 768 && params.max_pixels == 100000000);
+    params.max_frames = 0;
+    EXPECT(MOXIN_STATUS_INVALID_ARGUMENT,
+           moxin_video_from_bytes("GIF89a", 6, &params, &video, &error));
+    EXPECT(MOXIN_STATUS_UNSUPPORTED_IMAGE,
+           moxin_video_from_bytes("GIF89a", 6, NULL, &video, &error));
+    EXPECT(MOXIN_STATUS_NOT_FOUND, moxin_video_from_file("/no/clip.gif", NULL, &video, &error));
+    CHECK(video == NULL);
 }
 
 /* ---------------------------------------------------------------- operations */
@@ -1214,6 +1287,7 @@ int main(int argc, char **argv) {
     check_arguments(model, session, path);
     check_sizes(model, embedding, session, path);
     check_event_sizes(session);
+    check_videos(model, image);
     check_images(model, image, image_path, argv[4], (uint32_t)atol(argv[5]),
                  (uint32_t)atol(argv[6]));
     check_operations(model, image, path);

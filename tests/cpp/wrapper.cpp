@@ -158,6 +158,27 @@ void embeddings(const moxin::Model &model, const moxin::Image &image, const std:
     CHECK(thrown_by([&] { model.encode(other, op); }) == 3);
 }
 
+/// The model reads no videos.
+void videos(const moxin::Model &model, const std::string &path) {
+    std::vector<moxin::Image> frames;
+    for (int i = 0; i < 3; ++i) {
+        frames.push_back(moxin::Image::from_file(path));
+    }
+    moxin::Video video = moxin::Video::from_frames(frames, 4.0);
+    moxin_video_info info = video.info();
+    CHECK(info.frame_count == 3 && info.fps == 4.0 && info.width == frames[0].size().width);
+    CHECK(moxin::Video::from_frames(frames, { 0.0, 1.0, 4.0 }).info().fps == 0.5);
+    CHECK(status_of([&] { moxin::Video::from_frames(frames, { 0.0 }); }) ==
+          MOXIN_STATUS_INVALID_ARGUMENT);
+    CHECK(status_of([&] { moxin::Video::from_frames({}, 1.0); }) == MOXIN_STATUS_INVALID_ARGUMENT);
+    CHECK(status_of([&] { moxin::Video::from_file(path); }) == MOXIN_STATUS_UNSUPPORTED_IMAGE);
+    moxin::Session session(model);
+    CHECK(status_of([&] { session.add_video(video); }) == MOXIN_STATUS_INVALID_ARGUMENT);
+    CHECK(status_of([&] { session.add_video(video, moxin::PixelBudget()); }) ==
+          MOXIN_STATUS_INVALID_ARGUMENT);
+    CHECK(status_of([&] { model.encode(video); }) == MOXIN_STATUS_INVALID_ARGUMENT);
+}
+
 void steps(const moxin::Model &model, const moxin::Image &image, const std::string &expected) {
     moxin::SessionOptions options;
     CHECK(options.max_tokens == 512 && options.top_p == 1.0f);
@@ -411,6 +432,7 @@ int main(int, char **argv) {
     }
     images(model, path, expected);
     embeddings(model, image, expected);
+    videos(model, path);
     steps(model, image, expected);
     conversations(model, image, expected);
     pushing(model, image, expected);

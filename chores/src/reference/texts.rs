@@ -114,7 +114,7 @@ pub const ADVICE: [(&str, &str); 18] = [
     ),
 ];
 
-pub const TOPICS: [Topic; 11] = [
+pub const TOPICS: [Topic; 12] = [
     Topic {
         title: "Statuses",
         about: "",
@@ -175,13 +175,22 @@ pub const TOPICS: [Topic; 11] = [
         names: &["moxin_image", "moxin_pixel_format"],
     },
     Topic {
+        title: "Videos",
+        about: "Videos, from frames or animated files.",
+        names: &["moxin_video"],
+    },
+    Topic {
         title: "Embeddings",
-        about: "Pictures that are encoded ahead of time, for use in several sessions.",
-        names: &["moxin_embedding", "moxin_model_encode_image"],
+        about: "Pictures and videos that are encoded ahead of time, for use in several sessions.",
+        names: &[
+            "moxin_embedding",
+            "moxin_model_encode_image",
+            "moxin_model_encode_video",
+        ],
     },
     Topic {
         title: "Sessions",
-        about: "Conversations: adding texts and pictures, and going back.",
+        about: "Conversations: adding texts, pictures and videos, and going back.",
         names: &["moxin_session", "moxin_role"],
     },
     Topic {
