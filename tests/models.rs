@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use moxin_vlm::{
     Backend, Budget, Event, GenerationOptions, LoadOptions, Message, Model, Op, Part, Picture,
-    Role, Session, Video,
+    Role, Session, Stage, Video,
     device::{CpuKernels, Device, Dtype},
     generate::{ChatMedium, MediumContent, Prompt, PromptRequest, PromptWriter},
     image::{Medium, Pixels},
@@ -762,6 +762,126 @@ fn rewind_and_fork(model: &Model) {
     let fork = session.fork().unwrap();
     same(&ask(&fork, "wide"), &third);
     same(&ask(&session, "tall"), &second);
+}
+
+/// Asks about two videos and a picture, one message each.
+fn ask_of_videos(session: &Session, fps: f64) -> Vec<(u32, f32)> {
+    session.add_video(video("even", fps)).unwrap();
+    session.add_text(Role::User, "What moves?").unwrap();
+    answer(session);
+    session.add_image(picture("tall")).unwrap();
+    session.add_video(video("odd", 2.0)).unwrap();
+    session.add_text(Role::User, "And here?").unwrap();
+    answer(session)
+}
+
+#[test]
+fn videos_are_rewound_forked_and_reused() {
+    for name in ["qwen2_vl", "qwen2_5_vl"] {
+        let model = load(name);
+        let session = begin(&model);
+        let expected = ask_of_videos(&session, 2.0);
+        // Another time, after the last answer was taken back.
+        session.rewind(2).unwrap();
+        session.add_video(video("still", 2.0)).unwrap();
+        session.add_text(Role::User, "And here?").unwrap();
+        assert_ne!(answer(&session), expected);
+        session.rewind(2).unwrap();
+        let fork = session.fork().unwrap();
+        for session in [session, fork] {
+            session.add_image(picture("tall")).unwrap();
+            session.add_video(video("odd", 2.0)).unwrap();
+            session.add_text(Role::User, "And here?").unwrap();
+            same(&answer(&session), &expected);
+            let stats = session.stats();
+            assert!(stats.reused_tokens > 10, "the first video was read again");
+            assert_eq!(stats.cached_images, 2, "media of the second message");
+        }
+        // Encoded ahead of time, it takes the video's place.
+        let session = begin(&model);
+        let clip = video("even", 2.0);
+        let embedding = model
+            .encode_video(&clip, Budget::default(), Op::default())
+            .unwrap();
+        session.add_embedding(&embedding).unwrap();
+        session.add_text(Role::User, "What moves?").unwrap();
+        let from_embedding = answer(&session);
+        let session = begin(&model);
+        session.add_video(clip).unwrap();
+        session.add_text(Role::User, "What moves?").unwrap();
+        same(&answer(&session), &from_embedding);
+    }
+}
+
+/// In Qwen2.5-VL, the same frames at other times have other positions: nothing of them is reused.
+#[test]
+fn times_are_part_of_a_video() {
+    let model = load("qwen2_5_vl");
+    let expected = ask_of_videos(&begin(&load("qwen2_5_vl")), 0.5);
+    ask_of_videos(&begin(&model), 2.0);
+    same(&ask_of_videos(&begin(&model), 0.5), &expected);
+}
+
+#[test]
+fn a_video_can_be_cancelled_while_it_is_encoded() {
+    let model = load("qwen2_vl");
+    let clip = video("odd", 2.0);
+    let mut calls = 0;
+    let mut stop = |_: Stage, _: f32| {
+        calls += 1;
+        calls < 3
+    };
+    let op = Op {
+        progress: Some(&mut stop),
+        ..Default::default()
+    };
+    let session = begin(&model);
+    session.add_video(clip.clone()).unwrap();
+    session.add_text(Role::User, "What moves?").unwrap();
+    let error = session.prefill(op).unwrap_err();
+    assert!(matches!(error, moxin_vlm::Error::Cancelled), "{error:?}");
+    assert!(
+        session.messages().unwrap().is_empty(),
+        "the question was kept"
+    );
+    let ask = |session: &Session| {
+        session.add_video(clip.clone()).unwrap();
+        session.add_text(Role::User, "What moves?").unwrap();
+        answer(session)
+    };
+    same(&ask(&session), &ask(&begin(&load("qwen2_vl"))));
+}
+
+#[test]
+fn videos_that_cannot_be_read_are_refused() {
+    let refused = |result: moxin_vlm::Result<()>, what: &str| {
+        let error = result.unwrap_err();
+        assert!(
+            matches!(error, moxin_vlm::Error::InvalidArgument(_)),
+            "{error:?}"
+        );
+        assert!(error.to_string().contains(what), "{error}");
+    };
+    let clip = video("long", 1.0);
+    for name in ["paligemma", "gemma3", "gemma3_text"] {
+        let model = load(name);
+        assert_eq!(model.info().max_videos, 0);
+        refused(begin(&model).add_video(clip.clone()), "no videos");
+    }
+    let within = |max_tokens| Budget {
+        max_tokens: Some(max_tokens),
+        ..Default::default()
+    };
+    // Four times of 2 x 2 features, or of one.
+    let session = begin(&load("qwen2_vl"));
+    assert!(session.add_video_within(clip.clone(), within(16)).is_ok());
+    assert!(session.add_video_within(clip.clone(), within(4)).is_ok());
+    refused(
+        session.add_video_within(clip.clone(), within(3)),
+        "sample fewer frames",
+    );
+    let session = begin(&load("qwen2_5_vl"));
+    refused(session.add_video(video("long", 1e-30)), "too far apart");
 }
 
 /// One picture at two sizes in one conversation counts as two pictures in the cache.
