@@ -6,7 +6,7 @@
 //! ```
 //!
 //! All are float32 or int32: `pixels`, from the model's processor (of several pictures one after
-//! the other), `grids` `[pictures or tiles, 3]` if they have grids of patches, `image_features`
+//! or videos one after the other), `grids` `[pictures or tiles, 3]` if they have grids of patches, `image_features`
 //! `[features, hidden]`, `input_ids` `[rows]`, -1 in rows without a token, `position_ids`
 //! `[3, rows]`, and `logits` `[rows, vocabulary]` of the prefill.
 
@@ -15,28 +15,70 @@ use std::{collections::HashMap, path::PathBuf};
 use anyhow::{Context, Result, bail};
 use mlx_rs::{Array, Dtype};
 use moxin_vlm::{
-    Backend, Budget, DecodeOptions, Message, Part, Picture, Role,
+    Backend, Budget, DecodeOptions, Message, Part, Picture, Role, Video, VideoOptions,
     device::Device,
     generate::{ChatMedium, MediumContent, PromptRequest, PromptWriter},
+    image::Medium,
     load_tokenizer,
-    models::{MediaKey, MediumSize, ModelFolder},
+    models::{MediaKey, ModelFolder},
     nn::{Features, Input, Row, Segment, Want},
     text::Template,
 };
 use safetensors::tensor::TensorView;
 
 const USAGE: &str = "usage: stages [--cpu] [--max-pixels N] [--max-image-tokens N] [--no-tiles] \
-    MODEL (--image FILE | --text TEXT | --system TEXT | --prompt TEXT | --assistant TEXT)... --out FILE";
+    MODEL (--image FILE | --video FILE [--fps N] | --frames FOLDER [--fps N] | --text TEXT | --system TEXT | --prompt TEXT | --assistant TEXT)... --out FILE";
 
 /// The command line. Pictures are used as stored, without turning them upright, as references do.
 #[derive(Default)]
 struct Args {
     model: PathBuf,
     messages: Vec<Message>,
-    images: Vec<PathBuf>,
+    media: Vec<Source>,
     budget: Budget,
     out: PathBuf,
     cpu: bool,
+}
+
+/// Where a picture or a video is.
+enum Source {
+    Image(PathBuf),
+    /// A file, and the frames to read per second.
+    Video(PathBuf, f64),
+    /// A folder with frames, and how many follow each other per second.
+    Frames(PathBuf, f64),
+}
+
+/// The frames per second without `--fps`.
+const FPS: f64 = 2.0;
+
+impl Source {
+    fn read(&self) -> Result<Medium> {
+        let frame = DecodeOptions {
+            apply_orientation: false,
+            ..Default::default()
+        };
+        Ok(match self {
+            Source::Image(path) => Picture::open(path, &frame)?.into(),
+            Source::Video(path, fps) => {
+                let options = VideoOptions {
+                    fps: Some(*fps),
+                    frame,
+                    ..Default::default()
+                };
+                Video::open(path, &options)?.into()
+            }
+            Source::Frames(folder, fps) => {
+                let entries = std::fs::read_dir(folder)
+                    .with_context(|| format!("reading {}", folder.display()))?;
+                let paths = entries.map(|entry| Ok(entry?.path()));
+                let mut paths = paths.collect::<Result<Vec<PathBuf>>>()?;
+                paths.sort();
+                let frames = paths.iter().map(|path| Picture::open(path, &frame));
+                Video::from_frames(frames.collect::<Result<_, _>>()?, *fps)?.into()
+            }
+        })
+    }
 }
 
 impl Args {
@@ -63,9 +105,23 @@ impl Args {
                 }
                 "--no-tiles" => args.budget.tiles = false,
                 "--image" => {
-                    args.images.push(value()?.into());
+                    args.media.push(Source::Image(value()?.into()));
                     args.add(Role::User, Part::Image);
                 }
+                "--video" => {
+                    args.media.push(Source::Video(value()?.into(), FPS));
+                    args.add(Role::User, Part::Video);
+                }
+                "--frames" => {
+                    args.media.push(Source::Frames(value()?.into(), FPS));
+                    args.add(Role::User, Part::Video);
+                }
+                "--fps" => match args.media.last_mut() {
+                    Some(Source::Video(_, fps) | Source::Frames(_, fps)) => {
+                        *fps = value()?.parse().context("--fps needs a number")?
+                    }
+                    _ => bail!("--fps belongs behind a video\n{USAGE}"),
+                },
                 "--text" | "--prompt" => {
                     let part = Part::Text(value()?);
                     args.add(Role::User, part);
@@ -124,20 +180,10 @@ fn write_stages(args: &Args, device: &Device) -> Result<()> {
     )?;
     let (mut images, mut features, mut pixels, mut shape) =
         (Vec::new(), Vec::new(), Vec::new(), vec![0i32]);
-    for path in &args.images {
-        let picture = Picture::open(
-            path,
-            &DecodeOptions {
-                apply_orientation: false,
-                ..Default::default()
-            },
-        )?;
-        let size = MediumSize {
-            width: picture.width() as usize,
-            height: picture.height() as usize,
-        };
-        let plan = folder.plan(size, args.budget)?;
-        let made = folder.blueprint.preprocess(&picture, &plan)?;
+    for source in &args.media {
+        let medium = source.read()?;
+        let plan = folder.plan_medium(&medium, args.budget)?;
+        let made = folder.preprocess(&medium, &plan)?;
         features.push(model.vision.encode(&made, &plan, &|_| Ok(()))?);
         // Planes of each picture or tile, or rows of patches of all pictures.
         let (height, width) = (made.height as i32, made.width as i32);
@@ -152,11 +198,11 @@ fn write_stages(args: &Args, device: &Device) -> Result<()> {
             ],
         };
         pixels.extend(made.data);
-        let key = MediaKey::new(picture.hash(), &plan);
+        let key = MediaKey::new(medium.hash(), &plan);
         images.push(ChatMedium {
             plan,
             key,
-            content: MediumContent::Medium(picture.into()),
+            content: MediumContent::Medium(medium),
         });
     }
     let mut messages = args.messages.clone();

@@ -601,6 +601,8 @@ fn describe_talks_with_every_model() {
         "qwen2_vl_untied",
         "qwen2_5_vl",
         "qwen2_5_vl_untied",
+        "qwen2_vl/video_",
+        "qwen2_5_vl/video_",
         "llava",
         "gemma3",
         "gemma3_saved",
@@ -608,9 +610,11 @@ fn describe_talks_with_every_model() {
         "smolvlm",
         "idefics3",
     ] {
+        // The cases of videos are in files of their own.
+        let (name, prefix) = name.split_once('/').unwrap_or((name, ""));
         let folder = in_repository("tests/models").join(name);
-        let cases: serde_json::Value =
-            serde_json::from_slice(&fs::read(folder.join("cases.json")).unwrap()).unwrap();
+        let cases = fs::read(folder.join(format!("{prefix}cases.json"))).unwrap();
+        let cases: serde_json::Value = serde_json::from_slice(&cases).unwrap();
         for (scenario, case) in cases.as_object().unwrap() {
             let mut arguments = vec![
                 folder.join("model").display().to_string(),
@@ -639,6 +643,12 @@ fn describe_talks_with_every_model() {
                 for (i, part) in parts.iter().enumerate() {
                     let is_last_text = !parts[i + 1..].iter().any(|part| part["type"] == "text");
                     match (part["text"].as_str(), message["role"].as_str().unwrap()) {
+                        (None, _) if part["type"] == "video" => {
+                            let name = part["name"].as_str().unwrap();
+                            let frames = in_repository("tests/models/videos").join(name);
+                            add("--frames", frames.display().to_string());
+                            add("--fps", part["fps"].to_string());
+                        }
                         (None, _) => add("--image", picture(&part["name"]).display().to_string()),
                         (Some(text), "system") => add("--system", text.into()),
                         (Some(text), "assistant") => add("--assistant", text.into()),

@@ -1,10 +1,13 @@
 /*
- * Talks with a model about pictures and streams the answers.
+ * Talks with a model about pictures and videos, and streams the answers.
  *
- *   describe [options] MODEL [IMAGE] (--image FILE | --text TEXT | --system TEXT |
- *            --prompt TEXT | --assistant TEXT)...
+ *   describe [options] MODEL [IMAGE] (--image FILE | --video FILE | --frames FOLDER |
+ *            --text TEXT | --system TEXT | --prompt TEXT | --assistant TEXT)...
  *
  *   --image FILE            adds a picture to the message
+ *   --video FILE            adds a video to the message: an animated GIF, WebP or PNG
+ *   --frames FOLDER         adds the video of the pictures in a folder, in the order of their names
+ *   --fps N                 frames per second of the video before it (default 2)
  *   --text TEXT             adds a text to the message
  *   --prompt TEXT           adds the last text of the message, which is then answered
  *   --assistant TEXT        after --prompt: uses this answer instead of generating one
@@ -16,6 +19,9 @@
  *   --no-exif               ignores the orientation in a picture's metadata
  *   --json                  prints one JSON object with text, token ids and log-probabilities
  */
+#define _POSIX_C_SOURCE 200809L /* scandir, which lists a folder by name */
+
+#include <dirent.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,12 +31,13 @@
 
 enum { MAX_PARTS = 256 };
 
-enum kind { IMAGE, TEXT, SYSTEM, PROMPT, ASSISTANT };
+enum kind { IMAGE, VIDEO, FRAMES, TEXT, SYSTEM, PROMPT, ASSISTANT };
 
 /* A part of the conversation, in the order given. */
 struct part {
     enum kind kind;
     const char *text;
+    double fps;
 };
 
 struct options {
@@ -60,8 +67,9 @@ struct answer {
 static void usage(void) {
     fprintf(stderr, "usage: describe [--json] [--no-exif] [--raw] [--no-tiles] [--max-tokens N]\n"
                     "       [--max-pixels N] [--max-image-tokens N] [--repetition-penalty P]\n"
-                    "       MODEL [IMAGE] (--image FILE | --text TEXT | --system TEXT | --prompt "
-                    "TEXT | --assistant TEXT)...\n");
+                    "       MODEL [IMAGE] (--image FILE | --video FILE [--fps N] | --frames FOLDER "
+                    "[--fps N] |\n"
+                    "       --text TEXT | --system TEXT | --prompt TEXT | --assistant TEXT)...\n");
     exit(2);
 }
 
@@ -93,11 +101,11 @@ static uint64_t parse_count(const char *option, const char *text) {
     return value;
 }
 
-static float parse_penalty(const char *text) {
+static double parse_number(const char *option, const char *text) {
     char *end = NULL;
-    float value = strtof(text, &end);
+    double value = strtod(text, &end);
     if (end == text || *end != '\0') {
-        fprintf(stderr, "describe: --repetition-penalty needs a number, not %s\n", text);
+        fprintf(stderr, "describe: %s needs a number, not %s\n", option, text);
         exit(2);
     }
     return value;
@@ -110,13 +118,14 @@ static void add_part(struct options *options, enum kind kind, const char *text) 
     }
     options->parts[options->part_count].kind = kind;
     options->parts[options->part_count].text = text;
+    options->parts[options->part_count].fps = 2;
     options->part_count++;
 }
 
 static int is_part(const char *arg, enum kind *kind) {
-    static const char *const names[] = { "--image", "--text", "--system", "--prompt",
-                                         "--assistant" };
-    for (int i = 0; i < 5; i++) {
+    static const char *const names[] = { "--image",  "--video",  "--frames",   "--text",
+                                         "--system", "--prompt", "--assistant" };
+    for (int i = 0; i < 7; i++) {
         if (strcmp(arg, names[i]) == 0) {
             *kind = (enum kind)i;
             return 1;
@@ -156,7 +165,10 @@ static struct options parse(int argc, char **argv) {
             options.max_image_tokens = parse_count(arg, value);
             i++;
         } else if (strcmp(arg, "--repetition-penalty") == 0 && value != NULL) {
-            options.repetition_penalty = parse_penalty(value);
+            options.repetition_penalty = (float)parse_number(arg, value);
+            i++;
+        } else if (strcmp(arg, "--fps") == 0 && value != NULL && options.part_count > 0) {
+            options.parts[options.part_count - 1].fps = parse_number(arg, value);
             i++;
         } else if (strncmp(arg, "--", 2) == 0) {
             usage();
@@ -199,24 +211,92 @@ static moxin_model *load_model(const struct options *options) {
     return model;
 }
 
-static void add_image(moxin_session *session, const struct options *options, const char *path) {
-    moxin_image_params params;
+static moxin_pixel_budget budget_of(const struct options *options) {
     moxin_pixel_budget budget = { 0 };
-    moxin_image *image = NULL;
-    moxin_error *error = NULL;
-    moxin_image_params_init(&params, sizeof params);
-    params.ignore_orientation = options->ignore_orientation;
     budget.struct_size = sizeof budget;
     budget.max_pixels = options->max_pixels;
     budget.max_tokens = options->max_image_tokens;
     budget.no_tiles = options->no_tiles;
+    return budget;
+}
+
+static moxin_image *read_image(const struct options *options, const char *path) {
+    moxin_image_params params;
+    moxin_image *image = NULL;
+    moxin_error *error = NULL;
+    moxin_image_params_init(&params, sizeof params);
+    params.ignore_orientation = options->ignore_orientation;
     if (moxin_image_from_file(path, &params, &image, &error) != MOXIN_STATUS_OK) {
         die("reading the picture", error);
     }
+    return image;
+}
+
+static void add_image(moxin_session *session, const struct options *options, const char *path) {
+    moxin_pixel_budget budget = budget_of(options);
+    moxin_image *image = read_image(options, path);
+    moxin_error *error = NULL;
     if (moxin_session_add_image(session, image, &budget, &error) != MOXIN_STATUS_OK) {
         die("adding the picture", error);
     }
     moxin_image_free(image);
+}
+
+/* Adds a video, which is freed. */
+static void add_video(moxin_session *session, const struct options *options, moxin_video *video) {
+    moxin_pixel_budget budget = budget_of(options);
+    moxin_error *error = NULL;
+    if (moxin_session_add_video(session, video, &budget, &error) != MOXIN_STATUS_OK) {
+        die("adding the video", error);
+    }
+    moxin_video_free(video);
+}
+
+static moxin_video *read_video(const struct options *options, const struct part *part) {
+    moxin_video_params params;
+    moxin_video *video = NULL;
+    moxin_error *error = NULL;
+    moxin_video_params_init(&params, sizeof params);
+    params.ignore_orientation = options->ignore_orientation;
+    params.fps = part->fps;
+    if (moxin_video_from_file(part->text, &params, &video, &error) != MOXIN_STATUS_OK) {
+        die("reading the video", error);
+    }
+    return video;
+}
+
+static int is_visible(const struct dirent *entry) { return entry->d_name[0] != '.'; }
+
+/* Reads the pictures of a folder as a video. */
+static moxin_video *read_frames(const struct options *options, const struct part *part) {
+    struct dirent **entries = NULL;
+    int count = scandir(part->text, &entries, is_visible, alphasort);
+    moxin_image **frames = NULL;
+    moxin_video *video = NULL;
+    moxin_error *error = NULL;
+    if (count < 0) {
+        perror(part->text);
+        exit(1);
+    }
+    frames = grow(NULL, (size_t)count + 1, sizeof *frames);
+    for (int i = 0; i < count; i++) {
+        size_t size = strlen(part->text) + strlen(entries[i]->d_name) + 2;
+        char *path = grow(NULL, size, 1);
+        snprintf(path, size, "%s/%s", part->text, entries[i]->d_name);
+        frames[i] = read_image(options, path);
+        free(path);
+        free(entries[i]);
+    }
+    if (moxin_video_from_frames((const moxin_image *const *)frames, (size_t)count, NULL, part->fps,
+                                &video, &error) != MOXIN_STATUS_OK) {
+        die("making the video", error);
+    }
+    for (int i = 0; i < count; i++) {
+        moxin_image_free(frames[i]);
+    }
+    free(frames);
+    free(entries);
+    return video;
 }
 
 static void add_text(moxin_session *session, moxin_role role, const char *text) {
@@ -350,6 +430,12 @@ int main(int argc, char **argv) {
         switch (part->kind) {
         case IMAGE:
             add_image(session, &options, part->text);
+            continue;
+        case VIDEO:
+            add_video(session, &options, read_video(&options, part));
+            continue;
+        case FRAMES:
+            add_video(session, &options, read_frames(&options, part));
             continue;
         case SYSTEM:
             add_text(session, MOXIN_ROLE_SYSTEM, part->text);

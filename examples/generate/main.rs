@@ -4,13 +4,14 @@
 //! cargo run --example generate -- --model models/tiny --image models/demo.png --prompt "Describe the picture."
 //! ```
 //!
-//! Several `--prompt`s make a conversation, and several `--image`s all belong to its first message.
+//! Several `--prompt`s make a conversation, and all `--image`s and `--video`s belong to its first
+//! message.
 
 mod boxes;
 
 use std::{
     io::{IsTerminal, Write, stdout},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -20,6 +21,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use moxin_vlm::{
     Backend, Budget, Event, FinishReason, GenerationOptions, LoadOptions, Location, Model, Op,
     Picture, Place, Quantization, QuantizeOptions, Role, SamplingParams, Session, Stage, Stats,
+    Video, VideoOptions,
 };
 use serde_json::{Value, json};
 
@@ -33,6 +35,13 @@ struct Args {
     /// the model supports it.
     #[arg(long)]
     image: Vec<PathBuf>,
+    /// A video, after the pictures: an animated GIF, WebP or PNG, or a folder with the frames of one,
+    /// in the order of their names. May be given several times.
+    #[arg(long, value_name = "FILE")]
+    video: Vec<PathBuf>,
+    /// The number of frames per second that are read of a video.
+    #[arg(long, value_name = "N", default_value_t = 2.0)]
+    fps: f64,
     /// The maximum number of pixels that reach the encoder, for models whose pictures differ in
     /// size.
     #[arg(long, value_name = "N")]
@@ -98,6 +107,8 @@ fn main() -> Result<()> {
         .iter()
         .map(|path| Picture::open(path, &Default::default()))
         .collect::<Result<Vec<_>, _>>()?;
+    let videos = args.video.iter().map(|path| read_video(path, args.fps));
+    let videos = videos.collect::<Result<Vec<_>>>()?;
     if args.show_image {
         pictures.iter().for_each(|picture| draw(picture, 56));
     }
@@ -126,6 +137,9 @@ fn main() -> Result<()> {
     }
     for picture in pictures {
         session.add_image(picture)?;
+    }
+    for video in videos {
+        session.add_video(video)?;
     }
     let (mut answers, mut locations) = (Vec::new(), Vec::new());
     let prompts = if args.prompt.is_empty() {
@@ -164,6 +178,25 @@ fn main() -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Reads a video, or the frames in a folder.
+fn read_video(path: &Path, fps: f64) -> Result<Video> {
+    if !path.is_dir() {
+        let options = VideoOptions {
+            fps: Some(fps),
+            ..Default::default()
+        };
+        return Ok(Video::open(path, &options)?);
+    }
+    let entries = std::fs::read_dir(path).with_context(|| path.display().to_string())?;
+    let paths = entries.map(|entry| Ok(entry?.path()));
+    let mut paths = paths.collect::<Result<Vec<PathBuf>>>()?;
+    paths.sort();
+    let frames = paths
+        .iter()
+        .map(|path| Picture::open(path, &Default::default()));
+    Ok(Video::from_frames(frames.collect::<Result<_, _>>()?, fps)?)
 }
 
 fn budget(args: &Args) -> Budget {
