@@ -8,7 +8,7 @@ use std::{
 
 use moxin_vlm::{
     DecodeOptions, Event, FinishReason, GenerationOptions, Model, Picture, Session, Stats,
-    StreamOptions, generate::Choice,
+    StreamOptions, Video, VideoOptions, generate::Choice,
 };
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
@@ -263,6 +263,25 @@ fn converse(
                     let picture = Picture::decode(&bytes, &options).map_err(refuse)?;
                     images.push([picture.width() as usize, picture.height() as usize]);
                     session.add_image_within(picture, budget).map_err(refuse)?;
+                }
+                Part::Video {
+                    bytes,
+                    fps,
+                    budget,
+                    field,
+                } => {
+                    let defaults = VideoOptions::default();
+                    let options = VideoOptions {
+                        fps: fps.or(defaults.fps),
+                        frame: DecodeOptions {
+                            max_pixels: app.limits.max_image_pixels,
+                            ..DecodeOptions::default()
+                        },
+                        ..defaults
+                    };
+                    let refuse = |error| ApiError::library(error, &field);
+                    let video = Video::decode(&bytes, &options).map_err(refuse)?;
+                    session.add_video_within(video, budget).map_err(refuse)?;
                 }
                 Part::Image { field, .. } => {
                     return Err(ApiError::field(field, "the picture was not fetched"));

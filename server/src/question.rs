@@ -32,6 +32,15 @@ pub enum Part {
         /// The field that the picture came in.
         field: String,
     },
+    Video {
+        /// The content of a file.
+        bytes: Vec<u8>,
+        /// The number of frames to read per second.
+        fps: Option<f64>,
+        budget: Budget,
+        /// The field that the video came in.
+        field: String,
+    },
 }
 
 /// Where a picture is.
@@ -55,13 +64,13 @@ impl Question {
         }
         let mut images = 0;
         for turn in &self.turns {
-            let is_image = |part: &&Part| matches!(part, Part::Image { .. });
-            let here = turn.parts.iter().filter(is_image).count();
+            let is_medium = |part: &&Part| !matches!(part, Part::Text(_));
+            let here = turn.parts.iter().filter(is_medium).count();
             images += here;
             if turn.role != Role::User && here > 0 {
                 return Err(ApiError::field(
                     &turn.field,
-                    "pictures are only possible in the user's messages",
+                    "pictures and videos are only possible in the user's messages",
                 ));
             }
             if turn.role == Role::User && turn.parts.iter().all(Part::is_blank) {
@@ -69,27 +78,29 @@ impl Question {
             }
         }
         if images > max_images {
-            let message =
-                format!("{images} pictures; this server allows {max_images} (--max-images)");
+            let message = format!(
+                "{images} pictures and videos; this server allows {max_images} (--max-images)"
+            );
             return Err(ApiError::field(field, message).code("too_many_images"));
         }
         Ok(())
     }
 
-    /// Checks that the model takes pictures if there are any, before they are fetched.
+    /// Checks that the model takes pictures and videos if there are any, before they are fetched.
     pub fn check_model(&self, model: &ModelInfo) -> Result<()> {
-        let mut parts = self.turns.iter().flat_map(|turn| &turn.parts);
-        let picture = parts.find_map(|part| match part {
-            Part::Image { field, .. } => Some(field),
-            Part::Text(_) => None,
-        });
-        match picture {
-            Some(field) if model.max_images == 0 => Err(ApiError::field(
-                field,
-                "this model reads text only; it takes no pictures",
-            )),
-            _ => Ok(()),
+        for part in self.turns.iter().flat_map(|turn| &turn.parts) {
+            let (field, refusal) = match part {
+                Part::Image { field, .. } if model.max_images == 0 => {
+                    (field, "this model reads text only; it takes no pictures")
+                }
+                Part::Video { field, .. } if model.max_videos == 0 => {
+                    (field, "this model takes no videos; send frames as pictures")
+                }
+                _ => continue,
+            };
+            return Err(ApiError::field(field, refusal));
         }
+        Ok(())
     }
 }
 
@@ -97,7 +108,7 @@ impl Part {
     fn is_blank(&self) -> bool {
         match self {
             Part::Text(text) => text.trim().is_empty(),
-            Part::Image { .. } => true,
+            Part::Image { .. } | Part::Video { .. } => true,
         }
     }
 }

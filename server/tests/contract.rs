@@ -4,7 +4,9 @@ mod support;
 
 use std::sync::LazyLock;
 
-use moxin_vlm::{Event, GenerationOptions, LoadOptions, Model, Op, Picture, Role};
+use moxin_vlm::{
+    Event, GenerationOptions, LoadOptions, Model, Op, Picture, Role, Video, VideoOptions,
+};
 use serde_json::{Value, json};
 use support::{
     Answer, Server, count_shapes, data_url, demo_url, look, other_url, ramble, read_answer,
@@ -686,6 +688,69 @@ async fn a_model_that_reads_text_only_says_so() {
     let (expected, _) = library(&load(TEXT), &parts, 12);
     let body = json!({"model": "text", "messages": messages(&parts), "max_tokens": 12});
     assert_eq!(server.chat(&body).await.text_of_choice(), expected);
+}
+
+/// A video in a request is the library's.
+#[tokio::test]
+async fn a_video_is_read_as_the_library_reads_it() {
+    const CLIP: &str = "tests/video/unequal.gif";
+    let model = format!("qwen={}", repository(QWEN).display());
+    let server = Server::start(&["--model", &model]).await;
+    let list = server.get("/v1/models").await.json();
+    let models = list["data"].as_array().unwrap();
+    let qwen = models.iter().find(|model| model["id"] == "qwen").unwrap();
+    assert_eq!(
+        qwen["moxin"]["modalities"],
+        json!(["text", "image", "video"])
+    );
+    let bytes = std::fs::read(repository(CLIP)).unwrap();
+    let ask = async |model: &str, url: &str, fps: Value| {
+        let body = json!({"model": model, "max_tokens": 12, "logprobs": true, "messages": [
+            {"role": "user", "content": [
+                {"type": "video_url", "video_url": {"url": url, "fps": fps}},
+                {"type": "text", "text": "What moves?"},
+            ]},
+        ]});
+        server.chat(&body).await
+    };
+    let url = data_url("image/gif", &bytes);
+    let loaded = load(QWEN);
+    for fps in [None, Some(4.0)] {
+        let options = VideoOptions {
+            fps: fps.or(Some(2.0)),
+            ..Default::default()
+        };
+        let video = Video::decode(&bytes, &options).unwrap();
+        let session = loaded
+            .session(GenerationOptions {
+                max_tokens: 12,
+                ..Default::default()
+            })
+            .unwrap();
+        session.add_video(video).unwrap();
+        session.add_text(Role::User, "What moves?").unwrap();
+        let expected: Vec<f32> = session
+            .generate()
+            .filter_map(|event| match event.unwrap() {
+                Event::Text { logprob, .. } => Some(logprob),
+                _ => None,
+            })
+            .collect();
+        let answer = ask("qwen", &url, json!(fps)).await;
+        check_same(&logprobs(&answer.json()["choices"][0]), &expected);
+    }
+    let field = "messages[0].content[0].video_url";
+    let message = ask("tiny", &url, Value::Null).await;
+    let message = message.check_error(400, Some(field));
+    assert!(message.contains("no videos"), "{message}");
+    let still = ask("qwen", &demo_url(), Value::Null).await;
+    let message = still.check_error(400, Some(field));
+    assert!(message.contains("not animated"), "{message}");
+    ask("qwen", &url, json!(0))
+        .await
+        .check_error(400, Some(field));
+    let remote = ask("qwen", "https://example.com/a.gif", Value::Null).await;
+    remote.check_error(400, Some("messages[0].content[0].video_url.url"));
 }
 
 /// Adds the words for programs that the sources under a folder have in errors.

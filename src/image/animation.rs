@@ -21,8 +21,9 @@ const SUPPORTED: &str = "animated GIF, WebP and PNG are supported; give the fram
 /// The maximum number of frames in a file. All are decoded, few are kept.
 const MAX_FILE_FRAMES: usize = 20_000;
 
-/// The maximum number of pixels in all frames of a file: some minutes of work.
-const MAX_FILE_PIXELS: u64 = 8_000_000_000;
+/// The maximum number of pixels in all frames of a file, which bounds the time: about a thousand
+/// frames of 1920 x 1080.
+const MAX_FILE_PIXELS: u64 = 2_000_000_000;
 
 /// The time in seconds of a frame whose duration is 0, as browsers choose it
 /// (<https://bugzilla.mozilla.org/show_bug.cgi?id=232822>).

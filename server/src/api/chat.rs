@@ -20,7 +20,7 @@ use crate::{
     json::{receive, refuse_rest},
     models::Served,
     options::{Asked, budget, source},
-    question::{Part, Question, Turn},
+    question::{Part, Question, Source, Turn},
     router::Scope,
     sse::{Writer, event, stream},
 };
@@ -92,14 +92,16 @@ pub struct ChatMessage {
     rest: Map<String, Value>,
 }
 
-/// A text or a picture.
+/// A text, a picture or a video.
 #[derive(Deserialize, JsonSchema)]
 struct ContentPart {
-    /// `text` or `image_url`.
+    /// `text`, `image_url` or `video_url`.
     #[serde(rename = "type")]
     kind: String,
     text: Option<String>,
     image_url: Option<ImageUrl>,
+    /// An extension.
+    video_url: Option<VideoUrl>,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
@@ -110,6 +112,14 @@ struct ImageUrl {
     url: String,
     /// `auto`, `low` or `high`.
     detail: Option<String>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+struct VideoUrl {
+    /// A `data:` URL with base64: an animated GIF, WebP or PNG.
+    url: String,
+    /// The number of frames to read per second; 2 by default.
+    fps: Option<f64>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -377,9 +387,29 @@ impl ChatMessage {
 impl ContentPart {
     fn part(&self, field: &str, request: Budget) -> Result<Part> {
         refuse_rest(&self.rest, field, &[], &[])?;
-        match (self.kind.as_str(), &self.text, &self.image_url) {
-            ("text", Some(text), None) => Ok(Part::Text(text.clone())),
-            ("image_url", None, Some(image)) => {
+        match (
+            self.kind.as_str(),
+            &self.text,
+            &self.image_url,
+            &self.video_url,
+        ) {
+            ("text", Some(text), None, None) => Ok(Part::Text(text.clone())),
+            ("video_url", None, None, Some(video)) => {
+                let url = format!("{field}.video_url.url");
+                let Source::Bytes(bytes) = source(&video.url, &url)? else {
+                    return Err(
+                        ApiError::field(url, "videos are only possible as data: URLs")
+                            .code("remote_images_off"),
+                    );
+                };
+                Ok(Part::Video {
+                    bytes,
+                    fps: video.fps,
+                    budget: request,
+                    field: format!("{field}.video_url"),
+                })
+            }
+            ("image_url", None, Some(image), None) => {
                 let budget = budget(
                     image.detail.as_deref(),
                     request,
@@ -392,12 +422,13 @@ impl ContentPart {
                     field,
                 })
             }
-            ("text" | "image_url", ..) => {
+            ("text" | "image_url" | "video_url", ..) => {
                 let message = format!("{field} must have {} and nothing else", self.kind);
                 Err(ApiError::field(field, message))
             }
             (other, ..) => {
-                let message = format!("{field}.type is {other:?}; expected text or image_url");
+                let message =
+                    format!("{field}.type is {other:?}; expected text, image_url or video_url");
                 Err(ApiError::field(format!("{field}.type"), message).code("unsupported_content"))
             }
         }

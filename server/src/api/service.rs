@@ -86,6 +86,7 @@ impl ModelBody {
             model_type,
             context_length,
             max_images,
+            max_videos,
             several_messages,
             system,
             default_prompt,
@@ -98,9 +99,10 @@ impl ModelBody {
             owned_by: "moxin-vlm",
             moxin: Properties {
                 model_type: model_type.clone(),
-                modalities: match max_images {
-                    0 => vec!["text"],
-                    _ => vec!["text", "image"],
+                modalities: match (max_images, max_videos) {
+                    (0, _) => vec!["text"],
+                    (_, 0) => vec!["text", "image"],
+                    _ => vec!["text", "image", "video"],
                 },
                 context: *context_length,
                 max_images: (*max_images != usize::MAX).then_some(*max_images),
