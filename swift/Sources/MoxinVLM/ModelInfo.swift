@@ -71,6 +71,8 @@ public struct ModelInfo: Sendable, Equatable {
     /// The maximum number of pictures in a conversation; `nil`: as many as fit into the context; 0:
     /// the model reads text only.
     public var maxImages: Int?
+    /// Whether the model reads videos: ``VLMVideo``.
+    public var takesVideos: Bool
     /// Whether the model supports system text.
     public var takesSystem: Bool
     /// Whether a conversation can continue after an answer.
@@ -99,6 +101,7 @@ public struct ModelInfo: Sendable, Equatable {
         imageSize = Int(info.image_size)
         tokensPerImage = Int(info.tokens_per_image)
         maxImages = info.max_images == 0 && info.text_only == 0 ? nil : Int(info.max_images)
+        takesVideos = info.takes_videos != 0
         takesSystem = info.takes_system != 0
         takesTurns = info.takes_turns != 0
         grounding = info.grounding != 0

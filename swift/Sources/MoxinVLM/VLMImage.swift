@@ -78,6 +78,7 @@ public struct VLMImage: Sendable {
         case data(Data)
         case pixels(Data, width: Int, height: Int, bytesPerRow: Int, PixelFormat)
         case embedding(ImageEmbedding)
+        case video(VLMVideo)
     }
 
     private var source: Source
@@ -119,10 +120,15 @@ public struct VLMImage: Sendable {
         source = .embedding(embedding)
     }
 
+    /// Lets a video take a picture's place. All of this picture's properties are ignored.
+    public init(_ video: VLMVideo) {
+        source = .video(video)
+    }
+
     /// Reads and decodes the picture, and returns its size in pixels after it was turned upright.
     ///
     /// - Throws: ``VLMError/unsupportedImage(_:)``, ``VLMError/notFound(_:)``;
-    ///   ``VLMError/invalidArgument(_:)`` for an embedding.
+    ///   ``VLMError/invalidArgument(_:)`` for an embedding or a video.
     public func size() async throws -> (width: Int, height: Int) {
         try VLMRuntime.requireABI()
         return try await Engine.run {
@@ -139,6 +145,8 @@ public struct VLMImage: Sendable {
             try embedding.handle.use { embedding in
                 try session.call { moxin_session_add_embedding($0, embedding, $1) }
             }
+        } else if case .video(let video) = source {
+            try video.add(to: session)
         } else {
             try pixelBudget.withRaw { budget in
                 try decode().use { image in
@@ -180,6 +188,8 @@ public struct VLMImage: Sendable {
             }
         case .embedding:
             throw VLMError.invalidArgument(.init(message: "an embedding is no picture any more"))
+        case .video:
+            throw VLMError.invalidArgument(.init(message: "a video is no picture"))
         }
     }
 

@@ -144,6 +144,27 @@ public actor VLMModel {
         }
     }
 
+    /// Runs the vision encoder on a video, for use in any session of this model.
+    ///
+    /// - Throws: ``VLMError/invalidArgument(_:)`` if the model reads no videos.
+    public func encode(
+        _ video: VLMVideo, timeout: Duration? = nil, progress: ProgressHandler? = nil
+    ) async throws -> ImageEmbedding {
+        try await Operation(timeout: timeout, progress: progress).run { [handle] op in
+            let decoded = try video.decode()
+            let embedding = try Handle(free: moxin_embedding_free) { place, error in
+                video.pixelBudget.withRaw { budget in
+                    handle.use { model in
+                        decoded.use {
+                            moxin_model_encode_video(model, $0, budget, op, place, error)
+                        }
+                    }
+                }
+            }
+            return try ImageEmbedding(handle: embedding)
+        }
+    }
+
     /// Returns the number of positions that a picture of this size takes in a conversation.
     ///
     /// - Throws: ``VLMError/invalidArgument(_:)`` if the model cannot take the size or the budget.

@@ -169,6 +169,48 @@ extension All {
             }
         }
 
+        @Test func aVideoTakesAPicturesPlace() async throws {
+            let videos = repository.appendingPathComponent("tests/video")
+            let gif = videos.appendingPathComponent("equal.gif")
+            var clip = VLMVideo(contentsOf: gif)
+            clip.framesPerSecond = nil
+            let info = try await clip.info()
+            #expect(info.frameCount == 12 && info.width == 48 && info.height == 36)
+            let data = VLMVideo(data: try Data(contentsOf: gif))
+            #expect(try await data.info().frameCount == 4)
+            let frames = [picture, picture, picture]
+            let timed = VLMVideo(frames: frames, times: [0, 0.5, 2])
+            #expect(try await timed.info().framesPerSecond == 1)
+            for wrong in [
+                VLMVideo(frames: frames, times: [0]), VLMVideo(frames: [], framesPerSecond: 1),
+                VLMVideo(frames: frames, framesPerSecond: 0),
+            ] {
+                #expect(await failure { _ = try await wrong.info() }?.name == "invalidArgument")
+            }
+            let qwen = repository.appendingPathComponent("tests/models/qwen2_vl/model")
+            try await leavingNothing {
+                let model = try await VLMModel.load(from: qwen)
+                #expect(await model.info.takesVideos)
+                let options = GenerationOptions(maxTokens: 6)
+                var answers: [String] = []
+                let embedding = try await model.encode(data)
+                for image in [VLMImage(data), VLMImage(embedding)] {
+                    let session = try await model.makeSession(options: options)
+                    answers.append(
+                        try await session.respond(to: "What moves?", images: [image]).text)
+                }
+                #expect(!answers[0].isEmpty && answers[0] == answers[1])
+            }
+            try await withModel { model in
+                #expect(await !model.info.takesVideos)
+                let session = try await model.makeSession()
+                let refused = await failure {
+                    _ = try await session.respond(to: written, images: [VLMImage(timed)])
+                }
+                #expect(refused?.name == "invalidArgument")
+            }
+        }
+
         @Test func aPictureComesInManyForms() async throws {
             try await withModel { model in
                 let data = try Data(
