@@ -4,7 +4,8 @@
 use std::{collections::BTreeMap, fmt::Write, path::PathBuf};
 
 use moxin_vlm::{
-    DecodeOptions, Error, Picture, Video, VideoOptions,
+    DecodeOptions, Error, Event, GenerationOptions, LoadOptions, Model, Op, Picture, Role, Video,
+    VideoOptions,
     image::{MAX_FRAMES, PixelFormat},
 };
 use serde::Deserialize;
@@ -215,6 +216,64 @@ fn a_gif_of_a_million_frames_is_refused() {
         Video::decode(&huge, &Default::default()),
         "at most 100000000",
     );
+}
+
+/// A clip that the small video model has not seen, and a question about it.
+#[derive(Deserialize)]
+struct Item {
+    row: usize,
+    question: String,
+    answer: String,
+}
+
+/// The frames of a clip lie side by side, one clip in each row.
+fn unseen_clip(sheet: &Picture, row: usize) -> Video {
+    const EDGE: usize = 56;
+    let stride = 3 * sheet.width() as usize;
+    let frames = (0..8).map(|i| {
+        let first = row * EDGE * stride + 3 * EDGE * i;
+        let (edge, format) = (EDGE as u32, PixelFormat::Rgb8);
+        Picture::from_pixels(&sheet.rgb()[first..], edge, edge, stride, format)
+    });
+    Video::from_frames(frames.collect::<Result<_, _>>().unwrap(), 2.0).unwrap()
+}
+
+#[test]
+fn the_small_model_says_what_moves_in_unseen_clips() {
+    let models = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models");
+    let folder = models.join("video");
+    let files = std::fs::read_dir(&folder).unwrap();
+    let bytes: u64 = files
+        .map(|file| file.unwrap().metadata().unwrap().len())
+        .sum();
+    assert!(bytes <= 6_000_000, "{bytes}");
+    let training = models.join("video-training");
+    let sheet = Picture::open(training.join("heldout.png"), &Default::default()).unwrap();
+    let lines = std::fs::read_to_string(training.join("heldout.jsonl")).unwrap();
+    let items: Vec<Item> = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(items.len(), 300);
+    let model = Model::load(&folder, LoadOptions::default(), Op::default()).unwrap();
+    let ask = |video: Video, question: &str| {
+        let session = model.session(GenerationOptions::default()).unwrap();
+        session.add_video(video).unwrap();
+        session.add_text(Role::User, question).unwrap();
+        let mut answer = String::new();
+        for event in session.generate() {
+            if let Event::Text { text, .. } | Event::Finished { text, .. } = event.unwrap() {
+                answer += &text;
+            }
+        }
+        answer
+    };
+    let is_right = |item: &&Item| ask(unseen_clip(&sheet, item.row), &item.question) == item.answer;
+    let right = items.iter().filter(is_right).count();
+    println!("{right} of 300 answers are right");
+    assert!(right >= 270, "{right} of 300");
+    let demo = Video::open(models.join("demo.gif"), &Default::default()).unwrap();
+    assert_eq!(ask(demo, "Which way does it move?"), "to the left");
 }
 
 /// A picture is a frame like any other, and frames from elsewhere make the same video.
