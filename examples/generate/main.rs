@@ -28,9 +28,10 @@ use serde_json::{Value, json};
 /// Asks a vision-language model about a picture.
 #[derive(Parser)]
 struct Args {
-    /// The model: a Hugging Face folder.
-    #[arg(long, default_value = "models/tiny")]
-    model: PathBuf,
+    /// The model: a Hugging Face folder. By default one of the small models: models/video if there
+    /// is a video, otherwise models/tiny.
+    #[arg(long)]
+    model: Option<PathBuf>,
     /// A picture; without one the model answers from the text alone. May be given several times if
     /// the model supports it.
     #[arg(long)]
@@ -95,7 +96,7 @@ struct Args {
     /// that write them.
     #[arg(long, value_name = "FILE")]
     draw: Option<PathBuf>,
-    /// Show the picture in the terminal first.
+    /// Show the pictures in the terminal first, and play the videos.
     #[arg(long)]
     show_image: bool,
 }
@@ -111,6 +112,7 @@ fn main() -> Result<()> {
     let videos = videos.collect::<Result<Vec<_>>>()?;
     if args.show_image {
         pictures.iter().for_each(|picture| draw(picture, 56));
+        videos.iter().for_each(play);
     }
     let options = load_options(&args)?;
     let model = load(&args, options.clone())?;
@@ -174,7 +176,7 @@ fn main() -> Result<()> {
     if args.json {
         println!(
             "{}",
-            json!({ "model": args.model, "backend": model.info().backend.name(), "answers": answers })
+            json!({ "model": args.model(), "backend": model.info().backend.name(), "answers": answers })
         );
     }
     Ok(())
@@ -199,6 +201,16 @@ fn read_video(path: &Path, fps: f64) -> Result<Video> {
     Ok(Video::from_frames(frames.collect::<Result<_, _>>()?, fps)?)
 }
 
+impl Args {
+    fn model(&self) -> &Path {
+        let small = match self.video.is_empty() {
+            true => "models/tiny",
+            false => "models/video",
+        };
+        self.model.as_deref().unwrap_or(Path::new(small))
+    }
+}
+
 fn budget(args: &Args) -> Budget {
     Budget {
         max_pixels: args.max_pixels,
@@ -220,7 +232,7 @@ fn load(args: &Args, options: LoadOptions) -> Result<Model> {
         true
     };
     let model = Model::load(
-        &args.model,
+        args.model(),
         options,
         Op {
             progress: Some(&mut progress),
@@ -233,7 +245,7 @@ fn load(args: &Args, options: LoadOptions) -> Result<Model> {
         let gigabytes = info.weight_bytes as f64 / 1e9;
         println!(
             "{}: {:.1} million parameters, {gigabytes:.2} GB, on {}; loaded in {:.2} s",
-            args.model.display(),
+            args.model().display(),
             info.parameters as f64 / 1e6,
             info.backend.name(),
             bar.elapsed().as_secs_f64()
@@ -339,7 +351,7 @@ fn print_memory(args: &Args, options: &LoadOptions, stats: &Stats) -> Result<()>
         image_budget: budget(args),
         ..Default::default()
     };
-    let estimated = Model::estimate(&args.model, options, &generation)?.total;
+    let estimated = Model::estimate(args.model(), options, &generation)?.total;
     let (peak, whose) = match process_peak() {
         Some(bytes) => (bytes, "the process"),
         None => (stats.peak_bytes, "this answer"),
@@ -378,6 +390,28 @@ fn print_stats(stats: &Stats) {
     );
 }
 
+/// Plays a video in the terminal once.
+fn play(video: &Video) {
+    if !stdout().is_terminal() {
+        return;
+    }
+    let pause = Duration::from_secs_f64((1.0 / video.fps()).clamp(0.02, 2.0));
+    for (i, frame) in video.frames().iter().enumerate() {
+        if i > 0 {
+            std::thread::sleep(pause);
+            // Back to the first line of the frame before.
+            print!("\x1b[{}F", rows(frame, 56) / 2);
+        }
+        draw(frame, 56);
+    }
+}
+
+/// Returns the number of rows of pixels in the drawing of a picture.
+fn rows(picture: &Picture, columns: usize) -> usize {
+    let (width, height) = (picture.width() as usize, picture.height() as usize);
+    (height * columns.min(width) / width).max(2)
+}
+
 /// Draws a picture with half blocks, two pixels per character, if the output is a terminal with
 /// 24-bit color.
 fn draw(picture: &Picture, columns: usize) {
@@ -385,8 +419,8 @@ fn draw(picture: &Picture, columns: usize) {
         return;
     }
     let (width, height) = (picture.width() as usize, picture.height() as usize);
+    let rows = rows(picture, columns);
     let columns = columns.min(width);
-    let rows = (height * columns / width).max(2);
     let pixel = |column: usize, row: usize| {
         let at = (row * height / rows * width + column * width / columns) * 3;
         let rgb = &picture.rgb()[at..at + 3];

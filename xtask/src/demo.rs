@@ -1,4 +1,4 @@
-//! Shows the small checkpoint at work: a picture, questions about it, a follow-up, and the streamed
+//! Shows the small checkpoints at work: a picture or a clip, questions about it, and the streamed
 //! answers.
 
 use anyhow::Result;
@@ -7,15 +7,36 @@ use moxin_vlm_setup::run as run_program;
 
 use crate::{cargo, repository};
 
-const MODEL: &str = "models/tiny";
-const PICTURE: &str = "models/demo.png";
-const QUESTIONS: [&str; 3] = [
-    "Describe the picture.",
-    "What is at the top right?",
-    "What is left of it?",
-];
+/// What is shown.
+struct Show {
+    model: &'static str,
+    /// The option for the file: `--image` or `--video`.
+    option: &'static str,
+    file: &'static str,
+    questions: &'static [&'static str],
+}
 
-pub fn run() -> Result<()> {
+const PICTURE: Show = Show {
+    model: "models/tiny",
+    option: "--image",
+    file: "models/demo.png",
+    questions: &[
+        "Describe the picture.",
+        "What is at the top right?",
+        "What is left of it?",
+    ],
+};
+
+const CLIP: Show = Show {
+    model: "models/video",
+    option: "--video",
+    file: "models/demo.gif",
+    questions: &["Describe the video.", "What stands still?"],
+};
+
+/// Shows a picture or, if asked, a video.
+pub fn run(video: bool) -> Result<()> {
+    let show = if video { CLIP } else { PICTURE };
     moxin_vlm_setup::ensure(repository())?;
     let generate = ["--profile", "demo", "--package", "moxin-vlm"];
     let generate = [&generate[..], &["--example", "generate"]].concat();
@@ -23,13 +44,23 @@ pub fn run() -> Result<()> {
     println!(
         "This build compiles fast and runs slowly: times and rates are not those of a release."
     );
-    println!("The picture: {}", repository().join(PICTURE).display());
-    let questions = QUESTIONS.iter().flat_map(|question| ["--prompt", question]);
+    println!("The file: {}", repository().join(show.file).display());
+    let questions = show
+        .questions
+        .iter()
+        .flat_map(|question| ["--prompt", question]);
     run_program(
         cargo()
             .args(["run", "--quiet"])
             .args(&generate)
-            .args(["--", "--model", MODEL, "--image", PICTURE, "--show-image"])
+            .args([
+                "--",
+                "--model",
+                show.model,
+                show.option,
+                show.file,
+                "--show-image",
+            ])
             .args(questions),
     )
 }

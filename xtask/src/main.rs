@@ -23,7 +23,11 @@ use moxin_vlm_setup::Backend;
 )]
 enum Chore {
     /// Show the small model describing a picture
-    Demo,
+    Demo {
+        /// Ask the small video model about a clip instead
+        #[arg(long)]
+        video: bool,
+    },
     /// Serve the small model, and open a page to ask it about a picture
     ServeDemo {
         /// The port to listen on; 0 for any free one
@@ -49,7 +53,7 @@ enum Chore {
 
 fn main() -> ExitCode {
     let outcome = match Chore::parse() {
-        Chore::Demo => demo::run(),
+        Chore::Demo { video } => demo::run(video),
         Chore::ServeDemo { port } => serve_demo::run(port),
         Chore::Setup { backend, project } => setup(backend, project.as_deref()),
         Chore::Test => chore(&["test".into()]),
