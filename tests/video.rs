@@ -129,6 +129,33 @@ fn frames_are_taken_at_equal_times() {
     assert!((video.times()[1] - 0.3).abs() < 1e-9);
 }
 
+/// The frames are turned as the metadata of the file says, which the decoder does not see.
+#[test]
+fn frames_are_turned_upright() {
+    let whole = std::fs::read(file("equal.png")).unwrap();
+    // Orientation 6, in a chunk behind the header: the top of the scene is on the right.
+    let exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+    let mut chunk = (exif.len() as u32).to_be_bytes().to_vec();
+    chunk.extend(b"eXIf");
+    chunk.extend(exif);
+    chunk.extend([0; 4]); // a checksum, which nobody reads
+    let turned = [&whole[..33], &chunk, &whole[33..]].concat();
+    let as_stored = VideoOptions {
+        frame: DecodeOptions {
+            apply_orientation: false,
+            ..Default::default()
+        },
+        ..Default::default()
+    };
+    let stored = Video::decode(&turned, &as_stored).unwrap();
+    let upright = Video::decode(&turned, &VideoOptions::default()).unwrap();
+    assert_eq!((stored.width(), stored.height()), (48, 36));
+    assert_eq!((upright.width(), upright.height()), (36, 48));
+    // The pixel at the bottom left comes to the top left.
+    let (stored, upright) = (stored.frames()[0].rgb(), upright.frames()[0].rgb());
+    assert_eq!(stored[3 * 48 * 35..][..3], upright[..3]);
+}
+
 #[track_caller]
 fn refused(result: moxin_vlm::Result<Video>, what: &str) {
     let error = result.unwrap_err();

@@ -3,15 +3,14 @@
 use std::{io::Cursor, path::Path};
 
 use image::{
-    AnimationDecoder, ColorType, Frames, ImageDecoder, ImageError, ImageFormat, ImageReader,
-    Limits,
+    AnimationDecoder, ColorType, Frames, ImageDecoder, ImageError, ImageFormat, Limits,
     codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder},
     metadata::Orientation,
 };
 
 use super::{
-    DecodeOptions, MAX_FRAMES, Video, bounds,
-    picture::{check_sides, describe, read, to_rgb8, turn},
+    DecodeOptions, MAX_FRAMES, Picture, Video, bounds,
+    picture::{check_sides, format_of, read, refusal, to_rgb8, turn},
 };
 use crate::{Error, Result, device::require};
 
@@ -111,84 +110,44 @@ impl Video {
 }
 
 fn decode(bytes: &[u8], path: Option<&Path>, options: &VideoOptions) -> Result<Video> {
-    let refuse = |what| Error::UnsupportedImage {
-        path: path.map(Into::into),
-        what,
-    };
-    let guessed = ImageReader::new(Cursor::new(bytes))
-        .with_guessed_format()
-        .map_err(|error| refuse(error.to_string()))?;
-    let known = [ImageFormat::Gif, ImageFormat::WebP, ImageFormat::Png];
-    let Some(format) = guessed.format().filter(|format| known.contains(format)) else {
-        return Err(refuse(format!("{}; {SUPPORTED}", describe(bytes))));
-    };
+    let refuse = refusal(path);
+    let is_supported =
+        |format: &_| [ImageFormat::Gif, ImageFormat::WebP, ImageFormat::Png].contains(format);
+    let format = format_of(bytes, is_supported, SUPPORTED, &refuse)?;
     let header_bytes = bounds::header_bytes(format, bytes.len() as u64);
     require("reading a video", header_bytes)?;
-    let checked = bounds::check(format, bytes, true, refuse)?;
+    let checked = bounds::check(format, bytes, true, &refuse)?;
     let animation = Animation {
         bytes: &checked,
         format,
         max_pixels: options.frame.max_pixels,
         refuse: &refuse,
     };
-    // The first time for their durations only, so that few frames are in memory.
-    let (mut starts, mut end, mut size) = (Vec::new(), 0.0, [0, 0]);
-    for frame in animation.frames()? {
-        let frame = frame.map_err(|error| animation.undecodable(error))?;
-        let (width, height) = frame.buffer().dimensions();
-        size = [width, height];
-        let decoded = u64::from(width) * u64::from(height) * (starts.len() as u64 + 1);
-        if starts.len() == MAX_FILE_FRAMES || decoded > MAX_FILE_PIXELS {
-            return Err(refuse(format!(
-                "an animation of more than {MAX_FILE_FRAMES} frames, or of more than \
-                 {MAX_FILE_PIXELS} pixels in all of them"
-            )));
-        }
-        starts.push(end);
-        end += match frame.delay().numer_denom_ms() {
-            (0, _) | (_, 0) => NO_DURATION,
-            (numerator, denominator) => f64::from(numerator) / f64::from(denominator) / 1e3,
-        };
-    }
-    if starts.is_empty() {
-        return Err(refuse("an animation without frames".into()));
-    }
+    // Decoded twice, the first time for the times only, so that few frames are in memory.
+    let Timing { starts, end, size } = animation.timing()?;
     let times = sample_times(&starts, end, options);
-    let pixels = u64::from(size[0]) * u64::from(size[1]);
-    let kept = pixels.saturating_mul(3 * times.len() as u64);
-    require(
-        &format!(
-            "a video of {} frames of {} x {} pixels",
-            times.len(),
-            size[0],
-            size[1]
-        ),
-        kept.saturating_add(DECODER_BYTES * pixels),
-    )?;
-    let orientation = match format {
-        _ if !options.frame.apply_orientation => None,
-        ImageFormat::WebP => bounds::webp_exif(bytes),
-        ImageFormat::Png => bounds::png_exif(bytes),
-        _ => None,
+    let shown = |time: &f64| starts.partition_point(|start| *start <= time + 1e-9) - 1;
+    let indices: Vec<usize> = times.iter().map(shown).collect();
+    let orientation = match options.frame.apply_orientation {
+        true => orientation(format, bytes),
+        false => Orientation::NoTransforms,
     };
-    let orientation = orientation
-        .and_then(Orientation::from_exif_chunk)
-        .unwrap_or(Orientation::NoTransforms);
-    let mut frames = Vec::with_capacity(times.len());
-    for (i, frame) in animation.frames()?.enumerate() {
-        let shown = |time: &&f64| starts.partition_point(|start| *start <= **time + 1e-9) == i + 1;
-        let count = times.iter().filter(shown).count();
-        if count > 0 {
-            let frame = frame.map_err(|error| animation.undecodable(error))?;
-            let rgb = to_rgb8(frame.into_buffer().into_raw(), ColorType::Rgba8)?;
-            let picture = turn(rgb, size, orientation)?;
-            frames.extend(std::iter::repeat_n(picture, count));
-        }
-    }
+    let frames = animation.pictures(&indices, size, orientation)?;
     match options.fps {
         Some(_) => Video::from_frames(frames, times.len() as f64 / end),
         None => Video::from_timed_frames(frames, times),
     }
+}
+
+/// Returns the orientation in the metadata of a whole file.
+fn orientation(format: ImageFormat, bytes: &[u8]) -> Orientation {
+    let exif = match format {
+        ImageFormat::WebP => bounds::webp_exif(bytes),
+        ImageFormat::Png => bounds::png_exif(bytes),
+        _ => None,
+    };
+    exif.and_then(Orientation::from_exif_chunk)
+        .unwrap_or(Orientation::NoTransforms)
 }
 
 /// Returns the times at which frames are taken. There are as many as transformers takes if all
@@ -211,6 +170,13 @@ fn sample_times(starts: &[f64], end: f64, options: &VideoOptions) -> Vec<f64> {
         .collect()
 }
 
+/// When each frame is shown, in seconds, until when the last one is, and the size of all.
+struct Timing {
+    starts: Vec<f64>,
+    end: f64,
+    size: [u32; 2],
+}
+
 /// A file with frames.
 struct Animation<'a> {
     bytes: &'a [u8],
@@ -220,13 +186,70 @@ struct Animation<'a> {
 }
 
 impl<'a> Animation<'a> {
+    /// Decodes all frames, and returns when each is shown.
+    fn timing(&self) -> Result<Timing> {
+        let (mut starts, mut end, mut size) = (Vec::new(), 0.0, [0, 0]);
+        for frame in self.frames()? {
+            let frame = frame.map_err(|error| self.undecodable(error))?;
+            let (width, height) = frame.buffer().dimensions();
+            size = [width, height];
+            let decoded = u64::from(width) * u64::from(height) * (starts.len() as u64 + 1);
+            if starts.len() == MAX_FILE_FRAMES || decoded > MAX_FILE_PIXELS {
+                return Err((self.refuse)(format!(
+                    "an animation of more than {MAX_FILE_FRAMES} frames, or of more than \
+                     {MAX_FILE_PIXELS} pixels in all of them"
+                )));
+            }
+            starts.push(end);
+            end += match frame.delay().numer_denom_ms() {
+                (0, _) | (_, 0) => NO_DURATION,
+                (numerator, denominator) => f64::from(numerator) / f64::from(denominator) / 1e3,
+            };
+        }
+        match starts.is_empty() {
+            true => Err((self.refuse)("an animation without frames".into())),
+            false => Ok(Timing { starts, end, size }),
+        }
+    }
+
+    /// Decodes the frames of these indices, which never decrease, as upright pictures.
+    fn pictures(
+        &self,
+        indices: &[usize],
+        size: [u32; 2],
+        orientation: Orientation,
+    ) -> Result<Vec<Picture>> {
+        let [width, height] = size;
+        let (pixels, count) = (u64::from(width) * u64::from(height), indices.len());
+        let kept = pixels.saturating_mul(3 * count as u64);
+        require(
+            &format!("a video of {count} frames of {width} x {height} pixels"),
+            kept.saturating_add(DECODER_BYTES * pixels),
+        )?;
+        let mut pictures: Vec<Picture> = Vec::with_capacity(count);
+        for (i, frame) in self.frames()?.enumerate() {
+            let shown = indices[pictures.len()..]
+                .iter()
+                .take_while(|index| **index == i);
+            let repeats = shown.count();
+            if repeats > 0 {
+                let frame = frame.map_err(|error| self.undecodable(error))?;
+                let rgb = to_rgb8(frame.into_buffer().into_raw(), ColorType::Rgba8)?;
+                let picture = turn(rgb, size, orientation)?;
+                pictures.extend(std::iter::repeat_n(picture, repeats));
+            }
+            if pictures.len() == count {
+                break;
+            }
+        }
+        Ok(pictures)
+    }
+
     /// Starts decoding the frames, each as large as the animation.
     fn frames(&self) -> Result<Frames<'a>> {
         let undecodable = |error| self.undecodable(error);
         let still = || (self.refuse)("a picture that is not animated; add it as an image".into());
         let source = Cursor::new(self.bytes);
-        let mut limits = Limits::default();
-        limits.max_alloc = Some(bounds::TABLES);
         match self.format {
             ImageFormat::Gif => {
                 let mut decoder = GifDecoder::new(source).map_err(undecodable)?;
@@ -246,6 +269,8 @@ impl<'a> Animation<'a> {
                 Ok(decoder.into_frames())
             }
             _ => {
+                let mut limits = Limits::default();
+                limits.max_alloc = Some(bounds::TABLES);
                 let mut decoder = PngDecoder::with_limits(source, limits).map_err(undecodable)?;
                 if !decoder.is_apng().map_err(undecodable)? {
                     return Err(still());

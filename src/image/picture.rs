@@ -248,10 +248,7 @@ impl std::fmt::Debug for Picture {
 
 /// Returns the content of a file that is called `what` in error messages.
 pub(super) fn read(path: &Path, what: &str, options: &DecodeOptions) -> Result<Vec<u8>> {
-    let refuse = |what| Error::UnsupportedImage {
-        path: Some(path.into()),
-        what,
-    };
+    let refuse = refusal(Some(path));
     let (file, size) = file::open(path, what).map_err(|error| match error {
         Error::CorruptModel { what, .. } => refuse(what),
         other => other,
@@ -272,23 +269,39 @@ pub(super) fn read(path: &Path, what: &str, options: &DecodeOptions) -> Result<V
     Ok(bytes)
 }
 
-/// Does the same as [`Picture::decode`], for a file at `path` if there is one.
-fn decode(bytes: &[u8], path: Option<&Path>, options: &DecodeOptions) -> Result<Picture> {
-    let refuse = |what| Error::UnsupportedImage {
+/// Returns what makes an error about the file at `path`, if there is one, from a description.
+pub(super) fn refusal(path: Option<&Path>) -> impl Fn(String) -> Error {
+    move |what| Error::UnsupportedImage {
         path: path.map(Into::into),
         what,
-    };
+    }
+}
+
+/// Returns the format of a file, if it is supported. `supported` is what its error says of those
+/// that are.
+pub(super) fn format_of(
+    bytes: &[u8],
+    is_supported: impl Fn(&ImageFormat) -> bool,
+    supported: &str,
+    refuse: impl Fn(String) -> Error,
+) -> Result<ImageFormat> {
     let guessed = ImageReader::new(Cursor::new(bytes))
         .with_guessed_format()
         .map_err(|error| refuse(error.to_string()))?;
-    let Some(format) = guessed
+    guessed
         .format()
-        .filter(|format| *format == ImageFormat::Jpeg || format.reading_enabled())
-    else {
-        return Err(refuse(format!("{}; {SUPPORTED}", describe(bytes))));
-    };
+        .filter(is_supported)
+        .ok_or_else(|| refuse(format!("{}; {supported}", describe(bytes))))
+}
+
+/// Does the same as [`Picture::decode`], for a file at `path` if there is one.
+fn decode(bytes: &[u8], path: Option<&Path>, options: &DecodeOptions) -> Result<Picture> {
+    let refuse = &refusal(path);
+    let is_supported =
+        |format: &ImageFormat| *format == ImageFormat::Jpeg || format.reading_enabled();
+    let format = format_of(bytes, is_supported, SUPPORTED, refuse)?;
     if format == ImageFormat::Jpeg {
-        return jpeg::decode(bytes, options, &refuse);
+        return jpeg::decode(bytes, options, refuse);
     }
     let name = format!("{format:?}").to_uppercase();
     let undecodable = |error| refuse(format!("{name} that cannot be decoded: {error}"));
@@ -462,7 +475,7 @@ pub(super) fn turn(
 }
 
 /// Describes bytes that are not a supported picture.
-pub(super) fn describe(bytes: &[u8]) -> String {
+fn describe(bytes: &[u8]) -> String {
     let start = &bytes[..bytes.len().min(64)];
     let brand = start.get(4..12).unwrap_or_default();
     match start {
