@@ -12,6 +12,14 @@ use crate::{
     text::{self, Message, PromptEncoder, Role, Template, Tokenizer},
 };
 
+/// What markers stand for.
+const KINDS: [&str; 2] = ["image", "video"];
+
+/// Returns the index of a plan's kind in [`KINDS`].
+fn kind(plan: &MediaPlan) -> usize {
+    usize::from(plan.is_video())
+}
+
 /// The feature in a row, if there is one: its medium, and its index.
 pub type Source = Option<(MediaKey, u32)>;
 
@@ -128,6 +136,8 @@ impl PromptRequest {
 pub struct PromptWriter {
     blueprint: Arc<dyn Blueprint>,
     format: PromptFormat,
+    /// The markers of [`KINDS`].
+    markers: [Option<Marker>; 2],
     encoder: PromptEncoder,
     /// The folder's own template, or its architecture's.
     template: Option<Template>,
@@ -155,9 +165,8 @@ impl PromptWriter {
             PromptFormat::Plain { .. } => None,
         };
         let mut controls = end.to_vec();
-        let video = blueprint.video_marker();
-        let markers = [(format.marker(), "images"), (video.as_ref(), "videos")];
-        for (marker, media) in markers {
+        let markers = [format.marker().cloned(), blueprint.video_marker()];
+        for (marker, name) in markers.iter().zip(KINDS) {
             let Some(Marker {
                 text,
                 id,
@@ -171,12 +180,12 @@ impl PromptWriter {
                     .token_id(text)
                     .map_or("none".to_owned(), |id| id.to_string());
                 let what = format!(
-                    "its token {text} for {media} has the id {found}; config.json says {id}"
+                    "its token {text} for {name}s has the id {found}; config.json says {id}"
                 );
                 return Err(tokenizer.at_fault(what));
             }
             let place = tokenizer.token_id(placeholder).ok_or_else(|| {
-                tokenizer.at_fault(format!("it has no token {placeholder} for {media}"))
+                tokenizer.at_fault(format!("it has no token {placeholder} for {name}s"))
             })?;
             controls.extend([*id, place]);
         }
@@ -184,6 +193,7 @@ impl PromptWriter {
         Ok(PromptWriter {
             blueprint,
             format,
+            markers,
             encoder,
             template,
         })
@@ -219,26 +229,18 @@ impl PromptWriter {
     /// [`Error::InvalidState`] if the model's template refuses the conversation, or does not have a
     /// place for each picture; the errors of [`PromptEncoder::encode`].
     pub fn write(&self, request: &PromptRequest) -> Result<Prompt> {
-        let text = self.text(request)?;
+        let mut text = self.text(request)?;
         let framed = match &self.format {
             PromptFormat::Plain { framed, .. } => *framed,
             PromptFormat::Template { .. } => true,
         };
-        let mut text = text;
-        let video = self.blueprint.video_marker();
-        let markers = [self.format.marker(), video.as_ref()];
-        for (marker, is_video) in markers.iter().zip([false, true]) {
+        for (i, marker) in self.markers.iter().enumerate() {
             let Some(marker) = marker else { continue };
-            let plans = request.plans.iter();
-            let markups: Vec<&str> = plans
-                .filter(|plan| plan.is_video() == is_video)
-                .map(|plan| plan.markup.as_str())
-                .collect();
-            let media = if is_video { "video" } else { "image" };
-            text = text.replace_markers(&marker.placeholder, media, &markups)?;
+            let plans = request.plans.iter().filter(|plan| kind(plan) == i);
+            let markups: Vec<&str> = plans.map(|plan| plan.markup.as_str()).collect();
+            text = text.replace_markers(&marker.placeholder, KINDS[i], &markups)?;
         }
-        let ids = markers.map(|marker| marker.map(|marker| marker.id));
-        self.with_media(self.tokens(&text, request, framed)?, request, ids)
+        self.with_media(self.tokens(&text, request, framed)?, request)
     }
 
     /// Returns the tokens of a prompt; tokens that were generated before stay as they are.
@@ -309,28 +311,24 @@ impl PromptWriter {
 
     /// Converts tokens to rows, with features in place of the markers of pictures and videos, or
     /// after the first token if there are no markers.
-    fn with_media(
-        &self,
-        written: Written,
-        request: &PromptRequest,
-        markers: [Option<u32>; 2],
-    ) -> Result<Prompt> {
-        let runs = |is_video: bool| {
+    fn with_media(&self, written: Written, request: &PromptRequest) -> Result<Prompt> {
+        let mut runs = [0, 1].map(|of| {
             let plans = request.plans.iter().enumerate();
             plans
-                .filter(move |(_, plan)| plan.is_video() == is_video)
+                .filter(move |(_, plan)| kind(plan) == of)
                 .flat_map(|(medium, plan)| plan.runs.iter().map(move |run| (medium, *run)))
-        };
-        let mut runs = [Box::new(runs(false)), Box::new(runs(true))];
+        });
         let mut prompt = Unplaced {
             ids: Vec::new(),
             sources: Vec::new(),
             media: vec![Vec::new(); request.plans.len()],
         };
         for (i, id) in written.ids.iter().enumerate() {
-            match markers.iter().position(|marker| *marker == Some(*id)) {
-                Some(kind) => {
-                    let (medium, run) = runs[kind].next().ok_or_else(|| miscounted(request))?;
+            let is_its =
+                |marker: &Option<Marker>| matches!(marker, Some(marker) if marker.id == *id);
+            match self.markers.iter().position(is_its) {
+                Some(of) => {
+                    let (medium, run) = runs[of].next().ok_or_else(|| miscounted(request))?;
                     prompt.push_run(medium, run, *id, request.keys[medium]);
                 }
                 None => {
@@ -338,7 +336,7 @@ impl PromptWriter {
                     prompt.sources.push(None);
                 }
             }
-            if markers[0].is_none() && i == 0 {
+            if self.markers[0].is_none() && i == 0 {
                 for (medium, run) in runs[0].by_ref() {
                     prompt.push_run(medium, run, Row::NO_ID, request.keys[medium]);
                 }
