@@ -1,6 +1,7 @@
 //! An open model folder: everything known about a model before its weights are read.
 
 use std::{
+    fmt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -147,15 +148,10 @@ impl ModelFolder {
     /// [`Error::InvalidArgument`] if the model cannot take the size or the budget.
     pub fn plan(&self, size: MediumSize, budget: Budget) -> Result<MediaPlan> {
         let plan = self.blueprint.plan(size, budget)?;
-        let features = plan.features();
-        match budget.max_tokens {
-            Some(most) if features > most => Err(Error::InvalidArgument(format!(
-                "the budget's max_tokens is {most}; a picture of {} x {} pixels takes {features} \
-                 positions in this model",
-                size.width, size.height
-            ))),
-            _ => Ok(plan),
-        }
+        let MediumSize { width, height } = size;
+        let what = format_args!("a picture of {width} x {height} pixels");
+        check_tokens(budget, &plan, what, "")?;
+        Ok(plan)
     }
 
     /// Plans a picture or a video within a budget.
@@ -173,15 +169,10 @@ impl ModelFolder {
             fps: video.fps(),
         };
         let plan = self.blueprint.plan_video(clip, budget)?;
-        let (frames, features) = (video.frames().len(), plan.features());
-        match budget.max_tokens {
-            Some(most) if features > most => Err(Error::InvalidArgument(format!(
-                "the budget's max_tokens is {most}; a video of {frames} frames of {} x {} pixels \
-                 takes {features} positions in this model; sample fewer frames",
-                size.width, size.height
-            ))),
-            _ => Ok(plan),
-        }
+        let (frames, MediumSize { width, height }) = (video.frames().len(), size);
+        let what = format_args!("a video of {frames} frames of {width} x {height} pixels");
+        check_tokens(budget, &plan, what, "; sample fewer frames")?;
+        Ok(plan)
     }
 
     /// Makes the pixels of a picture or a video according to its plan.
@@ -324,6 +315,23 @@ impl ModelFolder {
             ));
         }
         Ok((vision, decoder, context.hash()))
+    }
+}
+
+/// Fails if a medium takes more positions than the budget allows. `advice` ends the message.
+fn check_tokens(
+    budget: Budget,
+    plan: &MediaPlan,
+    what: fmt::Arguments,
+    advice: &str,
+) -> Result<()> {
+    let features = plan.features();
+    match budget.max_tokens {
+        Some(most) if features > most => Err(Error::InvalidArgument(format!(
+            "the budget's max_tokens is {most}; {what} takes {features} positions in this \
+             model{advice}"
+        ))),
+        _ => Ok(()),
     }
 }
 

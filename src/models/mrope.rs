@@ -44,6 +44,14 @@ mod tests {
     use super::*;
     use crate::models::MediaPlan;
 
+    fn at_2_to_8(plan: &MediaPlan) -> PlacedMedium<'_> {
+        let run = 2..8;
+        PlacedMedium {
+            runs: vec![run],
+            plan,
+        }
+    }
+
     /// The example of transformers' `get_rope_index`, for a picture of 2 x 3 features.
     #[test]
     fn text_goes_on_behind_the_picture() {
@@ -54,11 +62,7 @@ mod tests {
             runs: vec![6],
             times: Vec::new(),
         };
-        let run = 2..8;
-        let media = [PlacedMedium {
-            runs: vec![run],
-            plan: &plan,
-        }];
+        let media = [at_2_to_8(&plan)];
         let expected = [
             [0, 0, 0],
             [1, 1, 1],
@@ -86,11 +90,7 @@ mod tests {
             runs: vec![6],
             times: vec![0, 3, 6],
         };
-        let run = 2..8;
-        let media = [PlacedMedium {
-            runs: vec![run],
-            plan: &plan,
-        }];
+        let media = [at_2_to_8(&plan)];
         let expected = [
             [0, 0, 0],
             [1, 1, 1],

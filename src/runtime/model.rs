@@ -19,8 +19,8 @@ use crate::{
     generate::{Chat, ChatMedium, ChatModel, GenerationOptions, MediumContent},
     image::{Medium, Picture, Video},
     models::{
-        Budget, Location, MediaKey, MediaPlan, MediumSize, ModelFolder, ProcessorSettings,
-        QuantizeFailure, QuantizeOptions, Sizes, text_only,
+        Budget, Location, MediaKey, MediumSize, ModelFolder, ProcessorSettings, QuantizeFailure,
+        QuantizeOptions, Sizes, text_only,
     },
     process,
 };
@@ -269,7 +269,9 @@ impl Model {
     }
 
     fn encode(&self, medium: Medium, budget: Budget, op: Op) -> Result<Embedding> {
-        let (plan, key) = self.plan(&medium, budget)?;
+        let plan = self.0.folder.plan_medium(&medium, budget)?;
+        let hash = medium.hash();
+        let key = MediaKey::new(hash, &plan);
         let model = self.clone();
         let fingerprint = self.info().fingerprint;
         engine::run(op, move |reporter| {
@@ -278,26 +280,14 @@ impl Model {
             let (features, _) =
                 model.with(|loaded| loaded.encode(&medium, &plan, key, &progress))?;
             reporter.report(Stage::Encode, 1.0)?;
-            Ok(Embedding::new(
-                fingerprint,
-                medium.hash(),
-                key,
-                plan,
-                features,
-            ))
+            Ok(Embedding::new(fingerprint, hash, key, plan, features))
         })
-    }
-
-    /// Plans how a picture or a video is resized and how many positions it takes.
-    fn plan(&self, medium: &Medium, budget: Budget) -> Result<(MediaPlan, MediaKey)> {
-        let plan = self.0.folder.plan_medium(medium, budget)?;
-        let key = MediaKey::new(medium.hash(), &plan);
-        Ok((plan, key))
     }
 
     /// Prepares a picture or a video for a conversation.
     pub(super) fn chat_medium(&self, medium: Medium, budget: Budget) -> Result<ChatMedium> {
-        let (plan, key) = self.plan(&medium, budget)?;
+        let plan = self.0.folder.plan_medium(&medium, budget)?;
+        let key = MediaKey::new(medium.hash(), &plan);
         let content = MediumContent::Medium(medium);
         Ok(ChatMedium { plan, key, content })
     }

@@ -116,7 +116,6 @@ impl Blueprint for Gemma3 {
     fn limits(&self) -> Limits {
         Limits {
             images: usize::MAX,
-            videos: 0,
             image_size: self.vision.image_size,
             default_prompt: "Describe this image in detail.",
             ..self.text.limits()
