@@ -10,6 +10,8 @@
 //! `[features, hidden]`, `input_ids` `[rows]`, -1 in rows without a token, `position_ids`
 //! `[3, rows]`, and `logits` `[rows, vocabulary]` of the prefill.
 
+mod frames;
+
 use std::{collections::HashMap, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -68,15 +70,7 @@ impl Source {
                 };
                 Video::open(path, &options)?.into()
             }
-            Source::Frames(folder, fps) => {
-                let entries = std::fs::read_dir(folder)
-                    .with_context(|| format!("reading {}", folder.display()))?;
-                let paths = entries.map(|entry| Ok(entry?.path()));
-                let mut paths = paths.collect::<Result<Vec<PathBuf>>>()?;
-                paths.sort();
-                let frames = paths.iter().map(|path| Picture::open(path, &frame));
-                Video::from_frames(frames.collect::<Result<_, _>>()?, *fps)?.into()
-            }
+            Source::Frames(folder, fps) => frames::read(folder, *fps, &frame)?.into(),
         })
     }
 }

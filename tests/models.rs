@@ -2,6 +2,9 @@
 //! random checkpoints: `tests/models/make_*.py` made them and the expected results. Pixels are
 //! compared exactly, features, positions and logits to 5e-4, and the most likely tokens one by one.
 
+#[path = "../examples/frames/mod.rs"]
+mod frames;
+
 use std::{collections::BTreeMap, path::PathBuf};
 
 use moxin_vlm::{
@@ -123,13 +126,7 @@ fn picture(name: &str) -> Picture {
 
 /// Returns the video of the pictures in a folder, by name.
 fn video(name: &str, fps: f64) -> Video {
-    let entries = std::fs::read_dir(folder("videos").join(name)).unwrap();
-    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
-    paths.sort();
-    let frames = paths
-        .iter()
-        .map(|path| Picture::open(path, &Default::default()));
-    Video::from_frames(frames.collect::<Result<_, _>>().unwrap(), fps).unwrap()
+    frames::read(&folder("videos").join(name), fps, &Default::default()).unwrap()
 }
 
 impl Reference {

@@ -8,6 +8,8 @@
 //! message.
 
 mod boxes;
+#[path = "../frames/mod.rs"]
+mod frames;
 
 use std::{
     io::{IsTerminal, Write, stdout},
@@ -191,14 +193,7 @@ fn read_video(path: &Path, fps: f64) -> Result<Video> {
         };
         return Ok(Video::open(path, &options)?);
     }
-    let entries = std::fs::read_dir(path).with_context(|| path.display().to_string())?;
-    let paths = entries.map(|entry| Ok(entry?.path()));
-    let mut paths = paths.collect::<Result<Vec<PathBuf>>>()?;
-    paths.sort();
-    let frames = paths
-        .iter()
-        .map(|path| Picture::open(path, &Default::default()));
-    Ok(Video::from_frames(frames.collect::<Result<_, _>>()?, fps)?)
+    frames::read(path, fps, &Default::default())
 }
 
 impl Args {
