@@ -243,6 +243,10 @@ fn converse(
             session => break session.map_err(|error| ApiError::library(error, field))?,
         }
     };
+    let frame = DecodeOptions {
+        max_pixels: app.limits.max_image_pixels,
+        ..DecodeOptions::default()
+    };
     let mut images = Vec::new();
     for turn in turns {
         for part in turn.parts {
@@ -255,12 +259,8 @@ fn converse(
                     budget,
                     field,
                 } => {
-                    let options = DecodeOptions {
-                        max_pixels: app.limits.max_image_pixels,
-                        ..DecodeOptions::default()
-                    };
                     let refuse = |error| ApiError::library(error, &field);
-                    let picture = Picture::decode(&bytes, &options).map_err(refuse)?;
+                    let picture = Picture::decode(&bytes, &frame).map_err(refuse)?;
                     images.push([picture.width() as usize, picture.height() as usize]);
                     session.add_image_within(picture, budget).map_err(refuse)?;
                 }
@@ -273,10 +273,7 @@ fn converse(
                     let defaults = VideoOptions::default();
                     let options = VideoOptions {
                         fps: fps.or(defaults.fps),
-                        frame: DecodeOptions {
-                            max_pixels: app.limits.max_image_pixels,
-                            ..DecodeOptions::default()
-                        },
+                        frame: frame.clone(),
                         ..defaults
                     };
                     let refuse = |error| ApiError::library(error, &field);
