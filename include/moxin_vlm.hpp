@@ -499,24 +499,12 @@ public:
 
     /// Runs the vision encoders. Progress is reported with stage MOXIN_STAGE_ENCODE.
     Embedding encode(const Image &image, Op op = {}, const PixelBudget &budget = {}) const {
-        detail::RunningOp running(std::move(op));
-        Embedding made;
-        running.run([&] {
-            made.handle_.reset(detail::make<moxin_embedding>(moxin_model_encode_image, get(),
-                                                             image.get(), &budget, running.get()));
-        });
-        return made;
+        return encode(moxin_model_encode_image, image.get(), std::move(op), budget);
     }
 
     /// Encodes a video, as the overload for pictures does.
     Embedding encode(const Video &video, Op op = {}, const PixelBudget &budget = {}) const {
-        detail::RunningOp running(std::move(op));
-        Embedding made;
-        running.run([&] {
-            made.handle_.reset(detail::make<moxin_embedding>(moxin_model_encode_video, get(),
-                                                             video.get(), &budget, running.get()));
-        });
-        return made;
+        return encode(moxin_model_encode_video, video.get(), std::move(op), budget);
     }
 
     /// Quantizes the model in memory. Progress is reported with stage MOXIN_STAGE_QUANTIZE.
@@ -553,6 +541,18 @@ public:
     const moxin_model *get() const noexcept { return handle_.get(); }
 
 private:
+    template <class Function, class Medium>
+    Embedding encode(Function function, const Medium *medium, Op op,
+                     const PixelBudget &budget) const {
+        detail::RunningOp running(std::move(op));
+        Embedding made;
+        running.run([&] {
+            made.handle_.reset(
+                detail::make<moxin_embedding>(function, get(), medium, &budget, running.get()));
+        });
+        return made;
+    }
+
     detail::Handle<moxin_model, moxin_model_free> handle_;
 };
 
